@@ -1,0 +1,243 @@
+"""The raw data as a CSV file on this machine, wherever it comes from.
+
+In this order: the source named in the settings; the copy of an earlier download; a download from UCI; and when UCI
+does not answer, the synthetic cohort, said loudly. A source that is named is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import logging
+import shutil
+import zipfile
+import zlib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from rich.console import Console
+
+from health_predict.adapters.download import NoAnswer, download
+from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.core.columns import ENCOUNTER
+from health_predict.core.errors import DataError, StateError, UnreachableError
+from health_predict.settings import SYNTHETIC_SOURCE, Settings
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "diabetic_data.csv"
+UCI_URL = "https://archive.ics.uci.edu/static/public/296/diabetes+130-us+hospitals+for+years+1999-2008.zip"
+UCI_SHA256 = "0689e7ec031237dc63031b938805c48377748761a3b26acab621567afa24df97"  # of diabetic_data.csv in it
+SYNTHETIC_SEED = 130
+
+
+class Source(StrEnum):
+    """What the data are. Every report and answer that stands on synthetic data says so."""
+
+    UCI = "uci"
+    CUSTOM = "custom"
+    SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class RawData:
+    """An uncompressed CSV file on this machine and the SHA-256 of its bytes."""
+
+    path: Path
+    sha256: str
+    source: Source
+
+
+def fetch(
+    settings: Settings, console: Console | None = None, *, url: str = UCI_URL, sha256: str = UCI_SHA256
+) -> RawData:
+    """The raw data of the settings; `console` shows the progress of a download, else the log does.
+
+    `url` names a ZIP archive that holds diabetic_data.csv with the given SHA-256. Raises DataError when a named
+    source does not exist or a checksum is wrong (nothing of a download is kept then), UnreachableError when a named
+    source does not answer, a download breaks off or the disk refuses.
+    """
+    folder = settings.home / "data"
+    where = settings.data_source
+    if where == SYNTHETIC_SOURCE:
+        path = _synthetic(folder, console, "as asked for")
+    elif where:
+        path = _named(settings, folder, console)
+    else:
+        path = _from_uci(folder, console, url, sha256)
+    found = _sha256(path)
+    _compare(found, settings)
+    source = Source.UCI if found == UCI_SHA256 else Source.SYNTHETIC if _is_synthetic(path) else Source.CUSTOM
+    return RawData(path, found, source)
+
+
+def _compare(found: str, settings: Settings) -> None:
+    if settings.data_sha256 and found != settings.data_sha256.lower():
+        raise DataError(
+            f"the raw data have SHA-256 {found}, not {settings.data_sha256} as set",
+            "correct or unset HEALTH_PREDICT_DATA_SHA256",
+        )
+
+
+def _named(settings: Settings, folder: Path, console: Console | None) -> Path:
+    where = settings.data_source
+    parts = urlsplit(where)
+    if parts.scheme in ("", "file"):
+        path = Path(unquote(parts.path) if parts.scheme else where).expanduser().absolute()
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise DataError(f"{path} {problem}", "correct or unset HEALTH_PREDICT_DATA_SOURCE")
+        return _unpacked(path, folder, f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.csv")
+    if parts.scheme not in ("s3", "http", "https"):
+        raise DataError(f"data source {where!r} is not supported", "give a path, or a file, s3 or https address")
+    name = hashlib.sha256(where.encode()).hexdigest()[:16]
+    cached = folder / f"{name}.csv"
+    pinned = settings.data_sha256.lower()
+    if pinned and cached.is_file() and _sha256(cached) == pinned:
+        return cached
+    fetched = folder / f"{name}.download"
+    try:
+        if parts.scheme == "s3":
+            _from_s3(where, fetched, settings.s3_endpoint_url)
+        else:
+            try:
+                # Without a checksum nobody could tell that an old start and a new end do not belong together.
+                download(where, fetched, console, keep_start=False)
+            except NoAnswer as error:
+                raise UnreachableError(
+                    f"{where} does not answer: {error}", "check the address and the network"
+                ) from None
+        if _unpacked(fetched, folder, cached.name) == fetched:
+            fetched.replace(cached)
+        _compare(_sha256(cached), settings)
+    except DataError:
+        if folder.is_dir():
+            cached.unlink(missing_ok=True)
+        raise
+    finally:
+        if folder.is_dir():
+            fetched.unlink(missing_ok=True)
+    return cached
+
+
+def _from_s3(where: str, file: Path, endpoint_url: str) -> None:
+    parts = urlsplit(where)
+    try:
+        open_storage(f"s3://{parts.netloc}", endpoint_url).download(parts.path.lstrip("/"), file)
+    except StateError as error:
+        raise DataError(error.problem, "correct or unset HEALTH_PREDICT_DATA_SOURCE") from None
+
+
+def _unpacked(path: Path, folder: Path, name: str) -> Path:
+    """The file itself, or what a gzip file or a ZIP archive holds, written to `folder/name`."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as content:
+                return _written(content, folder / name)
+        if start == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive, archive.open(_member(archive, path)) as content:
+                return _written(content, folder / name)
+    except (EOFError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is truncated or damaged: {error}", "copy or download it again") from None
+    except PermissionError:
+        raise DataError(f"{path} cannot be read", "check the file's permissions") from None
+    return path
+
+
+def _member(archive: zipfile.ZipFile, path: Path) -> str:
+    for name in archive.namelist():
+        if Path(name).name == FILE_NAME:
+            return name
+    raise DataError(f"{path} holds no {FILE_NAME}", "unpack it and give the CSV file in it")
+
+
+def _written(content: IO[bytes] | gzip.GzipFile, path: Path) -> Path:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+    return path
+
+
+def _from_uci(folder: Path, console: Console | None, url: str, sha256: str) -> Path:
+    path = folder / FILE_NAME
+    if path.is_file():
+        if _sha256(path) == sha256:
+            return path
+        log.warning("%s is damaged and is downloaded again", path)
+        path.unlink()
+    archive = folder / "uci.zip"
+    try:
+        resumed = download(url, archive, console)
+        try:
+            _extract(archive, path, sha256)
+        except DataError:
+            if not resumed:
+                raise
+            # The start was left by an earlier attempt and may belong to another version of the archive.
+            archive.unlink(missing_ok=True)
+            download(url, archive, console)
+            _extract(archive, path, sha256)
+    except NoAnswer as error:
+        return _synthetic(folder, console, f"since {urlsplit(url).netloc} does not answer ({error})")
+    finally:
+        if folder.is_dir():
+            archive.unlink(missing_ok=True)
+    return path
+
+
+def _extract(archive: Path, path: Path, sha256: str) -> None:
+    try:
+        with zipfile.ZipFile(archive) as opened, whole_file(path) as temporary:
+            with opened.open(_member(opened, archive)) as content, temporary.open("wb") as file:
+                shutil.copyfileobj(content, file, 1 << 20)
+            found = _sha256(temporary)
+            if found != sha256:
+                raise DataError(
+                    f"the downloaded {FILE_NAME} has SHA-256 {found}, not {sha256}; it was removed",
+                    "try again, or name a copy with HEALTH_PREDICT_DATA_SOURCE",
+                )
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(
+            f"the download is no whole ZIP archive ({error}); it was removed",
+            "try again, or name a copy with HEALTH_PREDICT_DATA_SOURCE",
+        ) from None
+
+
+def _synthetic(folder: Path, console: Console | None, why: str) -> Path:
+    from health_predict.core.cohort import save_csv
+    from health_predict.core.synthetic import REAL_SIZE, VERSION, synthesize
+
+    message = f"SYNTHETIC DATA {why}: these patients do not exist, and no figure says anything about real ones"
+    if console is None:
+        log.warning("%s", message)
+    else:
+        console.print(f"[bold red]{message}[/bold red]", soft_wrap=True, highlight=False)
+    path = folder / f"synthetic-{VERSION}-{REAL_SIZE}-{SYNTHETIC_SEED}.csv"
+    if not path.is_file():
+        with whole_file(path) as temporary:
+            save_csv(synthesize(REAL_SIZE, SYNTHETIC_SEED), temporary)
+    return path
+
+
+def _is_synthetic(path: Path) -> bool:
+    """Whether the first encounter has a number of the synthetic cohort. Any file passes through here."""
+    from health_predict.core.synthetic import is_synthetic
+
+    with path.open("rb") as file:
+        lines = io.StringIO(file.read(16_384).decode(errors="replace"))
+    first = next(csv.DictReader(lines), {})
+    return is_synthetic(first.get(ENCOUNTER) or "")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        raise DataError(f"{path} cannot be read", "check the file's permissions") from None

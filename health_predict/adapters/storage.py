@@ -1,0 +1,246 @@
+"""Bulk storage: a folder or an S3 bucket behind one small port.
+
+Keys are relative, `/`-separated names such as `raw/<sha256>/diabetic_data.csv`. Every write is whole or not at
+all: a temporary name and a rename in a folder, a single put in S3.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from health_predict.core.errors import DataError, SettingsError, StateError, UnreachableError
+
+
+class Storage(Protocol):
+    """What stages need of bulk storage."""
+
+    def uri(self, key: str) -> str:
+        """Address of a key for people and records."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the key holds an object."""
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes. Raises StateError when there is none."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Replace the object atomically."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write only if the key is free; False when it was taken (by anyone, ever)."""
+
+    def upload(self, file: Path, key: str) -> None:
+        """Replace the object by a file's content, atomically."""
+
+    def download(self, key: str, file: Path) -> None:
+        """Write the object to a file, atomically. Raises StateError when there is none."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that start with a prefix, sorted."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block succeeds and removed when it does not.
+
+    Raises UnreachableError when the disk is full or the folder is not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        process = left.name.removeprefix(f".{path.name}.").partition(".")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, OverflowError, PermissionError):
+            continue
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """The expected failures of a disk as errors with a remedy; anything else as it was."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnreachableError(
+            f"no space left for {path}", "free some space, or set HEALTH_PREDICT_HOME to another disk"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return UnreachableError(f"{path} is not writable", "set HEALTH_PREDICT_HOME to a folder that you may write to")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UnreachableError(f"{path} has no folder to be in", "a file has the folder's name: move it away")
+    return error
+
+
+class FolderStorage:
+    """Storage in a folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _path(self, key: str) -> Path:
+        path = self.root / key
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"storage key {key!r} leaves the storage folder", "use a relative key without `..`")
+        return path
+
+    def uri(self, key: str) -> str:
+        return self._path(key).as_uri()
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            raise _absent(self.uri(key)) from None
+
+    def write(self, key: str, data: bytes) -> None:
+        with whole_file(self._path(key)) as temporary:
+            temporary.write_bytes(data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            path.hardlink_to(temporary)  # fails when the name exists, unlike a rename
+        except OSError as error:
+            if isinstance(error, FileExistsError) and path.exists():
+                return False
+            raise disk_error(error, path) from error
+        finally:
+            if path.parent.is_dir():
+                temporary.unlink(missing_ok=True)
+        return True
+
+    def upload(self, file: Path, key: str) -> None:
+        with whole_file(self._path(key)) as temporary:
+            shutil.copyfile(file, temporary)
+
+    def download(self, key: str, file: Path) -> None:
+        source = self._path(key)
+        if not source.is_file():
+            raise _absent(self.uri(key))
+        with whole_file(file) as temporary:
+            shutil.copyfile(source, temporary)
+
+    def keys(self, prefix: str) -> list[str]:
+        if not self.root.is_dir():
+            return []
+        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        return sorted(key for key in found if key.startswith(prefix) and not key.endswith(".part"))
+
+
+class S3Storage:
+    """Storage in a bucket under a prefix."""
+
+    def __init__(self, bucket: str, prefix: str, endpoint_url: str = "") -> None:
+        import boto3
+
+        self.bucket = bucket
+        self.prefix = prefix.strip("/")
+        self._client: Any = boto3.client("s3", endpoint_url=endpoint_url or None)
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self._key(key)}"
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in ("404", "NoSuchKey"):
+                raise _absent(self.uri(key)) from None
+            raise UnreachableError(
+                f"{self.uri(key)}: {error}", "check the bucket's name and that the credentials may use it"
+            ) from None
+        except BotoCoreError as error:
+            raise UnreachableError(
+                f"{self.uri(key)}: {error}", "check HEALTH_PREDICT_S3_ENDPOINT_URL, the network and the credentials"
+            ) from None
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._translated(key):
+                self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except StateError:
+            return False
+        return True
+
+    def read(self, key: str) -> bytes:
+        with self._translated(key):
+            data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._translated(key):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._translated(key):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                    return False
+                raise
+        return True
+
+    def upload(self, file: Path, key: str) -> None:
+        with self._translated(key):
+            self._client.upload_file(str(file), self.bucket, self._key(key))
+
+    def download(self, key: str, file: Path) -> None:
+        with whole_file(file) as temporary, self._translated(key):
+            self._client.download_file(self.bucket, self._key(key), str(temporary))
+
+    def keys(self, prefix: str) -> list[str]:
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            start = len(self._key(""))
+            return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", ()))
+
+
+def _absent(uri: str) -> StateError:
+    return StateError(f"{uri} does not exist", "run the stage that writes it, or check HEALTH_PREDICT_STORAGE_URI")
+
+
+def open_storage(uri: str, s3_endpoint_url: str = "") -> Storage:
+    """Storage for `file:///folder` or `s3://bucket/prefix`. Raises SettingsError for any other scheme."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return FolderStorage(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Storage(parts.netloc, parts.path, s3_endpoint_url)
+    raise SettingsError(f"storage URI {uri!r} is not supported", "use file:///folder or s3://bucket/prefix")

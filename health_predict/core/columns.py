@@ -1,0 +1,238 @@
+"""The 50 columns of the Diabetes 130-US hospitals data, as plain tables.
+
+One source for the data contract (`cohort`), the row encoder, the HTTP body and the synthetic cohort.
+Standard library only: the prediction service imports it.
+
+Source of names, levels and code meanings: Strack et al. 2014, doi:10.1155/2014/781670, and `IDS_mapping.csv`
+of UCI dataset 296, doi:10.24432/C5230J.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MISSING = "?"
+TARGET = "readmitted"
+POSITIVE = "<30"
+PATIENT = "patient_nbr"
+ENCOUNTER = "encounter_id"
+
+# A diagnosis: three digits with up to two decimals, or a V or E code. Source: ICD-9-CM.
+ICD9_PATTERN = r"(?:\d{1,3}|[VE]\d{1,4})(?:\.\d{1,2})?"
+
+
+class Kind(StrEnum):
+    """How a column's values are read."""
+
+    IDENTIFIER = "identifier"  # a positive integer that names an encounter or a patient; never a feature
+    COUNT = "count"  # an integer between `minimum` and `maximum`
+    LEVEL = "level"  # one of `levels` and nothing else
+    OPEN_LEVEL = "open level"  # usually one of `levels`; a new one is scored and counted
+    ICD9 = "icd9"  # a diagnosis code
+    OUTCOME = "outcome"  # the label
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name in the file and in a request, and what it may hold."""
+
+    name: str
+    kind: Kind
+    description: str
+    levels: tuple[str, ...] = ()
+    minimum: int = 0
+    maximum: int = 0
+    nullable: bool = False  # `?` in the file; null, `?` or absent in a request
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether a prediction may use it."""
+        return self.kind not in (Kind.IDENTIFIER, Kind.OUTCOME)
+
+
+def _id_levels(*codes: int) -> tuple[str, ...]:
+    return tuple(str(code) for code in codes)
+
+
+DRUGS: tuple[str, ...] = (
+    "metformin",
+    "repaglinide",
+    "nateglinide",
+    "chlorpropamide",
+    "glimepiride",
+    "acetohexamide",
+    "glipizide",
+    "glyburide",
+    "tolbutamide",
+    "pioglitazone",
+    "rosiglitazone",
+    "acarbose",
+    "miglitol",
+    "troglitazone",
+    "tolazamide",
+    "examide",
+    "citoglipton",
+    "insulin",
+    "glyburide-metformin",
+    "glipizide-metformin",
+    "glimepiride-pioglitazone",
+    "metformin-rosiglitazone",
+    "metformin-pioglitazone",
+)
+DRUG_LEVELS = ("No", "Steady", "Up", "Down")
+AGES = tuple(f"[{low}-{low + 10})" for low in range(0, 100, 10))
+DIAGNOSES = ("diag_1", "diag_2", "diag_3")
+
+# Died or went to hospice: they cannot come back, so they are not patients to score.
+NOT_READMITTABLE = _id_levels(11, 13, 14, 19, 20, 21)
+
+COLUMNS: tuple[Column, ...] = (
+    Column(ENCOUNTER, Kind.IDENTIFIER, "Unique number of the hospital stay"),
+    Column(PATIENT, Kind.IDENTIFIER, "Unique number of the patient"),
+    Column(
+        "race",
+        Kind.OPEN_LEVEL,
+        "Race as recorded",
+        ("Caucasian", "AfricanAmerican", "Hispanic", "Asian", "Other"),
+        nullable=True,
+    ),
+    Column("gender", Kind.LEVEL, "Gender as recorded", ("Female", "Male", "Unknown/Invalid")),
+    Column("age", Kind.LEVEL, "Age in ten-year intervals", AGES),
+    Column(
+        "weight",
+        Kind.LEVEL,
+        "Weight in pounds, by interval",
+        ("[0-25)", "[25-50)", "[50-75)", "[75-100)", "[100-125)", "[125-150)", "[150-175)", "[175-200)", ">200"),
+        nullable=True,
+    ),
+    Column(
+        "admission_type_id",
+        Kind.OPEN_LEVEL,
+        "Type of admission: 1 emergency, 2 urgent, 3 elective, 4 newborn, 7 trauma, 5, 6 and 8 unknown",
+        _id_levels(*range(1, 9)),
+    ),
+    Column(
+        "discharge_disposition_id",
+        Kind.OPEN_LEVEL,
+        "Where the patient went: 1 home, 3 skilled nursing, 6 home with service, 18 unknown, and others",
+        _id_levels(*range(1, 31)),
+    ),
+    Column(
+        "admission_source_id",
+        Kind.OPEN_LEVEL,
+        "Where the patient came from: 1 physician referral, 7 emergency room, 17 unknown, and others",
+        _id_levels(*range(1, 27)),
+    ),
+    Column("time_in_hospital", Kind.COUNT, "Length of stay in days", minimum=1, maximum=14),
+    Column(
+        "payer_code",
+        Kind.OPEN_LEVEL,
+        "Who pays, as a code",
+        ("BC", "CH", "CM", "CP", "DM", "FR", "HM", "MC", "MD", "MP", "OG", "OT", "PO", "SI", "SP", "UN", "WC"),
+        nullable=True,
+    ),
+    Column("medical_specialty", Kind.OPEN_LEVEL, "Specialty of the admitting physician", nullable=True),
+    Column("num_lab_procedures", Kind.COUNT, "Laboratory tests during the stay", maximum=200),
+    Column("num_procedures", Kind.COUNT, "Procedures other than laboratory tests", maximum=20),
+    Column("num_medications", Kind.COUNT, "Distinct drugs given during the stay", maximum=150),
+    Column("number_outpatient", Kind.COUNT, "Outpatient visits in the year before", maximum=200),
+    Column("number_emergency", Kind.COUNT, "Emergency visits in the year before", maximum=200),
+    Column("number_inpatient", Kind.COUNT, "In-patient stays in the year before", maximum=100),
+    Column("diag_1", Kind.ICD9, "Primary diagnosis, ICD-9", nullable=True),
+    Column("diag_2", Kind.ICD9, "Secondary diagnosis, ICD-9", nullable=True),
+    Column("diag_3", Kind.ICD9, "Further diagnosis, ICD-9", nullable=True),
+    Column("number_diagnoses", Kind.COUNT, "Diagnoses entered for the stay", minimum=1, maximum=30),
+    Column(
+        "max_glu_serum",
+        Kind.LEVEL,
+        "Highest serum glucose in mg/dL; None means not measured",
+        ("None", "Norm", ">200", ">300"),
+    ),
+    Column("A1Cresult", Kind.LEVEL, "Result of HbA1c in %; None means not measured", ("None", "Norm", ">7", ">8")),
+    *(Column(drug, Kind.LEVEL, f"Whether {drug} was given, and how its dose changed", DRUG_LEVELS) for drug in DRUGS),
+    Column("change", Kind.LEVEL, "Whether any diabetes drug was changed", ("No", "Ch")),
+    Column("diabetesMed", Kind.LEVEL, "Whether any diabetes drug was given", ("No", "Yes")),
+    Column(TARGET, Kind.OUTCOME, "Days to readmission", (POSITIVE, ">30", "NO")),
+)
+BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
+FEATURES: tuple[Column, ...] = tuple(column for column in COLUMNS if column.is_feature)
+
+# A made-up encounter as a request's body, for documentation and first tries.
+EXAMPLE: dict[str, str | int | None] = {
+    "race": "Caucasian",
+    "gender": "Female",
+    "age": "[70-80)",
+    "weight": None,
+    "admission_type_id": 1,
+    "discharge_disposition_id": 3,
+    "admission_source_id": 7,
+    "time_in_hospital": 6,
+    "payer_code": "MC",
+    "medical_specialty": "InternalMedicine",
+    "num_lab_procedures": 52,
+    "num_procedures": 1,
+    "num_medications": 18,
+    "number_outpatient": 0,
+    "number_emergency": 1,
+    "number_inpatient": 2,
+    "diag_1": "428",
+    "diag_2": "250.02",
+    "diag_3": "401",
+    "number_diagnoses": 9,
+    "max_glu_serum": "None",
+    "A1Cresult": ">8",
+    **dict.fromkeys(DRUGS, "No"),
+    "metformin": "Steady",
+    "insulin": "Up",
+    "change": "Ch",
+    "diabetesMed": "Yes",
+}
+
+# First code of each chapter, in order. Source: ICD-9-CM, tabular list of diseases.
+_CHAPTERS: tuple[tuple[float, str], ...] = (
+    (1, "infectious"),
+    (140, "neoplasms"),
+    (240, "endocrine"),
+    (250, "diabetes"),
+    (251, "endocrine"),
+    (280, "blood"),
+    (290, "mental"),
+    (320, "nervous"),
+    (390, "circulatory"),
+    (460, "respiratory"),
+    (520, "digestive"),
+    (580, "genitourinary"),
+    (630, "pregnancy"),
+    (680, "skin"),
+    (710, "musculoskeletal"),
+    (740, "congenital"),
+    (780, "symptoms"),
+    (800, "injury"),
+)
+ICD9_CHAPTERS: tuple[str, ...] = (*dict.fromkeys(name for _, name in _CHAPTERS), "external", "supplementary", "missing")
+
+
+def icd9_chapter(code: str) -> str:
+    """Chapter of an ICD-9 code such as `250.83`, `V57` or `E909`; `missing` for `?`.
+
+    Diabetes (250) stands apart from its chapter. Raises ValueError for text that is no code.
+    """
+    if code == MISSING:
+        return "missing"
+    if code[0] == "V":
+        return "supplementary"
+    if code[0] == "E":
+        return "external"
+    number = float(code)
+    chapter = "infectious"
+    for first, name in _CHAPTERS:
+        if number < first:
+            break
+        chapter = name
+    return chapter
+
+
+def icd9_category(code: str) -> str:
+    """The code without its decimals: `250.83` is `250`."""
+    return code.partition(".")[0]

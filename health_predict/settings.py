@@ -1,0 +1,186 @@
+"""The one place that reads the environment.
+
+A profile is a set of default values, nothing else: no other module asks where it runs. Every setting is an
+environment variable `HEALTH_PREDICT_<NAME>`; an unknown one is an error, so that a typing mistake cannot be
+silently ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from health_predict.core.errors import SettingsError
+
+PREFIX = "HEALTH_PREDICT_"
+SYNTHETIC_SOURCE = "synthetic"
+
+
+class Profile(StrEnum):
+    """Where the pipelines run."""
+
+    LOCAL = "local"
+    KIND = "kind"
+    AWS = "aws"
+
+
+class ServingTarget(StrEnum):
+    """What a rollout deploys to."""
+
+    PROCESS = "process"
+    KUBERNETES = "kubernetes"
+
+
+class Settings(BaseSettings):
+    """All values that differ by place. Frozen; unknown names are refused."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    profile: Profile = Field(Profile.LOCAL, description="Which set of defaults applies: local, kind or aws")
+    home: Path = Field(Path(".health-predict"), description="Folder of everything that the local profile writes")
+
+    data_source: str = Field(
+        "", description="Path or URI (file, s3, https) of the raw CSV, or `synthetic`; empty: download from UCI"
+    )
+    data_sha256: str = Field("", description="SHA-256 that the uncompressed raw CSV must have; empty: UCI's own only")
+    storage_uri: str = Field("", description="Where bulk data lies: file:///folder or s3://bucket/prefix")
+    s3_endpoint_url: str = Field("", description="S3 endpoint when it is not Amazon's")
+
+    initial_share: float = Field(0.2, gt=0, lt=1, description="Share of encounters that trains the first model")
+    future_batches: int = Field(16, ge=1, le=1000, description="How many batches the remaining encounters make")
+    salt: str = Field("readmission", min_length=1, description="Salt of the patient split")
+
+    mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")
+    mlflow_experiment: str = Field("readmission", min_length=1, description="MLflow experiment of the searches")
+    registered_model: str = Field("readmission", min_length=1, description="Name in MLflow's model registry")
+
+    families: tuple[str, ...] = Field((), description="Model families to search, as a JSON list; empty: all")
+    trials: int = Field(6, ge=1, le=10_000, description="Trials of each family's search")
+    seed: int = Field(17, ge=0, description="Seed of the search")
+    search_cpus: int = Field(0, ge=0, description="Processor cores of the search; 0: all")
+    ray_address: str = Field("", description="Existing Ray cluster (ray://host:10001); empty: Ray on this machine")
+
+    image_registry: str = Field("", description="Where images go: oci:/folder or registry.host/repository")
+    pipeline_image: str = Field("health-predict/pipeline", description="Image of the pipeline's tasks, by digest")
+
+    serving_target: ServingTarget = Field(ServingTarget.PROCESS, description="What a rollout deploys to")
+    serving_host: str = Field("127.0.0.1", description="Address the endpoint listens on")
+    serving_port: int = Field(3000, ge=1, le=65535, description="Stable port of the endpoint")
+    serving_workers: int = Field(1, ge=1, le=64, description="Worker processes of the endpoint")
+    rollout_timeout: float = Field(120, gt=0, description="Seconds a rollout waits for a candidate to be ready")
+    prediction_log: str = Field("", description="Folder of the endpoint's prediction log; empty: none is written")
+
+    kfp_host: str = Field("", description="Kubeflow Pipelines API")
+    git_commit: str = Field("", description="Commit of the code that runs; empty: asked from git")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        # Stages run in other working folders than the command that started them.
+        return value.expanduser().absolute()
+
+    @field_validator("data_source")
+    @classmethod
+    def _absolute_source(cls, value: str) -> str:
+        if not value or value == SYNTHETIC_SOURCE or "://" in value:
+            return value
+        return str(Path(value).expanduser().absolute())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Explicit values, then the environment; no hidden files."""
+        return (init_settings, env_settings)
+
+    # Derived defaults: one property a place, so that a stage never builds a path itself.
+
+    @cached_property
+    def storage(self) -> str:
+        """URI of the bulk storage."""
+        return self.storage_uri or (self.home / "storage").as_uri()
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """URI of MLflow's tracking store and registry."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @cached_property
+    def registry(self) -> str:
+        """Where images are pushed."""
+        return self.image_registry or f"oci:{self.home / 'images'}"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for the tasks of a pipeline. Only what differs from a default."""
+        values: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name == "home" or value != field.default:
+                values[PREFIX + name.upper()] = _text(value)
+        return values
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+    return str(value)
+
+
+# What the kind and aws profiles set. The local profile has the defaults of the class.
+PROFILE_DEFAULTS: Mapping[Profile, Mapping[str, Any]] = {
+    Profile.LOCAL: {},
+    Profile.KIND: {"serving_target": ServingTarget.KUBERNETES},
+    Profile.AWS: {"serving_target": ServingTarget.KUBERNETES},
+}
+
+
+def known_variables() -> list[str]:
+    """Every variable that is a setting, sorted."""
+    return sorted(PREFIX + name.upper() for name in Settings.model_fields)
+
+
+def unknown_variables() -> list[str]:
+    """Variables with our prefix that are no setting, sorted."""
+    known = known_variables()
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
+    """Settings from explicit values, the environment and the profile's defaults, in that order.
+
+    Raises SettingsError that names each wrong or unknown variable; `allow_unknown` is for the doctor.
+    """
+    unknown = [] if allow_unknown else unknown_variables()
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known_variables(), n=1)
+        hint = f"did you mean {close[0]}?" if close else "`health-predict doctor` lists the known ones"
+        raise SettingsError(f"unknown setting {', '.join(unknown)}", hint)
+    try:
+        settings = Settings(**overrides)
+        defaults = {
+            name: value
+            for name, value in PROFILE_DEFAULTS[settings.profile].items()
+            if name not in settings.model_fields_set
+        }
+        return Settings(**defaults, **overrides) if defaults else settings
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{PREFIX}{'_'.join(str(part) for part in item['loc'] if isinstance(part, str)).upper()}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        )
+        raise SettingsError(f"wrong setting: {problems}", "correct or unset the variable") from None
+    except Exception as error:  # pydantic-settings wraps a JSON list that does not parse in its own type
+        raise SettingsError(f"wrong setting: {error}", 'lists are written as JSON, like ["XGBoost"]') from None

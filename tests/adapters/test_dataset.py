@@ -1,0 +1,414 @@
+"""Where the raw data come from: a named source, an earlier download, UCI, and only then the synthetic cohort."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import logging
+import re
+import socket
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from health_predict.adapters import dataset, download
+from health_predict.adapters.dataset import UCI_SHA256, Source, fetch
+from health_predict.adapters.storage import open_storage
+from health_predict.core.cohort import read_cohort, save_csv
+from health_predict.core.errors import DataError, UnreachableError
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import Settings
+
+
+class Archive(ThreadingHTTPServer):
+    """Serves one body at every path, with ranges; can break off, refuse, or ignore ranges."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.body = b""
+        self.break_after: list[int] = []  # bytes of each response before the connection breaks; then no more breaks
+        self.status = 200
+        self.ranges = True
+        self.lengths = True
+        self.asked: list[str] = []  # the Range header of each request
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/static/public/296/data.zip"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Archive
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range", "")
+        self.server.asked.append(wanted)
+        if self.server.status != 200:
+            self.send_error(self.server.status)
+            return
+        body, start = self.server.body, 0
+        if wanted and self.server.ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
+            if start >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        else:
+            self.send_response(200)
+        rest = body[start:]
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        if self.server.break_after:
+            rest = rest[: self.server.break_after.pop(0)]
+        self.wfile.write(rest)
+
+    def log_message(self, *args: object) -> None:
+        """Silence."""
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(download, "_PAUSE", 0)
+
+
+@pytest.fixture
+def server() -> Iterator[Archive]:
+    with Archive() as archive:
+        thread = threading.Thread(target=archive.serve_forever, args=(0.02,))
+        thread.start()
+        yield archive
+        archive.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def csv_bytes() -> bytes:
+    # as if it were the real file: real numbers below the synthetic ones
+    frame = synthesize(400, seed=9)
+    frame["encounter_id"] = [str(1000 + row) for row in range(400)]
+    return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+@pytest.fixture(scope="module")
+def sha256(csv_bytes: bytes) -> str:
+    return hashlib.sha256(csv_bytes).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def small_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("health_predict.core.synthetic.REAL_SIZE", 500)
+
+
+def zipped(data: bytes, name: str = "diabetic_data.csv") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("IDS_mapping.csv", "admission_type_id,description\n")
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+class TestDownload:
+    def test_the_file_in_the_archive_is_kept_and_asked_for_once(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        # given
+        server.body = zipped(csv_bytes)
+        settings = Settings(home=tmp_path)
+        # when
+        raw = fetch(settings, url=server.url, sha256=sha256)
+        again = fetch(settings, url=server.url, sha256=sha256)
+        # then
+        assert raw == again and raw.path.read_bytes() == csv_bytes and raw.sha256 == sha256
+        assert server.asked == [""] and files(tmp_path) == ["diabetic_data.csv"]
+
+    def test_a_folder_in_the_archive_does_not_matter(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = zipped(csv_bytes, "dataset_diabetes/diabetic_data.csv")
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+
+    def test_a_broken_connection_is_taken_up_where_it_broke(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body, server.break_after = zipped(csv_bytes), [1_000, 500]
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+        assert server.asked == ["", "bytes=1000-", "bytes=1500-"]
+
+    def test_a_server_without_ranges_starts_over(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body, server.break_after, server.ranges = zipped(csv_bytes), [1_000], False
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+
+    def test_a_body_of_unknown_length_ends_with_the_connection(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body, server.lengths = zipped(csv_bytes), False
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+
+    def test_what_an_earlier_run_got_is_not_asked_for_again(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        # given a connection that breaks and never moves on
+        server.body = zipped(csv_bytes)
+        server.break_after = [2_000] + [0] * download.FAILURES
+        with pytest.raises(UnreachableError, match="goes on where it stopped"):
+            fetch(Settings(home=tmp_path), url=server.url, sha256=sha256)
+        assert files(tmp_path) == ["uci.zip.part"]
+        # when
+        server.asked.clear()
+        server.break_after.clear()
+        raw = fetch(Settings(home=tmp_path), url=server.url, sha256=sha256)
+        # then
+        assert raw.sha256 == sha256 and server.asked == ["bytes=2000-"]
+
+    def test_a_start_that_is_already_whole_needs_nothing_more(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = zipped(csv_bytes)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "uci.zip.part").write_bytes(server.body)
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+
+    @pytest.mark.parametrize("size", [1_000, 10_000_000])
+    def test_a_start_that_belongs_to_another_file_is_thrown_away(
+        self, size: int, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = zipped(csv_bytes)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "uci.zip.part").write_bytes(b"x" * size)
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+        assert files(tmp_path) == ["diabetic_data.csv"]
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            pytest.param(lambda data: zipped(data + b"x"), "has SHA-256 .* removed", id="checksum"),
+            pytest.param(lambda data: b"<html>sign in</html>", "no whole ZIP archive", id="html"),
+            pytest.param(lambda data: zipped(data)[:-30], "no whole ZIP archive", id="truncated"),
+            pytest.param(lambda data: zipped(data, "other.csv"), "holds no diabetic_data.csv", id="other file"),
+            pytest.param(
+                lambda data: zipped(data).replace(b"AfricanAmerican", b"AfricanBmerican", 1), "CRC", id="corrupt"
+            ),
+        ],
+    )
+    def test_a_wrong_download_is_refused_and_nothing_of_it_kept(
+        self,
+        body: Callable[[bytes], bytes],
+        message: str,
+        server: Archive,
+        tmp_path: Path,
+        csv_bytes: bytes,
+        sha256: str,
+    ) -> None:
+        server.body = body(csv_bytes)
+        with pytest.raises(DataError, match=message):
+            fetch(Settings(home=tmp_path), url=server.url, sha256=sha256)
+        assert files(tmp_path) == []
+
+    def test_a_damaged_earlier_copy_is_downloaded_again(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = zipped(csv_bytes)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "diabetic_data.csv").write_bytes(csv_bytes[:-5])
+        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+
+    def test_two_downloads_at_once_do_not_mix(self, server: Archive, tmp_path: Path) -> None:
+        # given another process at it
+        import fcntl
+
+        part = tmp_path / "file.part"
+        with part.open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            # then
+            with pytest.raises(UnreachableError, match="another process"):
+                download.download(server.url, tmp_path / "file")
+
+    def test_progress_is_lines_without_a_terminal_and_a_bar_on_one(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = zipped(csv_bytes)
+        for terminal, expected in ((False, "downloading http://127.0.0.1"), (True, "━")):
+            console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+            fetch(Settings(home=tmp_path / str(terminal)), console, url=server.url, sha256=sha256)
+            assert expected in console.file.getvalue()  # type: ignore[attr-defined]
+
+    def test_a_home_that_cannot_be_made_is_named(self, server: Archive, tmp_path: Path, sha256: str) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(UnreachableError, match="no folder to be in"):
+            fetch(Settings(home=tmp_path / "file"), url=server.url, sha256=sha256)
+
+
+class TestFallback:
+    def test_without_network_the_synthetic_cohort_is_announced(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # given a port on which nothing listens
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{probe.getsockname()[1]}/data.zip"
+        # when
+        with caplog.at_level(logging.WARNING):
+            raw = fetch(Settings(home=tmp_path), url=url)
+        # then
+        assert raw.source == Source.SYNTHETIC == "synthetic" and "SYNTHETIC DATA" in caplog.text
+        assert len(read_cohort(raw.path)) == 500 and files(tmp_path) == [raw.path.name]
+        # and the next time it is the same file
+        assert fetch(Settings(home=tmp_path), url=url) == raw
+
+    def test_a_server_that_refuses_counts_as_no_network(self, server: Archive, tmp_path: Path) -> None:
+        server.status = 503
+        console = Console(file=io.StringIO(), width=200)
+        assert fetch(Settings(home=tmp_path), console, url=server.url).source == "synthetic"
+        assert "SYNTHETIC DATA" in console.file.getvalue()  # type: ignore[attr-defined]
+
+    def test_a_checksum_in_the_settings_forbids_the_fallback(self, server: Archive, tmp_path: Path) -> None:
+        server.status = 404
+        with pytest.raises(DataError, match="as set"):
+            fetch(Settings(home=tmp_path, data_sha256="0" * 64), url=server.url)
+
+    def test_it_can_be_asked_for(self, tmp_path: Path) -> None:
+        assert fetch(Settings(home=tmp_path, data_source="synthetic")).source == "synthetic"
+
+
+class TestNamedSource:
+    @pytest.fixture
+    def file(self, tmp_path: Path, csv_bytes: bytes) -> Path:
+        path = tmp_path / "my data.csv"
+        path.write_bytes(csv_bytes)
+        return path
+
+    def test_a_path_and_a_file_address_are_used_in_place(self, file: Path, tmp_path: Path, sha256: str) -> None:
+        for where in (str(file), file.as_uri()):
+            raw = fetch(Settings(home=tmp_path / "home", data_source=where))
+            assert raw.path == file and raw.sha256 == sha256 and raw.source == Source.CUSTOM
+        assert not (tmp_path / "home").exists()
+
+    @pytest.mark.parametrize("pack", [gzip.compress, zipped])
+    def test_a_packed_file_is_unpacked_into_the_home(
+        self, pack: Callable[[bytes], bytes], tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        packed = tmp_path / "packed"
+        packed.write_bytes(pack(csv_bytes))
+        raw = fetch(Settings(home=tmp_path / "home", data_source=str(packed)))
+        assert raw.sha256 == sha256 and raw.path.is_relative_to(tmp_path / "home")
+        assert files(tmp_path / "home") == [raw.path.name]
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            pytest.param(gzip.compress(b"x" * 9999)[:-12], "truncated or damaged", id="cut gzip"),
+            pytest.param(b"\x1f\x8b\x08\x00" + b"?" * 40, "truncated or damaged", id="bad gzip"),
+            pytest.param(b"PK\x03\x04" + b"?" * 40, "truncated or damaged", id="bad zip"),
+            pytest.param(zipped(b"", "other.csv"), "holds no", id="zip of something else"),
+        ],
+    )
+    def test_a_damaged_packed_file_leaves_nothing(self, data: bytes, message: str, tmp_path: Path) -> None:
+        (tmp_path / "packed").write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            fetch(Settings(home=tmp_path / "home", data_source=str(tmp_path / "packed")))
+        assert files(tmp_path / "home") == []
+
+    def test_what_does_not_exist_is_an_error_and_never_replaced(self, tmp_path: Path, server: Archive) -> None:
+        for where, message in (
+            (str(tmp_path / "none.csv"), "does not exist"),
+            (str(tmp_path), "is a folder"),
+            ("ftp://host/file", "not supported"),
+        ):
+            with pytest.raises(DataError, match=message):
+                fetch(Settings(home=tmp_path / "home", data_source=where))
+        server.status = 404
+        with pytest.raises(UnreachableError, match="does not answer"):
+            fetch(Settings(home=tmp_path / "home", data_source=server.url))
+        assert files(tmp_path) == []
+
+    def test_a_checksum_in_the_settings_must_match(self, file: Path, tmp_path: Path, sha256: str) -> None:
+        fetch(Settings(home=tmp_path, data_source=str(file), data_sha256=sha256.upper()))
+        with pytest.raises(DataError, match="as set"):
+            fetch(Settings(home=tmp_path, data_source=str(file), data_sha256="0" * 64))
+        assert file.is_file()
+
+    def test_an_https_source_is_downloaded_and_with_a_checksum_only_once(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = csv_bytes
+        free = Settings(home=tmp_path, data_source=server.url)
+        assert fetch(free).sha256 == fetch(free).sha256 == sha256 and len(server.asked) == 2
+        pinned = Settings(home=tmp_path, data_source=server.url, data_sha256=sha256)
+        assert fetch(pinned).sha256 == sha256 and len(server.asked) == 2
+        with pytest.raises(DataError, match="as set"):
+            fetch(Settings(home=tmp_path, data_source=server.url, data_sha256="0" * 64))
+        assert files(tmp_path) == []
+
+    def test_an_https_source_may_be_packed(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = gzip.compress(csv_bytes)
+        assert fetch(Settings(home=tmp_path, data_source=server.url)).sha256 == sha256
+        assert len(files(tmp_path)) == 1
+
+    def test_an_s3_source_is_downloaded(
+        self, tmp_path: Path, csv_bytes: bytes, sha256: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given an S3 service in this process
+        import boto3
+        from moto.server import ThreadedMotoServer
+
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        service = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        service.start()
+        try:
+            host, port = service.get_host_and_port()
+            endpoint = f"http://{host}:{port}"
+            boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="hospital")
+            open_storage("s3://hospital", endpoint).write("in/data.csv", csv_bytes)
+            settings = Settings(home=tmp_path, data_source="s3://hospital/in/data.csv", s3_endpoint_url=endpoint)
+            # then
+            assert fetch(settings).sha256 == sha256
+            with pytest.raises(DataError, match="does not exist"):
+                fetch(settings.model_copy(update={"data_source": "s3://hospital/none.csv"}))
+        finally:
+            service.stop()
+
+    def test_generated_rows_are_recognised_under_any_name(self, tmp_path: Path) -> None:
+        save_csv(synthesize(50, seed=1), tmp_path / "real.csv")
+        assert fetch(Settings(home=tmp_path, data_source=str(tmp_path / "real.csv"))).source == "synthetic"
+
+    @pytest.mark.parametrize("data", [b"", b"\x00\xff\x00", b"a,b\n1,2\n", b"encounter_id\n"])
+    def test_a_file_that_is_no_cohort_passes_to_the_contract(self, data: bytes, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_bytes(data)
+        assert fetch(Settings(home=tmp_path, data_source=str(tmp_path / "x.csv"))).source == "custom"
+
+    def test_the_real_file_is_known_as_such(self, real_data: Path, tmp_path: Path) -> None:
+        raw = fetch(Settings(home=tmp_path, data_source=str(real_data)))
+        assert raw.source == Source.UCI and raw.sha256 == UCI_SHA256
+
+
+def test_the_synthetic_file_is_named_by_what_made_it(tmp_path: Path) -> None:
+    path = fetch(Settings(home=tmp_path, data_source="synthetic")).path
+    assert path.name == f"synthetic-1-500-{dataset.SYNTHETIC_SEED}.csv"
+    assert pd.read_csv(path, dtype=str, keep_default_na=False).shape == (500, 50)

@@ -1,0 +1,218 @@
+"""One contract, two storages: a folder, and an S3 service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from health_predict.adapters.storage import (
+    FolderStorage,
+    S3Storage,
+    Storage,
+    disk_error,
+    open_storage,
+    whole_file,
+)
+from health_predict.core.errors import DataError, SettingsError, StateError, UnreachableError
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(params=["folder", "s3", "s3 without a prefix"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "folder":
+        return open_storage((tmp_path / "a folder").as_uri())
+    request.getfixturevalue("credentials")
+    endpoint = request.getfixturevalue("s3_endpoint")
+    import boto3
+
+    bucket = f"bucket{abs(hash(request.node.nodeid))}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+    return open_storage(f"s3://{bucket}{'/some/prefix' if request.param == 's3' else ''}", endpoint)
+
+
+def test_what_was_written_is_read_and_can_be_replaced(storage: Storage) -> None:
+    storage.write("a/b.bin", b"\x00first")
+    assert storage.read("a/b.bin") == b"\x00first"
+    storage.write("a/b.bin", b"")
+    assert storage.read("a/b.bin") == b"" and storage.exists("a/b.bin")
+
+
+def test_an_absent_key_is_a_state_error_and_leaves_no_file(storage: Storage, tmp_path: Path) -> None:
+    assert not storage.exists("a/none")
+    with pytest.raises(StateError, match="a/none does not exist"):
+        storage.read("a/none")
+    with pytest.raises(StateError, match="a/none does not exist"):
+        storage.download("a/none", tmp_path / "out" / "file")
+    assert not list(tmp_path.rglob("*file*"))
+
+
+def test_create_takes_a_key_once(storage: Storage) -> None:
+    assert storage.create("locks/one", b"mine") is True
+    assert storage.create("locks/one", b"yours") is False
+    assert storage.read("locks/one") == b"mine"
+
+
+def test_of_many_creators_one_wins(storage: Storage) -> None:
+    # given
+    won: list[int] = []
+    barrier = threading.Barrier(6)
+
+    def attempt(number: int) -> None:
+        barrier.wait()
+        if storage.create("locks/race", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(6)]
+    # when
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # then
+    assert len(won) == 1 and storage.read("locks/race") == str(won[0]).encode()
+
+
+def test_files_go_up_and_down_whole(storage: Storage, tmp_path: Path) -> None:
+    # given
+    source = tmp_path / "source.bin"
+    source.write_bytes(os.urandom(300_000))
+    # when
+    storage.upload(source, "raw/x/data.bin")
+    storage.download("raw/x/data.bin", tmp_path / "deep" / "er" / "copy.bin")
+    # then
+    assert (tmp_path / "deep" / "er" / "copy.bin").read_bytes() == source.read_bytes()
+    assert [file.name for file in (tmp_path / "deep" / "er").iterdir()] == ["copy.bin"]
+
+
+def test_keys_are_sorted_and_filtered_by_prefix(storage: Storage) -> None:
+    assert storage.keys("a/") == []
+    for key in ("b/1", "a/2", "a/10", "ab/3"):
+        storage.write(key, b"")
+    assert storage.keys("a/") == ["a/10", "a/2"]
+    assert storage.keys("a") == ["a/10", "a/2", "ab/3"]
+    assert storage.keys("") == ["a/10", "a/2", "ab/3", "b/1"]
+
+
+def test_more_keys_than_a_page_of_s3_are_all_listed(
+    credentials: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given pages of three keys
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    storage = S3Storage("many", "p", s3_endpoint)
+    storage._client.create_bucket(Bucket="many")
+    for number in range(10):
+        storage.write(f"k/{number}", b"")
+    # then
+    assert len(storage._client.list_objects_v2(Bucket="many")["Contents"]) == 3
+    assert storage.keys("k/") == [f"k/{number}" for number in range(10)]
+
+
+def test_an_address_names_the_key(storage: Storage) -> None:
+    assert storage.uri("a/b.bin").startswith(("file:///", "s3://bucket")) and storage.uri("a/b.bin").endswith("a/b.bin")
+
+
+def test_a_missing_bucket_and_a_dead_endpoint_are_named(
+    credentials: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnreachableError, match=r"s3://none/x.*bucket"):
+        open_storage("s3://none", s3_endpoint).write("x", b"")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UnreachableError, match="S3_ENDPOINT_URL"):
+        open_storage("s3://none", "http://127.0.0.1:9").read("x")
+
+
+def test_a_folder_writes_no_key_outside_itself(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leaves the storage folder"):
+        FolderStorage(tmp_path / "inner").write("../outer", b"")
+    assert not (tmp_path / "outer").exists()
+
+
+def test_an_unfinished_write_is_no_key(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    storage.write("a/whole", b"x")
+    (tmp_path / "a" / ".cut.123.abcd.part").write_bytes(b"x")
+    assert storage.keys("") == ["a/whole"]
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "/plain/path", "s3:///no-bucket", ""])
+def test_other_addresses_are_refused(uri: str) -> None:
+    with pytest.raises(SettingsError, match="not supported"):
+        open_storage(uri)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    # given
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    # when writing fails half-way
+    with pytest.raises(ValueError, match="half-way"), whole_file(path) as temporary:
+        temporary.write_bytes(b"ne")
+        raise ValueError("half-way")
+    # then the old content stands alone
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_disk_refuses_is_said_with_a_remedy(tmp_path: Path) -> None:
+    for code, message in ((28, "no space left"), (122, "no space left"), (13, "not writable"), (30, "not writable")):
+        error = disk_error(OSError(code, ""), tmp_path)
+        assert isinstance(error, UnreachableError) and message in error.problem and error.remedy
+    other = OSError(5, "input/output")
+    assert disk_error(other, tmp_path) is other
+
+
+WRITERS: list[Callable[[FolderStorage, str, Path], object]] = [
+    lambda storage, key, source: storage.write(key, b"x"),
+    lambda storage, key, source: storage.create(key, b"x"),
+    lambda storage, key, source: storage.upload(source, key),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("key", ["b", "a/b"])
+def test_a_file_where_a_folder_should_be_is_an_expected_error(
+    key: str, write: Callable[[FolderStorage, str, Path], object], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    with pytest.raises(UnreachableError, match="no folder to be in"):
+        write(FolderStorage(source), key, source)
+    assert source.read_bytes() == b"x"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    # given a part of a process that is gone, and one of a process that still writes
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".report.html.{gone.pid}.abcd.part"
+    busy = tmp_path / f".report.html.{os.getpid()}.abcd.part"
+    left.write_text("half")
+    busy.write_text("half")
+    # when the file is written
+    with whole_file(tmp_path / "report.html") as temporary:
+        temporary.write_text("whole")
+    # then only the first part is gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == [busy.name, "report.html"]

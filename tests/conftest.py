@@ -1,0 +1,132 @@
+"""What all tests share: settings of their own, a small synthetic cohort, one trained home to copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.pipeline import Pipeline
+
+from health_predict.adapters.mlflow import Tracking
+from health_predict.core.cohort import exclude_not_readmittable, load_part, save_part, target
+from health_predict.core.evaluation import f1_threshold, metrics
+from health_predict.core.families import BASELINE, FAMILIES
+from health_predict.core.features import EncounterFeatures
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import PREFIX, Settings
+
+REAL_DATA = os.environ.get(f"{PREFIX}DATA_SOURCE", "")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person or machine that runs the tests reaches them."""
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: its migrations take seconds, so they run once and every test gets a copy."""
+    home = tmp_path_factory.mktemp("mlflow")
+    # An experiment would remember this folder as its artifact location; the copies make their own.
+    Tracking(Settings(home=home, mlflow_experiment="unused"))
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, mlflow_database: Path) -> Callable[..., Settings]:
+    """Settings with a fresh home that has an MLflow store."""
+
+    def make(**values: object) -> Settings:
+        settings = Settings(**{"home": tmp_path / "home", **values})  # type: ignore[arg-type]
+        settings.home.mkdir(parents=True, exist_ok=True)
+        if not (settings.home / "mlflow.db").exists():
+            shutil.copy(mlflow_database, settings.home / "mlflow.db")
+        return settings
+
+    return make
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    """Settings of this test alone."""
+    return make_settings()
+
+
+@pytest.fixture(scope="session")
+def cohort() -> pd.DataFrame:
+    """Three thousand synthetic encounters. Not to be changed in place."""
+    return synthesize(3000, seed=5)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real file, where one was named."""
+    if not REAL_DATA or not Path(REAL_DATA).is_file():
+        pytest.skip("skipped: no copy of the real data (HEALTH_PREDICT_DATA_SOURCE names none)")
+    return Path(REAL_DATA)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A partitioned cohort as files."""
+
+    train: Path
+    validation: Path
+    test: Path
+
+
+@pytest.fixture(scope="session")
+def parts(cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """The small cohort by patient, as `split` would leave it."""
+    folder = tmp_path_factory.mktemp("parts")
+    kept = exclude_not_readmittable(cohort)
+    hashed = kept["patient_nbr"].map(lambda number: zlib.crc32(number.encode()) % 100)
+    files = {}
+    for name, low, high in (("train", 0, 60), ("validation", 60, 80), ("test", 80, 100)):
+        files[name] = folder / f"{name}.parquet"
+        save_part(kept[(hashed >= low) & (hashed < high)].reset_index(drop=True), files[name])
+    return Parts(**files)
+
+
+@pytest.fixture
+def log_search(parts: Parts) -> Callable[..., str]:
+    """Logs a finished search of some families without Ray; gives its parent run."""
+
+    def log(
+        settings: Settings, *names: str, preprocessor: EncounterFeatures | None = None, source: str = "custom"
+    ) -> str:
+        tracking = Tracking(settings)
+        train, validation = load_part(parts.train), load_part(parts.validation)
+        features = preprocessor or EncounterFeatures().fit(train)
+        tags = {"search_digest": "s", "dataset_digest": "d" * 64, "dataset_source": source, "git_commit": "c" * 40}
+        parent = tracking.start_search("search", tags, {"trials": 1, "seed": 1})
+        for name in names:
+            family = FAMILIES[name]
+            small = {"n_estimators": 60} if "n_estimators" in {**family.fixed, **family.first} else {}
+            estimator = family.fit({**family.first, **small}, features.transform(train), target(train), seed=1)
+            pipeline = Pipeline([("features", features), ("estimator", estimator)])
+            scores = pipeline.predict_proba(validation)[:, 1].astype(float)
+            threshold = f1_threshold(target(validation), scores)
+            found = metrics(target(validation), scores, threshold)
+            tracking.log_best(
+                parent,
+                name,
+                pipeline,
+                {**tags, "family": name, "baseline": str(name == BASELINE).lower()},
+                {"threshold": repr(threshold), "trial": 0},
+                {f"validation_{key}": value for key, value in found.items()},
+                {},
+            )
+        tracking.end_search(parent, {})
+        return parent
+
+    return log

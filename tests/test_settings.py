@@ -1,0 +1,64 @@
+"""Settings: the environment, profiles, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from health_predict.core.errors import SettingsError
+from health_predict.settings import ServingTarget, Settings, load_settings
+
+
+def test_defaults_need_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings()
+    assert settings.home == tmp_path / ".health-predict"
+    assert settings.storage == f"file://{tmp_path}/.health-predict/storage"
+    assert settings.tracking_uri == f"sqlite:///{tmp_path}/.health-predict/mlflow.db"
+    assert settings.registry == f"oci:{tmp_path}/.health-predict/images"
+
+
+def test_explicit_values_beat_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEALTH_PREDICT_TRIALS", "9")
+    assert load_settings().trials == 9
+    assert load_settings(trials=4).trials == 4
+
+
+def test_a_profile_sets_defaults_that_the_environment_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEALTH_PREDICT_PROFILE", "kind")
+    assert load_settings().serving_target is ServingTarget.KUBERNETES
+    monkeypatch.setenv("HEALTH_PREDICT_SERVING_TARGET", "process")
+    assert load_settings().serving_target is ServingTarget.PROCESS
+
+
+def test_settings_survive_the_way_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = Settings(home=tmp_path, families=("XGBoost", "LightGBM"), trials=2, serving_port=4000)
+    for name, value in given.environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == given
+    assert "HEALTH_PREDICT_SEED" not in given.environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HEALTH_PREDICT_TRAILS", "3", "did you mean HEALTH_PREDICT_TRIALS"),
+        ("HEALTH_PREDICT_TRIALS", "many", "HEALTH_PREDICT_TRIALS"),
+        ("HEALTH_PREDICT_INITIAL_SHARE", "1.5", "less than 1"),
+        ("HEALTH_PREDICT_SERVING_PORT", "99999", "65535"),
+        ("HEALTH_PREDICT_PROFILE", "moon", "'local', 'kind' or 'aws'"),
+        ("HEALTH_PREDICT_FAMILIES", "XGBoost", "JSON"),
+    ],
+)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert words in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().trials = 3  # type: ignore[misc]
