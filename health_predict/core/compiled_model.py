@@ -1,0 +1,304 @@
+"""A fitted pipeline as plain tables and an ONNX graph, with a proof that nothing changed.
+
+Serving needs neither pandas nor scikit-learn then: the tables turn an encounter into a row of float32 numbers, the
+graph turns rows into probabilities. `prove_parity` compares both against the pipeline on real rows and on generated
+edge rows; what it cannot prove does not get into a Bento.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.errors import GateError, StateError
+from health_predict.core.row_encoder import RowEncoder
+
+INPUT = "rows"
+OUTPUT = "probabilities"
+# Largest difference of a probability that float32 arithmetic in another order may cause.
+TOLERANCE = 1e-6
+# The threshold keeps this distance from every score it was proven on, so that such a difference cannot flip one.
+CLEARANCE = 2 * TOLERANCE
+OPSET = {"": 17, "ai.onnx.ml": 3}
+UNSEEN_LEVEL = "never seen in training"
+
+Rows = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledModel:
+    """What the service needs to score: `encoder`, `graph` (ONNX bytes), and the score from which it says 1.
+
+    The graph takes `rows`, float32 (n, d), and gives `probabilities`, float32 (n, 2): of no readmission, and of one.
+    """
+
+    encoder: RowEncoder
+    graph: bytes
+    threshold: float
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What was compared, and how far apart the two sides are at most.
+
+    `threshold` lies midway between neighbouring scores and decides like the one asked for, but for `moved` rows;
+    `near` names the rows whose score lies within 1e-6 of it.
+    """
+
+    rows: int
+    edge_rows: int
+    largest_difference: float
+    threshold: float
+    moved: int
+    near: tuple[str, ...]
+
+
+def compile_pipeline(pipeline: Any, threshold: float) -> CompiledModel:
+    """Tables and graph of a fitted Pipeline([("features", EncounterFeatures), ("estimator", ...)]).
+
+    The same pipeline gives the same bytes. Raises StateError for an estimator that no converter is known for.
+    """
+    encoder: RowEncoder = pipeline.named_steps["features"].encoder_
+    estimator = pipeline.named_steps["estimator"]
+    name = type(estimator).__name__
+    if name not in _CONVERTERS:
+        raise StateError(f"no ONNX converter for {name}", f"choose one of {', '.join(_CONVERTERS)}")
+    family, convert = _CONVERTERS[name]
+    with warnings.catch_warnings():
+        # The converters use names that their own dependencies have deprecated.
+        warnings.simplefilter("ignore")
+        model = convert(estimator, len(encoder.names))
+    return CompiledModel(encoder, _normalised(model), float(threshold), family)
+
+
+def _by_scikit_learn(estimator: Any, width: int) -> Any:
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+
+    return convert_sklearn(
+        estimator,
+        "readmission",
+        initial_types=[(INPUT, FloatTensorType([None, width]))],
+        options={id(estimator): {"zipmap": False}},
+        target_opset=OPSET,
+    )
+
+
+def _by_xgboost(estimator: Any, width: int) -> Any:
+    from onnxmltools import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    return convert_xgboost(
+        estimator, "readmission", initial_types=[(INPUT, FloatTensorType([None, width]))], target_opset=15
+    )
+
+
+def _by_lightgbm(estimator: Any, width: int) -> Any:
+    from onnxmltools import convert_lightgbm
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    return convert_lightgbm(
+        estimator,
+        "readmission",
+        initial_types=[(INPUT, FloatTensorType([None, width]))],
+        target_opset=15,
+        zipmap=False,
+    )
+
+
+_CONVERTERS: Mapping[str, tuple[str, Callable[[Any, int], Any]]] = {
+    "LogisticRegression": ("LogisticRegression", _by_scikit_learn),
+    "RandomForestClassifier": ("RandomForest", _by_scikit_learn),
+    "XGBClassifier": ("XGBoost", _by_xgboost),
+    "LGBMClassifier": ("LightGBM", _by_lightgbm),
+}
+
+
+def _normalised(model: Any) -> bytes:
+    """One output, one input name, and nothing that tells when or by which release it was written."""
+    import onnx
+
+    graph = model.graph
+    graph.name, graph.doc_string, model.doc_string = "readmission", "", ""
+    output = next(value for value in graph.output if "label" not in value.name)
+    del graph.output[:]
+    graph.output.append(output)
+    _drop_unused(graph)
+    for node in graph.node:
+        node.output[:] = [OUTPUT if name == output.name else name for name in node.output]
+        node.input[:] = [OUTPUT if name == output.name else name for name in node.input]
+    graph.output[0].name = OUTPUT
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove the nodes that only made the label."""
+    while True:
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        kept = [node for node in graph.node if used.intersection(node.output)]
+        if len(kept) == len(graph.node):
+            break
+        del graph.node[:]
+        graph.node.extend(kept)
+    used = {name for node in graph.node for name in node.input}
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def open_session(graph: bytes) -> Any:
+    """An onnxruntime session of one thread; batches and processes give the parallelism, not the single row."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def score(session: Any, rows: Rows) -> Scores:
+    """Probability of a readmission of each row; rows (n, d), result (n,)."""
+    return np.asarray(session.run([OUTPUT], {INPUT: rows})[0][:, 1], dtype=np.float64)
+
+
+def edge_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Encounters that a validation set may lack, and what is special about each.
+
+    Every level of every column, unseen levels, every pattern of missing values, extremes of counts, and a code of
+    each ICD-9 chapter; all satisfy the contract.
+    """
+    names = [column.name for column in FEATURES]
+    base = {column.name: _present(frame[column.name], column.levels) for column in FEATURES}
+    rows: list[dict[str, str]] = []
+    labels: list[str] = []
+
+    def add(label: str, **values: str) -> None:
+        rows.append({**base, **values})
+        labels.append(label)
+
+    for column in FEATURES:
+        for value in _values(column.kind, column.levels, frame[column.name], column.minimum, column.maximum):
+            add(f"{column.name}={value}", **{column.name: value})
+    for extreme in ("minimum", "maximum"):
+        counts = {column.name: str(getattr(column, extreme)) for column in FEATURES if column.kind is Kind.COUNT}
+        add(f"every count at its {extreme}", **counts)
+    nullable = [column.name for column in FEATURES if column.nullable]
+    for pattern in product((False, True), repeat=len(nullable)):
+        missing = [name for name, absent in zip(nullable, pattern, strict=True) if absent]
+        add(f"missing: {', '.join(missing) or 'nothing'}", **dict.fromkeys(missing, MISSING))
+    return pd.DataFrame(rows, columns=names, dtype=frame[names[0]].dtype), labels
+
+
+def _present(values: pd.Series[str], levels: tuple[str, ...]) -> str:
+    """A value that is not missing: a row with it shows what each missing one changes."""
+    found = values[values != MISSING]
+    return str(found.iloc[0]) if len(found) else (*levels, "250")[0]
+
+
+def _values(kind: Kind, levels: tuple[str, ...], seen: pd.Series[str], low: int, high: int) -> Iterable[str]:
+    if kind is Kind.COUNT:
+        return (str(n) for n in range(low, high + 1))
+    if kind is Kind.ICD9:
+        # A round code and one with decimals in every stretch of the tabular list, and those beside it.
+        numbers = (f"{n}" for n in range(1, 1000))
+        decimals = (f"{n}.99" for n in range(1, 1000, 7))
+        return (*numbers, *decimals, "001", "V01", "V99.9", "E800", "E999.9")
+    known = dict.fromkeys((*levels, *sorted(set(seen) - {MISSING})))
+    return (*known, UNSEEN_LEVEL) if kind is Kind.OPEN_LEVEL and not levels else (*known, *_unseen(kind, levels))
+
+
+def _unseen(kind: Kind, levels: tuple[str, ...]) -> tuple[str, ...]:
+    if kind is not Kind.OPEN_LEVEL:
+        return ()
+    return ("999",) if levels[0].isdigit() else (UNSEEN_LEVEL,)
+
+
+def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) -> Parity:
+    """Compare the compiled model with the pipeline on every row of `frame` (n >= 1) and on generated edge rows.
+
+    Rows must be equal bit by bit, probabilities within 1e-6, decisions identical at the returned threshold. Raises
+    GateError that names the first rows where they are not.
+    """
+    edges, labels = edge_rows(frame)
+    names = list(edges.columns)
+    everything = pd.concat([frame[names].reset_index(drop=True), edges], ignore_index=True)
+    where = [f"validation row {index}" for index in range(len(frame))] + [f"edge row {label}" for label in labels]
+
+    expected_rows = np.asarray(pipeline.named_steps["features"].transform(everything), dtype=np.float32)
+    columns = [everything[name].tolist() for name in names]
+    rows = np.stack(
+        [compiled.encoder.encode(dict(zip(names, values, strict=True)))[0] for values in zip(*columns, strict=True)]
+    )
+    different = (rows.view(np.uint32) != expected_rows.view(np.uint32)).any(axis=1)
+    _refuse(different, where, "the row encoder gives other numbers than the pipeline's features")
+
+    expected = np.asarray(pipeline.named_steps["estimator"].predict_proba(expected_rows)[:, 1], dtype=np.float64)
+    session = open_session(compiled.graph)
+    scores = score(session, rows)
+    singly = np.array([score(session, row[None, :])[0] for row in rows[:: max(1, len(rows) // 200)]])
+    difference = np.abs(scores - expected)
+    _refuse(~(difference <= TOLERANCE), where, f"probabilities differ by more than {TOLERANCE}")
+    _refuse(
+        np.abs(singly - expected[:: max(1, len(rows) // 200)]) > TOLERANCE,
+        where[:: max(1, len(rows) // 200)],
+        f"probabilities of single rows differ by more than {TOLERANCE}",
+    )
+
+    real = np.arange(len(everything)) < len(frame)
+    threshold = clear_threshold(compiled.threshold, expected, scores, real)
+    _refuse((scores >= threshold) != (expected >= threshold), where, f"decisions at {threshold!r} differ")
+    near = np.flatnonzero(np.minimum(np.abs(scores - threshold), np.abs(expected - threshold)) < TOLERANCE)
+    validation = expected[: len(frame)]
+    return Parity(
+        rows=len(frame),
+        edge_rows=len(edges),
+        largest_difference=float(difference.max()),
+        threshold=threshold,
+        moved=int(((validation >= threshold) != (validation >= compiled.threshold)).sum()),
+        near=tuple(where[index] for index in near),
+    )
+
+
+def clear_threshold(
+    threshold: float, expected: Scores, scores: Scores, real: npt.NDArray[np.bool_] | None = None
+) -> float:
+    """The middle of a gap between neighbouring scores that decides like the threshold; `score >= threshold` means 1.
+
+    `expected` and `scores`, both (n,), are the two sides' scores of the same rows; a gap is one on both sides, and
+    wide enough that rounding cannot flip a row. Of those, the one is taken that moves the fewest of the `real` rows
+    (n,) to the other side (all rows count when it is None), and among equals the nearest.
+    """
+    order = np.argsort(expected, kind="stable")
+    counted = np.ones(len(expected), dtype=bool) if real is None else real
+    # Below the k-th cut lie the first k rows; the ends of [0, 1] close the first and the last gap.
+    below = np.maximum.accumulate(np.maximum(expected, scores)[order])
+    above = np.minimum.accumulate(np.minimum(expected, scores)[order][::-1])[::-1]
+    low = np.concatenate([[-2 * CLEARANCE], below])
+    high = np.concatenate([above, [1.0 + 2 * CLEARANCE]])
+    moved = np.abs(np.concatenate([[0], np.cumsum(counted[order])]) - int((counted & (expected < threshold)).sum()))
+    middle = (low + high) / 2
+    wide = np.flatnonzero(high - low > 2 * CLEARANCE)
+    best = np.lexsort((np.abs(middle[wide] - threshold), moved[wide]))[0]
+    return float(middle[wide[best]])
+
+
+def _refuse(wrong: npt.NDArray[np.bool_], where: list[str], problem: str) -> None:
+    found = np.flatnonzero(wrong)
+    if len(found):
+        first = "; ".join(where[index] for index in found[:10])
+        more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+        raise GateError(
+            f"the compiled model is not the pipeline: {problem}: {first}{more}",
+            "this version cannot be served; register it again, or report the rows with the library versions",
+        )

@@ -1,0 +1,348 @@
+"""A batch against its reference: a verdict with its reasons.
+
+Three questions are kept apart, because they have different answers:
+
+* Do the inputs differ (`input_drift`)? Needs no outcomes. Alone it is no reason to change the model: hospitals
+  change codes and payers without changing what the model says.
+* Do predicted and observed risk agree (`performance.Calibration`)? When only this fails, recalibrate.
+* Does the model still rank patients as it did on validation (`performance.Discrimination`)? When this fails,
+  retrain. Retrain also when the calibration slope has collapsed, which says the same without the noise of the
+  validation set; and when calibration fails while the inputs differ and the risk scores moved with them: then
+  the model is asked about patients it was not trained for, and a new mapping of old scores is not enough.
+
+While too few outcomes are known, the verdict is `steady` and says what it waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from health_predict.core.columns import MISSING
+from health_predict.core.evaluation import subgroup_levels
+from health_predict.core.input_drift import ColumnFinding, InputFindings, InputReference, psi, standardised
+from health_predict.core.performance import (
+    Calibration,
+    Discrimination,
+    LabelledWindow,
+    assess_calibration,
+    assess_discrimination,
+    observed_expected,
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+class Verdict(StrEnum):
+    """What to do about the model."""
+
+    STEADY = "steady"
+    RECALIBRATE = "recalibrate"
+    RETRAIN = "retrain"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a difference counts. The alphas bound the false alarms of one batch; the tolerances keep differences
+    that are certain but too small to matter from raising an alarm."""
+
+    input_alpha: float = 0.01
+    calibration_alpha: float = 0.01
+    discrimination_alpha: float = 0.01
+    observed_expected_tolerance: float = 0.1
+    slope_tolerance: float = 0.2
+    lost_slope: float = 0.5  # surely below it, the scores hold less than half of the differences they claim
+    score_psi: float = 0.025  # the risk scores moved; chance gives about .005 with 5,000 rows
+    least_events: int = 30  # readmissions that must be known before performance is judged
+    windows: int = 3  # labelled batches that are accumulated for discrimination
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFindings:
+    """The distribution of the risk scores against validation: z as for a column, effect size, means."""
+
+    z: float
+    psi: float
+    mean_before: float
+    mean_after: float
+    moved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SubgroupFinding:
+    """Observed over expected readmissions of one group with its 95 % interval. Descriptive: no alarm of its own."""
+
+    attribute: str
+    level: str
+    rows: int
+    observed: int
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftFindings:
+    """All that was found about one batch.
+
+    `calibration` and `discrimination` are None while fewer than `Limits.least_events` readmissions are known.
+    `rolling` compares with the batches before instead of the training data: an alarm there means news.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    rows: int
+    labelled: int
+    events: int
+    inputs: InputFindings
+    rolling: InputFindings | None
+    scores: ScoreFindings
+    calibration: Calibration | None
+    discrimination: Discrimination | None
+    subgroups: tuple[SubgroupFinding, ...]
+    window: LabelledWindow | None  # of this batch, to be handed back as history with the next one
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain structure of numbers, strings, lists and dictionaries."""
+        return asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """The figures worth a time series, by name."""
+        found: dict[str, float] = {
+            "rows": self.rows,
+            "labelled": self.labelled,
+            "input_alarm": float(self.inputs.alarm),
+            "input_p_value": self.inputs.p_value,
+            "input_largest_z": self.inputs.largest_z,
+            "input_columns": sum(column.alarm for column in self.inputs.columns),
+            "data_quality_findings": len(self.inputs.quality),
+            "score_psi": self.scores.psi,
+            "mean_probability": self.scores.mean_after,
+        }
+        if self.calibration is not None:
+            found |= {
+                "prevalence": self.events / self.labelled,
+                "observed_expected": self.calibration.ratio,
+                "calibration_slope": self.calibration.slope,
+                "calibration_intercept": self.calibration.intercept,
+            }
+        if self.discrimination is not None:
+            found |= {"auc": self.discrimination.auc, "auc_accumulated": self.discrimination.accumulated}
+        return found
+
+
+@dataclass(frozen=True)
+class DriftReference:
+    """What batches are compared with: training inputs, and scores and discrimination on validation."""
+
+    inputs: InputReference
+    score_edges: tuple[float, ...]
+    score_shares: tuple[float, ...]
+    score_mean: float
+    validation: LabelledWindow
+
+    @classmethod
+    def fit(
+        cls,
+        training: pd.DataFrame,
+        outcomes: npt.ArrayLike,
+        probabilities: npt.ArrayLike,
+        *,
+        seed: int = 0,
+        draws: int = 1000,
+    ) -> Self:
+        """`training`: cohort frame (m, columns). `outcomes`, `probabilities`: validation rows, shape (v,), both
+        outcomes present. Validation, because a model is too sure of its training rows. Takes about 3 CPU-s for
+        14,000 rows; the result belongs in storage."""
+        scores = np.asarray(probabilities, dtype=np.float64)
+        edges = np.unique(np.quantile(scores, np.linspace(0.1, 0.9, 9)))
+        return cls(
+            InputReference.fit(training, seed=seed, draws=draws),
+            tuple(edges.tolist()),
+            tuple(_score_shares(edges, scores).tolist()),
+            float(scores.mean()),
+            LabelledWindow.of(np.asarray(outcomes, dtype=np.float64), scores),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain structure for `from_json`."""
+        return {
+            "inputs": self.inputs.to_json(),
+            "score_edges": list(self.score_edges),
+            "score_shares": list(self.score_shares),
+            "score_mean": self.score_mean,
+            "validation": asdict(self.validation),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(
+            InputReference.from_json(data["inputs"]),
+            tuple(data["score_edges"]),
+            tuple(data["score_shares"]),
+            data["score_mean"],
+            LabelledWindow(**data["validation"]),
+        )
+
+
+def assess(
+    reference: DriftReference,
+    frame: pd.DataFrame,
+    probabilities: npt.ArrayLike,
+    outcomes: npt.ArrayLike | None,
+    *,
+    rolling: InputReference | None = None,
+    history: Sequence[LabelledWindow] = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> DriftFindings:
+    """Findings and verdict for one batch.
+
+    `frame`: cohort frame (n, columns). `probabilities`: shape (n,). `outcomes`: shape (n,), 1 and 0, NaN where
+    the outcome is not known yet; None when none is. `history`: windows of earlier labelled batches of the same
+    model version, oldest first. Raises ValueError for an empty batch or lengths that differ.
+    """
+    scores = np.asarray(probabilities, dtype=np.float64)
+    labels = np.full(len(frame), np.nan) if outcomes is None else np.asarray(outcomes, dtype=np.float64)
+    if not len(frame) == len(scores) == len(labels):
+        raise ValueError(f"{len(frame)} encounters, {len(scores)} probabilities and {len(labels)} outcomes")
+    inputs = reference.inputs.compare(frame, alpha=limits.input_alpha)
+    news = rolling.compare(frame, alpha=limits.input_alpha) if rolling is not None else None
+    score_findings = _scores(reference, scores, limits)
+
+    known = np.isfinite(labels)
+    events = int(labels[known].sum())
+    calibration = discrimination = window = None
+    groups: tuple[SubgroupFinding, ...] = ()
+    if min(events, int(known.sum()) - events) >= limits.least_events:
+        window = LabelledWindow.of(labels[known], scores[known])
+        calibration = assess_calibration(
+            labels[known],
+            scores[known],
+            alpha=limits.calibration_alpha,
+            ratio_tolerance=limits.observed_expected_tolerance,
+            slope_tolerance=limits.slope_tolerance,
+            lost_slope=limits.lost_slope,
+        )
+        recent = [*history, window][-limits.windows :]
+        discrimination = assess_discrimination(reference.validation, recent, alpha=limits.discrimination_alpha)
+        groups = _subgroups(frame[known], labels[known], scores[known])
+    verdict, reasons = _judge(inputs, news, score_findings, calibration, discrimination, events, limits)
+    return DriftFindings(
+        verdict,
+        reasons,
+        len(frame),
+        int(known.sum()),
+        events,
+        inputs,
+        news,
+        score_findings,
+        calibration,
+        discrimination,
+        groups,
+        window,
+    )
+
+
+def _score_shares(edges: Floats, scores: Floats) -> Floats:
+    shares: Floats = np.bincount(np.searchsorted(edges, scores), minlength=len(edges) + 1) / len(scores)
+    return shares
+
+
+def _scores(reference: DriftReference, scores: Floats, limits: Limits) -> ScoreFindings:
+    before = np.array(reference.score_shares)
+    after = _score_shares(np.array(reference.score_edges), scores)
+    scale = len(scores) * reference.validation.rows / (len(scores) + reference.validation.rows)
+    z, size = float(standardised(before, after, scale)), psi(before, after)
+    # 2.33: the 99th percentile of the normal distribution. Both must hold: certain, and large enough to matter.
+    return ScoreFindings(
+        round(z, 3), round(size, 5), reference.score_mean, float(scores.mean()), z > 2.33 and size >= limits.score_psi
+    )
+
+
+def _subgroups(frame: pd.DataFrame, labels: Floats, scores: Floats) -> tuple[SubgroupFinding, ...]:
+    found = []
+    for (attribute, level), mask in subgroup_levels(frame).items():
+        ratio, low, high, _ = observed_expected(labels[mask], scores[mask])
+        found.append(SubgroupFinding(attribute, level, int(mask.sum()), int(labels[mask].sum()), ratio, low, high))
+    return tuple(found)
+
+
+def _judge(
+    inputs: InputFindings,
+    rolling: InputFindings | None,
+    scores: ScoreFindings,
+    calibration: Calibration | None,
+    discrimination: Discrimination | None,
+    events: int,
+    limits: Limits,
+) -> tuple[Verdict, tuple[str, ...]]:
+    reasons: list[str] = []
+    verdict = Verdict.STEADY
+    if calibration is None or discrimination is None:
+        reasons.append(
+            f"Waiting for labels: {events} readmissions are known, {limits.least_events} are needed before "
+            "calibration and discrimination can be judged."
+        )
+    else:
+        reasons += [discrimination.sentence(), calibration.sentence()]
+        if discrimination.fell:
+            verdict = Verdict.RETRAIN
+        elif calibration.collapsed:
+            verdict = Verdict.RETRAIN
+            reasons.append(
+                "Patients with high and low scores differ far less than the scores say (slope "
+                f"{calibration.slope:.2f}): the model has lost what it knew, and a new calibration cannot restore it."
+            )
+        elif calibration.broken and inputs.alarm and scores.moved:
+            verdict = Verdict.RETRAIN
+            reasons.append(
+                f"The mean predicted risk moved from {scores.mean_before:.1%} to {scores.mean_after:.1%} "
+                f"(stability index {scores.psi:.3f}) while the inputs changed: the model is asked about patients "
+                "it was not trained for, so recalibration alone is not enough."
+            )
+        elif calibration.broken:
+            verdict = Verdict.RECALIBRATE
+            reasons.append("No loss of ranking is certain, so a new calibration and threshold come first.")
+    reasons.append(_input_sentence(inputs, rolling))
+    if inputs.quality:
+        columns = ", ".join(dict.fromkeys(finding.column for finding in inputs.quality))
+        reasons.append(
+            f"Data quality: the recording of {columns} changed (listed below). Ask who supplies the data; this alone "
+            "says nothing about the patients."
+        )
+    return verdict, tuple(reasons)
+
+
+def _input_sentence(inputs: InputFindings, rolling: InputFindings | None) -> str:
+    if not inputs.alarm:
+        return (
+            f"The inputs look like the training data (largest z {inputs.largest_z:.1f}, limit {inputs.threshold:.1f})."
+        )
+    alarmed = [column for column in inputs.columns if column.alarm]
+    strongest = "; ".join(_in_words(column) for column in alarmed[:3])
+    text = f"The inputs differ from the training data in {len(alarmed)} of {len(inputs.columns)} columns. {strongest}."
+    if rolling is not None:
+        text += (
+            " They also differ from the batch before: the change goes on."
+            if rolling.alarm
+            else " They are like the batch before: nothing new."
+        )
+    return text
+
+
+def _in_words(column: ColumnFinding) -> str:
+    moves = ", ".join(
+        f"{'missing' if move.cell == MISSING else move.cell} {move.before:.1%} to {move.after:.1%}"
+        for move in column.moves[:2]
+    )
+    return f"{column.column} (stability index {column.psi:.2f}: {moves})"

@@ -1,0 +1,230 @@
+"""How good a model is: metrics with intervals, the decision threshold, calibration, subgroups.
+
+Intervals are percentile bootstraps over patients, not rows: encounters of one patient are not independent.
+Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Floats = npt.NDArray[np.floating]
+Labels = npt.NDArray[np.integer]
+
+CONFIDENCE = 0.95
+TOP_SHARES = (0.10, 0.20)
+# The groups of the model card. Ages are pooled to have enough rows.
+AGE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "under 40": ("[0-10)", "[10-20)", "[20-30)", "[30-40)"),
+    "40 to 59": ("[40-50)", "[50-60)"),
+    "60 to 79": ("[60-70)", "[70-80)"),
+    "80 and over": ("[80-90)", "[90-100)"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Subgroup:
+    """One level of one attribute: rows, readmissions, and metrics with intervals."""
+
+    attribute: str
+    level: str
+    rows: int
+    positives: int
+    metrics: Mapping[str, Estimate]
+
+
+def f1_threshold(labels: Labels, scores: Floats) -> float:
+    """The threshold with the largest F1 for `score >= threshold`.
+
+    It lies midway between two neighbouring scores, so that rounding of a score cannot change a decision.
+    Shapes (n,), (n,). Raises ValueError without a positive label.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered = np.asarray(scores, dtype=float)[order]
+    hits = np.cumsum(labels[order])
+    if not len(hits) or hits[-1] == 0:
+        raise ValueError("F1 needs at least one positive label")
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+    last_of_ties = np.append(ordered[:-1] != ordered[1:], True)
+    best = int(np.argmax(np.where(last_of_ties, f1, -1)))
+    following = ordered[best + 1] if best + 1 < len(ordered) else max(0.0, ordered[best] - 1e-3)
+    return float((ordered[best] + following) / 2)
+
+
+def metrics(labels: Labels, scores: Floats, threshold: float, weights: Floats | None = None) -> dict[str, float]:
+    """All metrics of scores in [0, 1] against labels in {0, 1}; shapes (n,). A metric without meaning is NaN.
+
+    `weights` counts each row (n,). AUC is the probability that a readmitted encounter scores higher, ties half.
+    AP is the step-wise area under precision-recall. ECE has ten bins of equal size (Naeini et al. 2015).
+    """
+    w = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
+    return _Ranked(labels, scores).metrics(threshold, w)
+
+
+class _Ranked:
+    """Scores sorted once, so that a thousand bootstrap samples need no further sort."""
+
+    def __init__(self, labels: Labels, scores: Floats) -> None:
+        self.order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
+        self.scores = np.asarray(scores, dtype=float)[self.order]
+        self.labels = np.asarray(labels, dtype=float)[self.order]
+        # Index of the last row of each group of equal scores.
+        self.ends = np.flatnonzero(np.append(self.scores[:-1] != self.scores[1:], True))
+
+    def metrics(self, threshold: float, weights: Floats) -> dict[str, float]:
+        w = weights[self.order]
+        positive = w * self.labels
+        total, positives = float(w.sum()), float(positive.sum())
+        negatives = total - positives
+        names = ["auc", "average_precision", "f1", "precision", "recall", "brier", "ece", "observed_expected"]
+        names += [f"{name}_top{int(share * 100)}" for share in TOP_SHARES for name in ("sensitivity", "ppv")]
+        if total == 0 or positives == 0 or negatives == 0:
+            return dict.fromkeys(names, math.nan)
+        hits = np.cumsum(positive)
+        flagged = np.cumsum(w)
+        group_hits = np.diff(hits[self.ends], prepend=0.0)
+        group_misses = np.diff((flagged - hits)[self.ends], prepend=0.0)
+        beaten = negatives - np.cumsum(group_misses)
+        auc = float((group_hits * (beaten + group_misses / 2)).sum() / (positives * negatives))
+        precision = np.divide(
+            hits[self.ends], flagged[self.ends], out=np.zeros(len(self.ends)), where=flagged[self.ends] > 0
+        )
+        average_precision = float((group_hits * precision).sum() / positives)
+        decided = int(np.searchsorted(-self.scores, -threshold, side="right"))
+        true_positives = float(hits[decided - 1]) if decided else 0.0
+        predicted = float(flagged[decided - 1]) if decided else 0.0
+        values = {
+            "auc": auc,
+            "average_precision": average_precision,
+            "f1": 2 * true_positives / (predicted + positives),
+            "precision": true_positives / predicted if predicted else 0.0,
+            "recall": true_positives / positives,
+            "brier": float((w * (self.scores - self.labels) ** 2).sum() / total),
+            "ece": self._ece(w, positive, flagged, total),
+            "observed_expected": positives / max(float((w * self.scores).sum()), 1e-12),
+        }
+        for share in TOP_SHARES:
+            cut = int(np.searchsorted(flagged, share * total, side="left"))
+            found, seen = float(hits[min(cut, len(hits) - 1)]), float(flagged[min(cut, len(hits) - 1)])
+            values[f"sensitivity_top{int(share * 100)}"] = found / positives
+            values[f"ppv_top{int(share * 100)}"] = found / seen if seen else 0.0
+        return values
+
+    def _ece(self, w: Floats, positive: Floats, flagged: Floats, total: float, bins: int = 10) -> float:
+        bin_of = np.minimum(((flagged - w / 2) / total * bins).astype(int), bins - 1)
+        gap = np.bincount(bin_of, positive, bins) - np.bincount(bin_of, w * self.scores, bins)
+        return float(np.abs(gap).sum() / total)
+
+
+def _patient_weights(patients: npt.ArrayLike, resamples: int, seed: int) -> npt.NDArray[np.float64]:
+    """How often each row appears in each bootstrap sample of patients: shape (resamples, n)."""
+    codes, distinct = pd.factorize(np.asarray(patients))
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), size=resamples)
+    return counts[:, codes].astype(np.float64)
+
+
+def _interval(value: float, samples: npt.NDArray[np.float64]) -> Estimate:
+    finite = samples[np.isfinite(samples)]
+    if not len(finite) or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan)
+    tail = (1 - CONFIDENCE) / 2 * 100
+    low, high = np.percentile(finite, [tail, 100 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def evaluate(
+    labels: Labels,
+    scores: Floats,
+    threshold: float,
+    patients: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Estimate]:
+    """`metrics` with 95 % intervals over patients. All shapes (n,)."""
+    ranked = _Ranked(labels, scores)
+    point = ranked.metrics(threshold, np.ones(len(labels)))
+    samples = [ranked.metrics(threshold, w) for w in _patient_weights(patients, resamples, seed)]
+    return {name: _interval(value, np.array([sample[name] for sample in samples])) for name, value in point.items()}
+
+
+def paired_difference(
+    labels: Labels,
+    scores: Floats,
+    other_scores: Floats,
+    patients: npt.ArrayLike,
+    *,
+    metric: str = "auc",
+    threshold: float = 0.5,
+    other_threshold: float = 0.5,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Estimate:
+    """metric(scores) - metric(other_scores) on the same rows and the same bootstrap samples. Shapes (n,)."""
+    one, two = _Ranked(labels, scores), _Ranked(labels, other_scores)
+    every = np.ones(len(labels))
+    point = one.metrics(threshold, every)[metric] - two.metrics(other_threshold, every)[metric]
+    samples = [
+        one.metrics(threshold, w)[metric] - two.metrics(other_threshold, w)[metric]
+        for w in _patient_weights(patients, resamples, seed)
+    ]
+    return _interval(point, np.array(samples))
+
+
+def subgroup_levels(frame: pd.DataFrame, minimum_rows: int = 100) -> dict[tuple[str, str], npt.NDArray[np.bool_]]:
+    """Masks (n,) of the groups a model card reports: gender, race and age, those with enough rows."""
+    masks: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
+    for attribute in ("gender", "race"):
+        for level in sorted(frame[attribute].unique()):
+            masks[attribute, "unknown" if level == "?" else level] = (frame[attribute] == level).to_numpy()
+    for name, ages in AGE_GROUPS.items():
+        masks["age", name] = frame["age"].isin(ages).to_numpy()
+    return {key: mask for key, mask in masks.items() if int(mask.sum()) >= minimum_rows}
+
+
+def subgroups(
+    frame: pd.DataFrame,
+    labels: Labels,
+    scores: Floats,
+    threshold: float,
+    patients: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 300,
+    names: Sequence[str] = ("auc", "observed_expected", "recall", "precision"),
+) -> list[Subgroup]:
+    """Metrics of each group of `subgroup_levels` that has both outcomes."""
+    ids = np.asarray(patients)
+    found = []
+    for (attribute, level), mask in subgroup_levels(frame).items():
+        positives = int(labels[mask].sum())
+        if 0 < positives < int(mask.sum()):
+            estimates = evaluate(labels[mask], scores[mask], threshold, ids[mask], seed=seed, resamples=resamples)
+            found.append(
+                Subgroup(attribute, level, int(mask.sum()), positives, {name: estimates[name] for name in names})
+            )
+    return found
+
+
+def as_plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Estimates as a structure that JSON can hold."""
+    return {name: asdict(estimate) for name, estimate in estimates.items()}

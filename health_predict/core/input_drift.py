@@ -1,0 +1,361 @@
+"""Do the encounters of a batch look like those of a reference? One decision over all columns.
+
+Each column is cut into a few cells: frequent levels, chapters of rare diagnoses, intervals of counts, missing,
+and one for all else. A column's statistic is Pearson's chi-square between the shares of batch and reference;
+its cube root is nearly normal (Wilson and Hilferty 1931, doi:10.1073/pnas.17.12.684), which makes columns with
+few and many cells comparable. The batch is called different when the largest of these z values is larger than
+in all but a share `alpha` of resamples of the reference, so columns that depend on each other are counted as
+they are and looking at 47 columns does not raise the false alarms.
+
+Apart from that decision, missing-value switches, new and vanished levels are named: they are questions to those
+who supply the data, not evidence about patients.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from health_predict.core.columns import FEATURES, MISSING, Column, Kind, icd9_chapter
+
+Floats = npt.NDArray[np.float64]
+
+RARE = 0.01  # a level below this share is pooled; also the floor of a cell's expected share
+OTHER = "other levels"
+SIZES = (500, 2000, 5000)  # rows of the resampled batches; thresholds in between are interpolated
+_QUANTILES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+_LEAST_SHARE = 1e-4  # of an empty cell in the population stability index
+_MISSING_STEP = 0.05  # change of the share of missing values that is named
+_LEVEL_STEP = 0.005  # share of rows with levels never seen that is named
+_VANISHED = 0.02  # share of a level that is named when it stops to occur
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """How one column is cut, and the reference's share of rows in each cell."""
+
+    column: str
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+    levels: Mapping[str, int] = field(default_factory=dict)  # level or `chapter:<name>` to cell
+    edges: tuple[int, ...] = ()  # of a count: cell i holds values up to edges[i]
+    seen: Mapping[str, float] = field(default_factory=dict)  # share of each value in the reference
+    unseen_expected: float = 0.0  # share of rows with new values to expect without drift
+
+    def cell(self, value: str) -> int:
+        """Cell of a value in its text form. Raises ValueError for a count that is not an integer."""
+        if self.edges:
+            return bisect_left(self.edges, int(value))
+        found = self.levels.get(value)
+        if found is None and self.column.startswith("diag_"):
+            found = self.levels.get(f"chapter:{icd9_chapter(value)}")
+        return len(self.names) - 1 if found is None else found
+
+    @property
+    def missing(self) -> int | None:
+        """Cell of the missing values, if the column may lack them."""
+        return self.levels.get(MISSING)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A cell whose share changed."""
+
+    cell: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFinding:
+    """One column of a batch against the reference. `z` is comparable between columns; `psi` is the effect size."""
+
+    column: str
+    z: float
+    psi: float
+    alarm: bool
+    # The same with missing values left out: small when only the share of missing values changed.
+    z_recorded: float
+    moves: tuple[Move, ...]
+
+
+class QualityKind(StrEnum):
+    """What is odd about how a column was recorded."""
+
+    MISSING = "missing values"
+    NEW = "new levels"
+    VANISHED = "vanished levels"
+
+
+@dataclass(frozen=True, slots=True)
+class QualityFinding:
+    """A question to the supplier of the data, as a sentence; `before` and `after` are shares of rows."""
+
+    kind: QualityKind
+    column: str
+    before: float
+    after: float
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputFindings:
+    """The decision over all columns (`alarm`, with its calibrated p value) and each column, largest z first."""
+
+    alarm: bool
+    p_value: float
+    largest_z: float
+    threshold: float
+    columns: tuple[ColumnFinding, ...]
+    quality: tuple[QualityFinding, ...]
+
+
+@dataclass(frozen=True)
+class InputReference:
+    """The reference's shares and, by batch size, the largest z of resamples without drift (sorted)."""
+
+    rows: int
+    cells: tuple[Cells, ...]
+    largest: Mapping[int, tuple[float, ...]]
+
+    @classmethod
+    def fit(cls, frame: pd.DataFrame, *, seed: int = 0, draws: int = 1000) -> Self:
+        """From a cohort frame of at least one row; other columns than features are ignored."""
+        coded = [_code(frame[column.name], column) for column in FEATURES if column.name in frame.columns]
+        cells = tuple(cell for cell, _ in coded)
+        return cls(len(frame), cells, _null(cells, [codes for _, codes in coded], seed, draws))
+
+    def compare(self, frame: pd.DataFrame, *, alpha: float = 0.01) -> InputFindings:
+        """A batch of n rows against the reference. `alpha`: the share of clean batches that may alarm.
+
+        Raises ValueError for an empty batch and KeyError for a column that the reference has and the batch lacks.
+        """
+        n = len(frame)
+        if n == 0:
+            raise ValueError("an empty batch cannot be compared")
+        scale = n * self.rows / (n + self.rows)
+        threshold = self._between(n, lambda largest: float(np.quantile(largest, 1 - alpha)))
+        columns: list[ColumnFinding] = []
+        quality: list[QualityFinding] = []
+        for cells in self.cells:
+            codes, values = pd.factorize(frame[cells.column].to_numpy(dtype=object))
+            counts = np.bincount(codes, minlength=len(values))
+            shares = np.bincount([cells.cell(value) for value in values], counts, len(cells.names)) / n
+            columns.append(_column(cells, shares, scale, threshold))
+            quality += _quality(cells, dict(zip(values, counts.tolist(), strict=True)), n, self.rows)
+        columns.sort(key=lambda finding: -finding.z)
+        largest = columns[0].z if columns else 0.0
+        p_value = self._between(n, lambda null: (1 + sum(value >= largest for value in null)) / (1 + len(null)))
+        return InputFindings(
+            largest > threshold,
+            round(p_value, 5),
+            round(largest, 3),
+            round(threshold, 3),
+            tuple(columns),
+            tuple(quality),
+        )
+
+    def _between(self, n: int, of: Any) -> float:
+        sizes = sorted(self.largest)
+        return float(np.interp(math.log(n), np.log(sizes), [of(self.largest[size]) for size in sizes]))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain structure for `from_json`."""
+        return {
+            "rows": self.rows,
+            "cells": [asdict(cells) for cells in self.cells],
+            "largest": {str(size): list(values) for size, values in self.largest.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(
+            data["rows"],
+            tuple(
+                Cells(
+                    **{**entry, **{name: tuple(entry[name]) for name in ("names", "shares", "edges")}},
+                )
+                for entry in data["cells"]
+            ),
+            {int(size): tuple(values) for size, values in data["largest"].items()},
+        )
+
+
+def psi(before: Floats, after: Floats) -> float:
+    """Population stability index of two vectors of shares; empty cells count as 0.01 %.
+
+    Source: Siddiqi, Credit Risk Scorecards, 2006, chapter 9.
+    """
+    a, b = np.maximum(before, _LEAST_SHARE), np.maximum(after, _LEAST_SHARE)
+    return float(((b - a) * np.log(b / a)).sum())
+
+
+def standardised(before: Floats, after: Floats, scale: float) -> Floats:
+    """z of the chi-square between shares, over the last axis. `scale`: n m / (n + m) for samples of n and m rows.
+
+    The expected share is floored at RARE, so that a few rows in a rare cell raise no alarm.
+    """
+    chi_square = scale * ((after - before) ** 2 / np.maximum(before, RARE)).sum(axis=-1)
+    freedom = max(1, before.shape[-1] - 1)
+    normal: Floats = (np.cbrt(chi_square / freedom) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    return normal
+
+
+def _code(series: pd.Series[str], column: Column) -> tuple[Cells, npt.NDArray[np.int64]]:
+    """The cells of one reference column and the cell of each of its rows."""
+    codes, values = pd.factorize(series.to_numpy(dtype=object))
+    counts = np.bincount(codes, minlength=len(values))
+    share = {str(value): count / len(series) for value, count in zip(values, counts, strict=True)}
+    # Good 1953, doi:10.1093/biomet/40.3-4.237: new values come as often as values seen once.
+    unseen = float((counts == 1).sum()) / len(series)
+    names: list[str]
+    levels: dict[str, int] = {}
+    edges: tuple[int, ...] = ()
+    if column.kind is Kind.COUNT:
+        numbers = np.array([int(value) for value in values])[codes]
+        inner = np.unique(np.quantile(numbers, _QUANTILES, method="inverted_cdf").astype(int))
+        edges = tuple(int(edge) for edge in inner)
+        lows = [None, *(edge + 1 for edge in edges)]
+        names = [
+            f"up to {high}" if low is None else f"{low} and over" if high is None else _span(low, high)
+            for low, high in zip(lows, [*edges, None], strict=True)
+        ]
+    else:
+        names = [level for level in sorted(share) if share[level] >= RARE or level == MISSING]
+        if column.nullable and MISSING not in names:
+            names.append(MISSING)
+        levels = {level: i for i, level in enumerate(names)}
+        if column.kind is Kind.ICD9:
+            chapters: dict[str, float] = {}
+            for level, part in share.items():
+                if level not in levels:
+                    chapters[icd9_chapter(level)] = chapters.get(icd9_chapter(level), 0.0) + part
+            for chapter in sorted(chapter for chapter, part in chapters.items() if part >= RARE):
+                levels[f"chapter:{chapter}"] = len(names)
+                names.append(f"other {chapter} codes")
+        names.append(OTHER)
+    cells = Cells(column.name, tuple(names), (), levels, edges, share, unseen)
+    by_row = np.array([cells.cell(str(value)) for value in values], dtype=np.int64)[codes]
+    shares = tuple((np.bincount(by_row, minlength=len(names)) / len(series)).tolist())
+    return Cells(column.name, tuple(names), shares, levels, edges, share, unseen), by_row
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _null(
+    cells: Sequence[Cells], codes: Sequence[npt.NDArray[np.int64]], seed: int, draws: int
+) -> dict[int, tuple[float, ...]]:
+    """The largest z over the columns in resampled batches of each size.
+
+    A batch drawn with replacement against the reference itself has, scaled by its rows, the distribution of two
+    samples scaled by n m / (n + m).
+    """
+    from scipy.sparse import csr_matrix
+
+    rows = len(codes[0])
+    starts = np.cumsum([0, *(len(cell.names) for cell in cells)])
+    positions = np.concatenate([start + code for start, code in zip(starts, codes, strict=False)])
+    membership = csr_matrix(
+        (np.ones(len(positions), dtype=np.float32), (positions, np.tile(np.arange(rows), len(codes)))),
+        shape=(int(starts[-1]), rows),
+    )
+    random = np.random.default_rng(seed)
+    largest: dict[int, tuple[float, ...]] = {}
+    for size in SIZES:
+        found: list[Floats] = []
+        for first in range(0, draws, 250):  # a part at a time bounds the memory
+            weights = np.stack(
+                [np.bincount(random.integers(0, rows, size), minlength=rows) for _ in range(min(250, draws - first))],
+                axis=1,
+            ).astype(np.float32)
+            shares = np.asarray(membership @ weights, dtype=np.float64).T / size
+            z = [
+                standardised(np.array(cell.shares), shares[:, start : start + len(cell.names)], size)
+                for start, cell in zip(starts, cells, strict=False)
+            ]
+            found.append(np.max(z, axis=0))
+        largest[size] = tuple(np.round(np.sort(np.concatenate(found)), 4).tolist())
+    return largest
+
+
+def _column(cells: Cells, after: Floats, scale: float, threshold: float) -> ColumnFinding:
+    before = np.array(cells.shares)
+    z = float(standardised(before, after, scale))
+    z_recorded = z
+    if cells.missing is not None:
+        kept = np.arange(len(before)) != cells.missing
+        old, new = before[kept].sum(), after[kept].sum()
+        # Without recorded values on one side there is nothing to compare.
+        comparable = min(old, new) > 0
+        z_recorded = (
+            float(standardised(before[kept] / old, after[kept] / new, scale * min(old, new))) if comparable else 0.0
+        )
+    order = np.argsort(-np.abs(after - before), kind="stable")[:3]
+    moves = tuple(Move(cells.names[i], round(float(before[i]), 5), round(float(after[i]), 5)) for i in order)
+    moved = tuple(move for move in moves if move.before != move.after)
+    return ColumnFinding(
+        cells.column, round(z, 3), round(psi(before, after), 5), z > threshold, round(z_recorded, 3), moved
+    )
+
+
+def _quality(cells: Cells, counts: Mapping[str, int], n: int, rows: int) -> list[QualityFinding]:
+    findings = []
+    column = cells.column
+    if cells.missing is not None:
+        before, after = cells.seen.get(MISSING, 0.0), counts.get(MISSING, 0) / n
+        pooled = (before * rows + after * n) / (rows + n)
+        error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / rows))
+        if abs(after - before) >= _MISSING_STEP and abs(after - before) > 4 * error:
+            word = "rose" if after > before else "fell"
+            findings.append(
+                QualityFinding(
+                    QualityKind.MISSING,
+                    column,
+                    before,
+                    after,
+                    f"{column}: the share of missing values {word} from {before:.1%} to {after:.1%}. "
+                    "A change of recording is likelier than a change of patients.",
+                )
+            )
+    new = {value: count for value, count in counts.items() if value != MISSING and value not in cells.seen}
+    total = sum(new.values())
+    # Poisson tail by its normal approximation, four standard errors above what chance brings.
+    expected = n * cells.unseen_expected
+    if not cells.edges and total / n >= _LEVEL_STEP and total > expected + 4 * math.sqrt(expected + 1):
+        examples = ", ".join(sorted(new, key=lambda value: (-new[value], value))[:4])
+        findings.append(
+            QualityFinding(
+                QualityKind.NEW,
+                column,
+                0.0,
+                total / n,
+                f"{column}: {total:,} encounters ({total / n:.1%}) have levels that the reference never had "
+                f"({examples}{', …' if len(new) > 4 else ''}).",
+            )
+        )
+    for value, share in cells.seen.items():
+        # Only where its absence cannot be chance: fewer than one batch in a million lacks it.
+        if value != MISSING and share >= _VANISHED and value not in counts and n * share > 14:
+            if counts.get(MISSING, 0) == n:
+                break  # said already: everything is missing
+            findings.append(
+                QualityFinding(
+                    QualityKind.VANISHED,
+                    column,
+                    share,
+                    0.0,
+                    f"{column}: {value} no longer occurs; it was {share:.1%} of the reference.",
+                )
+            )
+    return findings
