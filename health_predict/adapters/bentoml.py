@@ -1,0 +1,237 @@
+"""Bentos: an ordinary one for each compiled model version, the same bytes each time.
+
+BentoML builds it, in a process and a store of its own, so that nothing half built ever stands where a finished
+Bento is looked for. What BentoML adds by the clock is replaced, and the result moves to its place in one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from health_predict.adapters.locks import only_one
+from health_predict.adapters.storage import disk_error, whole_file
+from health_predict.core import columns, content, row_encoder
+from health_predict.core.compiled_model import CompiledModel
+from health_predict.core.content import archive, content_digest
+from health_predict.core.errors import StateError
+
+log = logging.getLogger(__name__)
+
+NAME = "readmission"
+SOURCE = Path(__file__).resolve().parents[2] / "bentos" / NAME
+PACKAGE = "readmission_service"
+# Copied into the Bento under the name of its own package: a health-predict installed beside it must not replace them.
+CORE_MODULES = (columns, row_encoder, content)
+ROOTS = ("bentoml", "httptools", "msgspec", "numpy", "onnxruntime", "prometheus-client", "uvloop")
+BUILD_SECONDS = 300
+WORKSHOP = ".building-"
+OPTIONS = "options.json"
+# BentoML asks for uv, and installs it when there is none, even where nothing is to be locked: every version is exact.
+# Not the command line: that refuses a folder below a hidden one, such as `.health-predict`.
+BUILD_PROGRAM = f"""
+import bentoml, json, pathlib
+import bentoml._internal.configuration as configuration
+configuration.get_uv_command = lambda: []
+options = json.loads(pathlib.Path("../{OPTIONS}").read_text(encoding="utf-8"))
+bentoml.bentos.build("service:Readmission", include=["*"], python={{"lock_packages": False}}, build_ctx=".", **options)
+"""
+# BentoML wants a time in a Bento; the same version must give the same bytes.
+CREATED = "1980-01-01T00:00:00+00:00"
+
+
+@dataclass(frozen=True, slots=True)
+class Bento:
+    """A finished Bento: its tag, the digest of its content, and its folder."""
+
+    tag: str
+    digest: str
+    folder: Path
+
+
+class BentoStore:
+    """BentoML's store of Bentos in `home` (its BENTOML_HOME)."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def folder(self, tag: str) -> Path:
+        """Where a Bento lies, whether it is there or not."""
+        name, _, number = tag.partition(":")
+        return self.home / "bentos" / name / number
+
+    def find(self, tag: str, digest: str) -> Bento | None:
+        """The Bento of this tag if it is there and undamaged."""
+        folder = self.folder(tag)
+        if not (folder / "bento.yaml").is_file() or content_digest(folder) != digest:
+            return None
+        return Bento(tag, digest, folder)
+
+    def build(
+        self, tag: str, compiled: CompiledModel, identity: Mapping[str, Any], golden: list[dict[str, Any]]
+    ) -> Bento:
+        """Build a Bento, replacing one of the same tag.
+
+        `identity` holds the fields of the service's `Identity` but for the tag, the family and the threshold.
+        Raises StateError when BentoML refuses, UnreachableError when the disk does.
+        """
+        with only_one(self.home, BUILD_SECONDS):
+            try:
+                folder = self._build(tag, compiled, identity, golden)
+            except OSError as error:
+                raise disk_error(error, self.home) from error
+        bento = Bento(tag, content_digest(folder), folder)
+        log.info("built %s, %s", bento.tag, bento.digest)
+        return bento
+
+    def _build(
+        self, tag: str, compiled: CompiledModel, identity: Mapping[str, Any], golden: list[dict[str, Any]]
+    ) -> Path:
+        folder = self.folder(tag)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in self.home.glob(f"{WORKSHOP}*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=WORKSHOP, dir=self.home) as workshop:
+            source = Path(workshop) / "source"
+            write_source(source, tag, compiled, identity, golden)
+            built = _built(Path(workshop) / "home", source, tag)
+            _normalise(built, source)
+            if folder.exists():
+                folder.rename(Path(workshop) / "replaced")
+            built.rename(folder)
+        with whole_file(folder.parent / "latest") as temporary:
+            temporary.write_text(folder.name, encoding="utf-8")
+        return folder
+
+
+def bento_tag(model_version: str, identity: Mapping[str, Any]) -> str:
+    """Tag of the Bento of a model version: it changes with the model and with the service's code and libraries."""
+    digest = hashlib.sha256(json.dumps([identity, requirements()], sort_keys=True).encode())
+    for name, text in sorted(service_files().items()):
+        digest.update(f"{name}\0{len(text)}\0{text}".encode())
+    return f"{NAME}:v{model_version}-{digest.hexdigest()[:12]}"
+
+
+def service_files() -> dict[str, str]:
+    """The service's source files by their name in the Bento. Raises StateError when they are not installed."""
+    if not (SOURCE / "service.py").is_file():
+        raise StateError(f"{SOURCE} holds no service.py", "run from a clone of the repository or its image")
+    files = {
+        path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8")
+        for path in SOURCE.rglob("*")
+        if path.suffix in (".py", ".md") and "__pycache__" not in path.parts
+    }
+    for module in CORE_MODULES:
+        path = Path(str(module.__file__))
+        files[f"{PACKAGE}/{path.name}"] = path.read_text(encoding="utf-8")
+    return {name: text.replace("from health_predict.core.", f"from {PACKAGE}.") for name, text in files.items()}
+
+
+def write_source(
+    folder: Path, tag: str, compiled: CompiledModel, identity: Mapping[str, Any], golden: list[dict[str, Any]]
+) -> None:
+    """Write everything that the Bento's `src` folder will hold, and beside it BentoML's options for the build."""
+    files = service_files()
+    files["requirements.txt"] = "".join(f"{line}\n" for line in requirements())
+    complete = {**identity, "bento_tag": tag, "family": compiled.family, "threshold": compiled.threshold}
+    files["identity.json"] = _json(complete)
+    files["encoder.json"] = _json(compiled.encoder.to_json())
+    files["golden.json"] = _json(golden)
+    files["contract.json"] = _json([asdict(column) for column in columns.FEATURES])
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (folder / "model.onnx").write_bytes(compiled.graph)
+    labels = {
+        name: str(complete[name]) for name in ("model_version", "run_id", "dataset_digest", "git_commit", "family")
+    }
+    options = {"name": NAME, "version": tag.partition(":")[2], "labels": labels}
+    (folder.parent / OPTIONS).write_text(_json(options), encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def requirements() -> list[str]:
+    """Exact versions of the installed serving libraries and of all they need, `name==version`, sorted."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    waiting: list[tuple[str, frozenset[str]]] = [(name, frozenset()) for name in ROOTS]
+    visited: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in visited:
+            continue
+        visited.add((name, extras))
+        try:
+            found[canonicalize_name(name)] = version(name)
+            needed = distribution(name).requires or []
+        except PackageNotFoundError:
+            if name in ROOTS:
+                raise StateError(
+                    f"{name} is not installed", "install the serving libraries: pip install 'health-predict[serving]'"
+                ) from None
+            continue
+        for text in needed:
+            requirement = Requirement(text)
+            environments: list[dict[str, str]] = [{"extra": extra} for extra in ("", *sorted(extras))]
+            if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
+                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return sorted(f"{name}=={number}" for name, number in found.items())
+
+
+def _built(home: Path, source: Path, tag: str) -> Path:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("BENTOML_", "HEALTH_PREDICT_"))},
+        "BENTOML_HOME": str(home),
+        "BENTOML_DO_NOT_TRACK": "true",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    # -P: the working folder is no place to import from.
+    command = [sys.executable, "-P", "-c", BUILD_PROGRAM]
+    try:
+        done = subprocess.run(
+            command, cwd=source, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise StateError(f"bentoml build took longer than {BUILD_SECONDS} s", "run the stage again") from None
+    folder = BentoStore(home).folder(tag)
+    if done.returncode or not folder.is_dir():
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise StateError(
+            f"bentoml build failed: {lines[-1] if lines else f'exit code {done.returncode}'}",
+            "run it by hand on bentos/readmission to see all of its output",
+        )
+    return folder
+
+
+def _normalise(folder: Path, source: Path) -> None:
+    """Replace what depends on the time or the place of the build."""
+    description = folder / "bento.yaml"
+    text = description.read_text(encoding="utf-8")
+    text = re.sub(r"^creation_time: .*$", f"creation_time: '{CREATED}'", text, flags=re.MULTILINE)
+    description.write_text(text.replace(str(source), "."), encoding="utf-8")
+    for cache in sorted(folder.rglob("__pycache__")):
+        shutil.rmtree(cache)
+
+
+def pack(bento: Bento, file: Path) -> None:
+    """Write the Bento's archive, of which its digest is the SHA-256."""
+    with file.open("wb") as sink:
+        archive(bento.folder, sink)

@@ -1,0 +1,39 @@
+"""Git: which commit of this code runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+UNKNOWN = "unknown"
+
+
+def commit() -> str:
+    """The commit of the checkout this package lies in, with `-dirty` when files differ from it.
+
+    `unknown` where there is no git or no checkout; an image sets HEALTH_PREDICT_GIT_COMMIT instead.
+    """
+    folder = Path(__file__).parents[2]
+    # Installed into site-packages of some other repository, git would name that one's commit.
+    if not (folder / "pyproject.toml").is_file():
+        return UNKNOWN
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN
+    return found.stdout.strip() or UNKNOWN
+
+
+def contains(found: str) -> bool | None:
+    """Whether the checkout this package lies in has a commit; None where there is none to ask."""
+    folder = Path(__file__).parents[2]
+    if commit() == UNKNOWN:
+        return None
+    command = ["git", "-C", str(folder), "cat-file", "-e", f"{found}^{{commit}}"]
+    return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0

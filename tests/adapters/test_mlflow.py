@@ -1,0 +1,164 @@
+"""A real MLflow on SQLite."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.pipeline import Pipeline
+
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.core.cohort import target
+from health_predict.core.errors import StateError, UnreachableError
+from health_predict.core.families import FAMILIES
+from health_predict.core.features import EncounterFeatures
+from health_predict.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def pipelines(cohort: pd.DataFrame) -> dict[str, Pipeline]:
+    features = EncounterFeatures().fit(cohort)
+    rows, labels = features.transform(cohort), target(cohort)
+    small = {"RandomForest": {"n_estimators": 5}, "XGBoost": {"n_estimators": 5}, "LightGBM": {"n_estimators": 5}}
+    return {
+        name: Pipeline(
+            [
+                ("features", features),
+                ("estimator", family.fit({**family.first, **small.get(name, {})}, rows, labels, seed=1)),
+            ]
+        )
+        for name, family in FAMILIES.items()
+    }
+
+
+@pytest.fixture
+def tracking(settings: Settings) -> Tracking:
+    return Tracking(settings)
+
+
+def log_best(tracking: Tracking, pipeline: Pipeline, digest: str = "d1") -> str:
+    parent = tracking.start_search("search", {"search_digest": digest}, {"trials": 1})
+    return tracking.log_best(
+        parent,
+        "XGBoost",
+        pipeline,
+        {"search_digest": digest},
+        {"threshold": 0.5},
+        {"validation_f1": 0.3},
+        {"a.json": {"b": 1}},
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_saved_and_loaded(
+    tracking: Tracking, pipelines: dict[str, Pipeline], cohort: pd.DataFrame, family: str
+) -> None:
+    run_id = log_best(tracking, pipelines[family])
+    loaded = tracking.load_run_pipeline(run_id)
+    np.testing.assert_allclose(
+        loaded.predict_proba(cohort.head(50)), pipelines[family].predict_proba(cohort.head(50)), atol=1e-12
+    )
+    assert tracking.preprocessor_matches(run_id, loaded)
+    assert tracking.read_json(run_id, "a.json") == {"b": 1}
+
+
+def test_a_run_without_its_preprocessor_is_noticed(
+    tracking: Tracking, settings: Settings, pipelines: dict[str, Pipeline]
+) -> None:
+    # given a run whose preprocessor was lost
+    run_id = log_best(tracking, pipelines["XGBoost"])
+    loaded = tracking.load_run_pipeline(run_id)
+    for item in tracking._logged_models(run_id):
+        if item.name == "preprocessor":
+            shutil.rmtree(urlsplit(item.artifact_location).path)
+    # then it does not match
+    assert not tracking.preprocessor_matches(run_id, loaded)
+
+
+def test_a_preprocessor_of_another_fit_is_noticed(
+    tracking: Tracking, pipelines: dict[str, Pipeline], cohort: pd.DataFrame
+) -> None:
+    run_id = log_best(tracking, pipelines["XGBoost"])
+    other = Pipeline([("features", EncounterFeatures(400).fit(cohort)), ("estimator", None)])
+    assert not tracking.preprocessor_matches(run_id, other)
+
+
+def test_a_search_is_found_again_only_when_it_ended(tracking: Tracking) -> None:
+    parent = tracking.start_search("search", {"search_digest": "s"}, {})
+    assert tracking.finished_search("s") is None
+    tracking.log_trial(parent, "t", {"search_digest": "s"}, {"C": 1}, {"auc": 0.6})
+    tracking.end_search(parent, {"best_f1": 0.2})
+    found = tracking.finished_search("s")
+    assert found is not None
+    assert found.run_id == parent
+    assert found.metrics["best_f1"] == 0.2
+    assert [child.params["C"] for child in tracking.children(parent)] == ["1"]
+
+
+def test_runs_that_a_killed_process_left_are_ended(tracking: Tracking) -> None:
+    # given a search that ended, and one that did not
+    ended = tracking.start_search("a", {"search_digest": "s"}, {})
+    tracking.end_search(ended, {})
+    left = tracking.start_search("b", {"search_digest": "s"}, {})
+    # when they are looked after
+    assert tracking.end_abandoned("s") == 1
+    # then none is left running
+    assert tracking.run(left).status == "KILLED"
+    assert tracking.run(ended).status == "FINISHED"
+    assert tracking.end_abandoned("s") == 0
+
+
+def test_registering_twice_gives_one_version(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
+    run_id = log_best(tracking, pipelines["LogisticRegression"])
+    first = tracking.register(run_id, {"family": "x"}, "text")
+    second = tracking.register(run_id, {"family": "y"}, "text")
+    assert first.version == second.version == "1"
+    assert second.tags["family"] == "y"
+    other = tracking.register(log_best(tracking, pipelines["LogisticRegression"]), {}, "text")
+    assert [version.version for version in tracking.versions()] == [other.version, "1"]
+
+
+def test_aliases_move_and_go(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
+    assert tracking.by_alias(CHAMPION) is None
+    version = tracking.register(log_best(tracking, pipelines["LogisticRegression"]), {}, "text").version
+    tracking.set_alias(CHAMPION, version)
+    tracking.set_alias(CHALLENGER, version)
+    champion = tracking.by_alias(CHAMPION)
+    assert champion is not None
+    assert set(champion.aliases) == {CHAMPION, CHALLENGER}
+    tracking.delete_alias(CHALLENGER)
+    tracking.delete_alias(CHALLENGER)
+    assert tracking.by_alias(CHALLENGER) is None
+    assert tracking.by_alias(CHAMPION) is not None
+
+
+def test_what_is_absent_is_named(tracking: Tracking) -> None:
+    with pytest.raises(StateError, match="7"):
+        tracking.version("7")
+    with pytest.raises(StateError):
+        tracking.run("0" * 32)
+    with pytest.raises(StateError, match=r"evaluation\.json"):
+        tracking.read_json(tracking.start_search("s", {}, {}), "evaluation.json")
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(UnreachableError, match=uri) as caught:
+        Tracking(Settings(home=tmp_path, mlflow_tracking_uri=uri))
+    assert "HEALTH_PREDICT_MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(UnreachableError, match=r"mlflow\.db"):
+        Tracking(Settings(home=tmp_path))
