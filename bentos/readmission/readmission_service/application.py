@@ -1,0 +1,375 @@
+"""The HTTP interface as a small ASGI application.
+
+It stands in front of BentoML's own application, which keeps the life cycle, the workers and the command line.
+A request that is scored here passes none of BentoML's layers: they cost several times what the model does, and
+their timeout leaves a timer behind for each finished request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limited, not_json, violations
+from readmission_service.metrics import CONTENT_TYPE, Metrics
+from readmission_service.openapi import document
+from readmission_service.page import page
+from readmission_service.prediction_log import Entry, PredictionLog
+from readmission_service.scorer import Identity, Scorer, new_ids
+from readmission_service.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MEBIBYTE = 1024 * 1024
+LIMITS = {"/predict": MEBIBYTE, "/predict/batch": 32 * MEBIBYTE}
+MAXIMUM_ROWS = 10_000
+# Rows between two looks at the other requests.
+PORTION = 512
+# How long a body may take to arrive, and how much of one that is too large is read before the refusal.
+BODY_SECONDS = {"/predict": 10.0, "/predict/batch": 30.0}
+DRAINED = 4
+# Large batches that wait would hold their bodies in memory.
+WAITING_BATCHES = 16
+
+JSON = (b"content-type", b"application/json")
+OTHER = "other"
+ROUTES = ("/predict", "/predict/batch", "/health", "/livez", "/readyz", "/metrics", "/docs.json", "/", OTHER)
+# What BentoML's own clients ask for.
+BENTOML_PATHS = ("/schema.json",)
+
+
+class RefusalError(Exception):
+    """A request that is answered with a problem and nothing else."""
+
+    def __init__(self, status: int, problem: str, *, close: bool = False) -> None:
+        super().__init__(problem)
+        self.status, self.problem, self.close = status, problem, close
+
+
+class DisconnectedError(Exception):
+    """The client went away before its body was complete."""
+
+
+class Application:
+    """Routes, and the model once `open` has loaded and checked it."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._scorer: Scorer | None = None
+        self._problem = "the model is being loaded"
+        self._identity: Identity | None = None
+        self._digest = ""
+        self._log: PredictionLog | None = None
+        self._metrics: Metrics | None = None
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._documents: dict[str, tuple[bytes, bytes]] = {}
+        self._batch_turn: asyncio.Lock | None = None
+        self._batches = 0
+        self._encode = msgspec.json.Encoder().encode
+        self._gets: dict[str, Callable[[], tuple[int, bytes, bytes]]] = {
+            "/health": self._health,
+            "/livez": lambda: (200, b"text/plain; charset=utf-8", b"ok\n"),
+            "/healthz": lambda: (200, b"text/plain; charset=utf-8", b"ok\n"),
+            "/readyz": self._ready,
+            "/metrics": self._metrics_text,
+            "/docs.json": lambda: self._document("/docs.json"),
+            "/": lambda: self._document("/"),
+        }
+        self._posts = {"/predict": self._predict, "/predict/batch": self._predict_batch}
+
+    def open(self, folder: Path, digest: Callable[[], str]) -> None:
+        """Load the model of `folder` and check its golden requests.
+
+        A model that fails stays out of service: `/livez` answers, `/readyz` says 503 and why.
+        """
+        try:
+            scorer = Scorer(folder)
+            self._identity = scorer.identity
+            self._digest = digest()
+            scorer.check()
+        except Exception as error:  # onnxruntime's have no base of their own
+            self._problem = f"the model cannot be served: {error}"
+            logger.error("%s", self._problem)
+            return
+        if self._metrics is None:
+            self._metrics = Metrics(ROUTES, scorer.names, self._settings.metrics_folder)
+        self._metrics.model(scorer.identity)
+        if self._settings.prediction_log is not None:
+            self._log = PredictionLog(
+                self._settings.prediction_log,
+                scorer.identity.model_version,
+                written=self._metrics.log_written.inc,
+                dropped=self._metrics.log_dropped.inc,
+            )
+        openapi = document(scorer.identity, maximum_rows=MAXIMUM_ROWS, limits=LIMITS)
+        self._documents = {
+            "/docs.json": (JSON[1], self._encode(openapi)),
+            "/": (b"text/html; charset=utf-8", page(scorer.identity, self._warning(), openapi)),
+        }
+        self._problem = ""
+        self._scorer = scorer
+
+    def close(self) -> None:
+        """Finish the prediction log."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def in_front_of(self, inner: Any) -> Any:
+        """An ASGI application that answers the routes here and leaves the rest to `inner`."""
+        return _Front(self, inner)
+
+    async def answer(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        start = time.perf_counter()
+        path, method = scope["path"], scope["method"]
+        route = path if path in LIMITS or path in self._documents or path in self._gets else OTHER
+        route = "/livez" if route == "/healthz" else route
+        kind, headers = JSON[1], []
+        try:
+            post = self._posts.get(path)
+            if post is not None:
+                if method != "POST":
+                    headers = [(b"allow", b"POST")]
+                    raise RefusalError(405, "use POST")
+                status, body = await post(scope, receive)
+            else:
+                get = self._gets.get(path)
+                if get is None:
+                    raise RefusalError(404, "no such path; GET / lists them")
+                if method not in ("GET", "HEAD"):
+                    headers = [(b"allow", b"GET, HEAD")]
+                    raise RefusalError(405, "use GET")
+                status, kind, body = get()
+        except RefusalError as refusal:
+            status, body = refusal.status, self._encode({"detail": refusal.problem})
+            if refusal.close:
+                headers = [*headers, (b"connection", b"close")]
+        except DisconnectedError:
+            return
+        except Exception as error:
+            # Messages of exceptions may hold values of the request: only the type and the place are logged.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("unexpected %s\n%s", type(error).__name__, place)
+            status, body = 500, self._encode({"detail": "internal error"})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+        metrics = self._metrics
+        if metrics is not None:
+            metrics.request(route, status)
+            metrics.latency[route].observe(time.perf_counter() - start)
+
+    # One encounter.
+
+    async def _predict(self, scope: Any, receive: Receive) -> tuple[int, bytes]:
+        body = await self._body(scope, receive, "/predict")
+        scorer, metrics = self._scorer, self._metrics
+        if scorer is None or metrics is None:
+            raise RefusalError(503, self._problem)
+        try:
+            encounter = DECODER.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return 422, self._encode({"detail": limited(violations(body))})
+        probability, unseen = scorer.score(msgspec.structs.astuple(encounter))
+        answer = scorer.answer(probability, new_ids(1)[0])
+        metrics.decisions[answer.prediction].inc()
+        metrics.probability.observe(probability)
+        for position in unseen:
+            metrics.unseen[position].inc()
+        if self._log is not None:
+            self._log.append(Entry(time.time(), answer.prediction_id, probability, answer.prediction, body, encounter))
+        return 200, self._encode(answer)
+
+    # Many encounters.
+
+    async def _predict_batch(self, scope: Any, receive: Receive) -> tuple[int, bytes]:
+        if self._batches >= WAITING_BATCHES:
+            raise RefusalError(503, "too many batches wait; try again later", close=True)
+        if self._batch_turn is None:
+            self._batch_turn = asyncio.Lock()
+        self._batches += 1
+        try:
+            body = await self._body(scope, receive, "/predict/batch")
+            # One at a time: they would only slow each other down.
+            async with self._batch_turn:
+                return await self._score_batch(body)
+        finally:
+            self._batches -= 1
+
+    async def _score_batch(self, body: bytes) -> tuple[int, bytes]:
+        scorer, metrics = self._scorer, self._metrics
+        if scorer is None or metrics is None:
+            raise RefusalError(503, self._problem)
+        try:
+            bodies = ROWS_DECODER.decode(body)
+        except msgspec.ValidationError:
+            return self._violated([Violation(("body",), "must be a list of encounters", "list_type")])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._violated([not_json(("body",))])
+        if len(bodies) > MAXIMUM_ROWS:
+            return self._violated([Violation(("body",), f"must have at most {MAXIMUM_ROWS} encounters", "too_long")])
+        encounters: list[Any] = []
+        wrong: list[Violation] = []
+        for index, one in enumerate(bodies):
+            if index % PORTION == 0:
+                await asyncio.sleep(0)
+            try:
+                encounters.append(DECODER.decode(one))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                wrong += violations(one, loc=("body", index))
+                if len(limited(wrong)) < len(wrong):
+                    break
+        if wrong:
+            return self._violated(wrong)
+        answers = []
+        for start in range(0, len(encounters), PORTION):
+            await asyncio.sleep(0)
+            rows = [msgspec.structs.astuple(encounter) for encounter in encounters[start : start + PORTION]]
+            scores, unseen = scorer.score_many(rows)
+            answers += [
+                scorer.answer(probability, identifier)
+                for probability, identifier in zip(scores.tolist(), new_ids(len(rows)), strict=True)
+            ]
+            metrics.probabilities(scores)
+            for position, count in unseen.items():
+                metrics.unseen[position].inc(count)
+        now = time.time()
+        positives = 0
+        for answer, one, encounter in zip(answers, bodies, encounters, strict=True):
+            positives += answer.prediction
+            if self._log is not None:
+                self._log.append(
+                    Entry(now, answer.prediction_id, answer.probability_score, answer.prediction, one, encounter)
+                )
+        metrics.decisions[1].inc(positives)
+        metrics.decisions[0].inc(len(answers) - positives)
+        return 200, self._encode(answers)
+
+    def _violated(self, found: list[Violation]) -> tuple[int, bytes]:
+        return 422, self._encode({"detail": limited(found)})
+
+    async def _body(self, scope: Any, receive: Receive, path: str) -> bytes:
+        """The whole body. Raises RefusalError for another type, a body that is too large or too slow."""
+        kind = b""
+        limit = LIMITS[path]
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                kind = value
+            elif name == b"content-length" and value.isdigit() and int(value[:20]) > limit:
+                await self._refuse_large(scope, receive, limit)
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                raise RefusalError(415, "send the body uncompressed", close=True)
+        if kind != b"application/json" and not _is_json(kind):
+            raise RefusalError(415, "send application/json in UTF-8", close=True)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise DisconnectedError
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False) and len(body) <= limit:
+            return body
+        try:
+            async with asyncio.timeout(BODY_SECONDS[path]):
+                parts, size, more = [body], len(body), message.get("more_body", False)
+                while more and size <= limit:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise DisconnectedError
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise RefusalError(408, f"the body took longer than {BODY_SECONDS[path]:.0f} s", close=True) from None
+        if size > limit:
+            await self._refuse_large(scope, receive, limit)
+        return b"".join(parts)
+
+    async def _refuse_large(self, scope: Any, receive: Receive, limit: int) -> None:
+        """Read some of what the client is still sending, or it would never see the answer; then refuse."""
+        waits = any(name == b"expect" for name, _ in scope["headers"])
+        try:
+            async with asyncio.timeout(5):
+                size, more = 0, not waits
+                while more and size < DRAINED * max(LIMITS.values()):
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            pass
+        raise RefusalError(413, f"the body is larger than {limit // MEBIBYTE} MiB", close=True)
+
+    # What the service says about itself.
+
+    def _warning(self) -> str:
+        if self._identity is None or self._identity.dataset_source == "uci":
+            return ""
+        if self._identity.dataset_source == "synthetic":
+            return "TRAINED ON SYNTHETIC DATA: the scores say nothing about real patients"
+        return f"trained on {self._identity.dataset_source} data, not on the published data set"
+
+    def _health(self) -> tuple[int, bytes, bytes]:
+        health: dict[str, Any] = {
+            "ready": self._scorer is not None,
+            "problem": self._problem,
+            "warning": self._warning(),
+            "since": self._since,
+        }
+        if self._identity is not None:
+            health |= msgspec.to_builtins(self._identity) | {"bento_digest": self._digest}
+        return (200 if self._scorer is not None else 503), JSON[1], self._encode(health)
+
+    def _ready(self) -> tuple[int, bytes, bytes]:
+        if self._scorer is None:
+            raise RefusalError(503, self._problem)
+        return 200, b"text/plain; charset=utf-8", b"ready\n"
+
+    def _metrics_text(self) -> tuple[int, bytes, bytes]:
+        if self._metrics is None:
+            raise RefusalError(503, self._problem)
+        return 200, CONTENT_TYPE.encode(), self._metrics.text()
+
+    def _document(self, path: str) -> tuple[int, bytes, bytes]:
+        if path not in self._documents:
+            raise RefusalError(503, self._problem)
+        return 200, *self._documents[path]
+
+
+def _is_json(kind: bytes) -> bool:
+    media, _, parameters = kind.lower().partition(b";")
+    charset = parameters.replace(b'"', b"").replace(b" ", b"")
+    return media.strip() == b"application/json" and charset in (b"", b"charset=utf-8", b"charset=utf8")
+
+
+class _Front:
+    """Middleware of BentoML's application, which it moves from its innermost to its outermost place."""
+
+    def __init__(self, application: Application, inner: Any) -> None:
+        self._application = application
+        self._inner = inner
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in BENTOML_PATHS:
+            await self._application.answer(scope, receive, send)
+            return
+        if scope["type"] == "lifespan":
+            outer = scope["app"]
+            if not isinstance(outer.middleware_stack, _Front):
+                outer.middleware_stack = _Front(self._application, outer.middleware_stack)
+        await self._inner(scope, receive, send)

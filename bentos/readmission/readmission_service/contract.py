@@ -1,0 +1,193 @@
+"""What a request may hold: one encounter as a flat JSON object under the dataset's own column names.
+
+Two readings of one contract. `DECODER` decides in microseconds whether a body is valid, by a type generated from
+the columns. Only when it is not does `violations` look again, slowly, to name everything that is wrong at once.
+No message repeats a value of the request: it may be a patient's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from health_predict.core.columns import FEATURES, ICD9_PATTERN, MISSING, Column, Kind
+
+MAXIMUM_TEXT = 100
+MAXIMUM_CODE = 999
+CODE = r"[1-9][0-9]{0,2}"
+# `\d` would take the digits of every script.
+DIAGNOSIS = ICD9_PATTERN.replace(r"\d", "[0-9]")
+# How many violations one answer lists: a hostile batch must not become a bigger answer.
+LONGEST_LIST = 1000
+# A wrong name is repeated to show the typing mistake, cut to this length.
+LONGEST_NAME = 64
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """One thing that is wrong with a request."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+
+
+def is_code(column: Column) -> bool:
+    """Whether the levels are numbers, which a client may write with or without quotes."""
+    return column.kind is Kind.OPEN_LEVEL and bool(column.levels) and column.levels[0].isdigit()
+
+
+def _exactly(pattern: str, *, nullable: bool) -> str:
+    # `$` would accept a line break at the end.
+    missing = "|[?]" if nullable else ""
+    return rf"^(?:{pattern}{missing})\Z"
+
+
+def _type_of(column: Column) -> Any:
+    if column.kind is Kind.COUNT:
+        kind: Any = Annotated[int, msgspec.Meta(ge=column.minimum, le=column.maximum)]
+    elif column.kind is Kind.LEVEL:
+        kind = Literal[(*column.levels, *((MISSING,) if column.nullable else ()))]
+    elif column.kind is Kind.ICD9:
+        kind = Annotated[str, msgspec.Meta(pattern=_exactly(DIAGNOSIS, nullable=column.nullable))]
+    elif is_code(column):
+        text = Annotated[str, msgspec.Meta(pattern=_exactly(CODE, nullable=column.nullable))]
+        kind = Annotated[int, msgspec.Meta(ge=1, le=MAXIMUM_CODE)] | text
+    else:
+        kind = Annotated[str, msgspec.Meta(min_length=1, max_length=MAXIMUM_TEXT)]
+    return kind | None if column.nullable else kind
+
+
+def _attribute(column: Column) -> str:
+    return column.name.replace("-", "_")
+
+
+Encounter = msgspec.defstruct(
+    "Encounter",
+    [
+        (_attribute(column), _type_of(column), None) if column.nullable else (_attribute(column), _type_of(column))
+        for column in FEATURES
+    ],
+    rename={_attribute(column): column.name for column in FEATURES},
+    forbid_unknown_fields=True,
+    frozen=True,
+    gc=False,
+    kw_only=True,
+)
+"""One valid encounter; its fields are in the order of `columns.FEATURES`."""
+
+DECODER = msgspec.json.Decoder(Encounter)
+# Finds where each encounter begins and ends, and whether the whole is JSON, without reading the values.
+ROWS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def violations(body: bytes | msgspec.Raw, *, loc: tuple[str | int, ...] = ("body",)) -> list[Violation]:
+    """Everything that is wrong with the JSON of one encounter; empty only for a valid one."""
+    try:
+        value = _any_json(bytes(body))
+    except RecursionError:
+        return [Violation(loc, "is nested too deeply; one flat object is expected", "json_invalid")]
+    except ValueError:
+        return [not_json(loc)]
+    if not isinstance(value, dict):
+        return [Violation(loc, "must be an object with one field for each column", "model_type")]
+    found = [violation for column in FEATURES for violation in _of_field(column, value, loc)]
+    known = {column.name for column in FEATURES}
+    found += [
+        Violation((*loc, _shown(name)), "is not a column of the contract; remove it", "extra_forbidden")
+        for name in value
+        if name not in known
+    ]
+    # Both readings agree, as a property test shows; should they ever not, the answer is still an answer.
+    return found or [not_json(loc)]
+
+
+def not_json(loc: tuple[str | int, ...]) -> Violation:
+    """The violation of a body that is no JSON at all."""
+    return Violation(loc, "is not valid JSON in UTF-8", "json_invalid")
+
+
+def limited(found: list[Violation]) -> list[Violation]:
+    """At most `LONGEST_LIST` violations, and a word about the rest."""
+    if len(found) <= LONGEST_LIST:
+        return found
+    return [*found[:LONGEST_LIST], Violation(("body",), "there are more violations than are listed", "truncated")]
+
+
+def _any_json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # The standard library also reads NaN, Infinity and 1e999, so that their field can be named.
+        return json.loads(body.decode("utf-8"))
+
+
+def _shown(name: str) -> str:
+    return name[:LONGEST_NAME].encode("utf-8", "replace").decode("utf-8")
+
+
+def _of_field(column: Column, encounter: dict[str, Any], loc: tuple[str | int, ...]) -> list[Violation]:
+    if column.name not in encounter:
+        if column.nullable:
+            return []
+        return [Violation((*loc, column.name), f"is required: {allowed(column)}", "missing")]
+    kind = _wrong(column, encounter[column.name])
+    return [Violation((*loc, column.name), f"must be {allowed(column)}", kind)] if kind else []
+
+
+def _wrong(column: Column, value: Any) -> str:
+    """The type of a field's violation; empty when there is none."""
+    if value is None:
+        return "" if column.nullable else "null_forbidden"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite_number"
+    if column.kind is Kind.COUNT:
+        return _wrong_number(value, column.minimum, column.maximum)
+    if is_code(column) and isinstance(value, int | float):
+        return _wrong_number(value, 1, MAXIMUM_CODE)
+    if not isinstance(value, str):
+        return "string_type"
+    if not _is_unicode(value):
+        return "string_unicode"
+    if column.nullable and value == MISSING:
+        return ""
+    if column.kind is Kind.LEVEL:
+        return "" if value in column.levels else "literal_error"
+    if column.kind is Kind.ICD9:
+        return "" if re.fullmatch(DIAGNOSIS, value) else "string_pattern_mismatch"
+    if is_code(column):
+        return "" if re.fullmatch(CODE, value) else "string_pattern_mismatch"
+    if not value:
+        return "string_too_short"
+    return "string_too_long" if len(value) > MAXIMUM_TEXT else ""
+
+
+def _wrong_number(value: Any, minimum: int, maximum: int) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return "int_type"
+    if value < minimum:
+        return "greater_than_equal"
+    return "less_than_equal" if value > maximum else ""
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can spell half of a surrogate pair, which no encoding can write.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def allowed(column: Column) -> str:
+    """What a field may hold, in words."""
+    if column.kind is Kind.COUNT:
+        text = f"a whole number from {column.minimum} to {column.maximum}"
+    elif column.kind is Kind.LEVEL:
+        text = f"one of {', '.join(column.levels)}"
+    elif column.kind is Kind.ICD9:
+        text = "an ICD-9 code such as 250.83, V57 or E909"
+    elif is_code(column):
+        text = f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
+    else:
+        text = f"text of 1 to {MAXIMUM_TEXT} characters"
+    return f"{text}; null, ? or absent when unknown" if column.nullable else text

@@ -1,0 +1,82 @@
+"""Prometheus metrics. Every label has a bounded set of values, whatever a client sends.
+
+With PROMETHEUS_MULTIPROC_DIR set, the workers of one endpoint share their counts and any of them gives the sum.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+
+from readmission_service.scorer import Identity
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+PROBABILITIES = tuple(round(0.05 * step, 2) for step in range(1, 21))
+prometheus_client.disable_created_metrics()  # as many series again, which nobody asks for
+BOUNDS = np.array(PROBABILITIES)
+PREFIX = "health_predict"
+
+
+class Metrics:
+    """The counts of this process."""
+
+    def __init__(self, routes: tuple[str, ...], columns: tuple[str, ...], shared: Path | None) -> None:
+        self._shared = shared
+        # A registry of its own, so that a process may hold several services.
+        self._registry = registry = CollectorRegistry()
+        requests = Counter(f"{PREFIX}_requests", "Answered requests", ("route", "status"), registry=registry)
+        latency = Histogram(
+            f"{PREFIX}_latency_seconds", "From request to answer", ("route",), buckets=LATENCIES, registry=registry
+        )
+        decisions = Counter(f"{PREFIX}_decisions", "Scored encounters", ("prediction",), registry=registry)
+        unseen = Counter(f"{PREFIX}_unseen", "Values that training never had", ("column",), registry=registry)
+        self.probability = Histogram(
+            f"{PREFIX}_probability", "Scored probabilities", buckets=PROBABILITIES, registry=registry
+        )
+        self.log_dropped = Counter(f"{PREFIX}_prediction_log_dropped", "Predictions not logged", registry=registry)
+        self.log_written = Counter(f"{PREFIX}_prediction_log_written", "Predictions logged", registry=registry)
+        self._model = Gauge(
+            f"{PREFIX}_model",
+            "1 for the model that is served",
+            ("model_version", "family", "dataset_source"),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._requests = requests
+        self._counted: dict[tuple[str, int], Any] = {}
+        self.latency = {route: latency.labels(route) for route in routes}
+        self.decisions = (decisions.labels("0"), decisions.labels("1"))
+        self.unseen = tuple(unseen.labels(column) for column in columns)
+
+    def request(self, route: str, status: int) -> None:
+        """Count an answer; both values come from the service, never from the client."""
+        counter = self._counted.get((route, status))
+        if counter is None:
+            counter = self._counted[route, status] = self._requests.labels(route, str(status))
+        counter.inc()
+
+    def probabilities(self, values: npt.NDArray[np.float32]) -> None:
+        """Observe many probabilities (n,) at once; prometheus_client itself takes one at a time."""
+        buckets = np.bincount(np.searchsorted(BOUNDS, values), minlength=len(BOUNDS) + 1)
+        for bucket, count in zip(self.probability._buckets, buckets.tolist(), strict=True):
+            if count:
+                bucket.inc(count)
+        self.probability._sum.inc(float(values.sum(dtype=np.float64)))
+
+    def model(self, identity: Identity) -> None:
+        """Tell which model is served."""
+        self._model.labels(identity.model_version, identity.family, identity.dataset_source).set(1)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        if self._shared is None:
+            return prometheus_client.generate_latest(self._registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, path=str(self._shared))
+        return prometheus_client.generate_latest(registry)

@@ -1,0 +1,87 @@
+"""The page at `/`: what can be asked, in one self-contained HTML file."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import Any
+
+from readmission_service.scorer import Identity
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}code,pre,textarea{font:13px/1.45 monospace}
+table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #d0d7de;
+vertical-align:top}textarea{width:100%;height:16rem;box-sizing:border-box}button{padding:.4rem 1rem}
+.warning{background:#b42318;color:#fff;padding:.6rem 1rem;font-weight:600}
+pre{background:#f6f8fa;padding:.8rem;overflow:auto}
+@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}td,th{border-color:#30363d}
+pre{background:#161b22}
+textarea{background:#161b22;color:#e6edf3}}
+"""
+SCRIPT = """
+document.querySelector('form').addEventListener('submit', async event => {
+  event.preventDefault();
+  const output = document.querySelector('output pre');
+  try {
+    const answer = await fetch('predict', {method: 'POST', headers: {'content-type': 'application/json'},
+      body: document.querySelector('textarea').value});
+    output.textContent = answer.status + '\\n' + JSON.stringify(await answer.json(), null, 2);
+  } catch (error) { output.textContent = String(error); }
+});
+"""
+
+
+def page(identity: Identity, warning: str, openapi: dict[str, Any]) -> bytes:
+    """The page as UTF-8; `openapi` is the document it shows."""
+    operations = [
+        (method.upper(), path, operation["summary"], ", ".join(operation["responses"]))
+        for path, methods in openapi["paths"].items()
+        for method, operation in methods.items()
+    ]
+    encounter = openapi["components"]["schemas"]["Encounter"]
+    fields = [
+        (name, "yes" if name in encounter["required"] else "", _range(schema), schema["description"])
+        for name, schema in encounter["properties"].items()
+    ]
+    example = openapi["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    banner = f'<p class="warning" role="alert">{escape(warning)}</p>' if warning else ""
+    title = escape(openapi["info"]["title"])
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{STYLE}</style></head><body>
+<h1>{title}</h1><p>Model version {escape(identity.model_version)}, {escape(identity.family)},
+<code>{escape(identity.bento_tag)}</code></p>{banner}
+<p>{escape(openapi["info"]["description"])}</p>
+<h2>Paths</h2>{_table(("Method", "Path", "", "Answers"), operations)}
+<p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
+<h2>Try it</h2><form><label for="body">POST /predict</label>
+<textarea id="body" spellcheck="false">{escape(json.dumps(example, indent=2))}</textarea>
+<p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
+<h2>Fields of an encounter</h2>{_table(("Field", "Required", "Values", ""), fields)}
+<script>{SCRIPT}</script></body></html>
+""".encode()
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    header = "".join(f"<th>{escape(text)}</th>" for text in head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td><code>{escape(text)}</code></td>" if at < 2 else f"<td>{escape(text)}</td>"
+            for at, text in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _range(schema: dict[str, Any]) -> str:
+    if "minimum" in schema:
+        return f"{schema['minimum']} to {schema['maximum']}"
+    if "enum" in schema:
+        return ", ".join("null" if level is None else level for level in schema["enum"])
+    if "anyOf" in schema:
+        return "code, number or text"
+    return "ICD-9 code" if "pattern" in schema else "text"

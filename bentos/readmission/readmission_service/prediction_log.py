@@ -1,0 +1,189 @@
+"""The prediction log: one JSON line a prediction, written off the request path.
+
+Requests only append to a queue in memory. A thread writes them to a file under a temporary name and renames it
+when it is full, old, or when the service ends; so every file with its final name is whole. What a killed process
+left behind is finished by the next one that starts in the same folder, but for a torn last line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+logger = logging.getLogger(__name__)
+
+CAPACITY = 100_000
+PAUSE_SECONDS = 0.25
+# Lines written at once. Measured: smaller portions with rests between them cost more, by their many wake-ups.
+PORTION = 256
+FILE_BYTES = 16 * 1024 * 1024
+FILE_SECONDS = 60.0
+# A longer body is written anew from its values: it is mostly white space.
+LONGEST_BODY = 8192
+SUFFIX = ".jsonl"
+UNFINISHED = ".part"
+
+
+class Entry(msgspec.Struct, gc=False):
+    """A prediction that waits for the writer."""
+
+    time: float
+    id: str
+    probability: float
+    prediction: int
+    body: bytes | msgspec.Raw
+    """The encounter as the client sent it, valid JSON."""
+    encounter: Any
+
+
+class PredictionLog:
+    """Writes predictions into `folder`, one file at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model_version: str,
+        *,
+        written: Callable[[int], None] = lambda count: None,
+        dropped: Callable[[int], None] = lambda count: None,
+        capacity: int = CAPACITY,
+        file_bytes: int = FILE_BYTES,
+        file_seconds: float = FILE_SECONDS,
+    ) -> None:
+        self._folder = folder
+        self._version = msgspec.json.encode(model_version)
+        self._written, self._dropped = written, dropped
+        self._capacity, self._file_bytes, self._file_seconds = capacity, file_bytes, file_seconds
+        self._queue: deque[Entry] = deque()
+        self._encoder = msgspec.json.Encoder()
+        self._file: FileIO | None = None
+        self._path = folder
+        self._opened = 0.0
+        self._ending = threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def append(self, entry: Entry) -> None:
+        """Queue a prediction; it is dropped, and counted, when the disk is too far behind."""
+        if len(self._queue) >= self._capacity:
+            self._dropped(1)
+        else:
+            self._queue.append(entry)
+
+    def close(self, deadline: float = 10.0) -> None:
+        """Write what is queued and finish the file, within `deadline` seconds."""
+        self._ending.set()
+        self._thread.join(deadline)
+
+    def _run(self) -> None:
+        self._attempt(self._finish_orphans)
+        while not self._ending.wait(PAUSE_SECONDS):
+            self._attempt(self._write)
+        self._attempt(self._write)
+        self._attempt(self._rotate)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+            self._failing = False
+        except OSError as error:
+            # The queue holds what could not be written; it is tried again with the next step.
+            if not self._failing:
+                logger.warning("the prediction log cannot write to %s: %s", self._folder, error.strerror)
+            self._failing = True
+
+    def _write(self) -> None:
+        while self._queue:
+            if self._file is None:
+                self._open()
+            assert self._file is not None
+            portion = [self._queue[index] for index in range(min(len(self._queue), PORTION))]
+            self._append(b"".join(map(self._line, portion)))
+            for _ in portion:
+                self._queue.popleft()
+            self._written(len(portion))
+            if os.fstat(self._file.fileno()).st_size >= self._file_bytes:
+                self._rotate()
+        if self._file is not None and time.monotonic() - self._opened >= self._file_seconds:
+            self._rotate()
+
+    def _line(self, entry: Entry) -> bytes:
+        body = bytes(entry.body)
+        if len(body) > LONGEST_BODY or b"\n" in body or b"\r" in body:
+            body = self._encoder.encode(entry.encounter)
+        moment = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="microseconds")
+        return b'{"time":"%b","id":"%b","model_version":%b,"probability":%b,"prediction":%d,"features":%b}\n' % (
+            moment.encode(),
+            entry.id.encode(),
+            self._version,
+            repr(entry.probability).encode(),
+            entry.prediction,
+            body,
+        )
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        path = self._folder / f"predictions-{moment}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        unfinished = path.with_name(path.name + UNFINISHED)
+        file = unfinished.open("xb", buffering=0)
+        # Tells a later process that somebody still writes here.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not unfinished.exists():
+            # Another worker took it for an orphan before it was locked.
+            file.close()
+            self._open()
+            return
+        self._file, self._path, self._opened = file, path, time.monotonic()
+
+    def _append(self, lines: bytes) -> None:
+        """Write all of the lines or none."""
+        assert self._file is not None
+        start = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), start)
+            os.lseek(self._file.fileno(), start, os.SEEK_SET)
+            raise
+
+    def _rotate(self) -> None:
+        if self._file is not None:
+            self._publish(self._file.fileno(), self._path)
+            self._file.close()
+            self._file = None
+
+    @staticmethod
+    def _publish(descriptor: int, path: Path) -> None:
+        unfinished = path.with_name(path.name + UNFINISHED)
+        if os.fstat(descriptor).st_size == 0:
+            unfinished.unlink(missing_ok=True)
+            return
+        os.fsync(descriptor)
+        unfinished.replace(path)
+
+    def _finish_orphans(self) -> None:
+        for orphan in sorted(self._folder.glob(f"*{SUFFIX}{UNFINISHED}")):
+            try:
+                with orphan.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    end = file.read().rfind(b"\n") + 1
+                    file.truncate(end)
+                    self._publish(file.fileno(), orphan.with_name(orphan.name.removesuffix(UNFINISHED)))
+            except (BlockingIOError, FileNotFoundError):
+                continue

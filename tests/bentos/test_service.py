@@ -1,0 +1,811 @@
+"""The prediction service over its HTTP interface, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sklearn.pipeline import Pipeline
+
+from health_predict.adapters.bentoml import BentoStore, bento_tag, write_source
+from health_predict.core.cohort import target
+from health_predict.core.columns import BY_NAME, FEATURES, Kind
+from health_predict.core.compiled_model import CompiledModel, compile_pipeline, prove_parity
+from health_predict.core.families import FAMILIES
+from health_predict.core.features import EncounterFeatures
+from health_predict.stages.bento_build import golden_requests
+
+IDENTITY: dict[str, Any] = {
+    "model_name": "readmission",
+    "model_version": "7",
+    "run_id": "r",
+    "dataset_digest": "d",
+    "dataset_source": "uci",
+    "git_commit": "c",
+    "training_prevalence": 0.1,
+    "risk_cutoffs": [0.1, 0.15, 0.25],
+    "metrics": {},
+}
+JSON = {"content-type": "application/json"}
+REQUIRED = [column.name for column in FEATURES if not column.nullable]
+
+
+@pytest.fixture(scope="module")
+def pipeline(cohort: pd.DataFrame) -> Pipeline:
+    features = EncounterFeatures(minimum_rows=30).fit(cohort.head(2000))
+    family = FAMILIES["LightGBM"]
+    rows = features.transform(cohort.head(2000))
+    estimator = family.fit({**family.first, "n_estimators": 40}, rows, target(cohort.head(2000)), seed=1)
+    return Pipeline([("features", features), ("estimator", estimator)])
+
+
+@pytest.fixture(scope="module")
+def compiled(pipeline: Pipeline, cohort: pd.DataFrame) -> CompiledModel:
+    model = compile_pipeline(pipeline, 0.12)
+    parity = prove_parity(model, pipeline, cohort.iloc[2000:].reset_index(drop=True))
+    return CompiledModel(model.encoder, model.graph, parity.threshold, model.family)
+
+
+@pytest.fixture(scope="module")
+def golden(compiled: CompiledModel, cohort: pd.DataFrame) -> list[dict[str, Any]]:
+    return golden_requests(compiled, cohort, IDENTITY["risk_cutoffs"])
+
+
+Source = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def source(
+    compiled: CompiledModel, golden: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
+    """Writes the source folder of a Bento; the first one is where the service's modules come from."""
+
+    def write(**changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("bento") / "source"
+        identity = {**IDENTITY, **changes}
+        write_source(folder, bento_tag("7", identity), compiled, identity, golden)
+        return folder
+
+    folder = write()
+    sys.path.insert(0, str(folder))
+    yield lambda **changes: write(**changes) if changes else folder
+    sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name.split(".")[0] == "readmission_service"]:
+        del sys.modules[name]
+
+
+def module(name: str) -> Any:
+    return import_module(f"readmission_service.{name}")
+
+
+class Client:
+    """Asks an application without a network."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+
+        async def bentoml(scope: Any, receive: Any, send: Any) -> None:
+            raise AssertionError(f"{scope['path']} reached BentoML")
+
+        self._app = application.in_front_of(bentoml)
+
+    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def one() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=True)
+            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(one())
+
+    def get(self, path: str) -> httpx.Response:
+        return self.ask("GET", path)
+
+    def predict(self, body: Any) -> httpx.Response:
+        return self.ask("POST", "/predict", json=body)
+
+    def send(self, body: bytes, path: str = "/predict", **headers: str) -> httpx.Response:
+        return self.ask("POST", path, content=body, headers={**JSON, **headers})
+
+    def metric(self, name: str, **labels: str) -> float:
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in self.get("/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.partition("{")[0] == f"health_predict_{name}" and wanted <= set(
+                series.partition("{")[2].rstrip("}").split(",")
+            ):
+                return float(value)
+        return 0.0
+
+
+def open_client(folder: Path, **changes: Any) -> Client:
+    settings = module("settings").ServiceSettings(**{"prediction_log": None, "metrics_folder": None, **changes})
+    application = module("application").Application(settings)
+    application.open(folder, lambda: "sha256:content")
+    return Client(application)
+
+
+@pytest.fixture(scope="module")
+def client(source: Source) -> Client:
+    return open_client(source())
+
+
+@pytest.fixture
+def valid(client: Client) -> dict[str, Any]:
+    return dict(module("openapi").EXAMPLE)
+
+
+def violated(answer: httpx.Response) -> dict[str, str]:
+    """Type of each violation by the last part of its place."""
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"detail"}
+    assert all(set(item) == {"loc", "msg", "type"} for item in answer.json()["detail"])
+    return {str(item["loc"][-1]): item["type"] for item in answer.json()["detail"]}
+
+
+class TestPredict:
+    def test_a_valid_encounter(self, client: Client, valid: dict[str, Any]) -> None:
+        answer = client.predict(valid)
+        assert answer.status_code == 200
+        body = answer.json()
+        assert set(body) == {"prediction", "probability_score", "risk_group", "model_version", "prediction_id"}
+        assert body["prediction"] in (0, 1)
+        assert 0 <= body["probability_score"] <= 1
+        assert body["risk_group"] in ("low", "medium", "high", "very high")
+        assert body["model_version"] == "7"
+
+    def test_every_prediction_has_its_own_id(self, client: Client, valid: dict[str, Any]) -> None:
+        ids = [client.predict(valid).json()["prediction_id"] for _ in range(5)]
+        assert len(set(ids)) == 5
+        assert all(len(value) == 36 and value[14] == "4" and value[19] in "89ab" for value in ids)
+
+    def test_answers_are_those_of_the_pipeline(
+        self, client: Client, pipeline: Pipeline, compiled: CompiledModel, cohort: pd.DataFrame
+    ) -> None:
+        # given real rows with missing values and levels that training never had
+        frame = cohort.tail(200).reset_index(drop=True).copy()
+        frame.loc[:20, "medical_specialty"] = "Astrology"
+        frame.loc[10:30, "diag_1"] = "999.99"
+        expected = pipeline.predict_proba(frame)[:, 1]
+        rows = [encounter(frame, row) for row in range(len(frame))]
+        # when they are scored one by one and together
+        singly = [client.predict(row).json() for row in rows]
+        together = client.ask("POST", "/predict/batch", json=rows).json()
+        # then all three agree
+        for answers in (singly, together):
+            assert [one["probability_score"] for one in answers] == pytest.approx(expected, abs=1e-6)
+            assert [one["prediction"] for one in answers] == (expected >= compiled.threshold).astype(int).tolist()
+
+    def test_risk_groups_follow_the_cutoffs(self, client: Client) -> None:
+        scorer = client.application._scorer
+        groups = [scorer.answer(p, "").risk_group for p in (0.0, 0.0999, 0.1, 0.1499, 0.15, 0.2499, 0.25, 1.0)]
+        assert groups == ["low", "low", "medium", "medium", "high", "high", "very high", "very high"]
+
+    @pytest.mark.parametrize("column", [column.name for column in FEATURES if column.nullable])
+    def test_unknown_is_null_or_a_question_mark_or_absent(
+        self, client: Client, valid: dict[str, Any], column: str
+    ) -> None:
+        absent = {name: value for name, value in valid.items() if name != column}
+        answers = [client.predict(body) for body in (absent, {**valid, column: None}, {**valid, column: "?"})]
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        assert len({answer.json()["probability_score"] for answer in answers}) == 1
+
+    def test_codes_are_numbers_or_their_digits(self, client: Client, valid: dict[str, Any]) -> None:
+        names = ("admission_type_id", "discharge_disposition_id", "admission_source_id")
+        as_text = client.predict({**valid, **{name: str(valid[name]) for name in names}})
+        assert as_text.json()["probability_score"] == client.predict(valid).json()["probability_score"]
+
+    def test_unseen_levels_are_scored_and_counted(self, client: Client, valid: dict[str, Any]) -> None:
+        before = client.metric("unseen_total", column="medical_specialty")
+        assert client.predict({**valid, "medical_specialty": "Astrology"}).status_code == 200
+        batch = [{**valid, "medical_specialty": "Astrology"}, valid, {**valid, "medical_specialty": "Alchemy"}]
+        assert client.ask("POST", "/predict/batch", json=batch).status_code == 200
+        assert client.metric("unseen_total", column="medical_specialty") == before + 3
+
+    @pytest.mark.parametrize("code", ["999.99", "V99.9", "E999", "1"])
+    def test_an_unseen_diagnosis_is_scored(self, client: Client, valid: dict[str, Any], code: str) -> None:
+        assert client.predict({**valid, "diag_1": code}).status_code == 200
+
+    @pytest.mark.parametrize("age", ["[0-10)", "[90-100)"])
+    @pytest.mark.parametrize("days", [1, 14])
+    def test_boundaries_are_inside(self, client: Client, valid: dict[str, Any], age: str, days: int) -> None:
+        assert client.predict({**valid, "age": age, "time_in_hospital": days}).status_code == 200
+
+    def test_a_type_with_a_charset_is_accepted(self, client: Client, valid: dict[str, Any]) -> None:
+        body = json.dumps(valid).encode()
+        for kind in ("application/json; charset=utf-8", 'application/json;charset="UTF-8"', "APPLICATION/JSON"):
+            assert client.send(body, **{"content-type": kind}).status_code == 200
+
+
+def encounter(frame: pd.DataFrame, row: int) -> dict[str, Any]:
+    return {
+        column.name: int(frame[column.name][row]) if column.kind is Kind.COUNT else str(frame[column.name][row])
+        for column in FEATURES
+    }
+
+
+class TestViolations:
+    @pytest.mark.parametrize("name", REQUIRED)
+    def test_a_missing_field_is_named(self, client: Client, valid: dict[str, Any], name: str) -> None:
+        del valid[name]
+        assert violated(client.predict(valid)) == {name: "missing"}
+
+    @pytest.mark.parametrize("name", [column.name for column in FEATURES])
+    @pytest.mark.parametrize("wrong", [True, 1.5, [], {}, -1, ""])
+    def test_a_wrong_type_is_named(self, client: Client, valid: dict[str, Any], name: str, wrong: Any) -> None:
+        assert set(violated(client.predict({**valid, name: wrong}))) == {name}
+
+    @pytest.mark.parametrize(
+        ("name", "wrong", "kind"),
+        [
+            ("age", "[200-210)", "literal_error"),
+            ("age", "?", "literal_error"),
+            ("gender", None, "null_forbidden"),
+            ("time_in_hospital", 0, "greater_than_equal"),
+            ("time_in_hospital", 15, "less_than_equal"),
+            ("time_in_hospital", 3.0, "int_type"),
+            ("time_in_hospital", "3", "int_type"),
+            ("time_in_hospital", True, "int_type"),
+            ("number_inpatient", -1, "greater_than_equal"),
+            ("number_inpatient", 10**40, "less_than_equal"),
+            ("admission_type_id", 0, "greater_than_equal"),
+            ("admission_type_id", 1000, "less_than_equal"),
+            ("admission_type_id", "01", "string_pattern_mismatch"),
+            ("admission_type_id", "1\n", "string_pattern_mismatch"),
+            ("diag_1", "250.", "string_pattern_mismatch"),
+            ("diag_1", "250\n", "string_pattern_mismatch"),
+            ("diag_1", "٢٥٠", "string_pattern_mismatch"),
+            ("medical_specialty", "", "string_too_short"),
+            ("medical_specialty", "x" * 101, "string_too_long"),
+        ],
+    )
+    def test_an_impossible_value_is_named(
+        self, client: Client, valid: dict[str, Any], name: str, wrong: Any, kind: str
+    ) -> None:
+        assert violated(client.predict({**valid, name: wrong})) == {name: kind}
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+    def test_what_is_no_number_is_named(self, client: Client, valid: dict[str, Any], number: str) -> None:
+        valid["num_medications"] = "number"
+        body = json.dumps(valid).replace('"number"', number)
+        assert violated(client.send(body.encode())) == {"num_medications": "finite_number"}
+
+    def test_half_a_surrogate_is_named(self, client: Client, valid: dict[str, Any]) -> None:
+        body = json.dumps({**valid, "medical_specialty": "\ud800"}).encode()
+        assert violated(client.send(body)) == {"medical_specialty": "string_unicode"}
+
+    def test_all_are_listed_at_once(self, client: Client, valid: dict[str, Any]) -> None:
+        # given five different mistakes
+        valid |= {"age": "[200-210)", "num_procedures": -1, "num_medications": 2.5, "patient_nbr": 1}
+        del valid["gender"]
+        # then there are five violations
+        assert violated(client.predict(valid)) == {
+            "gender": "missing",
+            "age": "literal_error",
+            "num_procedures": "greater_than_equal",
+            "num_medications": "int_type",
+            "patient_nbr": "extra_forbidden",
+        }
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"{", b'{"a":1}x', b"\xff", b'{"a":"\xff"}', "{}".encode("utf-16"), b"\xef\xbb\xbf{}", b"1" * 5000],
+    )
+    def test_what_is_no_json(self, client: Client, body: bytes) -> None:
+        for path in ("/predict", "/predict/batch"):
+            assert violated(client.send(body, path)) in ({"body": "json_invalid"}, {"body": "list_type"})
+
+    @pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3", b"[" * 100_000, b'{"a":' * 100_000])
+    def test_what_is_no_object(self, client: Client, body: bytes) -> None:
+        assert violated(client.send(body))["body"] in ("model_type", "json_invalid")
+
+    def test_no_value_comes_back(self, client: Client, valid: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        secret = "Jane-Doe-1234"
+        bodies = [{**valid, column.name: secret} for column in FEATURES]
+        answers = [client.predict(body) for body in bodies]
+        answers.append(client.ask("POST", "/predict/batch", json=bodies))
+        assert all(secret not in answer.text for answer in answers)
+        assert secret not in caplog.text
+
+    def test_a_long_name_is_cut(self, client: Client, valid: dict[str, Any]) -> None:
+        answer = client.predict({**valid, "x" * 10_000: 1, "\u00e9": 1})
+        assert answer.status_code == 422
+        assert len(answer.text) < 500
+
+    # Both readings of the contract say the same about anything.
+    @hypothesis_settings(max_examples=300, deadline=None)
+    @given(
+        changes=st.dictionaries(
+            st.sampled_from([column.name for column in FEATURES]) | st.text(max_size=5),
+            st.none()
+            | st.booleans()
+            | st.integers(-3, 1005)
+            | st.floats()
+            | st.text(max_size=6)
+            | st.sampled_from(["?", "No", "250.8", "V5", "E1234.5", "[70-80)", "17", "None", ">8", "999", "1000"])
+            | st.lists(st.integers(), max_size=2),
+            max_size=4,
+        )
+    )
+    def test_fast_and_slow_reading_agree(self, client: Client, changes: dict[str, Any]) -> None:
+        contract = module("contract")
+        body = json.dumps({**module("openapi").EXAMPLE, **changes}).encode()
+        try:
+            contract.DECODER.decode(body)
+            accepted = True
+        except (contract.msgspec.DecodeError, UnicodeDecodeError):
+            accepted = False
+        found = contract.violations(body)
+        if accepted:
+            assert [item.type for item in found] == ["json_invalid"]  # the word for "nothing is wrong with a field"
+        else:
+            assert found
+            assert all(len(item.loc) == 2 for item in found), found
+
+
+class TestBatch:
+    def test_answers_come_in_order(self, client: Client, cohort: pd.DataFrame) -> None:
+        frame = cohort.head(1100).reset_index(drop=True)
+        rows = [encounter(frame, row) for row in range(len(frame))]
+        answers = client.ask("POST", "/predict/batch", json=rows).json()
+        picked = list(range(0, 1100, 100))
+        singly = [client.predict(rows[row]).json()["probability_score"] for row in picked]
+        assert [answers[row]["probability_score"] for row in picked] == pytest.approx(singly, abs=1e-6)
+        assert len({answer["prediction_id"] for answer in answers}) == 1100
+
+    def test_an_empty_list(self, client: Client) -> None:
+        assert client.send(b"[]", "/predict/batch").json() == []
+
+    def test_violations_name_their_row(self, client: Client, valid: dict[str, Any]) -> None:
+        wrong = {**valid, "age": "old"}
+        answer = client.ask("POST", "/predict/batch", json=[valid, wrong, valid, {**wrong, "gender": "x"}, 3])
+        assert [item["loc"] for item in answer.json()["detail"]] == [
+            ["body", 1, "age"],
+            ["body", 3, "gender"],
+            ["body", 3, "age"],
+            ["body", 4],
+        ]
+
+    def test_too_many_rows(self, client: Client, valid: dict[str, Any]) -> None:
+        body = b"[" + b",".join([b"{}"] * 10_001) + b"]"
+        assert violated(client.send(body, "/predict/batch")) == {"body": "too_long"}
+
+    def test_a_hostile_batch_has_a_short_answer(self, client: Client) -> None:
+        answer = client.send(b"[" + b",".join([b"{}"] * 10_000) + b"]", "/predict/batch")
+        assert len(answer.json()["detail"]) == module("contract").LONGEST_LIST + 1
+        assert answer.json()["detail"][-1]["type"] == "truncated"
+
+    def test_an_object_is_no_list(self, client: Client, valid: dict[str, Any]) -> None:
+        assert violated(client.ask("POST", "/predict/batch", json=valid)) == {"body": "list_type"}
+
+    def test_too_many_waiting_batches(self, client: Client, valid: dict[str, Any]) -> None:
+        client.application._batches = module("application").WAITING_BATCHES
+        try:
+            assert client.send(b"[]", "/predict/batch").status_code == 503
+        finally:
+            client.application._batches = 0
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "", "pickle"]
+    )
+    def test_other_types(self, client: Client, valid: dict[str, Any], kind: str) -> None:
+        answer = client.send(json.dumps(valid).encode(), **{"content-type": kind})
+        assert answer.status_code == 415
+        assert set(answer.json()) == {"detail"}
+
+    def test_a_compressed_body(self, client: Client) -> None:
+        assert client.send(b"x", **{"content-encoding": "gzip"}).status_code == 415
+
+    @pytest.mark.parametrize(("path", "size"), [("/predict", 2**20 + 1), ("/predict/batch", 2**25 + 1)])
+    def test_a_body_over_the_limit(self, client: Client, path: str, size: int) -> None:
+        assert client.send(b" " * size, path).status_code == 413
+
+    def test_a_body_over_the_limit_of_unknown_length(self, client: Client) -> None:
+        # given a body that comes in parts, with no length beforehand
+        answer, read = self.parts(client, [b" " * 400_000] * 10)
+        assert answer == 413
+        assert read == 10
+
+    def test_a_body_in_parts(self, client: Client, valid: dict[str, Any]) -> None:
+        body = json.dumps(valid).encode()
+        assert self.parts(client, [body[:100], b"", body[100:]])[0] == 200
+
+    def test_a_large_body_that_waits_for_leave_is_not_read(self, client: Client) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"9" * 12), (b"expect", b"100-continue")]
+        assert self.parts(client, [b" "], headers) == (413, 0)
+
+    def test_a_client_that_leaves_gets_nothing(self, client: Client) -> None:
+        sent = self.exchange(client, [{"type": "http.disconnect"}])[0]
+        assert sent == []
+        part = {"type": "http.request", "body": b"{", "more_body": True}
+        assert self.exchange(client, [part, {"type": "http.disconnect"}])[0] == []
+
+    def test_a_slow_body(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(module("application").BODY_SECONDS, "/predict", 0.01)
+        sent = self.exchange(client, [{"type": "http.request", "body": b"{", "more_body": True}])[0]
+        assert sent[0]["status"] == 408
+        assert (b"connection", b"close") in sent[0]["headers"]
+
+    @staticmethod
+    def exchange(client: Client, messages: list[dict[str, Any]], headers: Any = None) -> tuple[list[Any], int]:
+        sent: list[Any] = []
+        waiting = iter(messages)
+        read = 0
+
+        async def receive() -> dict[str, Any]:
+            nonlocal read
+            message = next(waiting, None)
+            if message is None:
+                await asyncio.Event().wait()
+                raise AssertionError
+            read += 1
+            return message
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/predict", "method": "POST"}
+        scope["headers"] = headers or [(b"content-type", b"application/json")]
+        asyncio.run(client.application.answer(scope, receive, send))
+        return sent, read
+
+    def parts(self, client: Client, bodies: list[bytes], headers: Any = None) -> tuple[int, int]:
+        messages = [
+            {"type": "http.request", "body": body, "more_body": number < len(bodies)}
+            for number, body in enumerate(bodies, 1)
+        ]
+        sent, read = self.exchange(client, messages, headers)
+        return sent[0]["status"], read
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [
+            ("GET", "/predict", 405),
+            ("PUT", "/predict/batch", 405),
+            ("POST", "/health", 405),
+            ("DELETE", "/", 405),
+            ("GET", "/nothing", 404),
+            ("POST", "/predict/", 404),
+            ("GET", "/../etc/passwd", 404),
+            ("TRACE", "/predict", 405),
+        ],
+    )
+    def test_other_paths_and_methods(self, client: Client, method: str, path: str, status: int) -> None:
+        answer = client.ask(method, path)
+        assert answer.status_code == status
+        assert set(answer.json()) == {"detail"}
+        assert ("allow" in answer.headers) == (status == 405)
+
+    def test_what_nobody_foresaw_is_logged_without_values(
+        self, source: Source, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a fault of our own that carries a value
+        client = open_client(source())
+
+        def fail(values: Any) -> Any:
+            raise KeyError(values)
+
+        monkeypatch.setattr(client.application._scorer, "score", fail)
+        answer = client.predict({**module("openapi").EXAMPLE, "medical_specialty": "Jane-Doe-1234"})
+        # then the client hears nothing of it, and the log only the type and the place
+        assert answer.status_code == 500
+        assert answer.json() == {"detail": "internal error"}
+        assert "KeyError" in caplog.text
+        assert "Jane" not in caplog.text
+
+
+class TestAboutItself:
+    def test_health(self, client: Client) -> None:
+        answer = client.get("/health")
+        assert answer.status_code == 200
+        body = answer.json()
+        assert body["ready"] is True
+        assert body["problem"] == body["warning"] == ""
+        assert (body["model_version"], body["family"], body["bento_digest"]) == ("7", "LightGBM", "sha256:content")
+        assert body["bento_tag"].startswith("readmission:v7-")
+        assert body["dataset_digest"] == "d"
+        assert body["since"].endswith("+00:00")
+
+    @pytest.mark.parametrize(("kind", "word"), [("synthetic", "SYNTHETIC DATA"), ("custom", "custom data")])
+    def test_other_data_are_announced(self, source: Source, kind: str, word: str) -> None:
+        client = open_client(source(dataset_source=kind))
+        assert word in client.get("/health").json()["warning"]
+        assert word in client.get("/").text
+
+    def test_probes(self, client: Client) -> None:
+        assert [client.get(path).status_code for path in ("/livez", "/healthz", "/readyz")] == [200, 200, 200]
+        assert client.ask("HEAD", "/readyz").status_code == 200
+
+    def test_not_ready_before_the_model_is_open(self, source: Source) -> None:
+        settings = module("settings").ServiceSettings(prediction_log=None, metrics_folder=None)
+        client = Client(module("application").Application(settings))
+        assert client.get("/livez").status_code == 200
+        for path in ("/readyz", "/health", "/metrics", "/docs.json", "/"):
+            assert client.get(path).status_code == 503
+        assert client.predict({}).status_code == 503
+        assert client.send(b"[]", "/predict/batch").status_code == 503
+
+    @pytest.mark.parametrize("harm", ["answer", "request", "none", "absent", "graph"])
+    def test_not_ready_when_the_golden_requests_fail(self, source: Source, harm: str, golden: list[Any]) -> None:
+        # given a Bento whose model does not answer as it did
+        folder = source(run_id=harm)
+        file = folder / "golden.json"
+        cases = json.loads(file.read_text())
+        if harm == "answer":
+            cases[3]["answer"]["probability_score"] += 1e-3
+            file.write_text(json.dumps(cases))
+        elif harm == "request":
+            cases[3]["request"]["age"] = "[200-210)"
+            file.write_text(json.dumps(cases))
+        elif harm == "none":
+            file.write_text("[]")
+        elif harm == "absent":
+            file.unlink()
+        else:
+            (folder / "model.onnx").write_bytes(b"no graph")
+        client = open_client(folder)
+        # then it lives, takes no request, and says why
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/health").json()["problem"].startswith("the model cannot be served: ")
+        assert client.predict(golden[0]["request"]).status_code == 503
+
+    def test_golden_requests_are_answered_and_are_nobodys(
+        self, client: Client, golden: list[dict[str, Any]], cohort: pd.DataFrame
+    ) -> None:
+        known = {tuple(row) for row in cohort[[column.name for column in FEATURES]].itertuples(index=False, name=None)}
+        for case in golden:
+            answer = client.predict(case["request"]).json()
+            assert {name: answer[name] for name in case["answer"]} == case["answer"]
+            values = ["?" if value is None else str(value) for value in case["request"].values()]
+            assert tuple(values) not in known
+        assert len({case["answer"]["risk_group"] for case in golden}) > 1
+
+    def test_labels_are_bounded(self, client: Client) -> None:
+        client.get("/metrics")
+        before = client.get("/metrics").text.count("\n")
+        for number in range(50):
+            client.get(f"/some/path/{number}")
+            client.ask("POST", f"/predict?number={number}", json={})
+        after = client.get("/metrics").text
+        assert after.count("\n") <= before + 4
+        assert "some/path" not in after
+
+    def test_metrics_count_what_happened(self, source: Source, golden: list[dict[str, Any]]) -> None:
+        client = open_client(source())
+        rows = [case["request"] for case in golden]
+        answers = [client.predict(row).json() for row in rows] + client.ask("POST", "/predict/batch", json=rows).json()
+        positives = sum(answer["prediction"] for answer in answers)
+        assert client.metric("requests_total", route="/predict", status="200") == len(rows)
+        assert client.metric("decisions_total", prediction="1") == positives
+        assert client.metric("decisions_total", prediction="0") == len(answers) - positives
+        assert client.metric("probability_count") == len(answers)
+        scores = np.array([answer["probability_score"] for answer in answers])
+        assert client.metric("probability_sum") == pytest.approx(scores.sum())
+        assert client.metric("probability_bucket", le="0.15") == (scores <= 0.15).sum()
+        assert client.metric("latency_seconds_count", route="/predict") == len(rows)
+        assert client.metric("model", model_version="7", family="LightGBM") == 1
+
+    def test_openapi_says_what_is_done(self, client: Client) -> None:
+        document = client.get("/docs.json").json()
+        assert document["openapi"].startswith("3.1")
+        predict = document["paths"]["/predict"]["post"]
+        assert {"200", "413", "415", "422"} <= set(predict["responses"])
+        assert "400" not in predict["responses"]
+        body = predict["requestBody"]["content"]["application/json"]
+        assert client.predict(body["example"]).status_code == 200
+        schema = document["components"]["schemas"]["Encounter"]
+        assert list(schema["properties"]) == [column.name for column in FEATURES]
+        assert schema["required"] == REQUIRED
+        assert schema["properties"]["time_in_hospital"]["maximum"] == 14
+        assert set(BY_NAME["age"].levels) == set(schema["properties"]["age"]["enum"])
+        for name in ("Encounter", "Prediction", "Violations", "Problem", "Health"):
+            assert name in document["components"]["schemas"]
+
+    def test_the_page_needs_no_other_host(self, client: Client) -> None:
+        page = client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "http://" not in page.text
+        assert "https://" not in page.text
+        assert all(column.name in page.text for column in FEATURES)
+
+
+class TestPredictionLog:
+    def lines(self, folder: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()]
+
+    def test_every_prediction_is_there_once(self, source: Source, golden: list[dict[str, Any]], tmp_path: Path) -> None:
+        # given a service with a log
+        client = open_client(source(), prediction_log=tmp_path / "log")
+        rows = [case["request"] for case in golden]
+        pretty = json.dumps(rows[0], indent=2).encode()
+        # when it answers, refuses and ends
+        answers = [client.send(pretty).json(), *client.ask("POST", "/predict/batch", json=rows).json()]
+        assert client.predict({"age": "wrong"}).status_code == 422
+        client.application.close()
+        # then the log holds what was answered, and only that
+        lines = self.lines(tmp_path / "log")
+        assert [line["id"] for line in lines] == [answer["prediction_id"] for answer in answers]
+        assert [line["probability"] for line in lines] == [answer["probability_score"] for answer in answers]
+        assert [line["model_version"] for line in lines] == ["7"] * len(answers)
+        assert {**dict.fromkeys(rows[0]), **lines[0]["features"]} == rows[0]
+        assert lines[1]["features"] == rows[0]
+        assert not list((tmp_path / "log").glob("*.part"))
+        assert client.metric("prediction_log_written_total") == len(answers)
+
+    def entry(self, number: int, body: bytes = b'{"a":1}') -> Any:
+        return module("prediction_log").Entry(1.5e9, str(number), 0.25, 0, body, {"a": 1})
+
+    def test_files_rotate_by_size(self, source: Source, tmp_path: Path) -> None:
+        log = module("prediction_log").PredictionLog(tmp_path, "7", file_bytes=1)
+        for number in range(600):
+            log.append(self.entry(number))
+        log.close()
+        # one file for each portion
+        assert len(list(tmp_path.glob("*.jsonl"))) == -(-600 // module("prediction_log").PORTION)
+        assert sorted(int(line["id"]) for line in self.lines(tmp_path)) == list(range(600))
+
+    def test_files_rotate_by_age(self, source: Source, tmp_path: Path) -> None:
+        log = module("prediction_log").PredictionLog(tmp_path, "7", file_seconds=0)
+        log.append(self.entry(1))
+        deadline = time.monotonic() + 10
+        while not list(tmp_path.glob("*.jsonl")):
+            assert time.monotonic() < deadline
+            log._ending.wait(0.01)
+        log.close()
+
+    def test_a_full_queue_drops_and_counts(self, source: Source, tmp_path: Path) -> None:
+        # given a disk that takes nothing: the folder is a file
+        (tmp_path / "log").write_text("in the way")
+        dropped: list[int] = []
+        log = module("prediction_log").PredictionLog(tmp_path / "log", "7", dropped=dropped.append, capacity=5)
+        for number in range(8):
+            log.append(self.entry(number))
+        assert sum(dropped) == 3
+        log.close()
+
+    def test_it_goes_on_when_the_disk_is_back(self, source: Source, tmp_path: Path) -> None:
+        (tmp_path / "log").write_text("in the way")
+        log = module("prediction_log").PredictionLog(tmp_path / "log", "7")
+        log.append(self.entry(1))
+        log._attempt(log._write)
+        (tmp_path / "log").unlink()
+        log.close()
+        assert [line["id"] for line in self.lines(tmp_path / "log")] == ["1"]
+
+    def test_a_portion_that_fits_by_half_is_taken_back(
+        self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a disk that is full in the middle of a portion, once
+        log = module("prediction_log").PredictionLog(tmp_path, "7")
+        real = os.write
+        calls: list[int] = []
+
+        def half(descriptor: int, data: Any) -> int:
+            calls.append(1)
+            if len(calls) == 1:
+                return real(descriptor, bytes(data)[:20])
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device")
+            return real(descriptor, data)
+
+        monkeypatch.setattr(module("prediction_log").os, "write", half)
+        log.append(self.entry(1))
+        log.append(self.entry(2))
+        deadline = time.monotonic() + 10
+        while len(calls) < 3:
+            assert time.monotonic() < deadline
+            log._ending.wait(0.01)
+        log.close()
+        # then nothing is torn and nothing is twice there
+        assert [line["id"] for line in self.lines(tmp_path)] == ["1", "2"]
+
+    def test_what_a_killed_service_left_is_finished(self, source: Source, tmp_path: Path) -> None:
+        # given an unfinished file with a torn last line, and an empty one
+        (tmp_path / "predictions-a.jsonl.part").write_bytes(b'{"id":"1"}\n{"id":"2')
+        (tmp_path / "predictions-b.jsonl.part").write_bytes(b"")
+        # when a service starts and ends
+        module("prediction_log").PredictionLog(tmp_path, "7").close()
+        # then the whole lines are published
+        assert [path.name for path in tmp_path.iterdir()] == ["predictions-a.jsonl"]
+        assert self.lines(tmp_path) == [{"id": "1"}]
+
+    def test_a_file_in_use_is_left_alone(self, source: Source, tmp_path: Path) -> None:
+        first = module("prediction_log").PredictionLog(tmp_path, "7")
+        first.append(self.entry(1))
+        deadline = time.monotonic() + 10
+        while first._queue:
+            assert time.monotonic() < deadline
+            first._ending.wait(0.01)
+        module("prediction_log").PredictionLog(tmp_path, "7").close()
+        assert len(list(tmp_path.glob("*.part"))) == 1
+        first.close()
+        assert [line["id"] for line in self.lines(tmp_path)] == ["1"]
+
+    def test_a_long_body_is_written_from_its_values(self, source: Source, tmp_path: Path) -> None:
+        log = module("prediction_log").PredictionLog(tmp_path, "7")
+        log.append(self.entry(1, b'{"a":1' + b" " * 10_000 + b"}"))
+        log.close()
+        (file,) = tmp_path.glob("*.jsonl")
+        assert file.stat().st_size < 300
+
+
+def test_settings_of_the_service(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = module("settings")
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    assert settings.load_settings() == settings.ServiceSettings(prediction_log=None, metrics_folder=None)
+    monkeypatch.setenv("HEALTH_PREDICT_PREDICTION_LOG", str(tmp_path))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert settings.load_settings() == settings.ServiceSettings(prediction_log=tmp_path, metrics_folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_bentoml_serve(compiled: CompiledModel, golden: list[dict[str, Any]], tmp_path: Path) -> None:
+    # given a Bento, served as its users do, by two workers
+    bento = BentoStore(tmp_path / "bentoml").build(bento_tag("7", IDENTITY), compiled, IDENTITY, golden)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "BENTOML_HOME": str(tmp_path / "home"),
+        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_CONFIG_OPTIONS": "services.readmission.workers=2",
+        "HEALTH_PREDICT_PREDICTION_LOG": str(tmp_path / "log"),
+    }
+    command = [sys.executable, "-P", "-m", "bentoml", "serve", str(bento.folder), "--port", str(port)]
+    with (tmp_path / "output").open("wb") as output:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1"], env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 90
+        while not _is_ready(url):
+            assert server.poll() is None, (tmp_path / "output").read_text()
+            assert time.monotonic() < deadline
+        # when it is asked over several connections
+        answers = [httpx.post(f"{url}/predict", json=case["request"]).json() for case in golden]
+        # then it answers as at build time, any worker counts for all, and BentoML's own routes stay
+        assert [answer["probability_score"] for answer in answers] == pytest.approx(
+            [case["answer"]["probability_score"] for case in golden], abs=1e-6
+        )
+        assert f'requests_total{{route="/predict",status="200"}} {len(golden)}.0' in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/health").json()["bento_digest"] == bento.digest
+        assert httpx.get(f"{url}/schema.json").json()["name"] == "readmission"
+        # and what a client sends too much of is refused, not cut off
+        assert httpx.post(f"{url}/predict", content=b" " * 3_000_000, headers=JSON).status_code == 413
+    finally:
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(30)
+    # and it ends in order, with every prediction in the log once
+    assert code == 0
+    lines = [line for file in (tmp_path / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert sorted(json.loads(line)["id"] for line in lines) == sorted(answer["prediction_id"] for answer in answers)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=1).status_code == 200
+    except httpx.HTTPError:
+        return False
