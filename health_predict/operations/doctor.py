@@ -1,0 +1,276 @@
+"""doctor: what is installed, reachable, writable and free, each with a remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from health_predict.adapters.source_control import UNKNOWN, commit
+from health_predict.adapters.storage import open_storage
+from health_predict.core.errors import HealthPredictError
+from health_predict.settings import PREFIX, ServingTarget, Settings, known_variables, unknown_variables
+
+MINIMUM_PYTHON, BEYOND_PYTHON = (3, 11), (3, 13)
+# The two-command demonstration stays below this much memory and disk.
+NEEDED_MEMORY_GIB = 3.0
+NEEDED_DISK_GIB = 2.0
+NEEDED_SHARED_MEMORY_GIB = 0.5
+
+# (import name, distribution, what it is for)
+PACKAGES = (
+    ("bentoml", "bentoml", "serving"),
+    ("evidently", "evidently", "drift reports"),
+    ("kfp", "kfp", "pipelines"),
+    ("lightgbm", "lightgbm", "training"),
+    ("mlflow", "mlflow", "tracking"),
+    ("numpy", "numpy", "everything"),
+    ("onnxruntime", "onnxruntime", "serving"),
+    ("oras", "oras", "pushing images"),
+    ("pandas", "pandas", "training"),
+    ("ray", "ray", "the search"),
+    ("sklearn", "scikit-learn", "training"),
+    ("uvloop", "uvloop", "serving"),
+    ("xgboost", "xgboost", "training"),
+)
+
+
+class Health(StrEnum):
+    """How a check ended. Only `fail` keeps something from working."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the doctor's findings."""
+
+    name: str
+    health: Health
+    finding: str
+    remedy: str = ""
+
+
+def doctor(settings: Settings) -> list[Check]:
+    """All checks, in the order of their dependence. Changes nothing that stays."""
+    return [
+        check
+        for examine in (
+            _settings,
+            _python,
+            _packages,
+            _home,
+            _machine,
+            _shared_memory,
+            _storage,
+            _data,
+            _tracking,
+            _endpoint,
+            _commit,
+        )
+        for check in _guarded(examine, settings)
+    ]
+
+
+def _guarded(examine: Callable[[Settings], Iterator[Check]], settings: Settings) -> Iterator[Check]:
+    name = examine.__name__.strip("_").replace("_", " ")
+    try:
+        yield from examine(settings)
+    except HealthPredictError as error:
+        yield Check(name, Health.FAIL, error.problem, error.remedy)
+    except Exception as error:  # a doctor that breaks down helps nobody
+        yield Check(name, Health.FAIL, f"{type(error).__name__}: {error}", "run with --debug for the whole story")
+
+
+def _settings(settings: Settings) -> Iterator[Check]:
+    unknown = unknown_variables()
+    if unknown:
+        yield Check("settings", Health.FAIL, f"unknown: {', '.join(unknown)}", f"known: {', '.join(known_variables())}")
+        return
+    changed = ", ".join(f"{name}={value}" for name, value in settings.environment().items() if name != f"{PREFIX}HOME")
+    yield Check("settings", Health.OK, f"profile {settings.profile.value}; {changed or 'all others at their defaults'}")
+
+
+def _python(_: Settings) -> Iterator[Check]:
+    found = f"{platform.python_version()} at {sys.executable}"
+    if MINIMUM_PYTHON <= sys.version_info[:2] < BEYOND_PYTHON:
+        yield Check("python", Health.OK, found)
+    else:
+        yield Check("python", Health.FAIL, found, "use Python 3.11 or 3.12; `make` installs one through uv")
+
+
+def _packages(_: Settings) -> Iterator[Check]:
+    present: list[str] = []
+    for module, distribution, purpose in PACKAGES:
+        try:
+            number = version(distribution)
+        except PackageNotFoundError:
+            yield Check(f"package {distribution}", Health.FAIL, f"missing; needed for {purpose}", "`make install`")
+            continue
+        # Finding the module is enough; importing all of them would take half a minute.
+        if importlib.util.find_spec(module) is None:
+            yield Check(f"package {distribution}", Health.FAIL, f"{number} cannot be imported", "`make clean install`")
+        else:
+            present.append(f"{distribution} {number}")
+    yield Check("packages", Health.OK, ", ".join(present))
+
+
+def _home(settings: Settings) -> Iterator[Check]:
+    home = settings.home
+    with _probe(home) as problem:
+        if problem:
+            yield Check("home", Health.FAIL, f"{home}: {problem}", "set HEALTH_PREDICT_HOME to a writable folder")
+            return
+    free = shutil.disk_usage(_existing(home)).free / 2**30
+    if free < NEEDED_DISK_GIB:
+        found = f"{home}: only {free:.1f} GiB free"
+        yield Check("home", Health.WARN, found, "free some space, or set HEALTH_PREDICT_HOME to another disk")
+    else:
+        yield Check("home", Health.OK, f"{home} is writable, {free:.1f} GiB free")
+
+
+def _machine(_: Settings) -> Iterator[Check]:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = psutil.virtual_memory().available / 2**30
+    found = f"{cores} cores, {free:.1f} GiB of memory free"
+    if free < NEEDED_MEMORY_GIB:
+        yield Check("machine", Health.WARN, found, f"a search wants {NEEDED_MEMORY_GIB:g} GiB: close some programs")
+    elif cores < 2:
+        yield Check("machine", Health.WARN, found, "a search takes longer than the README says")
+    else:
+        yield Check("machine", Health.OK, found)
+
+
+def _shared_memory(_: Settings) -> Iterator[Check]:
+    folder = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
+    if not folder.is_dir():  # macOS has none; Ray uses a temporary folder
+        yield Check("shared memory", Health.OK, "none on this system; Ray uses a temporary folder")
+        return
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < NEEDED_SHARED_MEMORY_GIB or not os.access(folder, os.W_OK):
+        found = f"{folder}: {free:.2f} GiB free"
+        yield Check("shared memory", Health.WARN, found, "Ray is slow without; in a container: --shm-size=1g")
+    else:
+        yield Check("shared memory", Health.OK, f"{folder}: {free:.1f} GiB free")
+
+
+def _storage(settings: Settings) -> Iterator[Check]:
+    if urlsplit(settings.storage).scheme == "file":
+        folder = Path(urlsplit(settings.storage).path)
+        with _probe(folder) as problem:
+            if problem:
+                yield Check("storage", Health.FAIL, f"{folder}: {problem}", "set HEALTH_PREDICT_STORAGE_URI")
+                return
+        yield Check("storage", Health.OK, f"{settings.storage} is writable")
+        return
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    key = "doctor/probe"
+    storage.write(key, uuid.uuid4().bytes)
+    storage.read(key)
+    yield Check("storage", Health.OK, f"{storage.uri(key)} was written and read")
+
+
+def _data(settings: Settings) -> Iterator[Check]:
+    source = settings.data_source
+    if not source:
+        found = "will be downloaded from UCI, or synthetic without network"
+        yield Check("data", Health.WARN, found, "set HEALTH_PREDICT_DATA_SOURCE to a file you have")
+    elif source == "synthetic":
+        yield Check("data", Health.WARN, "a synthetic cohort", "set HEALTH_PREDICT_DATA_SOURCE for real data")
+    elif urlsplit(source).scheme in ("", "file"):
+        path = Path(urlsplit(source).path).expanduser()
+        if path.is_file() and os.access(path, os.R_OK):
+            yield Check("data", Health.OK, f"{path}, {path.stat().st_size / 2**20:.1f} MiB")
+        else:
+            yield Check("data", Health.FAIL, f"{path} is not a readable file", "correct HEALTH_PREDICT_DATA_SOURCE")
+    else:
+        parts = urlsplit(source)
+        if parts.scheme in ("http", "https"):
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            with socket.create_connection((parts.hostname or "", port), timeout=5):
+                pass
+        yield Check("data", Health.OK, source)
+
+
+def _tracking(settings: Settings) -> Iterator[Check]:
+    database = urlsplit(settings.tracking_uri)
+    if database.scheme == "sqlite" and not Path(settings.tracking_uri.removeprefix("sqlite:///")).exists():
+        yield Check("tracking", Health.OK, f"{settings.tracking_uri} will be created")
+        return
+    from health_predict.adapters.mlflow import CHAMPION, Tracking
+
+    champion = Tracking(settings).by_alias(CHAMPION)
+    found = f"champion is version {champion.version}" if champion else "no champion yet"
+    yield Check("tracking", Health.OK, f"{settings.tracking_uri} answers: {found}")
+
+
+def _endpoint(settings: Settings) -> Iterator[Check]:
+    if settings.serving_target is not ServingTarget.PROCESS:
+        yield Check("endpoint", Health.OK, f"served by {settings.serving_target.value}")
+        return
+    from health_predict.adapters.processes import ProcessTarget
+
+    target = ProcessTarget(settings)
+    if target.trouble():
+        yield Check("endpoint", Health.WARN, target.trouble(), "`health-predict serve`")
+        return
+    place = target.address()
+    if place is not None:
+        mine = place[1] == settings.serving_port
+        yield Check(
+            "endpoint",
+            Health.OK if mine else Health.WARN,
+            f"running on {place[0]}:{place[1]}",
+            "" if mine else f"the settings say port {settings.serving_port}: `health-predict down` first",
+        )
+        return
+    target.check_port()
+    yield Check("endpoint", Health.OK, f"port {settings.serving_port} is free")
+
+
+def _commit(settings: Settings) -> Iterator[Check]:
+    found = settings.git_commit or commit()
+    if found == UNKNOWN:
+        yield Check(
+            "git commit",
+            Health.WARN,
+            "unknown, so lineage ends at the data",
+            "install git and clone, or set HEALTH_PREDICT_GIT_COMMIT",
+        )
+    else:
+        yield Check("git commit", Health.OK, found)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextmanager
+def _probe(folder: Path) -> Iterator[str]:
+    """Why the folder cannot be written to, or nothing. What does not exist yet is not left behind."""
+    place = _existing(folder)
+    file = place / f".doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        file.write_bytes(b"x")
+    except OSError as error:
+        yield error.strerror or str(error)
+    else:
+        file.unlink()
+        yield ""

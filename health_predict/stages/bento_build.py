@@ -1,0 +1,181 @@
+"""bento_build: a version of the registered model becomes a Bento, once it is proven to score the same."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag, pack
+from health_predict.adapters.mlflow import ModelVersion, Tracking
+from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.core.cohort import load_part, target
+from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.compiled_model import (
+    TOLERANCE,
+    CompiledModel,
+    Parity,
+    compile_pipeline,
+    open_session,
+    prove_parity,
+    score,
+)
+from health_predict.core.errors import StateError
+from health_predict.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GOLDEN_REQUESTS = 24
+# Lowest probability of the groups medium, high and very high, as multiples of the training prevalence.
+RISK_MULTIPLES = (1.0, 1.5, 2.5)
+RISK_GROUPS = ("low", "medium", "high", "very high")
+PARITY = "parity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BentoBuildResult:
+    """Tag of the Bento in BentoML's store, and the digest of its archive."""
+
+    tag: str
+    digest: str
+
+
+def bento_build(settings: Settings, *, model_version: str, validation: Path | None, bento: Path) -> BentoBuildResult:
+    """Compile the version, prove its parity on the validation rows, build its Bento and write its archive to `bento`.
+
+    `validation` None: the rows of the version's own dataset in storage. The same version gives the same digest; one
+    that is built and undamaged is not built again. Raises GateError when the compiled model is not the pipeline,
+    StateError when the version, its run or its data are missing.
+    """
+    tracking = Tracking(settings)
+    version = tracking.version(model_version)
+    train = _part(settings, version, "train", None)
+    identity = _identity(settings, tracking, version, float(np.mean(target(train))))
+    tag = bento_tag(version.version, identity)
+    store = BentoStore(settings.home / "bentoml")
+    built = store.find(tag, version.tags.get("bento_digest", ""))
+    if built is None:
+        built = _build(tracking, version, _part(settings, version, "validation", validation), identity, tag, store)
+    else:
+        log.info("%s is built already", tag)
+    with whole_file(bento) as temporary:
+        pack(built, temporary)
+    tracking.tag_version(version.version, {"bento_tag": built.tag, "bento_digest": built.digest})
+    return BentoBuildResult(built.tag, built.digest)
+
+
+def _part(settings: Settings, version: ModelVersion, name: str, given: Path | None) -> pd.DataFrame:
+    if given is not None:
+        return load_part(given)
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.parquet"
+        storage.download(f"datasets/{_tag(version, 'dataset_digest')}/{name}.parquet", file)
+        return load_part(file)
+
+
+def _tag(version: ModelVersion, name: str) -> str:
+    value = version.tags.get(name, "")
+    if not value:
+        raise StateError(f"model version {version.version} has no tag {name}", "register it again")
+    return value
+
+
+def _identity(settings: Settings, tracking: Tracking, version: ModelVersion, prevalence: float) -> dict[str, Any]:
+    if not prevalence:
+        raise StateError(f"the training rows of version {version.version} have no readmission", "run split again")
+    metrics = tracking.run(version.run_id).metrics
+    return {
+        "model_name": version.name,
+        "model_version": version.version,
+        "run_id": version.run_id,
+        "dataset_digest": _tag(version, "dataset_digest"),
+        "dataset_source": _tag(version, "dataset_source"),
+        "git_commit": version.tags.get("git_commit", ""),
+        "registered_threshold": float(_tag(version, "threshold")),
+        "training_prevalence": prevalence,
+        "risk_cutoffs": [multiple * prevalence for multiple in RISK_MULTIPLES],
+        "metrics": {
+            name: value for name, value in sorted(metrics.items()) if name.startswith(("validation_", "test_"))
+        },
+    }
+
+
+def _build(
+    tracking: Tracking,
+    version: ModelVersion,
+    validation: pd.DataFrame,
+    identity: Mapping[str, Any],
+    tag: str,
+    store: BentoStore,
+) -> Bento:
+    pipeline = tracking.load_pipeline(version.version)
+    log.info("compiling version %s", version.version)
+    compiled = compile_pipeline(pipeline, identity["registered_threshold"])
+    parity = prove_parity(compiled, pipeline, validation)
+    _tell(parity)
+    tracking.log_json(version.run_id, PARITY, asdict(parity))
+    compiled = replace(compiled, threshold=parity.threshold)
+    log.info("building %s", tag)
+    return store.build(tag, compiled, identity, golden_requests(compiled, validation, identity["risk_cutoffs"]))
+
+
+def _tell(parity: Parity) -> None:
+    log.info(
+        "parity: %d validation and %d edge rows, probabilities within %.1g, threshold %.6f",
+        parity.rows,
+        parity.edge_rows,
+        parity.largest_difference,
+        parity.threshold,
+    )
+    if parity.moved:
+        log.warning("the threshold had to pass %d validation rows to find a gap", parity.moved)
+    for where in parity.near:
+        log.warning("within %g of the threshold: %s", TOLERANCE, where)
+
+
+def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[float]) -> list[dict[str, Any]]:
+    """Requests over the whole range of scores, and their answers by the compiled model.
+
+    Each column is shuffled by itself: no request is a patient's. `frame` (n >= 1) is the validation part.
+    """
+    random = np.random.default_rng(0)
+    mixed = pd.DataFrame(
+        {column.name: frame[column.name].to_numpy()[random.permutation(len(frame))] for column in FEATURES}
+    )
+    requests = [
+        {column.name: _json_value(column.kind, value) for column, value in zip(FEATURES, row, strict=True)}
+        for row in mixed.itertuples(index=False, name=None)
+    ]
+    rows = np.stack([compiled.encoder.encode(request)[0] for request in requests])
+    scores = score(open_session(compiled.graph), rows)
+    edges = np.array([*cutoffs, compiled.threshold])
+    # On another processor the last digit may differ: it must not decide.
+    clear = np.flatnonzero((np.abs(scores[:, None] - edges[None, :]) > 10 * TOLERANCE).all(axis=1))
+    if not len(clear):
+        raise StateError("no validation row is away from every cut-off", "use a larger validation set")
+    ranked = clear[np.argsort(scores[clear], kind="stable")]
+    chosen = ranked[np.unique(np.linspace(0, len(ranked) - 1, GOLDEN_REQUESTS).astype(int))]
+    return [
+        {
+            "request": requests[index],
+            "answer": {
+                "prediction": int(scores[index] >= compiled.threshold),
+                "probability_score": float(scores[index]),
+                "risk_group": RISK_GROUPS[int(np.searchsorted(cutoffs, scores[index], side="right"))],
+            },
+        }
+        for index in chosen
+    ]
+
+
+def _json_value(kind: Kind, text: str) -> str | int | None:
+    if kind is Kind.COUNT:
+        return int(text)
+    return None if text == MISSING else text

@@ -1,0 +1,50 @@
+"""ecr_push: a Bento becomes an image in the registry, named by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from health_predict.adapters.images import open_registry
+from health_predict.adapters.mlflow import Tracking
+from health_predict.core.errors import StateError
+from health_predict.settings import Settings
+
+log = logging.getLogger(__name__)
+
+IDENTITY = ("bento_tag", "bento_digest", "run_id", "dataset_digest", "dataset_source", "git_commit", "family")
+
+
+@dataclass(frozen=True, slots=True)
+class EcrPushResult:
+    """URI of the image, which ends in its digest."""
+
+    image_uri: str
+
+
+def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> EcrPushResult:
+    """Push the archive that bento_build wrote for this version; only what the registry lacks is written.
+
+    Raises StateError when the archive is not the version's own.
+    """
+    tracking = Tracking(settings)
+    version = tracking.version(model_version)
+    expected = version.tags.get("bento_digest", "")
+    if not bento.is_file():
+        raise StateError(f"{bento} does not exist", "run bento_build again")
+    with bento.open("rb") as file:
+        found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    if found != expected:
+        raise StateError(
+            f"{bento} is {found}, but the Bento of model version {model_version} is {expected or 'not built'}",
+            "run bento_build again",
+        )
+    identity = {"model_name": version.name, "model_version": version.version}
+    identity |= {name: version.tags.get(name, "") for name in IDENTITY}
+    registry = open_registry(settings.registry)
+    image_uri = registry.push(bento, identity)
+    registry.verify(image_uri)
+    tracking.tag_version(version.version, {"image_uri": image_uri})
+    return EcrPushResult(image_uri)

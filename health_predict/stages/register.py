@@ -1,0 +1,254 @@
+"""register: the best model of a search becomes a version of the registered model, and is promoted or rejected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, RunRecord, Tracking
+from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.core.columns import PATIENT
+from health_predict.core.errors import StateError
+from health_predict.core.evaluation import Estimate
+from health_predict.core.families import BASELINE
+from health_predict.core.promotion import Decision, Scored, decide
+from health_predict.settings import Settings
+from health_predict.stages.hpo import best_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation.json"
+CARD = "model_card.html"
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterResult:
+    """The model version, what was decided about it and why, and its evaluation on the test set."""
+
+    model_version: str
+    decision: Decision
+    reasons: tuple[str, ...]
+    family: str
+    test_metrics: Mapping[str, Estimate]
+    roc: tuple[list[float], list[float], list[float]]
+    """False positive rates, true positive rates, thresholds."""
+    confusion: tuple[tuple[int, int], tuple[int, int]]
+    """((true negatives, false positives), (false negatives, true positives))."""
+
+
+def register(settings: Settings, *, parent_run_id: str, validation: Path, test: Path, card: Path) -> RegisterResult:
+    """Pick the family with the best F1 at its validation threshold (ties: average precision), register and judge it.
+
+    Gates look at validation rows; the test set is read once a version, for the card. A version that passes gets
+    the alias `challenger`, unless it is the champion already. Refuses a run without its preprocessor
+    (StateError). A repeat gives the same version and decision.
+    """
+    tracking = Tracking(settings)
+    best = max(
+        best_runs(tracking, parent_run_id),
+        key=lambda run: (run.metrics["validation_f1"], run.metrics["validation_average_precision"]),
+    )
+    if not _is_registered(tracking, best.run_id):
+        _require_preprocessor(tracking, best)
+    version = tracking.register(
+        best.run_id,
+        {
+            "run_id": best.run_id,
+            "parent_run_id": parent_run_id,
+            "family": best.tags["family"],
+            "threshold": best.params["threshold"],
+            **{name: best.tags[name] for name in ("dataset_digest", "dataset_source", "git_commit", "search_digest")},
+        },
+        f"{best.tags['family']} of search {parent_run_id}",
+    )
+    champion = tracking.by_alias(CHAMPION)
+    content = _judgement(tracking, version, best, champion, parent_run_id, validation, test)
+    decision = Decision(content["decision"])
+    page = tracking.read_text(best.run_id, CARD)
+    with whole_file(card) as temporary:
+        temporary.write_text(page)
+    open_storage(settings.storage, settings.s3_endpoint_url).upload(card, f"models/{version.version}/card.html")
+    if decision is Decision.PROMOTE and (champion is None or champion.version != version.version):
+        tracking.set_alias(CHALLENGER, version.version)
+    for reason in content["reasons"]:
+        log.info("%s", reason)
+    log.info("version %s (%s): %s", version.version, best.tags["family"], decision.value)
+    tested = content["on_test"]
+    (true_negatives, false_positives), (false_negatives, true_positives) = tested["confusion"]
+    false_rates, true_rates, thresholds = tested["roc"]
+    return RegisterResult(
+        model_version=version.version,
+        decision=decision,
+        reasons=tuple(content["reasons"]),
+        family=best.tags["family"],
+        test_metrics={name: Estimate(**item) for name, item in tested["metrics"].items()},
+        roc=(false_rates, true_rates, thresholds),
+        confusion=((true_negatives, false_positives), (false_negatives, true_positives)),
+    )
+
+
+def _is_registered(tracking: Tracking, run_id: str) -> bool:
+    return any(version.run_id == run_id for version in tracking.versions())
+
+
+def _require_preprocessor(tracking: Tracking, best: RunRecord) -> None:
+    if not tracking.preprocessor_matches(best.run_id, tracking.load_run_pipeline(best.run_id)):
+        raise StateError(
+            f"run {best.run_id} ({best.name}) does not hold the preprocessor that its model was fitted with",
+            "run the search again; a model without its preprocessor is not registered",
+        )
+
+
+def _judgement(
+    tracking: Tracking,
+    version: ModelVersion,
+    best: RunRecord,
+    champion: ModelVersion | None,
+    parent_run_id: str,
+    validation: Path,
+    test: Path,
+) -> dict[str, Any]:
+    """The stored evaluation of the version; made anew when there is none, or for the gates of another champion."""
+    stored: dict[str, Any] | None = None
+    against, now = version.tags.get("decided_against"), champion.version if champion else "none"
+    if against is not None:
+        stored = tracking.read_json(best.run_id, EVALUATION)
+        if now in (against, version.version):
+            return stored
+    # Here and not at the top: a repeat needs none of these, and they take seconds to import.
+    from health_predict.report.model_card import model_card_page
+
+    pipeline = tracking.load_run_pipeline(best.run_id)
+    threshold = float(best.params["threshold"])
+    gates = _ask_gates(tracking, best, pipeline, threshold, champion, parent_run_id, validation)
+    # The test set is read once: a later judgement takes what was found then.
+    tested = stored["on_test"] if stored else _read_test_set(pipeline, threshold, test)
+    content = {**gates, "decided_against": now, "threshold": threshold, "on_test": tested}
+    tracking.log_json(best.run_id, EVALUATION, content)
+    tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
+    tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in tested["metrics"].items()})
+    tracking.tag_version(
+        version.version,
+        {
+            "decision": content["decision"],
+            "stage": version.tags.get("stage", "Staging"),
+            # Last: it says that the evaluation is there.
+            "decided_against": now,
+        },
+    )
+    return content
+
+
+def _ask_gates(
+    tracking: Tracking,
+    best: RunRecord,
+    pipeline: Any,
+    threshold: float,
+    champion: ModelVersion | None,
+    parent_run_id: str,
+    file: Path,
+) -> dict[str, Any]:
+    from health_predict.core.cohort import load_part, target
+    from health_predict.core.evaluation import metrics
+
+    frame = load_part(file)
+    labels = target(frame)
+    log.info("asking the gates on %d validation encounters", len(frame))
+    candidate = Scored(_scores(pipeline, frame), threshold)
+    promotion = decide(
+        frame,
+        labels,
+        frame[PATIENT],
+        candidate,
+        _baseline(tracking, best, parent_run_id, frame),
+        _champion(tracking, champion, frame),
+    )
+    return {
+        "decision": promotion.decision.value,
+        "reasons": promotion.reasons,
+        "gates": [asdict(gate) for gate in promotion.gates],
+        "validation": metrics(labels, candidate.scores, threshold),
+        "validation_prevalence": float(np.mean(labels)),
+    }
+
+
+def _read_test_set(pipeline: Any, threshold: float, file: Path) -> dict[str, Any]:
+    from health_predict.core import evaluation
+    from health_predict.core.cohort import load_part, target
+
+    frame = load_part(file)
+    labels, patients, scores = target(frame), frame[PATIENT], _scores(pipeline, frame)
+    log.info("evaluating on %d test encounters", len(frame))
+    flagged = scores >= threshold
+    return {
+        "rows": len(frame),
+        "positives": int(labels.sum()),
+        "metrics": evaluation.as_plain(evaluation.evaluate(labels, scores, threshold, patients)),
+        "subgroups": [
+            {**asdict(group), "metrics": evaluation.as_plain(group.metrics)}
+            for group in evaluation.subgroups(frame, labels, scores, threshold, patients)
+        ],
+        "roc": _roc(labels, scores),
+        "confusion": [
+            [int((~flagged & (labels == truth)).sum()), int((flagged & (labels == truth)).sum())] for truth in (0, 1)
+        ],
+        "outcomes": labels.tolist(),
+        "scores": [float(score) for score in scores],
+        "importances": _importances(pipeline),
+    }
+
+
+def _scores(pipeline: Any, frame: pd.DataFrame) -> npt.NDArray[np.float64]:
+    scores: npt.NDArray[np.float64] = pipeline.predict_proba(frame)[:, 1].astype(np.float64)
+    return scores
+
+
+def _baseline(tracking: Tracking, best: RunRecord, parent_run_id: str, validation: pd.DataFrame) -> Scored | None:
+    if best.tags["family"] == BASELINE:
+        return None
+    for run in best_runs(tracking, parent_run_id):
+        if run.tags["family"] == BASELINE:
+            scores = _scores(tracking.load_run_pipeline(run.run_id), validation)
+            return Scored(scores, float(run.params["threshold"]))
+    raise StateError(
+        f"search {parent_run_id} has no {BASELINE}, the baseline that a promotion is measured against",
+        f"search with {BASELINE} among HEALTH_PREDICT_FAMILIES",
+    )
+
+
+def _champion(tracking: Tracking, champion: ModelVersion | None, validation: pd.DataFrame) -> Scored | None:
+    if champion is None:
+        return None
+    scores = _scores(tracking.load_pipeline(champion.version), validation)
+    return Scored(scores, float(champion.tags["threshold"]))
+
+
+def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float64], points: int = 200) -> list[list[float]]:
+    """False positive rates, true positive rates, thresholds; two hundred points draw the curve of three thousand."""
+    from sklearn.metrics import roc_curve
+
+    curves = roc_curve(labels, scores)
+    kept = np.unique(np.linspace(0, len(curves[0]) - 1, min(points, len(curves[0]))).astype(int))
+    # The first threshold is infinite, which JSON cannot hold.
+    return [[float(min(value, 1.0)) for value in curve[kept]] for curve in curves]
+
+
+def _importances(pipeline: Any, top: int = 15) -> list[dict[str, Any]]:
+    """The positions that weigh most, as the family itself states it; shares of the whole."""
+    estimator = pipeline.named_steps["estimator"]
+    names = pipeline.named_steps["features"].get_feature_names_out()
+    if hasattr(estimator, "coef_"):
+        weights = np.abs(estimator.coef_[0])
+    else:
+        weights = np.asarray(estimator.feature_importances_, dtype=float)
+    shares = weights / max(weights.sum(), 1e-12)
+    return [{"name": str(names[position]), "share": float(shares[position])} for position in np.argsort(-shares)[:top]]

@@ -1,0 +1,180 @@
+"""split: the raw file to initial data by patient and future batches by time, under one digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from health_predict.adapters.dataset import FILE_NAME, RawData, fetch
+from health_predict.adapters.storage import Storage, open_storage, whole_file
+from health_predict.core.cohort import check, read_cohort, save_part, target
+from health_predict.core.columns import PATIENT
+from health_predict.core.errors import StateError
+from health_predict.core.partition import Parameters, dataset_digest, inputs_digest, partition, rows_digest
+from health_predict.report.data_profile import data_profile_page
+from health_predict.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PROFILE = "profile.html"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """The dataset's name and origin, its manifest, and whether it had been made before."""
+
+    dataset_digest: str
+    dataset_source: str
+    raw_uri: str
+    manifest: Mapping[str, Any]
+    reused: bool
+
+
+def split(
+    settings: Settings,
+    *,
+    labelled_batches: int,
+    train: Path,
+    validation: Path,
+    test: Path,
+    batches: Path,
+    profile: Path,
+) -> SplitResult:
+    """Fetch, check and partition the raw data; write the dataset to storage and its parts to the given paths.
+
+    The first `labelled_batches` future batches join the initial data (0: none). `train`, `validation` and `test`
+    become Parquet, `batches` the manifest as JSON with the addresses of the future batches, `profile` HTML. The same
+    data and parameters give the same digest anywhere; a dataset that lies whole in storage is used again. Raises
+    DataError, before anything is written, when the raw data break the contract or are too few for the parts.
+    """
+    raw = fetch(settings)
+    log.info("raw data: %s (%s)", raw.path, raw.source)
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt, labelled_batches)
+    index = f"datasets/by-inputs/{inputs_digest(raw.sha256, parameters)}"
+    stored = _stored(storage, index)
+    reused = stored is not None
+    if stored is None:
+        stored = _build(storage, raw, parameters)
+        storage.write(index, str(stored.manifest["digest"]).encode())
+    else:
+        log.info("dataset %s is in storage and whole", str(stored.manifest["digest"])[:12])
+    digest = str(stored.manifest["digest"])
+    for name, path in (("train", train), ("validation", validation), ("test", test)):
+        _write(path, stored.files[f"{name}.parquet"])
+    _write(profile, stored.files[PROFILE])
+    addresses = {
+        name: storage.uri(f"datasets/{digest}/{name}.parquet")
+        for name in stored.manifest["parts"]
+        if name.startswith("batches/")
+    }
+    _write(batches, _json({**stored.manifest, "uris": addresses}))
+    return SplitResult(digest, str(raw.source), storage.uri(_raw_key(raw.sha256)), stored.manifest, reused)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dataset:
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]  # by name below datasets/<digest>/, without the manifest
+
+
+def _raw_key(sha256: str) -> str:
+    return f"raw/{sha256}/{FILE_NAME}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _stored(storage: Storage, index: str) -> _Dataset | None:
+    """The dataset made before from the same inputs, if every file of it is there and as it was written."""
+    try:
+        digest = storage.read(index).decode()
+        manifest = json.loads(storage.read(f"datasets/{digest}/{MANIFEST}"))
+        files = {name: storage.read(f"datasets/{digest}/{name}") for name in manifest["files"]}
+        whole = manifest["digest"] == digest and storage.exists(_raw_key(manifest["raw_sha256"]))
+        for name, sha256 in manifest["files"].items():
+            whole = whole and hashlib.sha256(files[name]).hexdigest() == sha256
+    except StateError:
+        whole = False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning("%s does not lead to a readable manifest", storage.uri(index))
+        whole = False
+    if whole:
+        return _Dataset(manifest, files)
+    if storage.exists(index):
+        log.warning("the dataset behind %s is incomplete or damaged and is made again", storage.uri(index))
+    return None
+
+
+def _build(storage: Storage, raw: RawData, parameters: Parameters) -> _Dataset:
+    frame = read_cohort(raw.path)
+    check(frame, name=str(raw.path))
+    log.info("checked %d encounters against the contract", len(frame))
+    cut = partition(frame, parameters)
+    parts = cut.parts()
+    described = {name: _described(part) for name, part in parts.items()}
+    digest = dataset_digest(raw.sha256, parameters, {name: str(described[name]["rows_sha256"]) for name in parts})
+    log.info("dataset %s: %s", digest[:12], ", ".join(f"{name} {len(parts[name])}" for name in _SPLITS))
+    files = {f"{name}.parquet": _parquet(part) for name, part in parts.items()}
+    files[PROFILE] = data_profile_page(
+        frame,
+        cut,
+        parameters=parameters,
+        raw_sha256=raw.sha256,
+        source=str(raw.source),
+        dataset_digest=digest,
+    ).encode()
+    manifest = {
+        "digest": digest,
+        "source": str(raw.source),
+        "raw_sha256": raw.sha256,
+        "rows": len(frame),
+        "initial_rows": cut.initial_rows,
+        "excluded": dict(cut.excluded),
+        "parameters": parameters.to_json(),
+        "parts": described,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    # From here on there are effects, each whole: the raw file, the parts, and last the manifest that vouches for them.
+    if not storage.exists(_raw_key(raw.sha256)):
+        storage.upload(raw.path, _raw_key(raw.sha256))
+    for name, data in files.items():
+        storage.write(f"datasets/{digest}/{name}", data)
+    storage.write(f"datasets/{digest}/{MANIFEST}", _json(manifest))
+    log.info("wrote %d files to %s", len(files) + 1, storage.uri(f"datasets/{digest}"))
+    return _Dataset(manifest, files)
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+def _described(part: pd.DataFrame) -> dict[str, Any]:
+    positives = int(target(part).sum())
+    return {
+        "rows": len(part),
+        "patients": int(part[PATIENT].nunique()),
+        "positives": positives,
+        "prevalence": round(positives / len(part), 6),
+        "rows_sha256": rows_digest(part),
+    }
+
+
+def _parquet(part: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    save_part(part, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,111 @@
+"""What `doctor` finds, and that it finds everything that is wrong at once."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from health_predict.operations import doctor as examination
+from health_predict.operations.doctor import Check, Health, doctor
+from health_predict.settings import ServingTarget, Settings
+
+
+def named(checks: list[Check], name: str) -> Check:
+    return next(check for check in checks if check.name == name)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_machine_that_is_ready(tmp_path: Path, port: int) -> None:
+    # given data, a free port, a commit, and a home that does not exist yet
+    data = tmp_path / "data.csv"
+    data.write_text("x")
+    home = tmp_path / "new" / "home"
+    # when
+    checks = doctor(Settings(home=home, serving_port=port, data_source=str(data), git_commit="c" * 40))
+    # then nothing fails, and nothing was created
+    assert [check for check in checks if check.health is Health.FAIL] == []
+    assert named(checks, "git commit").finding == "c" * 40
+    assert named(checks, "endpoint").finding == f"port {port} is free"
+    assert "bentoml 1.4" in named(checks, "packages").finding
+    assert not home.exists() and not home.parent.exists()
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a home inside a file, no such storage, a missing data file, a tracking server that is down, a typing mistake
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HEALTH_PREDICT_SERVING_PROT", "3000")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = Settings(
+        home=tmp_path / "file" / "home",
+        storage_uri="ftp://somewhere",
+        data_source=str(tmp_path / "missing.csv"),
+        serving_port=port,
+        mlflow_tracking_uri=f"http://127.0.0.1:{port}",
+    )
+    # when
+    checks = doctor(settings)
+    # then each has its line and a remedy
+    failed = {check.name for check in checks if check.health is Health.FAIL}
+    assert failed == {"settings", "home", "storage", "data", "tracking"}
+    assert all(check.remedy for check in checks if check.health is Health.FAIL)
+    assert "HEALTH_PREDICT_SERVING_PROT" in named(checks, "settings").finding
+    assert "HEALTH_PREDICT_SERVING_PORT" in named(checks, "settings").remedy
+
+
+def test_a_taken_port_fails(tmp_path: Path, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        check = named(doctor(Settings(home=tmp_path, serving_port=port)), "endpoint")
+    assert check.health is Health.FAIL and "HEALTH_PREDICT_SERVING_PORT" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "health"), [("", Health.WARN), ("synthetic", Health.WARN), ("s3://bucket/key", Health.OK)]
+)
+def test_sources_of_data(tmp_path: Path, port: int, source: str, health: Health) -> None:
+    checks = doctor(Settings(home=tmp_path, serving_port=port, data_source=source))
+    assert named(checks, "data").health is health
+
+
+def test_a_source_that_does_not_answer_fails(tmp_path: Path, port: int) -> None:
+    checks = doctor(Settings(home=tmp_path, serving_port=port, data_source=f"http://127.0.0.1:{port}/data.csv"))
+    assert named(checks, "data").health is Health.FAIL
+
+
+def test_a_cluster_is_not_asked_for_a_local_port(tmp_path: Path) -> None:
+    checks = doctor(Settings(home=tmp_path, serving_target=ServingTarget.KUBERNETES))
+    assert named(checks, "endpoint").finding == "served by kubernetes"
+
+
+def test_a_small_machine_is_warned_about(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a machine that has less of everything than is needed
+    for name in ("NEEDED_MEMORY_GIB", "NEEDED_DISK_GIB", "NEEDED_SHARED_MEMORY_GIB"):
+        monkeypatch.setattr(examination, name, 1e9)
+    monkeypatch.setattr(examination, "BEYOND_PYTHON", (3, 11))
+    monkeypatch.setattr(examination, "PACKAGES", (("absent", "absent", "this test"), ("gone", "numpy", "this test")))
+    # when
+    checks = doctor(Settings(home=tmp_path, serving_port=port))
+    # then each is told with a remedy, and only what cannot work fails
+    found = {check.name: check.health for check in checks if check.health is not Health.OK}
+    assert {"machine", "home"} <= {name for name, health in found.items() if health is Health.WARN}
+    assert {name for name, health in found.items() if health is Health.FAIL} == {
+        *("python", "package absent", "package numpy")
+    }
+    assert all(check.remedy for check in checks if check.health is not Health.OK)
+
+
+def test_an_endpoint_that_was_killed_is_named(tmp_path: Path, port: int) -> None:
+    # given the record of an endpoint that nobody stopped
+    (tmp_path / "serving").mkdir()
+    record = {"state": "failed", "model_version": "7", "reason": "it crashed"}
+    (tmp_path / "serving" / "active.json").write_text(json.dumps(record))
+    # then
+    check = named(doctor(Settings(home=tmp_path, serving_port=port)), "endpoint")
+    assert check.health is Health.WARN and "version 7 was given up: it crashed" in check.finding

@@ -1,0 +1,123 @@
+"""register: choice, refusal, decision, repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.storage import open_storage
+from health_predict.core.errors import StateError
+from health_predict.core.features import EncounterFeatures
+from health_predict.core.promotion import Decision
+from health_predict.settings import Settings
+from health_predict.stages.register import EVALUATION, RegisterResult, register
+from tests.conftest import Parts
+
+LogSearch = Callable[..., str]
+
+
+def run(settings: Settings, parent: str, parts: Parts, tmp_path: Path) -> RegisterResult:
+    return register(
+        settings, parent_run_id=parent, validation=parts.validation, test=parts.test, card=tmp_path / "card.html"
+    )
+
+
+def test_the_best_family_becomes_a_version_with_a_card(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    # given a search of two families
+    parent = log_search(settings, "LogisticRegression", "LightGBM", source="synthetic")
+    tracking = Tracking(settings)
+    # when it is registered
+    result = run(settings, parent, parts, tmp_path)
+    # then the family with the larger F1 on validation was taken
+    best = {child.tags["family"]: child.metrics["validation_f1"] for child in tracking.children(parent)}
+    assert result.family == max(best, key=best.__getitem__)
+    # and the version carries its identity and decision
+    version = tracking.version(result.model_version)
+    assert version.tags["dataset_digest"] == "d" * 64
+    assert version.tags["decision"] == result.decision.value
+    assert float(version.tags["threshold"]) > 0
+    # and the alias follows the decision
+    challenger = tracking.by_alias(CHALLENGER)
+    assert (challenger is not None) == (result.decision is Decision.PROMOTE)
+    # and the card is an artifact, in the run and in storage, and says that the data are made up
+    page = (tmp_path / "card.html").read_text()
+    assert "Not for clinical use" in page
+    assert "do not exist" in page
+    assert open_storage(settings.storage).read("models/1/card.html").decode() == page
+    # and the test metrics have intervals
+    auc = result.test_metrics["auc"]
+    assert auc.low < auc.value < auc.high
+    assert tracking.run(version.run_id).metrics["test_auc"] == pytest.approx(auc.value)
+    false_rate, true_rate, thresholds = result.roc
+    assert len(false_rate) == len(true_rate) == len(thresholds)
+    assert (false_rate[0], true_rate[-1]) == (0, 1)
+    assert sum(map(sum, result.confusion)) == tracking.read_json(version.run_id, EVALUATION)["on_test"]["rows"]
+
+    # when it runs again, the version and the decision are the same and nothing is judged twice
+    again = run(settings, parent, parts, tmp_path)
+    assert again == result
+    assert len(tracking.versions()) == 1
+
+
+def test_a_run_without_the_preprocessor_of_its_model_is_refused(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a search whose best model lies beside another preprocessor
+    import health_predict.adapters.mlflow as adapter
+
+    parent = log_search(settings, "LogisticRegression")
+    tracking = Tracking(settings)
+    run_id = tracking.children(parent)[0].run_id
+    other = EncounterFeatures(500).fit(pd.read_parquet(parts.train))
+    with adapter._quiet_mlflow().start_run(run_id=run_id):
+        import mlflow
+
+        for item in tracking._logged_models(run_id):
+            if item.name == "preprocessor":
+                tracking._client.delete_logged_model(item.model_id)
+        mlflow.sklearn.log_model(
+            other, name="preprocessor", skops_trusted_types=adapter.TRUSTED_TYPES, pip_requirements=["scikit-learn"]
+        )
+    # then it is refused and no version appears
+    with pytest.raises(StateError, match="preprocessor"):
+        run(settings, parent, parts, tmp_path)
+    assert tracking.versions() == []
+
+
+def test_a_search_without_the_baseline_cannot_promote(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    with pytest.raises(StateError, match="LogisticRegression"):
+        run(settings, log_search(settings, "LightGBM"), parts, tmp_path)
+
+
+def test_a_new_champion_means_a_new_judgement(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    tracking = Tracking(settings)
+    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    assert tracking.version(first.model_version).tags["decided_against"] == "none"
+    # given another version that serves since
+    second = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    tracking.set_alias(CHAMPION, second.model_version)
+    # when the first is registered again, it is judged against that one
+    parent = tracking.version(first.model_version).tags["parent_run_id"]
+    again = run(settings, parent, parts, tmp_path)
+    assert again.model_version == first.model_version
+    assert tracking.version(first.model_version).tags["decided_against"] == second.model_version
+    # and the champion itself is never judged against itself, nor made challenger
+    tracking.delete_alias(CHALLENGER)
+    run(settings, tracking.version(second.model_version).tags["parent_run_id"], parts, tmp_path)
+    assert tracking.by_alias(CHALLENGER) is None
+
+
+def test_an_unfinished_search_is_refused(settings: Settings, parts: Parts, tmp_path: Path) -> None:
+    parent = Tracking(settings).start_search("search", {}, {})
+    with pytest.raises(StateError, match="no finished Best_ run"):
+        run(settings, parent, parts, tmp_path)

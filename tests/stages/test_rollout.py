@@ -1,0 +1,367 @@
+"""rollout with real Bentos: what serves is the champion, whatever fails or is killed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from health_predict.adapters.images import LayoutRegistry
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.processes import ProcessTarget
+from health_predict.adapters.storage import open_storage
+from health_predict.commands import operate
+from health_predict.core.cohort import save_csv
+from health_predict.core.errors import GateError, StateError, UnreachableError
+from health_predict.core.synthetic import synthesize
+from health_predict.operations.lineage import lineage
+from health_predict.operations.status import status
+from health_predict.settings import Settings
+from health_predict.stages.bento_build import bento_build
+from health_predict.stages.ecr_push import ecr_push
+from health_predict.stages.rollout import Outcome, RolloutResult, rollout, unpacked
+from health_predict.stages.split import split
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Built:
+    """A home with a split dataset and two versions of a model, built and pushed."""
+
+    settings: Settings
+    tracking: Tracking
+    target: ProcessTarget
+    images: dict[str, str]
+
+    def rollout(self, version: str, **changes: Any) -> RolloutResult:
+        settings = self.settings.model_copy(update=changes)
+        report = self.settings.home / "rollout.html"
+        report.unlink(missing_ok=True)
+        return rollout(settings, image_uri=self.images[version], model_version=version, report=report)
+
+    def report(self) -> str:
+        return (self.settings.home / "rollout.html").read_text()
+
+    def champion(self) -> str:
+        champion = self.tracking.by_alias(CHAMPION)
+        return champion.version if champion else ""
+
+    def stage(self, version: str) -> str:
+        return self.tracking.version(version).tags.get("stage", "")
+
+    def served(self) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings.serving_port, timeout=20)
+        try:
+            connection.request("GET", "/health")
+            return str(json.loads(connection.getresponse().read())["model_version"])
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+    """A home in which both versions are built and pushed."""
+    home = tmp_path_factory.mktemp("built") / "home"
+    home.mkdir()
+    shutil.copy(mlflow_database, home / "mlflow.db")
+    data = home.parent / "data.csv"
+    save_csv(synthesize(3000, seed=5), data)
+    settings = Settings(home=home, data_source=str(data), git_commit="c" * 40, future_batches=2, initial_share=0.6)
+    parts = {name: home.parent / f"{name}.parquet" for name in ("train", "validation", "test")}
+    dataset = split(
+        settings, labelled_batches=0, **parts, batches=home.parent / "b.json", profile=home.parent / "p.html"
+    )
+    for number, depth in (("1", 2), ("2", 3)):
+        _register(settings, parts, dataset.dataset_digest, depth)
+        archive = home.parent / f"{number}.tar"
+        bento_build(settings, model_version=number, validation=None, bento=archive)
+        ecr_push(settings, bento=archive, model_version=number)
+    return home
+
+
+def _register(settings: Settings, parts: dict[str, Path], dataset: str, depth: int) -> None:
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import Pipeline
+
+    from health_predict.core.cohort import load_part, target
+    from health_predict.core.features import EncounterFeatures
+
+    tracking = Tracking(settings)
+    train = load_part(parts["train"])
+    features = EncounterFeatures().fit(train)
+    forest = RandomForestClassifier(20, max_depth=depth, random_state=1).fit(features.transform(train), target(train))
+    tags = {"dataset_digest": dataset, "dataset_source": "synthetic", "git_commit": "c" * 40, "family": "RandomForest"}
+    parent = tracking.start_search("search", tags, {})
+    pipeline = Pipeline([("features", features), ("estimator", forest)])
+    run = tracking.log_best(parent, "RandomForest", pipeline, tags, {"threshold": "0.1"}, {}, {})
+    tracking._client.set_terminated(run)
+    tracking.end_search(parent, {})
+    tracking.register(run, {**tags, "run_id": run, "threshold": "0.1", "stage": "Staging"}, "")
+
+
+@pytest.fixture(scope="module")
+def shared(original: Path) -> Iterator[Built]:
+    """The endpoint outlives a test, as it outlives a command: each test says in its `given` what it needs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+    settings = Settings(home=original, serving_port=port, git_commit="c" * 40)
+    tracking = Tracking(settings)
+    images = {number: tracking.version(number).tags["image_uri"] for number in ("1", "2")}
+    built = Built(settings, tracking, ProcessTarget(settings), images)
+    yield built
+    built.target.stop()
+
+
+@pytest.fixture
+def down(shared: Built) -> Built:
+    """Nothing serves and nothing is champion."""
+    shared.target.stop()
+    for alias in (CHAMPION, CHALLENGER):
+        shared.tracking.delete_alias(alias)
+    for number in shared.images:
+        shared.tracking.tag_version(number, {"stage": "Staging"})
+    return shared
+
+
+@pytest.fixture
+def first(shared: Built) -> Built:
+    """Version 1 serves and is champion."""
+    shared.rollout("1")
+    return shared
+
+
+def test_the_first_rollout_and_its_repetition(down: Built) -> None:
+    # given a challenger
+    down.tracking.set_alias(CHALLENGER, "1")
+    # when it is rolled out
+    result = down.rollout("1")
+    # then it serves, is champion and no challenger any more, and the report tells each step
+    assert result.outcome is Outcome.DEPLOYED and result.url == f"http://127.0.0.1:{down.settings.serving_port}"
+    assert down.served() == down.champion() == "1" and down.stage("1") == "Production"
+    assert down.tracking.by_alias(CHALLENGER) is None
+    page = down.report()
+    assert "Golden requests through the endpoint" in page and "failed" not in page and "first champion" in page
+    # and again changes nothing
+    active = down.target.active()
+    again = down.rollout("1")
+    assert again.outcome is Outcome.UNCHANGED and down.target.active() == active
+    assert "Unchanged" in down.report()
+
+
+def test_the_next_version_replaces_the_one_before(first: Built) -> None:
+    # when
+    result = first.rollout("2")
+    # then
+    assert result.outcome is Outcome.DEPLOYED
+    assert first.served() == first.champion() == "2"
+    assert (first.stage("1"), first.stage("2")) == ("Archived", "Production")
+
+
+def test_a_wrong_golden_answer_undoes_the_rollout(first: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an image whose golden requests expect something else
+    unpack = LayoutRegistry.unpack
+
+    def falsify(self: Any, uri: str, folder: Path) -> None:
+        unpack(self, uri, folder)
+        golden = folder / "src" / "golden.json"
+        cases = json.loads(golden.read_text())
+        cases[3]["answer"]["probability_score"] += 0.1
+        golden.write_text(json.dumps(cases))
+
+    monkeypatch.setattr(LayoutRegistry, "unpack", falsify)
+    # when it is rolled out, then the reason is told and everything is as it was
+    with pytest.raises(GateError, match=r"503|off by"):
+        first.rollout("2")
+    assert first.served() == first.champion() == "1" and first.stage("1") == "Production"
+    page = first.report()
+    assert "Undone" in page and "failed" in page
+
+
+def test_a_failure_after_the_switch_leads_the_traffic_back(first: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a registry that fails while the alias moves
+    set_alias = Tracking.set_alias
+
+    def fail(self: Tracking, alias: str, version: str) -> None:
+        set_alias(self, alias, version)
+        if version == "2":
+            assert first.served() == "2"  # the traffic is there already
+            raise UnreachableError("MLflow does not answer", "start it")
+
+    monkeypatch.setattr(Tracking, "set_alias", fail)
+    # when
+    with pytest.raises(UnreachableError, match="MLflow"):
+        first.rollout("2")
+    # then the version before serves and is champion
+    assert first.served() == first.champion() == "1"
+    assert (first.stage("1"), first.stage("2")) != ("Archived", "Production")
+    assert "Move the alias champion back" in first.report()
+
+
+def test_a_first_rollout_that_fails_leaves_no_champion(down: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a registry that fails when the version is tagged
+    def fail(self: Tracking, version: str, tags: dict[str, str]) -> None:
+        if tags.get("stage") == "Production":
+            raise UnreachableError("MLflow does not answer", "start it")
+
+    monkeypatch.setattr(Tracking, "tag_version", fail)
+    # when
+    with pytest.raises(UnreachableError, match="MLflow"):
+        down.rollout("1")
+    # then
+    assert down.champion() == "" and down.target.active() is None
+
+
+def test_a_taken_port_and_a_wrong_image_are_refused(down: Built) -> None:
+    # given a program on the port
+    place = ("127.0.0.1", down.settings.serving_port)
+    with socket.create_server(place), pytest.raises(UnreachableError, match="taken"):
+        down.rollout("1")
+    assert "Undone" in down.report() and down.champion() == ""
+    # and the image of another version
+    with pytest.raises(StateError, match="has image"):
+        rollout(
+            down.settings, image_uri=down.images["2"], model_version="1", report=down.settings.home / "rollout.html"
+        )
+
+
+def test_a_damaged_image_is_not_started(first: Built) -> None:
+    # given a layer with a changed byte
+    digest = first.tracking.version("2").tags["bento_digest"].removeprefix("sha256:")
+    layer = first.settings.home / "images" / "blobs" / "sha256" / digest
+    whole = layer.read_bytes()
+    layer.write_bytes(whole[:-600] + b"x" + whole[-599:])
+    try:
+        # when
+        with pytest.raises(StateError, match="damaged"):
+            first.rollout("2")
+    finally:
+        layer.write_bytes(whole)
+    # then
+    assert first.served() == first.champion() == "1"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from health_predict.stages import rollout as stage
+from health_predict.adapters import processes
+from health_predict.settings import load_settings
+
+where, image, version, report = sys.argv[1:]
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if where == "alias":
+    stage._promote = kill
+else:
+    processes.ProcessRollout.commit = kill
+stage.rollout(load_settings(), image_uri=image, model_version=version, report=Path(report))
+"""
+
+
+@pytest.mark.parametrize("where", ["alias", "commit"])
+def test_a_kill_anywhere_and_a_repetition_end_in_the_same_state(first: Built, where: str, tmp_path: Path) -> None:
+    # given a rollout that is killed
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, where, first.images["2"], "2", str(tmp_path / "rollout.html")],
+        env={**os.environ, **first.settings.environment()},
+        check=False,
+        timeout=60,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "rollout.html").exists()
+    assert first.served() in ("1", "2")
+    # when it runs again
+    first.rollout("2")
+    # then
+    assert first.served() == first.champion() == "2"
+    assert (first.stage("1"), first.stage("2")) == ("Archived", "Production")
+
+
+def test_lineage_reaches_back_to_data_and_commit(first: Built) -> None:
+    # given a served version, then every link holds
+    links = lineage(first.settings)
+    assert [link.name for link in links] == [
+        *("endpoint", "image", "Bento", "model version", "MLflow run", "dataset", "git commit")
+    ]
+    assert [link.problem for link in links] == [""] * 7
+    # and status names it
+    found = status(first.settings)
+    assert found.serving is not None and found.serving.model_version == found.champion == "1"
+    assert len(found.waiting) == 1 and found.waiting[0].startswith("2 of 2 batches are not monitored yet")
+
+    # when something is changed, then the broken link is named, and mended again
+    def broken() -> str:
+        last = lineage(first.settings)[-1]
+        return f"{last.name}: {last.problem}"
+
+    version = first.tracking.version("1")
+    for name, link in (("dataset_digest", "model version: tag dataset_digest"), ("bento_digest", "model version: tag")):
+        first.tracking.tag_version("1", {name: "0" * 64})
+        assert broken().startswith(link)
+        first.tracking.tag_version("1", {name: version.tags[name]})
+    first.tracking.set_alias(CHAMPION, "2")
+    assert broken().startswith("model version: the champion")
+    first.tracking.set_alias(CHAMPION, "1")
+    digest = version.tags["dataset_digest"]
+    manifest = json.loads(open_storage(first.settings.storage).read(f"datasets/{digest}/manifest.json"))
+    storage = open_storage(first.settings.storage)
+    test_part = storage.read(f"datasets/{digest}/test.parquet")
+    for key, old, new, link in (
+        (f"raw/{manifest['raw_sha256']}/diabetic_data.csv", b"Caucasian", b"Caucasiam", "dataset: the SHA-256"),
+        (f"datasets/{digest}/manifest.json", b'"rows_sha256": "', b'"rows_sha256": "0', "dataset: the digest"),
+        (f"datasets/{digest}/manifest.json", b'"raw_sha256"', b'"raw"', "dataset: the manifest"),
+        (f"datasets/{digest}/train.parquet", b"PAR1", b"XXXX", "dataset: the SHA-256 of part train"),
+        (f"datasets/{digest}/validation.parquet", None, test_part, "dataset: the SHA-256 of part validation"),
+    ):
+        whole = storage.read(key)
+        storage.write(key, new if old is None else whole.replace(old, new, 1))
+        assert broken().startswith(link), key
+        storage.write(key, whole)
+    service = unpacked(first.settings, first.images["1"]) / "src" / "service.py"
+    source = service.read_text()
+    service.write_text(source + "# changed\n")
+    assert broken().startswith("Bento: the digest")
+    service.write_text(source)
+    assert broken().startswith("git commit: ") and lineage(first.settings)[-1].problem == ""
+
+
+def test_the_commands_find_what_the_stage_left(first: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a served version, and a shell with its settings
+    for name, value in first.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    app = typer.Typer()
+    operate.mount(app)
+
+    def call(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return str(result.output)
+
+    # when it is served again, then nothing changes
+    served = json.loads(call("serve", "--json"))
+    assert served == {"outcome": "unchanged", "model_version": "1", "url": first.target.url}
+    assert f"version 1 answers at {first.target.url}" in call("serve")
+    # and what is told to people and to scripts agrees
+    assert "version 1 at" in call("status") and "SYNTHETIC" in call("status")
+    assert json.loads(call("lineage", "--json"))["intact"] is True
+    assert "hashed again" in call("lineage")
+    # and what was stopped comes back as it was
+    assert "is down" in call("down") and "nothing was running" in call("down")
+    assert json.loads(call("serve", "--json"))["outcome"] == "deployed"
+    assert first.served() == first.champion() == "1"

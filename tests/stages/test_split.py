@@ -1,0 +1,296 @@
+"""The split stage: the same digest anywhere, reuse, repair, refusal without effects, and a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from health_predict.adapters.storage import open_storage
+from health_predict.core.cohort import load_part, save_csv
+from health_predict.core.errors import DataError
+from health_predict.core.partition import rows_digest
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import Settings
+from health_predict.stages.split import SplitResult, split
+
+NAMES = ("train", "validation", "test", "batches", "profile")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "cohort.csv"
+    save_csv(synthesize(1_500, seed=21), path)
+    return path
+
+
+def settings_of(home: Path, raw: Path, **values: object) -> Settings:
+    return Settings(home=home, data_source=str(raw), **{"future_batches": 3, **values})  # type: ignore[arg-type]
+
+
+def run(settings: Settings, out: Path, labelled_batches: int = 0) -> SplitResult:
+    return split(settings, labelled_batches=labelled_batches, **{name: out / name for name in NAMES})
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder and its SHA-256."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_dataset_lies_in_storage_under_its_digest(raw: Path, tmp_path: Path) -> None:
+    # when
+    settings = settings_of(tmp_path / "home", raw)
+    result = run(settings, tmp_path / "out")
+    # then
+    storage = open_storage(settings.storage)
+    sha256 = hashlib.sha256(raw.read_bytes()).hexdigest()
+    folder = f"datasets/{result.dataset_digest}"
+    assert storage.keys("raw/") == [f"raw/{sha256}/diabetic_data.csv"]
+    assert storage.read(f"raw/{sha256}/diabetic_data.csv") == raw.read_bytes()
+    assert result.raw_uri == storage.uri(f"raw/{sha256}/diabetic_data.csv")
+    assert storage.keys(folder) == [
+        f"{folder}/{name}"
+        for name in (
+            "batches/00.parquet",
+            "batches/01.parquet",
+            "batches/02.parquet",
+            "manifest.json",
+            "profile.html",
+            "test.parquet",
+            "train.parquet",
+            "validation.parquet",
+        )
+    ]
+    assert not result.reused and result.dataset_source == "synthetic" and len(result.dataset_digest) == 64
+
+
+def test_the_outputs_are_the_parts_the_manifest_and_the_profile(raw: Path, tmp_path: Path) -> None:
+    # when
+    result = run(settings_of(tmp_path / "home", raw), tmp_path / "out")
+    # then
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(NAMES)
+    manifest = json.loads((tmp_path / "out" / "batches").read_text())
+    for name in ("train", "validation", "test"):
+        part = load_part(tmp_path / "out" / name)
+        described = manifest["parts"][name]
+        assert described["rows"] == len(part) and described["rows_sha256"] == rows_digest(part)
+        assert described["positives"] == (part["readmitted"] == "<30").sum()
+    assert sorted(manifest["uris"]) == ["batches/00", "batches/01", "batches/02"]
+    batch = load_part(Path(manifest["uris"]["batches/02"].removeprefix("file://")))
+    assert batch.shape[1] == 50 and rows_digest(batch) == manifest["parts"]["batches/02"]["rows_sha256"]
+    assert {key: value for key, value in manifest.items() if key != "uris"} == result.manifest
+    assert manifest["rows"] == 1_500 and manifest["initial_rows"] == 300
+    kept = sum(part["rows"] for part in manifest["parts"].values())
+    assert kept + sum(manifest["excluded"].values()) == 1_500
+    page = (tmp_path / "out" / "profile").read_text()
+    assert "Synthetic data" in page and result.dataset_digest[:12] in page
+
+
+def test_the_same_input_gives_the_same_files_anywhere(raw: Path, tmp_path: Path) -> None:
+    first = run(settings_of(tmp_path / "a", raw), tmp_path / "out a")
+    second = run(settings_of(tmp_path / "elsewhere" / "b", raw), tmp_path / "out b")
+    assert first.dataset_digest == second.dataset_digest and first.manifest == second.manifest
+    assert tree(tmp_path / "a" / "storage") == tree(tmp_path / "elsewhere" / "b" / "storage")
+
+
+def test_each_parameter_and_the_data_name_another_dataset(raw: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    other = tmp_path / "other.csv"
+    save_csv(synthesize(1_500, seed=22), other)
+    results = [
+        run(settings_of(home, raw), tmp_path / "out"),
+        run(settings_of(home, raw, salt="other"), tmp_path / "out"),
+        run(settings_of(home, raw, initial_share=0.3), tmp_path / "out"),
+        run(settings_of(home, raw, future_batches=4), tmp_path / "out"),
+        run(settings_of(home, raw), tmp_path / "out", labelled_batches=1),
+        run(settings_of(home, other), tmp_path / "out"),
+    ]
+    assert len({result.dataset_digest for result in results}) == 6
+    assert not any(result.reused for result in results)
+
+
+def test_labelled_batches_join_the_splits_and_stay_batches(raw: Path, tmp_path: Path) -> None:
+    # when
+    settings = settings_of(tmp_path / "home", raw)
+    first, later = (run(settings, tmp_path / f"out{k}", labelled_batches=k) for k in (0, 2))
+    # then
+    rows = {
+        k: sum(result.manifest["parts"][name]["rows"] for name in NAMES[:3]) for k, result in ((0, first), (2, later))
+    }
+    joined = [first.manifest["parts"][f"batches/0{number}"] for number in (0, 1)]
+    assert rows[2] == rows[0] + sum(part["rows"] for part in joined)
+    assert [later.manifest["parts"][f"batches/0{number}"] for number in (0, 1)] == joined
+
+
+def test_a_repeat_reads_what_lies_in_storage(raw: Path, tmp_path: Path) -> None:
+    # given
+    settings = settings_of(tmp_path / "home", raw)
+    first = run(settings, tmp_path / "out")
+    before, files = tree(tmp_path / "out"), tree(tmp_path / "home")
+    shutil.rmtree(tmp_path / "out")
+    # when
+    again = run(settings, tmp_path / "out")
+    # then
+    assert again.reused and again.dataset_digest == first.dataset_digest
+    assert tree(tmp_path / "out") == before and tree(tmp_path / "home") == files
+
+
+FILES = ("train.parquet", "batches/01.parquet", "profile.html", "manifest.json", "index")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [*((name, damage) for name in FILES for damage in ("gone", "cut")), ("raw", "gone")]
+)
+def test_a_dataset_that_is_not_whole_is_made_again(name: str, damage: str, raw: Path, tmp_path: Path) -> None:
+    # given
+    settings = settings_of(tmp_path / "home", raw)
+    result = run(settings, tmp_path / "out")
+    storage = tmp_path / "home" / "storage"
+    whole = tree(storage)
+    file = {
+        "raw": next(storage.glob("raw/*/*")),
+        "index": next(storage.glob("datasets/by-inputs/*")),
+    }.get(name, storage / "datasets" / result.dataset_digest / name)
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:30])
+    # when
+    again = run(settings, tmp_path / "out")
+    # then
+    assert not again.reused and again.dataset_digest == result.dataset_digest
+    assert tree(storage) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda frame: frame.assign(age="[200-210)"), "1,500 violations", id="levels"),
+        pytest.param(lambda frame: frame.drop(columns="race"), "lacks the columns 'race'", id="columns"),
+        pytest.param(lambda frame: frame.assign(readmitted="NO"), "'<30'", id="no positive label"),
+        pytest.param(lambda frame: pd.concat([frame, frame[:1]]), "occurs earlier", id="duplicate"),
+        pytest.param(lambda frame: frame[:12], "too few|'<30'", id="too few"),
+    ],
+)
+def test_bad_data_are_refused_without_any_effect(change: object, message: str, raw: Path, tmp_path: Path) -> None:
+    # given
+    bad = tmp_path / "bad.csv"
+    save_csv(change(pd.read_csv(raw, dtype=str, keep_default_na=False)), bad)  # type: ignore[operator]
+    # when
+    with pytest.raises(DataError, match=message):
+        run(settings_of(tmp_path / "home", bad), tmp_path / "out")
+    # then
+    assert not (tmp_path / "home").exists() and not (tmp_path / "out").exists()
+
+
+def test_impossible_labelled_batches_are_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 to 3"):
+        run(settings_of(tmp_path / "home", raw), tmp_path / "out", labelled_batches=4)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from health_predict.adapters import storage
+from health_predict.settings import Settings
+from health_predict.stages.split import split
+raw, home, out, writes = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+replace, done = Path.replace, 0
+def stop(self, target):
+    global done
+    done += 1
+    if done == writes:
+        os.kill(os.getpid(), signal.SIGKILL)  # the new content lies under its temporary name
+    return replace(self, target)
+Path.replace = stop
+split(Settings(home=home, data_source=str(raw), future_batches=3), labelled_batches=0,
+      **{name: out / name for name in ("train", "validation", "test", "batches", "profile")})
+"""
+
+
+@pytest.fixture(scope="module")
+def calm(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    run(settings_of(folder / "home", raw), folder / "out")
+    return folder
+
+
+@pytest.mark.parametrize("writes", [1, 6, 10])
+def test_a_kill_at_any_write_leaves_nothing_half_and_a_repeat_ends_the_same(
+    writes: int, raw: Path, calm: Path, tmp_path: Path
+) -> None:
+    # given
+    whole = tree(calm / "home" / "storage")
+    # when a run is killed between writing and renaming a file
+    home, out = tmp_path / "home", tmp_path / "out"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(raw), str(home), str(out), str(writes)], capture_output=True, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    # then every key that is there is whole
+    storage = open_storage(settings_of(home, raw).storage)
+    for key in storage.keys(""):
+        assert hashlib.sha256(storage.read(key)).hexdigest() == whole[key]
+    # and a repeat ends in the same state
+    run(settings_of(home, raw), out)
+    assert {key: hashlib.sha256(storage.read(key)).hexdigest() for key in storage.keys("")} == whole
+    assert {name: digest for name, digest in tree(out).items() if name in NAMES[:3]} == {
+        name: digest for name, digest in tree(calm / "out").items() if name in NAMES[:3]
+    }
+
+
+def test_s3_takes_the_same_files_as_a_folder(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    service = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    try:
+        host, port = service.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="hospital")
+        bucket = settings_of(tmp_path / "s3", raw, storage_uri="s3://hospital/data", s3_endpoint_url=endpoint)
+        # when
+        first, again = run(bucket, tmp_path / "out"), run(bucket, tmp_path / "out")
+        folder = run(settings_of(tmp_path / "folder", raw), tmp_path / "out folder")
+        # then
+        assert again.reused and first.dataset_digest == folder.dataset_digest
+        assert first.raw_uri.startswith("s3://hospital/data/raw/")
+        assert open_storage("s3://hospital/data", endpoint).keys("") == sorted(tree(tmp_path / "folder" / "storage"))
+    finally:
+        service.stop()
+
+
+@pytest.mark.slow
+def test_the_real_data_split_in_seconds_to_the_documented_parts(real_data: Path, tmp_path: Path) -> None:
+    # when
+    settings = Settings(home=tmp_path / "home", data_source=str(real_data))
+    began = time.process_time()
+    result = run(settings, tmp_path / "out")
+    first = time.process_time() - began
+    began = time.process_time()
+    again = run(settings, tmp_path / "out")
+    # then
+    assert first < 30 and time.process_time() - began < 5 and again.reused  # usually 5 and 0.1
+    assert result.dataset_source == "uci" and result.manifest["initial_rows"] == 20_353
+    parts = result.manifest["parts"]
+    assert [parts[name]["rows"] for name in ("train", "validation", "test")] == [13_991, 3_059, 2_922]
+    assert len([name for name in parts if name.startswith("batches/")]) == 16
+    assert result.manifest["excluded"] == {"11": 1642, "13": 399, "14": 372, "19": 8, "20": 2}
+    assert "Synthetic data" not in (tmp_path / "out" / "profile").read_text()
