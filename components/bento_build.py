@@ -1,0 +1,27 @@
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def bento_build(
+    model_version: str,
+    bento: dsl.Output[dsl.Artifact],
+) -> NamedTuple("BentoBuildOutputs", [("tag", str), ("digest", str)]):  # type: ignore[valid-type]
+    """Compile a model version, prove its parity and pack it as a Bento.
+
+    Args:
+        model_version: Version of the registered model.
+        bento: The Bento as one archive.
+    """
+    from pathlib import Path
+
+    from health_predict.stages.bento_build import bento_build as stage
+    from health_predict.stages.task import task
+
+    with task("bento_build") as settings:
+        result = stage(settings, model_version=model_version, validation=None, bento=Path(bento.path))
+        bento.metadata.update(tag=result.tag, digest=result.digest)
+    return (result.tag, result.digest)

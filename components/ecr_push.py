@@ -1,0 +1,21 @@
+from kfp import dsl
+
+from components.image import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def ecr_push(model_version: str, bento: dsl.Input[dsl.Artifact]) -> str:
+    """Write the service's image and push what the registry lacks; gives the image's URI by digest.
+
+    Args:
+        model_version: Version of the registered model.
+        bento: The Bento as one archive.
+    """
+    from pathlib import Path
+
+    from health_predict.stages.ecr_push import ecr_push as stage
+    from health_predict.stages.task import task
+
+    with task("ecr_push") as settings:
+        result = stage(settings, bento=Path(bento.path), model_version=model_version)
+    return result.image_uri

@@ -1,0 +1,50 @@
+from typing import List, NamedTuple
+
+from kfp import dsl
+
+from components.image import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def hpo(
+    dataset_digest: str,
+    dataset_source: str,
+    families: List[str],
+    trials: int,
+    seed: int,
+    train: dsl.Input[dsl.Dataset],
+    validation: dsl.Input[dsl.Dataset],
+    leaderboard: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+) -> NamedTuple("HpoOutputs", [("parent_run_id", str)]):  # type: ignore[valid-type]
+    """Search over the model families with Ray Tune and log every trial in MLflow.
+
+    Args:
+        dataset_digest: Digest of the data set.
+        dataset_source: Where the data came from: uci, custom or synthetic.
+        families: Model families to search; empty takes all.
+        trials: Trials of each family.
+        seed: Seed of the search.
+        train: Training encounters.
+        validation: Validation encounters.
+        leaderboard: Every trial and the best model of each family.
+        metrics: Validation metrics of the best model of each family.
+    """
+    from pathlib import Path
+
+    from health_predict.stages.hpo import hpo as stage
+    from health_predict.stages.task import task
+
+    with task("hpo", families=tuple(families), trials=int(trials), seed=int(seed)) as settings:
+        result = stage(
+            settings,
+            dataset_digest=dataset_digest,
+            dataset_source=dataset_source,
+            train=Path(train.path),
+            validation=Path(validation.path),
+            leaderboard=Path(leaderboard.path),
+        )
+        for family, found in result.best_metrics.items():
+            for name in ("auc", "average_precision", "f1"):
+                metrics.log_metric(f"{family}_{name}", found[name])
+    return (result.parent_run_id,)

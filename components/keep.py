@@ -1,0 +1,25 @@
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def keep(gate: str, value: str, expected: str) -> NamedTuple("KeepOutputs", [("outcome", str)]):  # type: ignore[valid-type]
+    """The other branch of a gate: what serves stays. Fails when the gate's value is not the one that leads here.
+
+    Args:
+        gate: Name of the gate.
+        value: Its value.
+        expected: The value that means that nothing changes.
+    """
+    from health_predict.core.errors import GateError
+    from health_predict.stages.task import task
+
+    with task("keep"):
+        if value != expected:
+            raise GateError(
+                f"gate {gate} has the unknown value {value!r}", f"{expected!r} or a value with a branch was expected"
+            )
+    return ("unchanged",)

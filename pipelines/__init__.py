@@ -1,0 +1,10 @@
+"""The pipelines: the same functions run here under `health-predict pipeline run` and in a cluster."""
+
+from pipelines.deployment import deployment
+from pipelines.monitoring import monitoring
+from pipelines.readmission import readmission
+from pipelines.training import training
+
+PIPELINES = {"training": training, "deployment": deployment, "readmission": readmission, "monitoring": monitoring}
+
+__all__ = ["PIPELINES", "deployment", "monitoring", "readmission", "training"]

@@ -1,0 +1,25 @@
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components import bento_build, ecr_push, rollout
+from pipelines.wiring import wire
+
+
+class DeploymentOutputs(NamedTuple):
+    """Values of a run."""
+
+    outcome: str
+
+
+@dsl.pipeline(name="deployment", description="Build the Bento of a model version, push its image, roll it out.")
+def deployment(model_version: str) -> DeploymentOutputs:
+    """bento_build, ecr_push, rollout.
+
+    Args:
+        model_version: Version of the registered model.
+    """
+    bento = wire(bento_build(model_version=model_version), "build the Bento", memory="1Gi")
+    image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "push the image")
+    served = wire(rollout(image_uri=image.output, model_version=model_version), "roll out")
+    return DeploymentOutputs(served.outputs["outcome"])

@@ -1,0 +1,57 @@
+from typing import List, NamedTuple
+
+from kfp import dsl
+
+from components import keep
+from pipelines.deployment import deployment
+from pipelines.training import training
+from pipelines.wiring import wire
+
+
+class ReadmissionOutputs(NamedTuple):
+    """Values of a run."""
+
+    model_version: str
+    decision: str
+    outcome: str
+
+
+@dsl.pipeline(name="readmission", description="Train a model and, when it passes its gates, bring it into service.")
+def readmission(
+    data_source: str = "",
+    initial_share: float = 0.2,
+    future_batches: int = 16,
+    salt: str = "readmission",
+    labelled_batches: int = 0,
+    families: List[str] = [],  # noqa: B006 (KFP reads the default and does not share it)
+    trials: int = 6,
+    seed: int = 17,
+) -> ReadmissionOutputs:
+    """training, then deployment when the decision is `promote`.
+
+    Args:
+        data_source: Path or URI of the raw CSV; empty takes the one of the settings.
+        initial_share: Share of encounters that train the first model.
+        future_batches: How many batches the remaining encounters make.
+        salt: Salt of the patient split.
+        labelled_batches: How many future batches have labels by now.
+        families: Model families to search; empty takes all.
+        trials: Trials of each family.
+        seed: Seed of the search.
+    """
+    trained = training(
+        data_source=data_source,
+        initial_share=initial_share,
+        future_batches=future_batches,
+        salt=salt,
+        labelled_batches=labelled_batches,
+        families=families,
+        trials=trials,
+        seed=seed,
+    )
+    with dsl.If(trained.outputs["decision"] == "promote", name="promoted"):
+        deployed = deployment(model_version=trained.outputs["model_version"])
+    with dsl.Else(name="not-promoted"):
+        kept = wire(keep(gate="decision", value=trained.outputs["decision"], expected="reject"), "keep what serves")
+    outcome = dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])
+    return ReadmissionOutputs(trained.outputs["model_version"], trained.outputs["decision"], outcome)

@@ -1,0 +1,73 @@
+from typing import List, NamedTuple
+
+from kfp import dsl
+
+from components import hpo, register, split
+from pipelines.wiring import wire
+
+
+class TrainingOutputs(NamedTuple):
+    """Values of a run."""
+
+    model_version: str
+    decision: str
+
+
+@dsl.pipeline(name="training", description="Split the data, search over the model families, register the best.")
+def training(
+    data_source: str = "",
+    initial_share: float = 0.2,
+    future_batches: int = 16,
+    salt: str = "readmission",
+    labelled_batches: int = 0,
+    families: List[str] = [],  # noqa: B006 (KFP reads the default and does not share it)
+    trials: int = 6,
+    seed: int = 17,
+) -> TrainingOutputs:
+    """split, hpo, register.
+
+    Args:
+        data_source: Path or URI of the raw CSV; empty takes the one of the settings.
+        initial_share: Share of encounters that train the first model.
+        future_batches: How many batches the remaining encounters make.
+        salt: Salt of the patient split.
+        labelled_batches: How many future batches have labels by now.
+        families: Model families to search; empty takes all.
+        trials: Trials of each family.
+        seed: Seed of the search.
+    """
+    data = wire(
+        split(
+            data_source=data_source,
+            initial_share=initial_share,
+            future_batches=future_batches,
+            salt=salt,
+            labelled_batches=labelled_batches,
+        ),
+        "split",
+        memory="1Gi",
+    )
+    search = wire(
+        hpo(
+            dataset_digest=data.outputs["dataset_digest"],
+            dataset_source=data.outputs["dataset_source"],
+            families=families,
+            trials=trials,
+            seed=seed,
+            train=data.outputs["train"],
+            validation=data.outputs["validation"],
+        ),
+        "hyper-parameter search",
+        cpu="1",
+        memory="2Gi",
+    )
+    registered = wire(
+        register(
+            parent_run_id=search.outputs["parent_run_id"],
+            validation=data.outputs["validation"],
+            test=data.outputs["test"],
+        ),
+        "register",
+        memory="1Gi",
+    )
+    return TrainingOutputs(registered.outputs["model_version"], registered.outputs["decision"])

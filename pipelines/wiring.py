@@ -1,0 +1,26 @@
+"""How a task is wired to the place it runs in: settings, secrets, resources. One place for all tasks.
+
+In a cluster the settings come from a ConfigMap and the credentials from a Secret; under SubprocessRunner both are
+ignored and the task inherits the environment of the command.
+"""
+
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+
+from health_predict.settings import PREFIX, Settings
+
+SETTINGS = "health-predict-settings"
+CREDENTIALS = "health-predict-credentials"
+CREDENTIAL_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+
+
+def wire(task: PipelineTask, display_name: str, cpu: str = "200m", memory: str = "512Mi") -> PipelineTask:
+    """Give a task its environment, its requests and its name; no caching, since the stages know what is done."""
+    names = [PREFIX + name.upper() for name in Settings.model_fields]
+    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in names}, optional=True)
+    kubernetes.use_secret_as_env(task, CREDENTIALS, {name: name for name in CREDENTIAL_NAMES}, optional=True)
+    task.set_cpu_request(cpu)
+    task.set_memory_request(memory)
+    task.set_caching_options(False)
+    task.set_display_name(display_name)
+    return task

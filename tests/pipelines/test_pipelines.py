@@ -1,0 +1,70 @@
+"""Compiled pipelines are the contract with a cluster: they must be what the functions say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from health_predict.adapters.kfp import compile_pipeline
+from health_predict.commands.pipeline import COMPILED
+from health_predict.settings import PREFIX, Settings
+from pipelines import PIPELINES
+from pipelines.wiring import CREDENTIALS, SETTINGS
+
+
+def specs(file: Path) -> list[dict[str, Any]]:
+    documents = list(yaml.safe_load_all(file.read_text()))
+    documents[0].pop("sdkVersion")
+    return documents
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_committed_yaml_is_not_stale(name: str, tmp_path: Path) -> None:
+    compile_pipeline(PIPELINES[name], tmp_path / f"{name}.yaml")
+    assert specs(COMPILED / f"{name}.yaml") == specs(tmp_path / f"{name}.yaml"), "run `make compile` and commit"
+
+
+def test_nothing_else_is_committed() -> None:
+    assert {file.name for file in COMPILED.iterdir()} == {f"{name}.yaml" for name in PIPELINES}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_task_is_wired(name: str) -> None:
+    pipeline, platform = specs(COMPILED / f"{name}.yaml")
+    executors = pipeline["deploymentSpec"]["executors"]
+    wired = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(wired) == set(executors)
+    for executor in wired.values():
+        [settings], [credentials] = executor["configMapAsEnv"], executor["secretAsEnv"]
+        assert settings["configMapName"] == SETTINGS
+        assert {item["envVar"] for item in settings["keyToEnv"]} == {
+            PREFIX + field.upper() for field in Settings.model_fields
+        }
+        assert credentials["secretName"] == CREDENTIALS
+    for executor in executors.values():
+        assert "pip install" not in " ".join(executor["container"]["command"])
+        assert executor["container"]["resources"]["resourceMemoryRequest"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_task_is_cached(name: str) -> None:
+    # KFP's cache does not see the image's digest or the environment; the stages know themselves what is done.
+    def tasks(dag: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(dag["tasks"].values())
+
+    pipeline = specs(COMPILED / f"{name}.yaml")[0]
+    dags = [pipeline["root"]["dag"]] + [item["dag"] for item in pipeline["components"].values() if "dag" in item]
+    for task in (task for dag in dags for task in tasks(dag)):
+        component = pipeline["components"][task["componentRef"]["name"]]
+        if "executorLabel" in component:
+            assert not task["cachingOptions"], task["taskInfo"]["name"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_parameter_is_explained(name: str) -> None:
+    spec = PIPELINES[name].component_spec
+    assert spec.description
+    assert all(item.description for item in (spec.inputs or {}).values())
