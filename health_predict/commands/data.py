@@ -1,0 +1,157 @@
+"""`health-predict data`: fetch, check, profile and synthesize the raw data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from health_predict.adapters.storage import whole_file
+from health_predict.core.errors import DataError
+from health_predict.settings import load_settings
+
+if TYPE_CHECKING:
+    from health_predict.core.cohort import Violation
+
+app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
+
+_TABLE_ROWS = 500  # a longer list comes as plain lines: laying out a table takes its time
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
+
+
+class ScenarioName(StrEnum):
+    """The names of `synthetic.Scenario`, which is not imported for `--help`. A test keeps them equal."""
+
+    NONE = "none"
+    AGE_SHIFT = "age-shift"
+    ADMISSION_TYPE_SHIFT = "admission-type-shift"
+    MISSINGNESS_SWITCH = "missingness-switch"
+    ICD_RECODING = "icd-recoding"
+    CAPPED_COUNTS = "capped-counts"
+    PREVALENCE_DOWN = "prevalence-down"
+    PREVALENCE_UP = "prevalence-up"
+    CONCEPT_FLIP = "concept-flip"
+    DRUG_WITHDRAWAL = "drug-withdrawal"
+
+
+@app.command()
+def fetch(as_json: AsJson = False) -> None:
+    """Bring the raw data to this machine and say where they are and whether they are real."""
+    from health_predict.adapters.dataset import fetch as bring
+
+    raw = bring(load_settings(), Console(stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps({"path": str(raw.path), "sha256": raw.sha256, "source": str(raw.source)}))
+    else:
+        Console().print(f"{raw.path}\nsource {raw.source}, SHA-256 {raw.sha256}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="CSV file, plain or gzipped")],
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="The column `readmitted` may be absent, as in encounters to be scored")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List every cell that breaks the data contract; exit code 3 when there is one."""
+    from health_predict.core import cohort
+    from health_predict.core.columns import PATIENT
+
+    frame = cohort.read_cohort(file, labelled=not unlabelled)
+    violations = cohort.validate(frame, labelled=not unlabelled)
+    if as_json:
+        found = [asdict(violation) for violation in violations]
+        typer.echo(json.dumps({"file": str(file), "encounters": len(frame), "violations": found}))
+    elif violations:
+        _print_violations(Console(), violations)
+    if violations:
+        raise typer.Exit(DataError.exit_code)
+    cohort.check(frame, labelled=not unlabelled, name=str(file))
+    if not as_json:
+        patients = frame[PATIENT].nunique()
+        typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")
+
+
+def _print_violations(console: Console, violations: Sequence[Violation]) -> None:
+    if len(violations) <= _TABLE_ROWS:
+        table = Table("line", "column", "problem", "remedy")
+        for violation in violations:
+            table.add_row(*(escape(cell) for cell in _cells(violation)))
+        console.print(table)
+    else:
+        for violation in violations:
+            line, column, problem, remedy = _cells(violation)
+            typer.echo(f"line {line}, {column}: {problem} -> {remedy}")
+    count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
+    console.print(f"[bold red]{count}[/bold red] of the data contract", highlight=False)
+
+
+def _cells(violation: Violation) -> tuple[str, str, str, str]:
+    return str(violation.row), violation.column, violation.problem, violation.remedy
+
+
+@app.command()
+def profile(
+    file: Annotated[Path | None, typer.Argument(help="CSV file; by default the data of the settings")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; by default in the home folder")] = None,
+) -> None:
+    """Write the data profile: who is in the cohort, what is missing, levels, and what changes over time."""
+    from health_predict.adapters.dataset import fetch as bring
+    from health_predict.core import cohort
+    from health_predict.core.partition import Parameters, partition
+    from health_predict.report.data_profile import data_profile_page
+
+    settings = load_settings(data_source=str(file.absolute()), data_sha256="") if file else load_settings()
+    target = out or settings.home / "data-profile.html"
+    console = Console()
+    raw = bring(settings, console)
+    with console.status("reading and checking"):
+        frame = cohort.read_cohort(raw.path)
+        cohort.check(frame, name=str(file or raw.path))
+    with console.status("profiling"):
+        parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
+        page = data_profile_page(
+            frame, partition(frame, parameters), parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
+        )
+        with whole_file(target) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    typer.echo(target)
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Option(help="CSV file to write")],
+    rows: Annotated[int, typer.Option(min=1, help="Encounters")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file")] = 130,
+    scenario: Annotated[
+        ScenarioName | None, typer.Option(help="Drift to inject; its truth goes to OUT with the suffix .truth.json")
+    ] = None,
+    from_row: Annotated[
+        int | None, typer.Option(min=0, help="Row, from 0, where drift begins; by default half-way")
+    ] = None,
+) -> None:
+    """Write a cohort of patients who do not exist, like the real one in its columns, levels and risks."""
+    from health_predict.core.cohort import save_csv
+    from health_predict.core.synthetic import inject, synthesize
+
+    console = Console()
+    with console.status("synthesizing"):
+        frame = synthesize(rows, seed)
+        if scenario is not None:
+            frame, truth = inject(frame, scenario.value, rows // 2 if from_row is None else from_row, seed)
+            with whole_file(out.with_suffix(".truth.json")) as temporary:
+                temporary.write_text(json.dumps(truth.to_json(), indent=1) + "\n", encoding="utf-8")
+        with whole_file(out) as temporary:
+            save_csv(frame, temporary)
+    typer.echo(
+        f"{out}: {rows:,} synthetic encounters" + (f", {scenario.value} from row {truth.from_row}" if scenario else "")
+    )

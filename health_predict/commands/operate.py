@@ -1,0 +1,165 @@
+"""`health-predict serve`, `down`, `status`, `lineage`, `doctor`: the endpoint and what stands behind it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from health_predict.adapters.target import open_target
+from health_predict.core.errors import StateError
+from health_predict.settings import load_settings
+
+if TYPE_CHECKING:
+    from health_predict.operations.status import Status
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
+FAILED = 1
+_SHOWN_METRICS = (
+    ("auc", "AUC"),
+    ("average_precision", "average precision"),
+    ("f1", "F1"),
+    ("brier", "Brier score"),
+    ("ece", "calibration error"),
+)
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def serve(
+    logs: Annotated[bool, typer.Option("--logs", help="Only print where the endpoint's log lies")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the champion up at the stable port, in the background; `health-predict down` ends it."""
+    settings = load_settings()
+    if logs:
+        typer.echo(settings.home / "serving" / "serving.log")
+        return
+    from health_predict.adapters.mlflow import CHAMPION, Tracking
+    from health_predict.stages.rollout import rollout
+
+    console = Console(stderr=as_json)
+    with console.status("asking for the champion"):
+        champion = Tracking(settings).by_alias(CHAMPION)
+        if champion is None:
+            raise StateError("no model version is the champion", "`health-predict demo` trains and deploys one")
+        image = champion.tags.get("image_uri")
+        if not image:
+            raise StateError(
+                f"version {champion.version} has no image",
+                f"`health-predict pipeline run deployment -p model_version={champion.version}` builds and deploys one",
+            )
+    with console.status(f"starting version {champion.version}"):
+        report = settings.home / "serving" / "rollout.html"
+        result = rollout(settings, image_uri=image, model_version=champion.version, report=report)
+    if as_json:
+        typer.echo(json.dumps({"outcome": result.outcome.value, "model_version": champion.version, "url": result.url}))
+    else:
+        console.print(f"version {champion.version} answers at {result.url} ({result.outcome.value})", highlight=False)
+
+
+def down() -> None:
+    """Stop the endpoint; requests under way are answered. Nothing happens when it is down."""
+    target = open_target(load_settings())
+    console = Console()
+    with console.status("waiting for the requests under way"):
+        stopped = target.stop()
+    console.print("the endpoint is down" if stopped else "nothing was running")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Which model serves, since when, its metrics, the last drift verdict, and what is waiting."""
+    from health_predict.operations.status import status as ask
+
+    found = ask(load_settings())
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    _print_status(Console(), found)
+
+
+def _print_status(console: Console, found: Status) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(label: str, value: str) -> None:
+        table.add_row(label, escape(value))
+
+    if found.serving is not None:
+        row("serving", f"version {found.serving.model_version} at {found.url}")
+        row("since", f"{found.serving.since}, {found.serving.restarts} restarts, {', '.join(found.serving.workers)}")
+        row("image", found.serving.image_uri)
+    else:
+        row("serving", "nothing")
+    row("champion", f"version {found.champion} ({found.family})" if found.champion else "none")
+    if found.synthetic:
+        row("data", "SYNTHETIC, no real patients")
+    shown = [(label, found.metrics[name]) for name, label in _SHOWN_METRICS if name in found.metrics]
+    for label, estimate in shown:
+        row(f"  {label}", f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]")
+    if found.drift is not None:
+        row("drift", f"{found.drift.verdict} in batch {found.drift.batch}: {'; '.join(found.drift.reasons)}")
+        row("  report", found.drift.report)
+    else:
+        row("drift", "no batch was monitored yet")
+    row("monitored", f"{found.monitored} of {found.batches} batches")
+    for number, item in enumerate(found.waiting):
+        row("waiting" if number == 0 else "", item)
+    if not found.waiting:
+        row("waiting", "nothing")
+    console.print(table)
+
+
+def lineage(as_json: AsJson = False) -> None:
+    """From the serving process back to data and commit; each link verified. A broken link gives exit code 4."""
+    from health_predict.operations.lineage import lineage as trace
+
+    console = Console(stderr=as_json)
+    with console.status("verifying every link"):
+        links = trace(load_settings())
+    broken = [link for link in links if link.problem]
+    if as_json:
+        typer.echo(json.dumps({"intact": not broken, "links": [asdict(link) for link in links]}))
+    else:
+        table = Table("", "link", box=None, pad_edge=False)
+        table.add_column("identity", overflow="fold")  # what is cut off cannot be copied
+        table.add_column("verified by", overflow="fold")
+        for link in links:
+            mark = "[red]broken[/red]" if link.problem else "[green]ok[/green]"
+            table.add_row(mark, link.name, escape(link.identity), escape(link.problem or link.evidence))
+        console.print(table)
+    if broken:
+        raise StateError(f"broken link: {broken[0].name}: {broken[0].problem}", broken[0].remedy)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What is installed, reachable, writable and free, each with a remedy. Exit code 1 when something fails."""
+    from health_predict.operations.doctor import Health
+    from health_predict.operations.doctor import doctor as examine
+
+    console = Console(stderr=as_json)
+    with console.status("examining"):
+        # An unknown setting stops every other command; this one reports it.
+        checks = examine(load_settings(allow_unknown=True))
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks]))
+    else:
+        table = Table("", "check", "finding", "remedy", box=None, pad_edge=False)
+        for check in checks:
+            mark = f"[{_COLOURS[check.health]}]{check.health}[/{_COLOURS[check.health]}]"
+            table.add_row(mark, check.name, escape(check.finding), escape(check.remedy))
+        console.print(table)
+    if any(check.health is Health.FAIL for check in checks):
+        raise typer.Exit(FAILED)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add these commands to an application."""
+    commands: tuple[Any, ...] = (serve, down, status, lineage, doctor)
+    for command in commands:
+        app.command()(command)

@@ -1,0 +1,142 @@
+"""`health-predict pipeline`: compile, run, list."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from health_predict.adapters.kfp import LocalRun, compile_pipeline, list_runs, run_locally
+from health_predict.adapters.source_control import commit
+from health_predict.commands.progress import PipelineProgress
+from health_predict.core.errors import SettingsError
+from health_predict.settings import Profile, Settings, load_settings
+
+app = typer.Typer(no_args_is_help=True, help="Compile the pipelines, run one here, list the runs.")
+COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
+
+
+def _pipelines() -> Mapping[str, Any]:
+    import pipelines  # kfp takes two seconds to import
+
+    found: Mapping[str, Any] = pipelines.PIPELINES
+    return found
+
+
+@app.command("compile")
+def compile_(
+    out: Annotated[Path, typer.Option(help="Folder of the compiled pipelines")] = COMPILED,
+) -> None:
+    """Compile every pipeline to YAML, the contract with a cluster."""
+    for name, pipeline in _pipelines().items():
+        compile_pipeline(pipeline, out / f"{name}.yaml")
+        typer.echo(out / f"{name}.yaml")
+
+
+@app.command("run")
+def run(
+    name: Annotated[str, typer.Argument(help="training, deployment, readmission or monitoring")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="A parameter of the pipeline as name=value")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON at the end")] = False,
+) -> None:
+    """Run a pipeline on this machine, with the same functions that a cluster gets."""
+    settings = load_settings()
+    console = Console(file=sys.stderr if as_json else sys.stdout)  # pinned: a running pipeline redirects both
+    result = run_pipeline(settings, name, _parameters(parameter or []), console)
+    if as_json:
+        typer.echo(json.dumps({"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}))
+    else:
+        for output, value in result.outputs.items():
+            console.print(f"{output}: {value}", highlight=False)
+        console.print(f"artifacts and log: {result.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False) -> None:
+    """The newest runs on this machine."""
+    records = list_runs(load_settings().home)
+    if as_json:
+        typer.echo(json.dumps(records))
+        return
+    table = Table("run", "state", "started", "ended", "outputs or error", box=None)
+    for record in records:
+        outputs = ", ".join(f"{key}={value}" for key, value in record.get("outputs", {}).items())
+        table.add_row(
+            record["run_id"],
+            record["state"],
+            record["started"],
+            record.get("ended", ""),
+            record.get("error") or outputs,
+        )
+    Console().print(table if records else "no run yet: `health-predict pipeline run readmission`")
+
+
+def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], console: Console) -> LocalRun:
+    """Run a pipeline here with the settings' values and the given ones over them.
+
+    Raises SettingsError for an unknown pipeline or parameter, and what the stages raise.
+    """
+    if settings.profile is not Profile.LOCAL:
+        raise SettingsError(
+            f"pipelines of profile {settings.profile.value} run in their cluster",
+            "unset HEALTH_PREDICT_PROFILE to run on this machine",
+        )
+    console.print(f"[bold]pipeline    [/bold]{name}", highlight=False)
+    with PipelineProgress(console) as progress:
+        pipelines = _pipelines()
+        if name not in pipelines:
+            raise SettingsError(f"unknown pipeline {name!r}", f"choose from {', '.join(pipelines)}")
+        inputs = pipelines[name].component_spec.inputs or {}
+        arguments = {
+            key: value
+            for key, value in {
+                "initial_share": settings.initial_share,
+                "future_batches": settings.future_batches,
+                "salt": settings.salt,
+                "families": list(settings.families),
+                "trials": settings.trials,
+                "seed": settings.seed,
+            }.items()
+            if key in inputs
+        }
+        for key, value in given.items():
+            if key not in inputs:
+                raise SettingsError(f"pipeline {name} has no parameter {key!r}", f"it takes {', '.join(inputs)}")
+            arguments[key] = _typed(key, value, inputs[key].type)
+        missing = [key for key, item in inputs.items() if not item.optional and key not in arguments]
+        if missing:
+            raise SettingsError(
+                f"pipeline {name} needs {', '.join(missing)}", " ".join(f"-p {key}=..." for key in missing)
+            )
+        settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
+        return run_locally(pipelines[name], arguments, settings, progress)
+
+
+def _parameters(pairs: list[str]) -> dict[str, str]:
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise SettingsError(f"parameter {wrong[0]!r} has no value", "write it as name=value")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        if kind == "Integer":
+            return int(value)
+        if kind == "Float":
+            return float(value)
+        if kind == "List":
+            return [item for item in value.split(",") if item]
+    except ValueError:
+        raise SettingsError(f"parameter {name} takes a number, not {value!r}", f"write -p {name}=1") from None
+    return value

@@ -1,0 +1,151 @@
+"""`health-predict data`: fetch, check, profile, synthesize."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from health_predict.adapters.dataset import UCI_SHA256
+from health_predict.commands.data import ScenarioName, app
+from health_predict.core.cohort import read_cohort, save_csv, validate
+from health_predict.core.errors import DataError
+from health_predict.core.synthetic import Scenario
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HEALTH_PREDICT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def file(cohort: pd.DataFrame, tmp_path: Path) -> Path:
+    save_csv(cohort, tmp_path / "cohort.csv")
+    return tmp_path / "cohort.csv"
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def error_of(result: Result) -> DataError:
+    assert isinstance(result.exception, DataError)
+    return result.exception
+
+
+class TestCheck:
+    def test_a_good_file_is_counted(self, file: Path) -> None:
+        result = invoke("check", file)
+        assert result.exit_code == 0 and "3,000 encounters" in result.stdout and "no violation" in result.stdout
+
+    def test_every_violation_is_listed_with_line_column_and_remedy(self, cohort: pd.DataFrame, file: Path) -> None:
+        # given
+        bad = cohort.copy()
+        bad.loc[4, "age"], bad.loc[8, "num_procedures"] = "[200-210)", "many"
+        save_csv(bad, file)
+        # when
+        result = invoke("check", file)
+        # then
+        assert result.exit_code == 3 and "2 violations" in result.stdout
+        for words in (("6", "age", "[200-210)", "[90-100)"), ("10", "num_procedures", "'many'", "from 0 to 20")):
+            assert any(all(word in line for word in words) for line in result.stdout.splitlines())
+
+    def test_json_carries_the_same(self, cohort: pd.DataFrame, file: Path) -> None:
+        save_csv(cohort.assign(gender="F"), file)
+        result = invoke("check", file, "--json")
+        content = json.loads(result.stdout)
+        assert result.exit_code == 3 and content["encounters"] == 3_000 and len(content["violations"]) == 3_000
+        assert set(content["violations"][0]) == {"row", "column", "value", "problem", "remedy"}
+        assert json.loads(invoke("check", file.with_name("cohort.csv"), "--json").stdout)["file"] == str(file)
+
+    def test_a_long_list_is_complete(self, cohort: pd.DataFrame, file: Path) -> None:
+        save_csv(cohort.assign(gender="F"), file)
+        lines = invoke("check", file).stdout.splitlines()
+        assert (
+            len(lines) == 3_001 and lines[2_999].startswith("line 3001, gender: 'F' is no level") and "->" in lines[0]
+        )
+        assert lines[-1].startswith("3,000 violations")
+
+    def test_one_violation_is_not_many(self, cohort: pd.DataFrame, file: Path) -> None:
+        bad = cohort.copy()
+        bad.loc[0, "age"] = "old"
+        save_csv(bad, file)
+        assert "1 violation of" in invoke("check", file).stdout
+
+    def test_encounters_to_be_scored_need_no_label(self, cohort: pd.DataFrame, file: Path) -> None:
+        save_csv(cohort.drop(columns="readmitted"), file)
+        assert "readmitted" in str(error_of(invoke("check", file)))
+        assert invoke("check", file, "--unlabelled").exit_code == 0
+
+    def test_training_data_need_a_positive_label(self, cohort: pd.DataFrame, file: Path) -> None:
+        save_csv(cohort.assign(readmitted="NO"), file)
+        assert "'<30'" in str(error_of(invoke("check", file)))
+        assert invoke("check", file, "--unlabelled").exit_code == 0
+
+    def test_what_cannot_be_read_is_an_error_of_its_own(self, tmp_path: Path, home: Path) -> None:
+        assert "does not exist" in str(error_of(invoke("check", tmp_path / "none.csv")))
+        (tmp_path / "page.csv").write_text("<html></html>")
+        assert "HTML" in str(error_of(invoke("check", tmp_path / "page.csv")))
+        assert not home.exists()
+
+
+class TestFetch:
+    def test_it_says_where_and_what(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", str(file))
+        result = invoke("fetch")
+        assert result.exit_code == 0 and str(file) in result.stdout and "source synthetic" in result.stdout
+
+    def test_json_is_alone_on_standard_output(self, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", str(real_data))
+        content = json.loads(invoke("fetch", "--json").stdout)
+        assert content["source"] == "uci" and content["sha256"] == UCI_SHA256 and Path(content["path"]).is_file()
+
+
+class TestProfile:
+    def test_a_file_gets_its_page(self, file: Path, tmp_path: Path) -> None:
+        result = invoke("profile", file, "--out", tmp_path / "out" / "profile.html")
+        assert result.exit_code == 0 and str(tmp_path / "out" / "profile.html") in result.stdout
+        assert "Data profile" in (tmp_path / "out" / "profile.html").read_text()
+
+    def test_by_default_it_is_the_data_of_the_settings(
+        self, file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", str(file))
+        assert invoke("profile").exit_code == 0 and (home / "data-profile.html").is_file()
+
+    def test_a_bad_file_gets_none(self, cohort: pd.DataFrame, file: Path, tmp_path: Path) -> None:
+        save_csv(cohort.assign(age="old"), file)
+        error_of(invoke("profile", file, "--out", tmp_path / "profile.html"))
+        assert not (tmp_path / "profile.html").exists()
+
+
+class TestSynthesize:
+    def test_the_same_seed_gives_the_same_file(self, tmp_path: Path) -> None:
+        for name in ("a.csv", "b.csv"):
+            assert invoke("synthesize", "--rows", 300, "--seed", 4, "--out", tmp_path / name).exit_code == 0
+        assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+        assert validate(read_cohort(tmp_path / "a.csv")) == []
+        assert not (tmp_path / "a.truth.json").exists()
+
+    @pytest.mark.parametrize(("words", "row"), [([], 150), (["--from-row", 0], 0), (["--from-row", 299], 299)])
+    def test_drift_comes_with_its_truth(self, words: list[object], row: int, tmp_path: Path) -> None:
+        out = tmp_path / "drifted.csv"
+        result = invoke("synthesize", "--rows", 300, "--scenario", "capped-counts", *words, "--out", out)
+        truth = json.loads((tmp_path / "drifted.truth.json").read_text())
+        assert result.exit_code == 0 and truth["scenario"] == "capped-counts" and truth["from_row"] == row
+        assert read_cohort(out)["number_inpatient"].astype(int).iloc[row:].max() <= 1
+
+    def test_wrong_arguments_write_nothing(self, tmp_path: Path) -> None:
+        out = tmp_path / "x.csv"
+        assert invoke("synthesize", "--scenario", "flood", "--out", out).exit_code == 2
+        assert invoke("synthesize", "--rows", 0, "--out", out).exit_code == 2
+        error_of(invoke("synthesize", "--rows", 9, "--scenario", "none", "--from-row", 9, "--out", out))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_command_offers_every_scenario(self) -> None:
+        assert [name.value for name in ScenarioName] == [scenario.value for scenario in Scenario]

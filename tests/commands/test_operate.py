@@ -1,0 +1,80 @@
+"""The commands around the endpoint, as a person or a script calls them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.commands import operate
+from health_predict.core.errors import StateError
+from health_predict.settings import Settings
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+    settings = make_settings(serving_port=port, git_commit="c" * 40)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
+def call(*arguments: str) -> Result:
+    app = typer.Typer()
+    operate.mount(app)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_fresh_home(settings: Settings) -> None:
+    # given nothing but an empty registry, then each command says so
+    assert "nothing was running" in call("down").output
+    answer = call("status")
+    assert "nothing" in answer.output and "no champion yet" in answer.output
+    refused = call("serve")
+    assert isinstance(refused.exception, StateError) and "champion" in str(refused.exception)
+    assert call("serve", "--logs").output.strip() == str(settings.home / "serving" / "serving.log")
+    untraceable = call("lineage", "--json")
+    assert isinstance(untraceable.exception, StateError) and untraceable.exception.exit_code == 4
+
+
+def test_status_for_scripts_and_for_people(settings: Settings) -> None:
+    # given a synthetic champion without an image
+    tracking = Tracking(settings)
+    run = tracking.start_search("a run", {}, {})
+    tracking.log_json(
+        run, "evaluation.json", {"on_test": {"metrics": {"auc": {"value": 0.66, "low": 0.64, "high": 0.68}}}}
+    )
+    version = tracking.register(run, {"dataset_source": "synthetic", "family": "XGBoost"}, "").version
+    tracking.set_alias(CHAMPION, version)
+    # when
+    found = json.loads(call("status", "--json").output)
+    text = call("status").output
+    # then both say the same
+    assert found["champion"] == version and found["serving"] is None and found["synthetic"]
+    assert found["metrics"]["auc"]["value"] == 0.66
+    assert "0.660 [0.640, 0.680]" in text and "SYNTHETIC" in text and "health-predict serve" in text
+    # and what cannot be served is refused with the next step
+    refused = call("serve")
+    assert isinstance(refused.exception, StateError) and "pipeline run deployment" in refused.exception.remedy
+
+
+def test_doctor_fails_only_when_something_does_not_work(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a machine that is ready
+    monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", "synthetic")
+    ready = call("doctor")
+    assert ready.exit_code == 0 and "uvloop" in ready.output
+    # when a setting is misspelt and the port is taken
+    monkeypatch.setenv("HEALTH_PREDICT_SERVING_PROT", "1")
+    with socket.create_server(("127.0.0.1", settings.serving_port)):
+        broken = call("doctor", "--json")
+    # then both are told, and the exit code says so
+    failed = {check["name"] for check in json.loads(broken.output) if check["health"] == "fail"}
+    assert broken.exit_code == 1 and failed == {"settings", "endpoint"}

@@ -1,0 +1,134 @@
+"""What any model of ours must do, beside its metrics: invariance, direction, minimum function, and no leak.
+
+On the real data where a copy is named, on a synthetic cohort always.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.pipeline import Pipeline
+
+from health_predict.core.cohort import read_cohort, target
+from health_predict.core.evaluation import evaluate, f1_threshold, metrics
+from health_predict.core.families import FAMILIES
+from health_predict.core.features import EncounterFeatures
+from health_predict.core.partition import Parameters, Partition, partition
+from health_predict.core.synthetic import synthesize
+
+pytestmark = pytest.mark.slow
+SALTS = ("readmission", "a", "b", "c")
+
+
+@dataclass(frozen=True)
+class World:
+    """A partitioned data set and a model of its initial data."""
+
+    parts: Partition
+    model: Pipeline
+
+
+def fit(family: str, train: pd.DataFrame) -> Pipeline:
+    features = EncounterFeatures().fit(train)
+    estimator = FAMILIES[family].fit(
+        FAMILIES[family].first, features.transform(train), target(train), seed=17, threads=2
+    )
+    return Pipeline([("features", features), ("estimator", estimator)])
+
+
+def probabilities(model: Pipeline, frame: pd.DataFrame) -> np.ndarray:
+    return model.predict_proba(frame)[:, 1]
+
+
+@pytest.fixture(scope="module")
+def real_frame(real_data: Path) -> pd.DataFrame:
+    return read_cohort(real_data)
+
+
+@pytest.fixture(scope="module", params=["synthetic", "real"])
+def world(request: pytest.FixtureRequest) -> World:
+    if request.param == "real":
+        frame, share = request.getfixturevalue("real_frame"), 0.2
+    else:
+        frame, share = synthesize(20_000, seed=3), 0.9
+    parts = partition(frame, Parameters(share, 16, SALTS[0]))
+    return World(parts, fit("LightGBM", parts.train))
+
+
+# Invariance: what says nothing about the patient's health changes nothing.
+
+
+@pytest.mark.parametrize(
+    "change", [{"encounter_id": "1"}, {"patient_nbr": "1"}, {"readmitted": "<30"}], ids=lambda change: "+".join(change)
+)
+def test_identity_and_outcome_do_not_matter(world: World, change: dict[str, str]) -> None:
+    rows = world.parts.test.head(500)
+    np.testing.assert_array_equal(probabilities(world.model, rows.assign(**change)), probabilities(world.model, rows))
+
+
+def test_order_of_rows_and_columns_does_not_matter(world: World) -> None:
+    rows = world.parts.test.head(500)
+    turned = rows.iloc[::-1][list(reversed(rows.columns))]
+    np.testing.assert_array_equal(probabilities(world.model, turned)[::-1], probabilities(world.model, rows))
+
+
+# Direction: what is known to raise the risk raises it.
+
+
+@pytest.mark.parametrize(
+    ("column", "low", "high"),
+    [
+        ("number_inpatient", "0", "3"),
+        ("number_inpatient", "1", "6"),
+        ("number_emergency", "0", "4"),
+    ],
+)
+def test_known_risks_raise_the_score(world: World, column: str, low: str, high: str) -> None:
+    rows = world.parts.test.head(1000)
+    less = probabilities(world.model, rows.assign(**{column: low}))
+    more = probabilities(world.model, rows.assign(**{column: high}))
+    assert more.mean() > less.mean()
+    assert (more >= less).mean() > 0.9
+
+
+# Minimum function: what any usable model gets right.
+
+
+def test_frequent_patients_are_ranked_above_first_timers(world: World) -> None:
+    stays = world.parts.test["number_inpatient"].astype(int)
+    scores = probabilities(world.model, world.parts.test)
+    assert np.median(scores[stays >= 3]) > np.quantile(scores[stays == 0], 0.8)
+
+
+def test_scores_are_probabilities_of_a_rare_event(world: World) -> None:
+    scores, labels = probabilities(world.model, world.parts.test), target(world.parts.test)
+    assert ((scores > 0) & (scores < 1)).all()
+    assert 0.8 < labels.mean() / scores.mean() < 1.25
+    assert metrics(labels, scores, 0.5)["ece"] < 0.04
+
+
+def test_it_beats_the_count_of_earlier_stays(world: World) -> None:
+    labels = target(world.parts.test)
+    alone = world.parts.test["number_inpatient"].astype(float).to_numpy()
+    ours = metrics(labels, probabilities(world.model, world.parts.test), 0.5)["auc"]
+    assert ours > metrics(labels, alone, 0.5)["auc"] + 0.02
+
+
+# No leak: on these data an AUC above .70 is one.
+
+
+@pytest.mark.parametrize("salt", SALTS)
+@pytest.mark.parametrize("family", ["LogisticRegression", "LightGBM"])
+def test_auc_stays_in_the_credible_range(real_frame: pd.DataFrame, salt: str, family: str) -> None:
+    parts = partition(real_frame, Parameters(0.2, 16, salt))
+    model = fit(family, parts.train)
+    threshold = f1_threshold(target(parts.validation), probabilities(model, parts.validation))
+    labels, scores = target(parts.test), probabilities(model, parts.test)
+    found: Any = evaluate(labels, scores, threshold, parts.test["patient_nbr"], resamples=50)
+    assert 0.63 <= found["auc"].value <= 0.70
+    assert 0.22 <= found["f1"].value <= 0.33

@@ -1,0 +1,214 @@
+"""The whole of it as its user runs it: commands in a shell, on a small synthetic cohort given as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import PREFIX
+
+COMMAND = (sys.executable, "-m", "health_predict.cli")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Shell:
+    """A home and the commands run in it."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.port = free_port()
+        values = {
+            "HOME": self.home,
+            "DATA_SOURCE": data,
+            "SERVING_PORT": self.port,
+            "TRIALS": 1,
+            "FAMILIES": '["LogisticRegression", "LightGBM"]',
+            "INITIAL_SHARE": 0.8,
+            "FUTURE_BATCHES": 2,
+        }
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        self.environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == code, output
+        return output
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json").strip().splitlines()[-1])
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs for this home, found by the home in its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(f"{PREFIX}HOME") == str(self.home):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "cohort.csv"
+    synthesize(14_000, seed=11).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Shell]:
+    """A home, with everything in it stopped at the end."""
+    shell = Shell(tmp_path_factory.mktemp("shell"), data)
+    try:
+        yield shell
+    finally:
+        shell.run("down")
+        for process in shell.processes():
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def demo(shell: Shell) -> str:
+    """What the demo says, after it was killed in the stage with the most processes and run again."""
+    kill_in(shell, "hpo", "trial 1 of 2")
+    return shell.run("demo")
+
+
+def kill_in(shell: Shell, stage: str, words: str) -> None:
+    """Run the demo and kill -9 the command as soon as `stage` says some words."""
+    process = shell.start("demo")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(stage) and words in line:
+            break
+    else:
+        pytest.fail(f"the demo ended before stage {stage} said {words}")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    # then nothing outlives the command: no stage, no Ray
+    deadline = time.monotonic() + 30
+    while left := shell.processes():
+        assert time.monotonic() < deadline, [_command(process) for process in left]
+        psutil.wait_procs(left, timeout=1)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_demo_that_was_killed_ends_like_any_other(shell: Shell, demo: str) -> None:
+    # then it says what it did and how to talk to it
+    assert "serves" in demo
+    assert "test set" in demo
+    assert re.search(r"AUC +0\.\d+ \[0\.\d+, 0\.\d+\]", demo)
+    # and the curl line works when it is pasted
+    [line] = [line for line in demo.splitlines() if line.startswith("curl ")]
+    answer = json.loads(subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout)
+    assert answer["prediction"] in (0, 1)
+    assert 0 < answer["probability_score"] < 1
+    # and nothing half-done is left: no part files, no run that still seems to go on
+    parts = [
+        path for path in shell.home.rglob("*.part") if path.parent.name != "predictions"
+    ]  # that one is being written
+    assert parts == []
+    assert {run["state"] for run in shell.json("pipeline", "list")} == {"killed", "succeeded"}
+    from health_predict.adapters.mlflow import Tracking
+    from health_predict.settings import Settings
+
+    tracking = Tracking(Settings(home=shell.home))
+    assert tracking.runs("attributes.status = 'RUNNING'") == []
+    # and there is one version and one champion
+    assert [version.aliases for version in tracking.versions()] == [("champion",)]
+
+
+def test_no_line_of_the_demo_is_a_stack_trace_or_a_warning(demo: str) -> None:
+    assert "Traceback" not in demo
+    assert "Warning" not in demo
+
+
+def test_a_second_demo_reuses_what_is_unchanged(shell: Shell, demo: str) -> None:
+    before = shell.json("status")
+    output = shell.run("demo")
+    assert "the same search is there already" in output
+    assert "unchanged" in output
+    after = shell.json("status")
+    assert after["serving"] == before["serving"]
+
+
+def test_lineage_is_whole(shell: Shell, demo: str) -> None:
+    found = shell.json("lineage")
+    assert found["intact"], found
+    assert [link["name"] for link in found["links"]] == [
+        "endpoint",
+        "image",
+        "Bento",
+        "model version",
+        "MLflow run",
+        "dataset",
+        "git commit",
+    ]
+
+
+def test_a_killed_server_comes_back(shell: Shell, demo: str) -> None:
+    # given every process of the endpoint killed at once
+    for process in shell.processes():
+        process.kill()
+    psutil.wait_procs(shell.processes(), timeout=10)
+    # when the champion is asked to serve
+    shell.run("serve")
+    # then it answers on the same port
+    with urllib.request.urlopen(f"http://127.0.0.1:{shell.port}/health", timeout=10) as response:
+        assert json.load(response)["model_version"] == "1"
+
+
+def test_monitoring_retrains_and_redeploys_when_that_is_the_verdict(shell: Shell, demo: str) -> None:
+    # given a batch on which this champion turns out to be badly calibrated
+    outputs = shell.json("pipeline", "run", "monitoring", "-p", "batch=0", "-p", "labelled_batches=1")["outputs"]
+    # then the verdict led to a new version, trained with the labels of that batch, and it serves
+    assert outputs == {"verdict": "recalibrate", "outcome": "deployed"}
+    found = shell.json("status")
+    assert (found["champion"], found["serving"]["model_version"]) == ("2", "2")
+    assert (found["drift"]["batch"], found["drift"]["verdict"]) == (0, "recalibrate")
+    assert shell.json("lineage")["intact"]
+
+
+def test_down_leaves_nothing_running(shell: Shell, demo: str) -> None:
+    shell.run("down")
+    assert shell.processes() == []
+    shell.run("down")
