@@ -14,6 +14,11 @@ ifneq ($(LOCAL_DATA),)
 export HEALTH_PREDICT_DATA_SOURCE ?= $(abspath $(LOCAL_DATA))
 endif
 
+# Where the system has certificates of its own, such as a company proxy's, they count for downloads too.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS ?= 1
+endif
+
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -56,7 +61,7 @@ distclean: clean ## Delete the environment too
 $(UV):
 	@echo "installing uv into .tools"
 	@$(PYTHON) -m venv .tools || { echo "python3 cannot make a virtual environment -> Debian: apt-get install python3-venv"; exit 1; }
-	@.tools/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	@.tools/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.13,<1"
 
 $(READY): uv.lock pyproject.toml | $(UV)
 	@echo "installing the locked environment into .venv (about 2 GB; once)"
