@@ -24,6 +24,11 @@ from health_predict.settings import PREFIX, Settings
 REAL_DATA = os.environ.get(f"{PREFIX}DATA_SOURCE", "")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: files run side by side, and the last one to start must not be the longest."""
+    items.sort(key=lambda item: "test_end_to_end" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the person or machine that runs the tests reaches them."""

@@ -1,0 +1,194 @@
+"""The command line: every expected failure is one line with its remedy, and nothing is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from health_predict import cli
+from health_predict.settings import PREFIX
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in this process with settings of its own; its exit code, output and errors."""
+
+    def run(*arguments: str, **settings: object) -> tuple[int, str, str]:
+        for name, value in {"home": tmp_path / "home", **settings}.items():
+            monkeypatch.setenv(PREFIX + name.upper(), str(value))
+        monkeypatch.setattr(sys, "argv", ["health-predict", *arguments])
+        monkeypatch.setenv("COLUMNS", "500")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capsys.readouterr()
+        return int(caught.value.code or 0), said.out, said.err
+
+    return run
+
+
+def one_line(error: str) -> str:
+    assert error.count("\n") == 1, error
+    assert error.startswith("error: ")
+    assert " -> " in error
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.fixture
+def csv(cohort: pd.DataFrame, tmp_path: Path) -> Path:
+    file = tmp_path / "cohort.csv"
+    cohort.to_csv(file, index=False)
+    return file
+
+
+Damage = Callable[[Path, pd.DataFrame], object]
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "missing": (lambda file, frame: file.unlink(), "does not exist"),
+    "empty": (lambda file, frame: file.write_text(""), "empty"),
+    "html": (lambda file, frame: file.write_text("<!doctype html><html></html>"), "HTML"),
+    "truncated": (lambda file, frame: file.write_bytes(file.read_bytes()[:-70]), "line"),
+    "header": (lambda file, frame: frame.rename(columns={"age": "Alter"}).to_csv(file, index=False), "age"),
+    "duplicates": (lambda file, frame: pd.concat([frame, frame.head(3)]).to_csv(file, index=False), "encounter_id"),
+    "no positive": (lambda file, frame: frame.assign(readmitted="NO").to_csv(file, index=False), "positive|<30"),
+    "wrong value": (lambda file, frame: frame.assign(age="[200-210)").to_csv(file, index=False), "age"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_data_is_refused_in_one_line(
+    run: Run, csv: Path, cohort: pd.DataFrame, tmp_path: Path, damage: str
+) -> None:
+    # given a damaged file
+    spoil, words = DAMAGES[damage]
+    spoil(csv, cohort)
+    # when the pipeline runs on it
+    code, _, error = run("pipeline", "run", "training", data_source=csv)
+    # then one line says what is wrong and what to do, and nothing was stored
+    assert code == 3
+    assert re.search(words, one_line(error))
+    assert not (tmp_path / "home" / "storage").exists()
+    # and the run is on record as failed, not as running
+    _, out, _ = run("pipeline", "list", "--json")
+    assert [record["state"] for record in json.loads(out)] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "code", "words"),
+    [
+        (("pipeline", "run", "trainng"), {}, 2, "choose from training"),
+        (("pipeline", "run", "training", "-p", "trails=3"), {}, 2, "has no parameter 'trails'"),
+        (("pipeline", "run", "training", "-p", "trials=x"), {}, 2, "takes a number"),
+        (("pipeline", "run", "training", "-p", "trials"), {}, 2, "name=value"),
+        (("pipeline", "run", "deployment"), {}, 2, "-p model_version="),
+        (("pipeline", "run", "training"), {"profile": "kind"}, 2, "HEALTH_PREDICT_PROFILE"),
+        (("pipeline", "list"), {"trails": 3}, 2, "did you mean HEALTH_PREDICT_TRIALS"),
+        (("serve",), {}, 4, "health-predict demo"),
+        (("data", "fetch"), {"data_sha256": "0" * 64}, 3, "checksum|SHA-256"),
+    ],
+)
+def test_wrong_use_is_refused_in_one_line(
+    run: Run, csv: Path, arguments: tuple[str, ...], settings: dict[str, object], code: int, words: str
+) -> None:
+    found, _, error = run(*arguments, **{"data_source": csv, **settings})
+    assert found == code
+    assert re.search(words, one_line(error))
+
+
+def test_a_taken_port_is_named_before_anything_is_trained(run: Run, csv: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, error = run("demo", data_source=csv, serving_port=port)
+    assert code == 5
+    assert f"{port} is taken" in one_line(error)
+    assert "HEALTH_PREDICT_SERVING_PORT" in error
+    assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_a_home_that_is_a_file_is_named(run: Run, csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, error = run("pipeline", "run", "training", data_source=csv, home=tmp_path / "file" / "home")
+    assert code == 5
+    one_line(error)
+
+
+def test_debug_shows_the_stack_trace(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from health_predict.core.errors import SettingsError
+
+    monkeypatch.setattr(sys, "argv", ["health-predict", "--debug", "pipeline", "run", "trainng"])
+    monkeypatch.setenv(f"{PREFIX}HOME", str(tmp_path))
+    with pytest.raises(SettingsError):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"), [(RuntimeError("odd"), 70, "--debug"), (KeyboardInterrupt(), 130, "")]
+)
+def test_the_unexpected_has_codes_of_its_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    found, _, said = run("status")
+    assert (found, words in said) == (code, True)
+
+
+def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "home" / "runs").mkdir(parents=True)
+    with (tmp_path / "home" / "runs" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        code, _, error = run("pipeline", "run", "training", data_source=csv)
+    assert code == 4
+    assert "process 4711" in one_line(error)
+
+
+@pytest.fixture
+def mlflow_pages(mlflow_database: Path, tmp_path: Path) -> Iterator[str]:
+    import shutil
+
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "health_predict.cli", "mlflow-ui", "--port", str(port)],
+        env={**plain, f"{PREFIX}HOME": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield f"http://127.0.0.1:{port}"
+    server.send_signal(signal.SIGTERM)
+    server.wait(30)
+
+
+def test_mlflow_pages_open(mlflow_pages: str) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(f"{mlflow_pages}/", timeout=5) as response:
+                assert b"<title>MLflow</title>" in response.read()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
