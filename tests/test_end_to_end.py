@@ -162,13 +162,35 @@ def test_no_line_of_the_demo_is_a_stack_trace_or_a_warning(demo: str) -> None:
     assert "Warning" not in demo
 
 
-def test_a_second_demo_reuses_what_is_unchanged(shell: Shell, demo: str) -> None:
+def test_a_second_demo_finds_nothing_to_do(shell: Shell, demo: str) -> None:
+    # given a demo that ended
     before = shell.json("status")
+    # when it is asked for again
     output = shell.run("demo")
+    # then no stage runs, what serves is verified and reported as before
+    assert "begins" not in output
+    assert "every link from the endpoint to the data verified" in output
+    assert [line for line in output.splitlines() if line.startswith("  AUC")] == [
+        line for line in demo.splitlines() if line.startswith("  AUC")
+    ]
+    assert shell.json("status")["serving"] == before["serving"]
+
+
+def test_every_stage_reuses_what_is_unchanged(shell: Shell, demo: str) -> None:
+    # given what a demo made, of which a file was lost
+    before = shell.json("status")
+    (part,) = (shell.home / "storage" / "datasets").glob("*/train.parquet")
+    part.unlink()
+    # when it is asked for again
+    output = shell.run("demo")
+    # then the loss is named, what is whole is used again, what is lost is made again, and the same version serves
+    assert "lineage     dataset" in output
     assert "the same search is there already" in output
+    assert "is built already" in output
     assert "unchanged" in output
-    after = shell.json("status")
-    assert after["serving"] == before["serving"]
+    assert part.exists()
+    assert shell.json("status")["serving"] == before["serving"]
+    assert shell.json("lineage")["intact"]
 
 
 def test_lineage_is_whole(shell: Shell, demo: str) -> None:

@@ -104,8 +104,10 @@ class Tracking:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise StateError(f"MLflow: {error.message}", "run the stage that writes it") from error
+            # A server that is away is wrapped in the whole history of its retries, which is no news to anybody.
+            away = "failed with exception" in error.message
             raise UnreachableError(
-                f"MLflow at {self.uri}: {_first_line(error)}",
+                f"MLflow at {self.uri} {'does not answer' if away else 'says: ' + _first_line(error)}",
                 "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
             ) from error
         except (RequestException, SQLAlchemyError) as error:

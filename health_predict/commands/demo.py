@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
 import time
 import urllib.request
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +17,11 @@ from rich.console import Console
 from health_predict.adapters.dataset import fetch
 from health_predict.adapters.mlflow import Tracking
 from health_predict.adapters.processes import ProcessTarget
+from health_predict.adapters.source_control import commit
 from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.commands.pipeline import run_pipeline
 from health_predict.core.columns import EXAMPLE
+from health_predict.core.content import content_digest
 from health_predict.core.errors import GateError, UnreachableError
 from health_predict.core.evaluation import Estimate
 from health_predict.core.promotion import Decision
@@ -24,6 +29,7 @@ from health_predict.report.model_card import LABELS
 from health_predict.settings import Settings, load_settings
 from health_predict.stages.register import EVALUATION
 
+DONE = "demo.json"
 SHOWN = ("auc", "average_precision", "f1", "brier", "observed_expected", "sensitivity_top20", "ppv_top20")
 
 
@@ -36,19 +42,62 @@ def demo() -> None:
     target.check_port()
     data = fetch(settings, console)
     console.print(f"[bold]data        [/bold]{data.path} ({data.source})", highlight=False, soft_wrap=True)
-    run = run_pipeline(settings, "readmission", {}, console)
-    version = str(run.outputs["model_version"])
+    inputs = _inputs(settings, data.sha256)
+    version = _unchanged(settings, target, inputs, console)
+    if version is None:
+        version = str(run_pipeline(settings, "readmission", {}, console).outputs["model_version"])
     serving = target.active()
-    if serving is None and run.outputs["decision"] == Decision.REJECT:
-        reasons = "; ".join(_evaluation(Tracking(settings), version)["reasons"])
-        raise GateError(
-            f"version {version} was rejected and nothing serves yet: {reasons}",
-            "give it more encounters or trials (HEALTH_PREDICT_INITIAL_SHARE, HEALTH_PREDICT_TRIALS)",
-        )
     if serving is None:
+        evaluation = _evaluation(Tracking(settings), version)
+        if evaluation["decision"] == Decision.REJECT:
+            raise GateError(
+                f"version {version} was rejected and nothing serves yet: {'; '.join(evaluation['reasons'])}",
+                "give it more encounters or trials (HEALTH_PREDICT_INITIAL_SHARE, HEALTH_PREDICT_TRIALS)",
+            )
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
     _report(console, settings, version, serving.model_version, target.url)
+    with whole_file(settings.home / DONE) as temporary:
+        temporary.write_text(json.dumps({"inputs": inputs, "version": version, "serving": serving.model_version}))
     console.print(f"\ndone in {time.monotonic() - began:.0f} s", highlight=False)
+
+
+def _inputs(settings: Settings, raw_sha256: str) -> str:
+    """Digest of all that a demo's result depends on: settings, data, code and libraries."""
+    root = Path(__file__).parents[2]
+    code = ("health_predict", "components", "pipelines", "bentos")
+    identity = {
+        "settings": settings.environment(),
+        "raw": raw_sha256,
+        "code": [content_digest(root / name) for name in code],
+        "commit": settings.git_commit or commit(),
+        "libraries": sorted(f"{found.name}=={found.version}" for found in distributions()),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _unchanged(settings: Settings, target: ProcessTarget, inputs: str, console: Console) -> str | None:
+    """The version that the last demo ended with, when it had the same inputs and all that it made is whole."""
+    try:
+        last = json.loads((settings.home / DONE).read_text())
+    except (OSError, ValueError):
+        return None
+    active = target.active()
+    if last["inputs"] != inputs or active is None or active.model_version != last["serving"]:
+        return None
+    from health_predict.operations.lineage import lineage  # with MLflow and pandas: seconds
+
+    with console.status("same inputs as before: verifying what serves"):
+        broken = next((link for link in lineage(settings) if link.problem), None)
+    if broken is not None:
+        console.print(f"[bold]lineage     [/bold]{broken.name}: {broken.problem}", highlight=False, soft_wrap=True)
+        return None
+    console.print(
+        "[bold]unchanged   [/bold]same data, settings, code and libraries as before; "
+        "every link from the endpoint to the data verified",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return str(last["version"])
 
 
 def _report(console: Console, settings: Settings, version: str, serving: str, url: str) -> None:
