@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
+from health_predict.stages.drift import drift
 from health_predict.stages.ecr_push import ecr_push
 from health_predict.stages.register import register
 from health_predict.stages.split import split
@@ -31,6 +32,7 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "register": register,
     "bento_build": bento_build,
     "ecr_push": ecr_push,
+    "drift": drift,
 }
 MOST_LINES = 40
 
@@ -110,13 +112,15 @@ def test_split(make_settings: Callable[..., Settings], raw: Path, tmp_path: Path
     assert leftovers(settings.home) == []
 
 
-def test_register_bento_build_and_ecr_push(
+def test_register_bento_build_ecr_push_and_drift(
     settings: Settings, parts: Parts, log_search: Callable[..., str], tmp_path: Path
 ) -> None:
     tracking = Tracking(settings)
     parent = log_search(settings, "LogisticRegression")
     dataset = f"datasets/{tracking.run(parent).tags['dataset_digest']}"
-    open_storage(settings.storage).upload(parts.train, f"{dataset}/train.parquet")
+    storage = open_storage(settings.storage)
+    for name, file in (("train", parts.train), ("validation", parts.validation), ("batches/00", parts.test)):
+        storage.upload(file, f"{dataset}/{name}.parquet")
 
     # register: one version, one decision, no run left open
     registered = run_with_deaths(
@@ -144,4 +148,12 @@ def test_register_bento_build_and_ecr_push(
     pushed = run_with_deaths("ecr_push", settings, {"bento": tmp_path / "bento.tar", "model_version": version.version})
     open_registry(settings.registry).verify(pushed.image_uri)
     assert tracking.version(version.version).tags["image_uri"] == pushed.image_uri
+
+    # drift: one watermark, and the reports it stands for
+    tracking.set_alias(CHAMPION, version.version)
+    outputs = {name: tmp_path / name for name in ("report", "evidently", "metrics")}
+    watched = run_with_deaths("drift", settings, {"batch": 0, **outputs})
+    assert watched.already_handled
+    assert len(storage.keys("watermarks/monitoring/")) == 1
+    assert all(file.stat().st_size for file in outputs.values())
     assert leftovers(settings.home) == []
