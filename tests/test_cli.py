@@ -183,7 +183,7 @@ def mlflow_pages(mlflow_database: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def test_mlflow_pages_open(mlflow_pages: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while True:
         try:
             with urllib.request.urlopen(f"{mlflow_pages}/", timeout=5) as response:

@@ -153,6 +153,26 @@ def _require_listener(address: str) -> None:
         socket.create_connection((where.hostname, where.port), timeout=10).close()
 
 
+def _start(ray: Any, cpus: int, folder: Path) -> None:
+    """Start a Ray of our own; once more where a busy machine needs longer than the half minute Ray gives itself."""
+    for attempt in (1, 2):
+        try:
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
+            log.warning("Ray did not start in time; trying once more")
+
+
 @contextmanager
 def _ray(cpus: int, address: str) -> Iterator[Path]:
     """A Ray of our own that ends with the block, or the cluster at `address`; gives a folder for Tune's files."""
@@ -173,14 +193,7 @@ def _ray(cpus: int, address: str) -> Iterator[Path]:
                 _require_listener(address)
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
-                ray.init(
-                    num_cpus=cpus or os.cpu_count() or 1,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=str(folder),
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+                _start(ray, cpus or os.cpu_count() or 1, folder)
         except Exception as error:
             raise UnreachableError(
                 f"Ray did not start: {(str(error).strip().splitlines() or [type(error).__name__])[0][:300]}",

@@ -120,7 +120,7 @@ def supervisor_pid(target: ProcessTarget) -> int:
     return int(json.loads((target.folder / "supervisor.json").read_text())["pid"])
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
