@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     ray_address: str = Field("", description="Existing Ray cluster (ray://host:10001); empty: Ray on this machine")
 
     image_registry: str = Field("", description="Where images go: oci:/folder or registry.host/repository")
+    registry_endpoint: str = Field(
+        "", description="URL under which this machine reaches the image registry; empty: its host, http on loopback"
+    )
+    base_image: str = Field(
+        "docker.io/library/python:3.11-slim-bookworm", description="Python image below the service's, best by digest"
+    )
     pipeline_image: str = Field("health-predict/pipeline", description="Image of the pipeline's tasks, by digest")
 
     serving_target: ServingTarget = Field(ServingTarget.PROCESS, description="What a rollout deploys to")
@@ -76,6 +82,9 @@ class Settings(BaseSettings):
     serving_port: int = Field(3000, ge=1, le=65535, description="Stable port of the endpoint")
     serving_workers: int = Field(1, ge=1, le=64, description="Worker processes of the endpoint")
     rollout_timeout: float = Field(120, gt=0, description="Seconds a rollout waits for a candidate to be ready")
+    kube_context: str = Field("", description="Context of the kubeconfig; empty: its current one")
+    kube_namespace: str = Field("health-predict", min_length=1, description="Namespace of the serving Deployment")
+    kube_deployment: str = Field("readmission-api", min_length=1, description="Name of the serving Deployment")
     prediction_log: str = Field("", description="Folder of the endpoint's prediction log; empty: none is written")
 
     kfp_host: str = Field("", description="Kubeflow Pipelines API")

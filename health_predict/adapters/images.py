@@ -1,8 +1,9 @@
 """Image registries: where a Bento becomes an image that is named by its digest.
 
-In a folder the image follows the OCI image layout: `oci-layout`, `index.json` and `blobs/sha256/...`, so `oras`,
-`skopeo` and `crane` read it. Its one layer is the Bento's own archive; there is no base, since a process runs it on
-the installed Python. Source: OCI image specification 1.1, image-layout.md and manifest.md.
+Two of them: a registry that is reached over the network (`adapters/registry.py`), and a folder in the OCI image
+layout: `oci-layout`, `index.json` and `blobs/sha256/...`, so `oras`, `skopeo` and `crane` read it. In the folder an
+image has one layer, the Bento's own archive; there is no base, since a process runs it on the installed Python.
+Source: OCI image specification 1.1, image-layout.md and manifest.md.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from health_predict.adapters.locks import only_one
 from health_predict.adapters.storage import disk_error, whole_file
 from health_predict.core.content import content_digest
 from health_predict.core.errors import SettingsError, StateError
+from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,25 @@ class ImageRegistry(Protocol):
         """Put the image's Bento into `folder`, whole or not at all; one that is there undamaged is left alone."""
 
 
-def open_registry(uri: str) -> ImageRegistry:
-    """The registry of a URI. Raises SettingsError for one that is not `oci:/folder`."""
-    if uri.startswith(SCHEME) and Path(uri.removeprefix(SCHEME)).is_absolute():
-        return LayoutRegistry(Path(uri.removeprefix(SCHEME)))
-    raise SettingsError(f"image registry {uri!r} is not supported", "set HEALTH_PREDICT_IMAGE_REGISTRY to oci:/folder")
+def open_registry(settings: Settings) -> ImageRegistry:
+    """The registry that the settings name: `oci:/folder`, or `host/repository`. Raises SettingsError for another."""
+    uri = settings.registry
+    if not uri.startswith(SCHEME):
+        from health_predict.adapters.registry import RemoteRegistry
+
+        return RemoteRegistry(
+            uri,
+            endpoint=settings.registry_endpoint,
+            base_image=settings.base_image,
+            cache=settings.home / "cache" / "runtime",
+        )
+    folder = Path(uri.removeprefix(SCHEME))
+    if not folder.is_absolute():
+        raise SettingsError(
+            f"image registry {uri!r} is not supported",
+            "set HEALTH_PREDICT_IMAGE_REGISTRY to oci:/folder or registry.host/repository",
+        )
+    return LayoutRegistry(folder)
 
 
 class LayoutRegistry:

@@ -82,7 +82,7 @@ def _endpoint(chain: _Chain) -> tuple[str, str]:
 
 
 def _image(chain: _Chain) -> tuple[str, str]:
-    open_registry(chain.settings.registry).verify(chain.active.image_uri)
+    open_registry(chain.settings).verify(chain.active.image_uri)
     return chain.active.image_uri, "manifest and layers hashed again"
 
 

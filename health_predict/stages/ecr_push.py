@@ -43,7 +43,7 @@ def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> EcrPushR
         )
     identity = {"model_name": version.name, "model_version": version.version}
     identity |= {name: version.tags.get(name, "") for name in IDENTITY}
-    registry = open_registry(settings.registry)
+    registry = open_registry(settings)
     image_uri = registry.push(bento, identity)
     registry.verify(image_uri)
     tracking.tag_version(version.version, {"image_uri": image_uri})

@@ -155,7 +155,7 @@ def _change(
 ) -> None:
     folder = unpacked(settings, image_uri)
     with journal.step("Verify and unpack the image") as details:
-        registry = open_registry(settings.registry)
+        registry = open_registry(settings)
         registry.verify(image_uri)
         for old in folder.parent.glob("*"):
             if old != folder and (before is None or old != unpacked(settings, before.image_uri)):

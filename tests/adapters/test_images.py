@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from health_predict.adapters.images import LayoutRegistry, open_registry
 from health_predict.adapters.locks import only_one
+from health_predict.adapters.registry import RemoteRegistry
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.settings import Settings
 
 IDENTITY = {"model_version": "7", "bento_tag": "readmission:v7", "git_commit": "c" * 40, "dataset_digest": "d"}
 
@@ -196,11 +199,12 @@ def test_a_folder_that_cannot_be_written(bento: Path, tmp_path: Path) -> None:
         LayoutRegistry(tmp_path / "file" / "images").push(bento, IDENTITY)
 
 
-def test_open_registry(tmp_path: Path) -> None:
-    assert isinstance(open_registry(f"oci:{tmp_path}"), LayoutRegistry)
-    for wrong in ("registry.host/repository", "oci:relative", ""):
-        with pytest.raises(SettingsError, match="not supported"):
-            open_registry(wrong)
+def test_open_registry(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    assert isinstance(open_registry(make_settings(image_registry=f"oci:{tmp_path}")), LayoutRegistry)
+    assert isinstance(open_registry(make_settings()), LayoutRegistry)
+    assert isinstance(open_registry(make_settings(image_registry="registry.host/repository")), RemoteRegistry)
+    with pytest.raises(SettingsError, match="not supported"):
+        open_registry(make_settings(image_registry="oci:relative"))
 
 
 def test_the_lock_has_a_deadline(tmp_path: Path) -> None:

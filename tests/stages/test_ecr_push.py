@@ -39,7 +39,7 @@ def test_the_image_is_pushed_and_named(settings: Settings, version: ModelVersion
     result = ecr_push(settings, bento=bento, model_version=version.version)
     # then the version names the image, and the image names the version
     assert Tracking(settings).version(version.version).tags["image_uri"] == result.image_uri
-    registry = open_registry(settings.registry)
+    registry = open_registry(settings)
     identity = registry.identity(result.image_uri)
     assert identity["model_version"] == version.version
     assert identity["bento_digest"] == version.tags["bento_digest"]
@@ -59,6 +59,6 @@ def test_another_bento_is_refused(settings: Settings, version: ModelVersion, tmp
 
 
 def test_another_registry_is_refused(make_settings: Any, version: ModelVersion, bento: Path) -> None:
-    settings = make_settings(image_registry="registry.host/repository")
+    settings = make_settings(image_registry="oci:relative")
     with pytest.raises(SettingsError, match="not supported"):
         ecr_push(settings, bento=bento, model_version=version.version)
