@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     serving_port: int = Field(3000, ge=1, le=65535, description="Stable port of the endpoint")
     serving_workers: int = Field(1, ge=1, le=64, description="Worker processes of the endpoint")
     rollout_timeout: float = Field(120, gt=0, description="Seconds a rollout waits for a candidate to be ready")
+    rollout_observation: float = Field(
+        0, ge=0, le=3600, description="Seconds a ready candidate must stay ready before it takes traffic (kubernetes)"
+    )
     kube_context: str = Field("", description="Context of the kubeconfig; empty: its current one")
     kube_namespace: str = Field("health-predict", min_length=1, description="Namespace of the serving Deployment")
     kube_deployment: str = Field("readmission-api", min_length=1, description="Name of the serving Deployment")
@@ -151,8 +154,21 @@ def _text(value: Any) -> str:
 # What the kind and aws profiles set. The local profile has the defaults of the class.
 PROFILE_DEFAULTS: Mapping[Profile, Mapping[str, Any]] = {
     Profile.LOCAL: {},
-    Profile.KIND: {"serving_target": ServingTarget.KUBERNETES},
-    Profile.AWS: {"serving_target": ServingTarget.KUBERNETES},
+    Profile.KIND: {
+        "serving_target": ServingTarget.KUBERNETES,
+        "rollout_timeout": 300.0,
+        "rollout_observation": 75.0,
+        "mlflow_tracking_uri": "http://127.0.0.1:5050",
+        "storage_uri": "s3://health-predict",
+        "s3_endpoint_url": "http://127.0.0.1:9000",
+        "image_registry": "localhost:5001/health-predict/readmission",
+        "kfp_host": "http://127.0.0.1:8080",
+    },
+    Profile.AWS: {
+        "serving_target": ServingTarget.KUBERNETES,
+        "rollout_timeout": 300.0,
+        "rollout_observation": 75.0,
+    },
 }
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from health_predict.core.errors import SettingsError
 from health_predict.settings import ServingTarget, Settings
 
 
@@ -73,7 +72,6 @@ def open_target(settings: Settings) -> Target:
         from health_predict.adapters.processes import ProcessTarget
 
         return ProcessTarget(settings)
-    raise SettingsError(
-        f"serving target {settings.serving_target.value!r} is not available here",
-        "set HEALTH_PREDICT_SERVING_TARGET=process",
-    )
+    from health_predict.adapters.kubernetes import KubernetesTarget
+
+    return KubernetesTarget(settings)

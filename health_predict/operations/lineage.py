@@ -88,6 +88,8 @@ def _image(chain: _Chain) -> tuple[str, str]:
 
 def _bento(chain: _Chain) -> tuple[str, str]:
     folder = unpacked(chain.settings, chain.active.image_uri)
+    if not folder.is_dir():  # another machine rolled it out
+        open_registry(chain.settings).unpack(chain.active.image_uri, folder)
     digest = content_digest(folder)
     _same("the digest", "the unpacked Bento", digest, "the serving process", chain.health.get("bento_digest"))
     return f"{chain.health.get('bento_tag')} {digest}", "content hashed again, equal in the process"

@@ -136,7 +136,10 @@ def _serves(
         return False
     try:
         with journal.step("Ask the version that serves") as details:
-            details.append(_ask_golden(target.url, unpacked(settings, image_uri), version.version))
+            folder = unpacked(settings, image_uri)
+            if not folder.is_dir():  # another machine rolled it out
+                open_registry(settings).unpack(image_uri, folder)
+            details.append(_ask_golden(target.url, folder, version.version))
     except HealthPredictError as error:
         log.warning("version %s serves, but: %s", version.version, error.problem)
         return False

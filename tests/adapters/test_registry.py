@@ -193,6 +193,11 @@ def make_registry(served: Served, wheels: Path, tmp_path: Path) -> Callable[...,
     return make
 
 
+def names_in(layer: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        return tar.getnames()
+
+
 @needs_registry
 def test_an_image_holds_base_libraries_and_bento(make_registry: Callable[..., RemoteRegistry], tmp_path: Path) -> None:
     # given a Bento
@@ -210,7 +215,7 @@ def test_an_image_holds_base_libraries_and_bento(make_registry: Callable[..., Re
     config = json.loads(repository.blob(manifest["config"]["digest"]))
     layers = [gzip.decompress(repository.blob(layer["digest"])) for layer in manifest["layers"]]
     assert [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers] == config["rootfs"]["diff_ids"]
-    names = [tarfile.open(fileobj=io.BytesIO(layer)).getnames() for layer in layers]
+    names = [names_in(layer) for layer in layers]
     assert "usr/local/bin/python" in names[0]
     assert "app/lib/tiny/__init__.py" in names[1] and not any("bin/tiny" in name for name in names[1])
     assert "home/bentoml/bento/bento.yaml" in names[2]
