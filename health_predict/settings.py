@@ -162,7 +162,7 @@ PROFILE_DEFAULTS: Mapping[Profile, Mapping[str, Any]] = {
         "storage_uri": "s3://health-predict",
         "s3_endpoint_url": "http://127.0.0.1:9000",
         "image_registry": "localhost:5001/health-predict/readmission",
-        "kfp_host": "http://127.0.0.1:8080",
+        "kfp_host": "http://127.0.0.1:8888",
     },
     Profile.AWS: {
         "serving_target": ServingTarget.KUBERNETES,

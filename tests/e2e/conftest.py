@@ -1,0 +1,122 @@
+"""A real cluster: whatever KUBECONFIG names. Nothing in these tests is mocked.
+
+What differs by cluster comes from E2E_* variables, so that no HEALTH_PREDICT_* of the person who runs them counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from health_predict.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBECTL = shutil.which("kubectl") or ""
+NAMESPACE = "health-predict"
+
+# Addresses on this machine; the defaults are those of `make kind-up`.
+SERVING_PORT = int(os.environ.get("E2E_SERVING_PORT", "3000"))
+MLFLOW = os.environ.get("E2E_MLFLOW", "http://127.0.0.1:5050")
+OBJECT_STORE = os.environ.get("E2E_OBJECT_STORE", "http://127.0.0.1:9000")
+KFP = os.environ.get("E2E_KFP", "http://127.0.0.1:8888")
+# The registry: how images are called, and how this machine reaches it.
+IMAGES = os.environ.get("E2E_IMAGES", "localhost:5001/health-predict")
+REGISTRY = os.environ.get("E2E_REGISTRY", "http://localhost:5001")
+BASE_IMAGE = os.environ.get("E2E_BASE_IMAGE", "docker.io/library/python:3.11-slim-bookworm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a cluster every test here is skipped, and says why."""
+    reason = _absent()
+    for item in items:
+        if "tests/e2e" in str(item.path):
+            item.add_marker(pytest.mark.e2e)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=f"skipped: {reason}"))
+
+
+def _absent() -> str:
+    if not os.environ.get("KUBECONFIG"):
+        return "KUBECONFIG names no cluster"
+    if not KUBECTL:
+        return "kubectl is not installed"
+    done = subprocess.run([KUBECTL, "get", "--raw", "/readyz"], capture_output=True, text=True, timeout=30, check=False)
+    return "" if done.returncode == 0 else f"the cluster of KUBECONFIG does not answer: {done.stderr.strip()[:200]}"
+
+
+def kubectl(*arguments: str, data: str | None = None, check: bool = True, timeout: float = 300) -> str:
+    """What kubectl answers."""
+    done = subprocess.run(
+        [KUBECTL, *arguments], input=data, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check:
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def deployment() -> dict[str, Any]:
+    """The serving Deployment as it is."""
+    found: dict[str, Any] = json.loads(kubectl("-n", NAMESPACE, "get", "deployment", "readmission-api", "-o", "json"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def serving() -> Iterator[None]:
+    """The manifests of the service alone: namespace, accounts, policies, Deployment, Service."""
+    import yaml
+
+    rendered = kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))
+    kubectl("create", "namespace", "kubeflow", check=False)
+    wanted = ("Namespace", "ServiceAccount", "NetworkPolicy", "Role", "RoleBinding", "PodDisruptionBudget")
+    items = [
+        item
+        for item in yaml.safe_load_all(rendered)
+        if item["kind"] in wanted or item["metadata"]["name"] == "readmission-api"
+    ]
+    kubectl("-n", NAMESPACE, "delete", "deployment", "readmission-api", "--ignore-not-found", "--wait")
+    for kind in ("Namespace", ""):
+        chosen = [item for item in items if not kind or item["kind"] == kind]
+        kubectl(
+            *("apply", "--server-side", "--force-conflicts", "--field-manager=health-predict-platform", "-f", "-"),
+            data=yaml.safe_dump_all(chosen),
+        )
+    yield
+
+
+@dataclass(frozen=True)
+class Place:
+    """Settings of a home whose images go to the cluster's registry and whose endpoint is its Deployment."""
+
+    home: Path
+
+    def settings(self, **changes: Any) -> Settings:
+        values: dict[str, Any] = {
+            "home": self.home,
+            "serving_target": "kubernetes",
+            "serving_port": SERVING_PORT,
+            "image_registry": f"{IMAGES}/readmission",
+            "registry_endpoint": REGISTRY,
+            "base_image": BASE_IMAGE,
+            "rollout_timeout": 240.0,
+            "git_commit": "c" * 40,
+        }
+        return Settings(**{**values, **changes})
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]:
+    """Sets HEALTH_PREDICT_* variables for a command."""
+
+    def put(values: Mapping[str, str]) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(f"{PREFIX}{name.upper()}", value)
+
+    return put

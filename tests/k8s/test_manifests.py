@@ -1,0 +1,133 @@
+"""Manifests, images' recipe and scripts, without a cluster."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBECTL = shutil.which("kubectl")
+CHECKOV = ROOT / ".tools" / "checkov" / "bin" / "checkov"
+OVERLAYS = sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir())
+KUBERNETES = "1.34"
+
+needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="skipped: no kubectl, which renders the manifests")
+
+
+def render(overlay: str) -> list[dict[str, Any]]:
+    assert KUBECTL is not None
+    done = subprocess.run(
+        [KUBECTL, "kustomize", str(ROOT / "k8s" / "overlays" / overlay)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+def pod_specs(items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for item in items:
+        spec = item.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec) if item["kind"] == "CronJob" else spec
+        if "template" in spec:
+            found[f"{item['kind']}/{item['metadata']['name']}"] = spec["template"]["spec"]
+    return found
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_overlay_is_valid(overlay: str) -> None:
+    import kubernetes_validate
+
+    items = render(overlay)
+    assert {"Postgres", "mlflow"} - {item["metadata"]["name"] for item in items} == {"Postgres"}
+    for item in items:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+        assert item["kind"] == "Namespace" or item["metadata"]["namespace"] in ("health-predict", "kubeflow")
+    # nothing secret is committed
+    assert not [item for item in items if item["kind"] == "Secret"]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_restricted_and_bounded(overlay: str) -> None:
+    specs = pod_specs(render(overlay))
+    assert set(specs) == {"Deployment/mlflow", "Deployment/readmission-api", "StatefulSet/postgres", "CronJob/backup"}
+    for name, spec in specs.items():
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False and context["readOnlyRootFilesystem"] is True, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            assert set(container["resources"]) == {"requests", "limits"}, name
+        if not name.startswith("CronJob"):
+            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(spec["containers"][0]), name
+
+
+@needs_kubectl
+def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
+    items = render("kind")
+    assert not [item for item in items if item["kind"].startswith("ClusterRole")]
+    for role in (item for item in items if item["kind"] == "Role"):
+        for rule in role["rules"]:
+            assert "*" not in (*rule["verbs"], *rule["resources"], *rule["apiGroups"])
+            if "secrets" in rule["resources"]:
+                assert rule["resourceNames"] == ["mlpipeline-minio-artifact"] and rule["verbs"] == ["get"]
+
+
+@needs_kubectl
+def test_what_is_not_opened_is_closed() -> None:
+    policies = {item["metadata"]["name"]: item["spec"] for item in render("kind") if item["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    opened = {name for name, spec in policies.items() if any("from" not in rule for rule in spec.get("ingress", ()))}
+    assert opened == {"readmission-api"}
+
+
+@needs_kubectl
+@pytest.mark.skipif(not CHECKOV.exists(), reason="skipped: no checkov (`make .tools/checkov/.ready`)")
+def test_checkov_finds_nothing_but_the_listed_exceptions(tmp_path: Path) -> None:
+    for overlay in OVERLAYS:
+        (tmp_path / f"{overlay}.yaml").write_text(yaml.safe_dump_all(render(overlay)))
+    shutil.copy(ROOT / "Dockerfile", tmp_path / "Dockerfile")
+    done = subprocess.run(
+        [str(CHECKOV), "--config-file", str(ROOT / "k8s" / "checkov.yaml"), "-d", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("script", ["up", "rotate", "images", "kind-up", "kind-down"])
+def test_each_script_parses(script: str) -> None:
+    assert subprocess.run(["sh", "-n", str(ROOT / "k8s" / script)], check=False).returncode == 0
+
+
+def test_kind_names_each_missing_tool(tmp_path: Path) -> None:
+    # given a machine that has a shell and nothing else
+    for tool in ("sh", "dirname"):
+        (tmp_path / tool).symlink_to(Path(shutil.which(tool) or ""))
+    done = subprocess.run(
+        ["sh", str(ROOT / "k8s" / "kind-up")], env={"PATH": str(tmp_path), "HOME": "/"}, capture_output=True, text=True
+    )
+    assert done.returncode == 5
+    for tool in ("docker", "kind", "kubectl", "git"):
+        assert f"{tool} is not installed -> " in done.stderr
+
+
+def test_only_what_the_images_need_is_sent_to_the_builder() -> None:
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    recipe = (ROOT / "Dockerfile").read_text()
+    copied = {
+        word
+        for line in recipe.splitlines()
+        if line.startswith("COPY") and "--from" not in line
+        for word in line.split()[1:-1]
+    }
+    assert copied == set(kept)
