@@ -1,11 +1,12 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format compile bench mlflow-ui down clean distclean
+.PHONY: help demo test check format compile bench e2e e2e-full images kind-up kind-down cluster-up rotate mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
 READY := .venv/.ready
+CHECKOV := .tools/checkov/.ready
 RUN := .venv/bin/
 
 # The copy of the data that lies beside some checkouts. The library itself knows nothing of it.
@@ -25,9 +26,30 @@ help: ## Show this list
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
 	@$(RUN)health-predict demo
 
-test: $(READY) ## Every check and every test
+test: $(READY) $(CHECKOV) ## Every check and every test
 	@$(MAKE) --no-print-directory check
-	@$(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 3 --dist loadfile $(ARGS)
+	@$(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 3 --dist loadfile --ignore=tests/e2e $(ARGS)
+
+e2e: $(READY) ## End-to-end tests on the cluster that KUBECONFIG names, without the ones that take minutes
+	@$(RUN)python -m pytest -n 0 -m "e2e and not full" tests/e2e $(ARGS)
+
+e2e-full: $(READY) ## All end-to-end tests
+	@$(RUN)python -m pytest -n 0 tests/e2e $(ARGS)
+
+images: ## Build the pipeline's and MLflow's images and push them
+	@k8s/images
+
+kind-up: ## From Docker, kind and kubectl to the whole platform on this machine
+	@k8s/kind-up
+
+kind-down: ## Delete that cluster; its data stay
+	@k8s/kind-down
+
+cluster-up: ## Bring the platform onto the cluster that KUBECONFIG names
+	@k8s/up $(or $(OVERLAY),kind)
+
+rotate: ## A new password for the cluster's Postgres
+	@k8s/rotate
 
 check: $(READY) ## Formatting, lint, types, layers
 	$(RUN)ruff format --check .
@@ -62,6 +84,11 @@ $(UV):
 	@echo "installing uv into .tools"
 	@$(PYTHON) -m venv .tools || { echo "python3 cannot make a virtual environment -> Debian: apt-get install python3-venv"; exit 1; }
 	@.tools/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.13,<1"
+
+$(CHECKOV): uv.lock pyproject.toml | $(UV)
+	@echo "installing checkov into .tools/checkov"
+	@UV_PROJECT_ENVIRONMENT=.tools/checkov $(UV) sync --locked --quiet --only-group checkov
+	@touch $(CHECKOV)
 
 $(READY): uv.lock pyproject.toml | $(UV)
 	@echo "installing the locked environment into .venv (about 2 GB; once)"

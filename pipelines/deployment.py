@@ -19,7 +19,7 @@ def deployment(model_version: str) -> DeploymentOutputs:
     Args:
         model_version: Version of the registered model.
     """
-    bento = wire(bento_build(model_version=model_version), "build the Bento", memory="1Gi")
-    image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "push the image")
-    served = wire(rollout(image_uri=image.output, model_version=model_version), "roll out")
+    bento = wire(bento_build(model_version=model_version), "build the Bento", memory="1Gi", retries=1)
+    image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "push the image", retries=1)
+    served = wire(rollout(image_uri=image.output, model_version=model_version), "roll out", minutes=60, retries=0)
     return DeploymentOutputs(served.outputs["outcome"])

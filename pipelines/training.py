@@ -60,6 +60,7 @@ def training(
         "hyper-parameter search",
         cpu="1",
         memory="2Gi",
+        minutes=360,
     )
     registered = wire(
         register(
@@ -69,5 +70,6 @@ def training(
         ),
         "register",
         memory="1Gi",
+        retries=1,
     )
     return TrainingOutputs(registered.outputs["model_version"], registered.outputs["decision"])

@@ -14,13 +14,29 @@ CREDENTIALS = "health-predict-credentials"
 CREDENTIAL_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
-def wire(task: PipelineTask, display_name: str, cpu: str = "200m", memory: str = "512Mi") -> PipelineTask:
-    """Give a task its environment, its requests and its name; no caching, since the stages know what is done."""
+def wire(
+    task: PipelineTask,
+    display_name: str,
+    cpu: str = "200m",
+    memory: str = "512Mi",
+    minutes: int = 30,
+    retries: int = 2,
+) -> PipelineTask:
+    """Give a task its environment, requests, limits of time and attempts, and its name.
+
+    No caching, since the stages know what is done. Repeating is safe, since every stage is idempotent; what a gate
+    refused would only be refused again, so a rollout has no second attempt.
+    """
     names = [PREFIX + name.upper() for name in Settings.model_fields]
     kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in names}, optional=True)
     kubernetes.use_secret_as_env(task, CREDENTIALS, {name: name for name in CREDENTIAL_NAMES}, optional=True)
     task.set_cpu_request(cpu)
     task.set_memory_request(memory)
+    kubernetes.set_timeout(task, minutes * 60)
+    # Every node has it, whatever the tag says: images are named by digest.
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    if retries:
+        task.set_retry(retries, backoff_duration="20s", backoff_factor=2.0, backoff_max_duration="300s")
     task.set_caching_options(False)
     task.set_display_name(display_name)
     return task

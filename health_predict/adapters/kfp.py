@@ -116,10 +116,29 @@ def _run(
             raise_on_error=True,
         )
         try:
-            task = pipeline(**arguments)
+            with _single_attempts(pipeline):
+                task = pipeline(**arguments)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
     return {name: task.outputs[name] for name in pipeline.component_spec.outputs or {}}
+
+
+@contextlib.contextmanager
+def _single_attempts(pipeline: Any) -> Iterator[None]:
+    """Attempts are for a cluster, where pods and networks come and go; here a failure is the answer."""
+    spec = pipeline.pipeline_spec
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    tasks = [task for dag in dags for task in dag.tasks.values()]
+    policies = [type(task.retry_policy).FromString(task.retry_policy.SerializeToString()) for task in tasks]
+    wanted = [task.HasField("retry_policy") for task in tasks]
+    for task in tasks:
+        task.ClearField("retry_policy")
+    try:
+        yield
+    finally:
+        for task, policy, had in zip(tasks, policies, wanted, strict=True):
+            if had:
+                task.retry_policy.CopyFrom(policy)
 
 
 class _Listener:
