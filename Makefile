@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
 	@$(RUN)health-predict demo
