@@ -159,7 +159,7 @@ PROFILE_DEFAULTS: Mapping[Profile, Mapping[str, Any]] = {
         "rollout_timeout": 300.0,
         "rollout_observation": 75.0,
         "mlflow_tracking_uri": "http://127.0.0.1:5050",
-        "storage_uri": "s3://health-predict",
+        "storage_uri": "s3://mlpipeline/health-predict",
         "s3_endpoint_url": "http://127.0.0.1:9000",
         "image_registry": "localhost:5001/health-predict/readmission",
         "kfp_host": "http://127.0.0.1:8888",
@@ -209,3 +209,10 @@ def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
         raise SettingsError(f"wrong setting: {problems}", "correct or unset the variable") from None
     except Exception as error:  # pydantic-settings wraps a JSON list that does not parse in its own type
         raise SettingsError(f"wrong setting: {error}", 'lists are written as JSON, like ["XGBoost"]') from None
+
+
+def settings_on(place: Profile | None, *, allow_unknown: bool = False) -> Settings:
+    """Settings with the defaults of a place that a command line names; None: of the environment's profile."""
+    if place is None:
+        return load_settings(allow_unknown=allow_unknown)
+    return load_settings(allow_unknown=allow_unknown, profile=place)

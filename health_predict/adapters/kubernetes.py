@@ -145,10 +145,10 @@ class Cluster:
         except (HTTPError, OSError) as error:
             return 0, str(error)
 
-    def logs(self, namespace: str, pod: str, *, lines: int = 20) -> list[str]:
+    def logs(self, namespace: str, pod: str, *, lines: int = 20, container: str = CONTAINER) -> list[str]:
         """The last lines that a pod wrote; none when they cannot be had."""
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
-        status, text = self._once("GET", path, None, {"tailLines": str(lines), "container": CONTAINER}, JSON)
+        status, text = self._once("GET", path, None, {"tailLines": str(lines), "container": container}, JSON)
         return [line for line in text.splitlines() if line.strip()] if status == 200 else []
 
     @contextmanager
@@ -270,8 +270,7 @@ class KubernetesTarget:
         return f"no pod of {self._names.deployment} is ready{': ' if reasons else ''}{'; '.join(reasons)}"
 
     def _pods(self, deployment: JsonObject) -> list[JsonObject]:
-        selector = ",".join(f"{key}={value}" for key, value in deployment["spec"]["selector"]["matchLabels"].items())
-        found = self._cluster.request("GET", self._names.pods, query={"labelSelector": selector})
+        found = self._cluster.request("GET", self._names.pods, query={"labelSelector": _selector(deployment)})
         assert found is not None
         return [pod for pod in found["items"] if not pod["metadata"].get("deletionTimestamp")]
 
@@ -435,9 +434,11 @@ class KubernetesRollout:
                 and status.get("updatedReplicas", 0) == wanted
                 and status.get("replicas", 0) == wanted
                 and status.get("availableReplicas", 0) == wanted
+                # One that is told to end answers until the Service has forgotten it.
+                and all(_image(pod) == _image(found) for pod in self._pods(found))
             ):
                 return
-            problems = self._problems()
+            problems = [(problem, _restarts(pod)) for pod in self._pods(found) if (problem := _problem(pod))]
             late = any(item.get("reason") == "ProgressDeadlineExceeded" for item in status.get("conditions", ()))
             crashed = [text for text, crashes in problems if crashes >= CRASHES]
             if late or crashed or time.monotonic() > end:
@@ -449,14 +450,12 @@ class KubernetesRollout:
             self.lease.check()
             time.sleep(PAUSE_SECONDS)
 
-    def _problems(self) -> list[tuple[str, int]]:
-        """What is wrong with the Deployment's pods, and how often each crashed."""
-        selector = ",".join(
-            f"{key}={value}" for key, value in self._deployment()["spec"]["selector"]["matchLabels"].items()
-        )
-        found = self.cluster.request("GET", self.names.pods, query={"labelSelector": selector})
+    def _pods(self, deployment: JsonObject) -> list[JsonObject]:
+        """The Deployment's pods, those that are about to end as well."""
+        found = self.cluster.request("GET", self.names.pods, query={"labelSelector": _selector(deployment)})
         assert found is not None
-        return [(problem, _restarts(pod)) for pod in found["items"] if (problem := _problem(pod))]
+        items: list[JsonObject] = found["items"]
+        return items
 
     def _remove_replica_sets(self) -> None:
         """A paused Deployment makes no new ones: without them nothing runs, as before the first rollout."""
@@ -663,9 +662,14 @@ class _Lease:
                 log.warning("the lease could not be renewed: %s", error.problem)
 
 
-def _image(deployment: JsonObject) -> str:
-    containers = deployment["spec"]["template"]["spec"]["containers"]
-    return str(next(item["image"] for item in containers if item["name"] == CONTAINER))
+def _selector(deployment: JsonObject) -> str:
+    return ",".join(f"{key}={value}" for key, value in deployment["spec"]["selector"]["matchLabels"].items())
+
+
+def _image(item: JsonObject) -> str:
+    """The image of a Deployment's template, or of a pod."""
+    spec = item["spec"].get("template", item)["spec"]
+    return str(next(container["image"] for container in spec["containers"] if container["name"] == CONTAINER))
 
 
 def _is_ready(pod: JsonObject) -> bool:

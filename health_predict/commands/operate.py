@@ -13,11 +13,14 @@ from rich.table import Table
 
 from health_predict.adapters.target import open_target
 from health_predict.core.errors import StateError
-from health_predict.settings import load_settings
+from health_predict.settings import Profile, settings_on
 
 if TYPE_CHECKING:
     from health_predict.operations.status import Status
 
+On = Annotated[
+    Profile | None, typer.Option("--on", help="Where: local, kind or aws; else HEALTH_PREDICT_PROFILE says it")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 FAILED = 1
 _SHOWN_METRICS = (
@@ -32,10 +35,11 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def serve(
     logs: Annotated[bool, typer.Option("--logs", help="Only print where the endpoint's log lies")] = False,
+    on: On = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the champion up at the stable port, in the background; `health-predict down` ends it."""
-    settings = load_settings()
+    settings = settings_on(on)
     if logs:
         typer.echo(settings.home / "serving" / "serving.log")
         return
@@ -62,20 +66,20 @@ def serve(
         console.print(f"version {champion.version} answers at {result.url} ({result.outcome.value})", highlight=False)
 
 
-def down() -> None:
+def down(on: On = None) -> None:
     """Stop the endpoint; requests under way are answered. Nothing happens when it is down."""
-    target = open_target(load_settings())
+    target = open_target(settings_on(on))
     console = Console()
     with console.status("waiting for the requests under way"):
         stopped = target.stop()
     console.print("the endpoint is down" if stopped else "nothing was running")
 
 
-def status(as_json: AsJson = False) -> None:
+def status(on: On = None, as_json: AsJson = False) -> None:
     """Which model serves, since when, its metrics, the last drift verdict, and what is waiting."""
     from health_predict.operations.status import status as ask
 
-    found = ask(load_settings())
+    found = ask(settings_on(on))
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
@@ -115,13 +119,13 @@ def _print_status(console: Console, found: Status) -> None:
     console.print(table)
 
 
-def lineage(as_json: AsJson = False) -> None:
+def lineage(on: On = None, as_json: AsJson = False) -> None:
     """From the serving process back to data and commit; each link verified. A broken link gives exit code 4."""
     from health_predict.operations.lineage import lineage as trace
 
     console = Console(stderr=as_json)
     with console.status("verifying every link"):
-        links = trace(load_settings())
+        links = trace(settings_on(on))
     broken = [link for link in links if link.problem]
     if as_json:
         typer.echo(json.dumps({"intact": not broken, "links": [asdict(link) for link in links]}))
@@ -137,7 +141,7 @@ def lineage(as_json: AsJson = False) -> None:
         raise StateError(f"broken link: {broken[0].name}: {broken[0].problem}", broken[0].remedy)
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(on: On = None, as_json: AsJson = False) -> None:
     """What is installed, reachable, writable and free, each with a remedy. Exit code 1 when something fails."""
     from health_predict.operations.doctor import Health
     from health_predict.operations.doctor import doctor as examine
@@ -145,7 +149,7 @@ def doctor(as_json: AsJson = False) -> None:
     console = Console(stderr=as_json)
     with console.status("examining"):
         # An unknown setting stops every other command; this one reports it.
-        checks = examine(load_settings(allow_unknown=True))
+        checks = examine(settings_on(on, allow_unknown=True))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks]))
     else:

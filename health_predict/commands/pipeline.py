@@ -1,12 +1,13 @@
-"""`health-predict pipeline`: compile, run, list."""
+"""`health-predict pipeline`: compile, run, list; upload and schedule in a cluster."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,10 +17,22 @@ from health_predict.adapters.kfp import LocalRun, compile_pipeline, list_runs, r
 from health_predict.adapters.source_control import commit
 from health_predict.commands.progress import PipelineProgress
 from health_predict.core.errors import SettingsError
-from health_predict.settings import Profile, Settings, load_settings
+from health_predict.settings import Profile, Settings, settings_on
 
-app = typer.Typer(no_args_is_help=True, help="Compile the pipelines, run one here, list the runs.")
+if TYPE_CHECKING:
+    from health_predict.adapters.kfp_cluster import ClusterRun
+
+app = typer.Typer(no_args_is_help=True, help="Compile the pipelines, run one here or in a cluster, list the runs.")
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
+
+
+On = Annotated[
+    Profile | None, typer.Option("--on", help="Where: local, kind or aws; else HEALTH_PREDICT_PROFILE says it")
+]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--param", "-p", help="A parameter of the pipeline as name=value")
+]
+Name = Annotated[str, typer.Argument(help="training, deployment, readmission or monitoring")]
 
 
 def _pipelines() -> Mapping[str, Any]:
@@ -41,16 +54,22 @@ def compile_(
 
 @app.command("run")
 def run(
-    name: Annotated[str, typer.Argument(help="training, deployment, readmission or monitoring")],
-    parameter: Annotated[
-        list[str] | None, typer.Option("--param", "-p", help="A parameter of the pipeline as name=value")
-    ] = None,
+    name: Name,
+    parameter: Parameters = None,
+    on: On = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="In a cluster: do not wait for the end")] = False,
+    timeout: Annotated[float, typer.Option(help="In a cluster: seconds to wait for the end")] = 6 * 3600,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON at the end")] = False,
 ) -> None:
-    """Run a pipeline on this machine, with the same functions that a cluster gets."""
-    settings = load_settings()
+    """Run a pipeline on this machine or, with the same functions, in a cluster."""
+    settings = settings_on(on)
     console = Console(file=sys.stderr if as_json else sys.stdout)  # pinned: a running pipeline redirects both
-    result = run_pipeline(settings, name, _parameters(parameter or []), console)
+    given = _parameters(parameter or [])
+    if settings.profile is not Profile.LOCAL:
+        done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
+        typer.echo(json.dumps(asdict(done)) if as_json else f"{done.state.lower()}: {done.url}")
+        return
+    result = run_pipeline(settings, name, given, console)
     if as_json:
         typer.echo(json.dumps({"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}))
     else:
@@ -59,10 +78,57 @@ def run(
         console.print(f"artifacts and log: {result.folder}", highlight=False, soft_wrap=True)
 
 
+@app.command("upload")
+def upload(on: On = None, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False) -> None:
+    """Make every pipeline known to the cluster, as a version that is named by the git commit."""
+    from health_predict.adapters.kfp_cluster import ClusterPipelines
+
+    settings = settings_on(on)
+    cluster = ClusterPipelines(settings)
+    revision = settings.git_commit or commit()
+    uploaded = {}
+    with Console(stderr=True).status("uploading"):
+        for name, pipeline in _pipelines().items():
+            uploaded[name] = dict(
+                zip(("pipeline_id", "version_id"), cluster.upload(name, pipeline, revision), strict=True)
+            )
+    typer.echo(json.dumps(uploaded) if as_json else "\n".join(f"{name} {revision}" for name in uploaded))
+
+
+@app.command("schedule")
+def schedule(
+    name: Name,
+    cron: Annotated[str, typer.Option(help="Second minute hour day month weekday; empty: no schedule any more")],
+    parameter: Parameters = None,
+    on: On = None,
+) -> None:
+    """Have the cluster run a pipeline again and again. What was missed is not caught up."""
+    from health_predict.adapters.kfp_cluster import ClusterPipelines
+
+    settings = settings_on(on)
+    cluster = ClusterPipelines(settings)
+    if not cron:
+        typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
+        return
+    arguments = _arguments(settings, name, _parameters(parameter or []))
+    with Console(stderr=True).status("scheduling"):
+        made = cluster.schedule(name, _pipelines()[name], settings.git_commit or commit(), cron, arguments)
+    typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")
+
+
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False) -> None:
-    """The newest runs on this machine."""
-    records = list_runs(load_settings().home)
+def list_(
+    on: On = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
+) -> None:
+    """The newest runs on this machine or in a cluster."""
+    settings = settings_on(on)
+    if settings.profile is Profile.LOCAL:
+        records = list_runs(settings.home)
+    else:
+        from health_predict.adapters.kfp_cluster import ClusterPipelines
+
+        records = ClusterPipelines(settings).runs()
     if as_json:
         typer.echo(json.dumps(records))
         return
@@ -91,33 +157,52 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
         )
     console.print(f"[bold]pipeline    [/bold]{name}", highlight=False)
     with PipelineProgress(console) as progress:
-        pipelines = _pipelines()
-        if name not in pipelines:
-            raise SettingsError(f"unknown pipeline {name!r}", f"choose from {', '.join(pipelines)}")
-        inputs = pipelines[name].component_spec.inputs or {}
-        arguments = {
-            key: value
-            for key, value in {
-                "initial_share": settings.initial_share,
-                "future_batches": settings.future_batches,
-                "salt": settings.salt,
-                "families": list(settings.families),
-                "trials": settings.trials,
-                "seed": settings.seed,
-            }.items()
-            if key in inputs
-        }
-        for key, value in given.items():
-            if key not in inputs:
-                raise SettingsError(f"pipeline {name} has no parameter {key!r}", f"it takes {', '.join(inputs)}")
-            arguments[key] = _typed(key, value, inputs[key].type)
-        missing = [key for key, item in inputs.items() if not item.optional and key not in arguments]
-        if missing:
-            raise SettingsError(
-                f"pipeline {name} needs {', '.join(missing)}", " ".join(f"-p {key}=..." for key in missing)
-            )
+        arguments = _arguments(settings, name, given)
         settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
-        return run_locally(pipelines[name], arguments, settings, progress)
+        return run_locally(_pipelines()[name], arguments, settings, progress)
+
+
+def _run_in_cluster(
+    settings: Settings, name: str, given: Mapping[str, Any], console: Console, seconds: float | None
+) -> ClusterRun:
+    from health_predict.adapters.kfp_cluster import ClusterPipelines
+
+    cluster = ClusterPipelines(settings)
+    arguments = _arguments(settings, name, given)
+    started = cluster.start(name, _pipelines()[name], arguments)
+    console.print(f"[bold]pipeline    [/bold]{name} in {started.url}", highlight=False, soft_wrap=True)
+    if seconds is None:
+        return started
+    with PipelineProgress(console) as progress:
+        return cluster.wait(started, seconds, progress)
+
+
+def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's inputs: the given ones over the settings'. Raises SettingsError for what it does not take."""
+    pipelines = _pipelines()
+    if name not in pipelines:
+        raise SettingsError(f"unknown pipeline {name!r}", f"choose from {', '.join(pipelines)}")
+    inputs = pipelines[name].component_spec.inputs or {}
+    arguments = {
+        key: value
+        for key, value in {
+            "initial_share": settings.initial_share,
+            "future_batches": settings.future_batches,
+            "salt": settings.salt,
+            "families": list(settings.families),
+            "trials": settings.trials,
+            "seed": settings.seed,
+        }.items()
+        if key in inputs
+    }
+    for key, value in given.items():
+        if key not in inputs:
+            raise SettingsError(f"pipeline {name} has no parameter {key!r}", f"it takes {', '.join(inputs)}")
+        arguments[key] = _typed(key, value, inputs[key].type)
+    missing = [key for key, item in inputs.items() if not item.optional and key not in arguments]
+    if missing:
+        raise SettingsError(f"pipeline {name} needs {', '.join(missing)}", " ".join(f"-p {key}=..." for key in missing))
+    return arguments
 
 
 def _parameters(pairs: list[str]) -> dict[str, str]:
