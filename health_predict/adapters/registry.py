@@ -336,6 +336,10 @@ class RemoteRegistry:
         self._runtime(requirements)
         return self._runtime_tag(requirements, self._base()[0])
 
+    def probe(self) -> None:
+        """Raises UnreachableError when the registry does not answer or refuses the credentials."""
+        self._repository.client.do_request(f"{self._repository.root}/tags/list?n=1")
+
     # The runtime image
 
     def _runtime(self, requirements: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import importlib.util
 import os
 import platform
@@ -17,8 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from health_predict.adapters.images import open_registry
 from health_predict.adapters.source_control import UNKNOWN, commit
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.target import open_target
 from health_predict.core.errors import HealthPredictError
 from health_predict.settings import PREFIX, ServingTarget, Settings, known_variables, unknown_variables
 
@@ -78,6 +82,9 @@ def doctor(settings: Settings) -> list[Check]:
             _storage,
             _data,
             _tracking,
+            _cluster,
+            _registry,
+            _pipelines,
             _endpoint,
             _commit,
         )
@@ -219,9 +226,73 @@ def _tracking(settings: Settings) -> Iterator[Check]:
     yield Check("tracking", Health.OK, f"{settings.tracking_uri} answers: {found}")
 
 
+# What must run in the cluster: kind, namespace, name.
+_PARTS = (
+    ("statefulsets", "health-predict", "postgres"),
+    ("deployments", "health-predict", "mlflow"),
+    ("deployments", "kubeflow", "ml-pipeline"),
+    ("deployments", "kubeflow", "workflow-controller"),
+)
+
+
+def _cluster(settings: Settings) -> Iterator[Check]:
+    if settings.serving_target is ServingTarget.PROCESS:
+        return
+    from health_predict.adapters.kubernetes import Cluster
+
+    cluster = Cluster(settings.kube_context, patience=5)
+    version = cluster.request("GET", "/version") or {}
+    yield Check("cluster", Health.OK, f"Kubernetes {version.get('gitVersion')} answers")
+    for kind, namespace, name in _PARTS:
+        found = cluster.request("GET", f"/apis/apps/v1/namespaces/{namespace}/{kind}/{name}", absent=True)
+        where = f"{kind.removesuffix('s')} {name} in {namespace}"
+        if found is None:
+            yield Check(name, Health.FAIL, f"there is no {where}", "`make cluster-up`, or `make kind-up`")
+        elif not found.get("status", {}).get("readyReplicas"):
+            remedy = f"kubectl -n {namespace} describe {kind.removesuffix('s')} {name}"
+            yield Check(name, Health.FAIL, f"{where} has no ready pod", remedy)
+        else:
+            yield Check(name, Health.OK, f"{where}: {found['status']['readyReplicas']} ready")
+
+
+def _registry(settings: Settings) -> Iterator[Check]:
+    if settings.registry.startswith("oci:"):
+        return
+    from health_predict.adapters.registry import RemoteRegistry
+
+    registry = open_registry(settings)
+    assert isinstance(registry, RemoteRegistry)
+    registry.probe()
+    yield Check("registry", Health.OK, f"{settings.registry} answers")
+
+
+def _pipelines(settings: Settings) -> Iterator[Check]:
+    if not settings.kfp_host:
+        return
+    from health_predict.adapters.kfp_cluster import ClusterPipelines
+
+    runs = ClusterPipelines(settings).runs(1)
+    last = f"the last run, {runs[0]['pipeline']}, {runs[0]['state']}" if runs else "no run yet"
+    yield Check("pipelines", Health.OK, f"{settings.kfp_host} answers: {last}")
+
+
 def _endpoint(settings: Settings) -> Iterator[Check]:
     if settings.serving_target is not ServingTarget.PROCESS:
-        yield Check("endpoint", Health.OK, f"served by {settings.serving_target.value}")
+        target = open_target(settings)
+        active = target.active()
+        if active is None:
+            found = target.trouble() or "no version was rolled out yet"
+            yield Check("endpoint", Health.WARN, found, "`health-predict pipeline run readmission --on ...`")
+            return
+        connection = http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=5)
+        with contextlib.closing(connection):
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse().status
+        found = f"version {active.model_version} at {target.url}, {len(active.workers)} pods"
+        if answer == http.HTTPStatus.OK:
+            yield Check("endpoint", Health.OK, found)
+        else:
+            yield Check("endpoint", Health.FAIL, f"{found}, answers {answer}", "kubectl describe its Deployment")
         return
     from health_predict.adapters.processes import ProcessTarget
 
