@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ class ClusterPipelines:
         with self._answering():
             import kfp
 
-            # Without a context: the client would look for a proxy of Google's.
-            self._client = kfp.Client(host=self.host, namespace=NAMESPACE)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of servers of 2022
+                self._client = kfp.Client(host=self.host, namespace=NAMESPACE)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

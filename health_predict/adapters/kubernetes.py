@@ -84,7 +84,6 @@ class Cluster:
             self.inside = True
         # Repetitions are ours: they have a deadline.
         self._client.configuration.retries = False
-        self._core = client.CoreV1Api(self._client)
 
     def request(
         self,
@@ -154,10 +153,13 @@ class Cluster:
     @contextmanager
     def forwarded(self, namespace: str, pod: str, port: int) -> Iterator[str]:
         """A URL on loopback that leads to a port of a pod, for who is outside the cluster's network."""
+        from kubernetes import client
         from kubernetes.stream import portforward
 
         def connect() -> Any:
-            forward = portforward(self._core.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
+            # A client of its own: while it connects, the library makes the client speak web sockets only.
+            core = client.CoreV1Api(client.ApiClient(self._client.configuration))
+            forward = portforward(core.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
             return forward.socket(port)
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -658,8 +660,8 @@ class _Lease:
                     self._lost = f"{(found or {'spec': {}})['spec'].get('holderIdentity') or 'nobody'} holds it"
                     return
                 self._write(found, self._holder)
-            except HealthPredictError as error:
-                log.warning("the lease could not be renewed: %s", error.problem)
+            except Exception as error:  # whatever it is, the next attempt may do
+                log.warning("the lease could not be renewed: %s", error)
 
 
 def _selector(deployment: JsonObject) -> str:

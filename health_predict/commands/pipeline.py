@@ -220,7 +220,7 @@ def _typed(name: str, value: Any, kind: str) -> Any:
             return int(value)
         if kind == "Float":
             return float(value)
-        if kind == "List":
+        if kind.partition("[")[0].rpartition(".")[2] == "List":
             return [item for item in value.split(",") if item]
     except ValueError:
         raise SettingsError(f"parameter {name} takes a number, not {value!r}", f"write -p {name}=1") from None

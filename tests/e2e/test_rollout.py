@@ -286,7 +286,8 @@ def test_a_registry_that_is_away(first: Models) -> None:
 
 def test_an_api_server_that_fails_for_a_while(first: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with in_front_of(Path(os.environ["KUBECONFIG"]), tmp_path) as (kubeconfig, faults):
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        # The library reads the variable once, when it is imported.
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
         # given one that answers every third request with 409, 500 or 503
         count = iter(range(10**6))
         faults.status = lambda _method, _path: (409, 500, 503)[n % 9 // 3] if (n := next(count)) % 3 == 0 else 0
