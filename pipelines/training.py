@@ -58,7 +58,7 @@ def training(
             validation=data.outputs["validation"],
         ),
         "hyper-parameter search",
-        cpu="1",
+        cpu="500m",  # as much as it gets; more would keep it off a node of two processors
         memory="2Gi",
         minutes=360,
     )

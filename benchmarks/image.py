@@ -1,0 +1,162 @@
+"""The second model's image, from Bento to pushed digest, beside a builder's build and push of the same Bento.
+
+Needs docker-registry (or BENCH_REGISTRY, a registry on loopback that has the base image) and, for the comparison,
+buildah or docker. BENCH_BASE names the base image in that registry. The first model, which brings base and libraries,
+is pushed before anything is timed; the builder has its cache of them as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sklearn.pipeline import Pipeline
+
+from health_predict.adapters import registry as adapter
+from health_predict.adapters.bentoml import BentoStore, pack
+from health_predict.adapters.registry import RemoteRegistry
+from health_predict.core.cohort import target
+from health_predict.core.compiled_model import compile_pipeline
+from health_predict.core.evaluation import f1_threshold
+from health_predict.core.families import FAMILIES
+from health_predict.core.features import EncounterFeatures
+from health_predict.core.synthetic import synthesize
+from health_predict.stages.bento_build import golden_requests
+
+REGISTRY = os.environ.get("BENCH_REGISTRY", "localhost:5000")
+BASE = os.environ.get("BENCH_BASE", f"{REGISTRY}/library/python:3.11-slim")
+CUTOFFS = [0.1, 0.15, 0.25]
+
+
+@dataclass
+class Cost:
+    """What one build and push took."""
+
+    seconds: float
+    cpu: float
+    pushed: int
+
+
+def bentos(home: Path) -> list[Path]:
+    """Archives of two models of the same code."""
+    frame = synthesize(6_000, seed=1)
+    features = EncounterFeatures().fit(frame)
+    matrix, labels = features.transform(frame), target(frame)
+    found = []
+    for version, seed in (("1", 1), ("2", 2)):
+        family = FAMILIES["XGBoost"]
+        pipeline = Pipeline(
+            [("features", features), ("estimator", family.fit(family.first, matrix, labels, seed=seed))]
+        )
+        threshold = f1_threshold(labels, pipeline.predict_proba(frame)[:, 1].astype(float))
+        compiled = compile_pipeline(pipeline, threshold)
+        identity = {
+            **{"model_name": "readmission", "model_version": version, "run_id": "r" * 32, "dataset_digest": "d" * 64},
+            **{"dataset_source": "synthetic", "git_commit": "c" * 40, "registered_threshold": threshold},
+            **{"training_prevalence": 0.1, "risk_cutoffs": CUTOFFS, "metrics": {}},
+        }
+        tag = f"readmission:v{version}-bench"
+        bento = BentoStore(home).build(tag, compiled, identity, golden_requests(compiled, frame, CUTOFFS))
+        archive = home / f"{version}.tar"
+        pack(bento, archive)
+        found.append(archive)
+    return found
+
+
+def cpu() -> float:
+    """Seconds of this process and its ended children."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
+
+
+def ours(home: Path, archives: list[Path]) -> tuple[Cost, bool]:
+    """Assemble and push the second model; whether another machine gets the same digest."""
+    name = f"{REGISTRY}/bench/readmission-{os.getpid()}"
+    identities = [{"model_version": version, "bento_tag": f"readmission:v{version}-bench"} for version in "12"]
+    registry = RemoteRegistry(name, base_image=BASE, cache=home / "cache")
+    registry.push(archives[0], identities[0])
+    sent = 0
+    request = adapter._Client.do_request
+
+    def count(self: Any, url: str, method: str = "GET", **arguments: Any) -> Any:
+        nonlocal sent
+        sent += len(arguments.get("data") or b"")
+        return request(self, url, method, **arguments)
+
+    adapter._Client.do_request = count
+    try:
+        begin, used = time.perf_counter(), cpu()
+        uri = RemoteRegistry(name, base_image=BASE, cache=home / "cache").push(archives[1], identities[1])
+        cost = Cost(time.perf_counter() - begin, cpu() - used, sent)
+    finally:
+        adapter._Client.do_request = request
+    # `sent` counts what went over the wire in this push; the repetition, from an empty cache, sends nothing at all.
+    again = RemoteRegistry(f"{name}-again", base_image=BASE, cache=home / "other").push(archives[1], identities[1])
+    return cost, uri.partition("@")[2] == again.partition("@")[2]
+
+
+def builder(home: Path, archives: list[Path]) -> tuple[str, Cost] | None:
+    """Build and push the same Bento by its own Dockerfile, the first model's layers cached."""
+    tool = next((name for name in ("buildah", "docker") if shutil.which(name) and works(name)), "")
+    if not tool:
+        return None
+    cost = None
+    for archive in archives:
+        context = home / f"context-{archive.stem}"
+        with tarfile.open(archive) as tar:
+            tar.extractall(context, filter="data")
+        for script in context.glob("env/docker/*.sh"):
+            script.chmod(0o755)
+        image = f"{REGISTRY}/bench/builder-{os.getpid()}:{archive.stem}"
+        file = context / "env" / "docker" / "Dockerfile"
+        text = file.read_text().replace("FROM python:3.11-slim", f"FROM {BASE}")
+        file.write_text(text)
+        begin, used = time.perf_counter(), cpu()
+        if tool == "buildah":
+            build = ["buildah", "bud", "--layers", "--isolation", "chroot", "--tls-verify=false", "-f", str(file)]
+            push = ["buildah", "push", "--tls-verify=false", image, f"docker://{image}"]
+        else:
+            build, push = ["docker", "build", "-f", str(file)], ["docker", "push", image]
+        for command in ([*build, "-q", "-t", image, str(context)], push):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        cost = Cost(time.perf_counter() - begin, cpu() - used, 0)
+    assert cost is not None
+    return tool, cost
+
+
+def works(tool: str) -> bool:
+    return subprocess.run([tool, "info"], capture_output=True, check=False).returncode == 0
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="bench-image-") as folder:
+        home = Path(folder)
+        archives = bentos(home)
+        cost, same = ours(home, archives)
+        assert same, "two builds of the same Bento differ"
+        print(f"{'':<22} {'seconds':>8} {'CPU, s':>8} {'bytes pushed':>14}")
+        print(f"{'assembled':<22} {cost.seconds:>8.2f} {cost.cpu:>8.2f} {cost.pushed:>14,}")
+        other = builder(home, archives)
+        ratio = None
+        if other is None:
+            print("no builder works here: no comparison")
+        else:
+            tool, theirs = other
+            print(f"{tool + ' build and push':<22} {theirs.seconds:>8.2f} {theirs.cpu:>8.2f} {'not counted':>14}")
+            ratio = round(theirs.cpu / cost.cpu, 1)
+        print(json.dumps({"push_bytes": cost.pushed, "cpu_seconds": round(cost.cpu, 2), "cpu_vs_builder": ratio}))
+
+
+if __name__ == "__main__":
+    main()

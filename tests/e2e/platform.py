@@ -1,0 +1,84 @@
+"""Bringing the platform up where nothing can be pulled: what a cluster with network has by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from tests.e2e.conftest import BASE_IMAGE, IMAGES, NAMESPACE, REGISTRY, ROOT, kubectl
+
+# Set where the cluster pulls from a registry that listens on the node's loopback only: its port.
+NODE_REGISTRY_PORT = os.environ.get("E2E_NODE_REGISTRY_PORT", "")
+PIPELINE_IMAGE = os.environ.get("E2E_PIPELINE_IMAGE", "")
+
+
+def have_pipelines() -> bool:
+    """Whether Kubeflow Pipelines is in the cluster."""
+    found = kubectl("-n", "kubeflow", "get", "deployment", "ml-pipeline", "--ignore-not-found", "-o", "name")
+    return bool(found.strip())
+
+
+def prepare(folder: Path) -> None:
+    """Namespace, a stand-in object store where Kubeflow's is not there, Postgres' image where none can be pulled."""
+    kubectl("create", "namespace", "kubeflow", check=False)
+    if NODE_REGISTRY_PORT:
+        _build_postgres()
+        _registry_for_pods()
+    if not have_pipelines():
+        text = (Path(__file__).parent / "object_store.yaml").read_text()
+        kubectl("apply", "-f", "-", data=text.replace("MLFLOW_IMAGE", _mlflow_image()))
+        kubectl("-n", "kubeflow", "rollout", "status", "deployment/seaweedfs", "--timeout=240s")
+
+
+def up(folder: Path, **settings: str) -> None:
+    """`make cluster-up`, with more settings for the tasks."""
+    file = folder / "settings.env"
+    file.write_text("".join(f"HEALTH_PREDICT_{name.upper()}={value}\n" for name, value in settings.items()))
+    environment = {**os.environ, "SETTINGS": str(file), "WAIT": "420"}
+    if PIPELINE_IMAGE:
+        environment["PIPELINE_IMAGE"] = PIPELINE_IMAGE
+    done = subprocess.run(
+        [str(ROOT / "k8s" / "up"), "kind"], env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def down() -> None:
+    """Everything away but Kubeflow itself, as before the first `make cluster-up`."""
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=180s")
+    kubectl("-n", "kubeflow", "delete", "secret", "health-predict-credentials", "--ignore-not-found")
+    kubectl("-n", "kubeflow", "delete", "configmap", "health-predict-settings", "--ignore-not-found")
+
+
+def _mlflow_image() -> str:
+    rendered = yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind")))
+    (server,) = [item for item in rendered if item["kind"] == "Deployment" and item["metadata"]["name"] == "mlflow"]
+    return str(server["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
+def _build_postgres() -> None:
+    rendered = yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind")))
+    (server,) = [item for item in rendered if item["kind"] == "StatefulSet"]
+    name = server["spec"]["template"]["spec"]["containers"][0]["image"].removeprefix("docker.io/")
+    host = REGISTRY.removeprefix("http://")
+    local = f"{host}/{name}"
+    assert shutil.which("buildah"), "buildah builds what cannot be pulled: apt-get install buildah"
+    commands = (
+        ["buildah", "bud", "-q", "--layers", "-t", local, str(Path(__file__).parent / "postgres")],
+        ["buildah", "push", "-q", "--tls-verify=false", local, f"docker://{local}"],
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def _registry_for_pods() -> None:
+    text = (Path(__file__).parent / "registry_for_pods.yaml").read_text()
+    text = text.replace("BASE_IMAGE", BASE_IMAGE).replace("REGISTRY_PORT", NODE_REGISTRY_PORT)
+    kubectl("apply", "-f", "-", data=text)
+    kubectl("-n", "node-registry", "rollout", "status", "deployment/kind-registry", "--timeout=240s")
+    assert IMAGES

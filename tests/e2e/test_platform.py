@@ -1,0 +1,157 @@
+"""The platform from nothing: MLflow on Postgres, what each account may do, and what survives the death of a pod."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from health_predict.adapters.mlflow import Tracking
+from health_predict.core.errors import HealthPredictError
+from health_predict.operations.doctor import Health, doctor
+from tests.e2e import platform
+from tests.e2e.conftest import IMAGES, MLFLOW, NAMESPACE, OBJECT_STORE, REGISTRY, ROOT, SERVING_PORT, Place, kubectl
+
+ACCOUNT = "system:serviceaccount:kubeflow:health-predict-pipeline"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def platform_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """From nothing."""
+    folder = tmp_path_factory.mktemp("platform")
+    platform.down()
+    platform.prepare(folder)
+    platform.up(folder)
+    yield
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    (tmp_path / "home").mkdir()
+    return Place(tmp_path / "home")
+
+
+@pytest.fixture
+def tracking(place: Place) -> Tracking:
+    return Tracking(place.settings(mlflow_tracking_uri=MLFLOW))
+
+
+def pods(name: str) -> list[str]:
+    found = kubectl("-n", NAMESPACE, "get", "pods", "-l", f"app.kubernetes.io/name={name}", "-o", "json")
+    return [item["metadata"]["uid"] for item in json.loads(found)["items"]]
+
+
+def test_a_repetition_changes_nothing(tmp_path: Path) -> None:
+    # given what runs
+    before = {name: pods(name) for name in ("postgres", "mlflow")}
+    password = kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
+    # when it is brought up again
+    platform.up(tmp_path)
+    # then nothing was restarted and no secret made anew
+    assert {name: pods(name) for name in before} == before
+    assert kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") == password
+
+
+def test_runs_survive_postgres_and_a_new_password(tracking: Tracking) -> None:
+    # given a run with an artifact that went through the server to the object store
+    run = tracking.start_search("survives", {}, {"trials": 3})
+    tracking.log_json(run, "kept.json", {"answer": 42})
+    tracking.end_search(run, {"auc": 0.7})
+    # when Postgres is killed
+    (old,) = pods("postgres")
+    kubectl("-n", NAMESPACE, "delete", "pod", "postgres-0", "--grace-period=0", "--force")
+    _until(lambda: old not in pods("postgres") and len(pods("postgres")) == 1)
+    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/postgres", "--timeout=180s")
+    # then everything is there
+    found = _until(lambda: tracking.run(run))
+    assert found.metrics["auc"] == 0.7 and found.params["trials"] == "3"
+    assert tracking.read_json(run, "kept.json") == {"answer": 42}
+    # and a new password changes nothing for who asks
+    before = kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
+    assert subprocess.run([str(ROOT / "k8s" / "rotate")], timeout=420, check=False).returncode == 0
+    assert kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") != before
+    assert _until(lambda: tracking.run(run)).run_id == run
+
+
+def test_the_backup_is_written_to_the_object_store() -> None:
+    kubectl("-n", NAMESPACE, "delete", "job", "backup-now", "--ignore-not-found", "--wait")
+    kubectl("-n", NAMESPACE, "create", "job", "backup-now", "--from=cronjob/backup")
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=complete", "job/backup-now", "--timeout=180s")
+    log = kubectl("-n", NAMESPACE, "logs", "job/backup-now", "-c", "upload")
+    assert log.startswith("s3://mlpipeline/backups/mlflow-") and int(log.split()[1]) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("allowed", "arguments"),
+    [
+        (True, ("patch", "deployments/readmission-api", "-n", NAMESPACE)),
+        (True, ("create", "pods", "-n", NAMESPACE)),
+        (True, ("create", "leases.coordination.k8s.io", "-n", NAMESPACE)),
+        (True, ("update", "leases.coordination.k8s.io/readmission-api-rollout", "-n", NAMESPACE)),
+        (True, ("create", "events", "-n", NAMESPACE)),
+        (True, ("get", "secrets/mlpipeline-minio-artifact", "-n", "kubeflow")),
+        (True, ("create", "workflowtaskresults.argoproj.io", "-n", "kubeflow")),
+        (False, ("get", "secrets/postgres", "-n", NAMESPACE)),
+        (False, ("list", "secrets", "-n", NAMESPACE)),
+        (False, ("list", "secrets", "-n", "kubeflow")),
+        (False, ("patch", "deployments/mlflow", "-n", NAMESPACE)),
+        (False, ("delete", "deployments/readmission-api", "-n", NAMESPACE)),
+        (False, ("create", "pods/exec", "-n", NAMESPACE)),
+        (False, ("get", "nodes")),
+        (False, ("list", "pods", "-A")),
+        (False, ("create", "clusterrolebindings")),
+    ],
+)
+def test_the_pipelines_account_may_do_what_it_needs_and_no_more(allowed: bool, arguments: tuple[str, ...]) -> None:
+    answer = kubectl("auth", "can-i", *arguments, f"--as={ACCOUNT}", check=False).strip()
+    assert answer.endswith("yes") is allowed, answer
+
+
+def test_every_pod_passes_the_restricted_standard() -> None:
+    # the namespace enforces it; what would break it is warned of by a dry run
+    done = kubectl(
+        *("label", "--dry-run=server", "--overwrite", "namespace", NAMESPACE),
+        "pod-security.kubernetes.io/enforce=restricted",
+    )
+    assert "Warning" not in done
+
+
+def test_the_doctor_examines_the_cluster(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given the settings of a shell outside
+    for line in subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True).stdout.splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value.strip("'"))
+    settings = place.settings(
+        profile="kind",
+        mlflow_tracking_uri=MLFLOW,
+        storage_uri="s3://mlpipeline/health-predict",
+        s3_endpoint_url=OBJECT_STORE,
+        image_registry=f"{IMAGES}/readmission",
+        registry_endpoint=REGISTRY,
+        serving_port=SERVING_PORT,
+    )
+    # then each part is found
+    checks = {check.name: check for check in doctor(settings)}
+    wanted = {"cluster", "postgres", "mlflow", "registry", "storage", "tracking"}
+    assert {name: checks[name].health for name in wanted} == dict.fromkeys(wanted, Health.OK)
+
+
+def _until(ask: Callable[[], Any], seconds: float = 180) -> Any:
+    """What is asked for, once it is there; errors on the way are those of servers that come back."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            found = ask()
+            if found:
+                return found
+        except (HealthPredictError, AssertionError):
+            if time.monotonic() > end:
+                raise
+        assert time.monotonic() < end
+        time.sleep(1)
