@@ -353,12 +353,13 @@ class Tracking:
             found = self._client.search_model_versions(f"name = '{self.registered_model}' and run_id = '{run_id}'")
             number = str(min(int(item.version) for item in found)) if found else ""
             if not number:
-                source = next(
-                    (f"models:/{item.model_id}" for item in self._logged_models(run_id) if item.name == MODEL),
-                    f"runs:/{run_id}/{MODEL}",
-                )
+                model_id = next((item.model_id for item in self._logged_models(run_id) if item.name == MODEL), None)
                 created = self._client.create_model_version(
-                    self.registered_model, source=source, run_id=run_id, description=description
+                    self.registered_model,
+                    source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{MODEL}",
+                    run_id=run_id,
+                    description=description,
+                    model_id=model_id,  # a server refuses the source without it
                 )
                 number = str(created.version)
         self.tag_version(number, tags)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -122,6 +131,43 @@ def test_registering_twice_gives_one_version(tracking: Tracking, pipelines: dict
     assert [version.version for version in tracking.versions()] == [other.version, "1"]
 
 
+def test_a_server_registers_what_a_file_does(
+    settings: Settings, pipelines: dict[str, Pipeline], cohort: pd.DataFrame, tmp_path: Path
+) -> None:
+    # given MLflow's server, which checks more than the store that it keeps
+    with mlflow_server(settings.home / "mlflow.db", tmp_path / "artifacts") as uri:
+        tracking = Tracking(settings.model_copy(update={"mlflow_tracking_uri": uri}))
+        run_id = log_best(tracking, pipelines["LogisticRegression"])
+        # when its model is registered
+        version = tracking.register(run_id, {"family": "x"}, "text")
+        # then it is found there and loads
+        assert tracking.version(version.version).tags["family"] == "x"
+        loaded = tracking.load_run_pipeline(run_id)
+        assert len(loaded.predict_proba(cohort.head(5))) == 5
+
+
+@contextmanager
+def mlflow_server(database: Path, artifacts: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(artifacts)]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with database.with_suffix(".log").open("w+") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            end = time.monotonic() + 300
+            while True:
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+                assert server.poll() is None and time.monotonic() < end, database.with_suffix(".log").read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+
 def test_aliases_move_and_go(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
     assert tracking.by_alias(CHAMPION) is None
     version = tracking.register(log_best(tracking, pipelines["LogisticRegression"]), {}, "text").version
@@ -146,8 +192,6 @@ def test_what_is_absent_is_named(tracking: Tracking) -> None:
 
 
 def test_a_server_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
