@@ -6,7 +6,8 @@ state=/var/lib/health-predict
 
 install -m 644 -t /etc/systemd/system "$here"/units/*
 systemctl daemon-reload
-systemctl enable --quiet health-predict-bootstrap.service health-predict-registry.timer
+systemctl enable --quiet health-predict-bootstrap.service \
+    health-predict-registry.timer health-predict-secrets.timer
 if ! systemctl restart health-predict-bootstrap.service; then
     cat "$state/failure" >&2 2>/dev/null ||
         echo "the bootstrap did not even begin -> \`journalctl -u health-predict-bootstrap\` on the host says why" >&2

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Run every step in order, under a lock. Each step may be run again at any time, from any state a kill or a reboot
 # leaves, so there is nothing to resume: a step that has nothing to do takes a moment. The ready marker comes last.
+# With the name of a step (`run.sh 60-registry`): that one alone.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 state=/var/lib/health-predict
@@ -18,19 +19,17 @@ set -a
 source "$here/versions.env"
 # shellcheck source=/dev/null
 source /etc/health-predict/host.env
-AWS_DEFAULT_REGION=$HP_REGION
-HP_ROOT=$(readlink -f "$here/../..")
-HP_STATE=$state
-KUBECONFIG=/root/.kube/config
-PATH=/usr/local/bin:$PATH
 set +a
+export AWS_DEFAULT_REGION=$HP_REGION HP_STATE=$state KUBECONFIG=/root/.kube/config PATH=/usr/local/bin:$PATH
+HP_ROOT=$(readlink -f "$here/../..")
+export HP_ROOT
 
 mkdir -p "$state"
 exec 9>"$state/lock"
 flock -w 1800 9 || { echo "another bootstrap has been running for half an hour -> reboot the host" >&2; exit 75; }
-rm -f "$state/ready" "$state/failure"
+if (($# == 0)); then rm -f "$state/ready" "$state/failure"; fi
 
-for script in "$here"/steps/*.sh; do
+for script in "$here"/steps/${1:-*}.sh; do
     step=$(basename "$script" .sh)
     report "$step" begins
     code=0
@@ -47,9 +46,10 @@ for script in "$here"/steps/*.sh; do
         report "$step" failed
         exit 1
     fi
-    report "$step" done
+    report "$step" finished
 done
 
+if (($#)); then exit; fi
 printf 'bundle=%s\n' "$HP_BUNDLE_SHA256" >"$state/ready.new"
 sync "$state/ready.new"
 mv "$state/ready.new" "$state/ready"

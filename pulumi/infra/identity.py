@@ -25,7 +25,7 @@ WITHOUT_RESOURCE = (
     "ssmmessages:OpenDataChannel",
 )
 WRITABLE = ("raw", "storage", "mlflow", "pipelines", "backups")  # prefixes of the bucket; bundles stay read-only
-ERASABLE = ("storage", "mlflow", "pipelines")  # deleting there leaves the old version for 90 days
+ERASABLE = ("storage", "mlflow", "pipelines", "backups")  # deleting there leaves the old version for 90 days
 
 
 @dataclass(frozen=True, slots=True)
