@@ -5,7 +5,6 @@
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 state=/var/lib/health-predict
-step_seconds=${HP_STEP_SECONDS:-1200}
 
 report() { # step, status
     printf 'step=%s status=%s at=%s bundle=%s\n' "$1" "$2" "$(date -u +%FT%TZ)" "$HP_BUNDLE_SHA256" >"$state/state.new"
@@ -21,6 +20,7 @@ source "$here/versions.env"
 source /etc/health-predict/host.env
 set +a
 export AWS_DEFAULT_REGION=$HP_REGION HP_STATE=$state KUBECONFIG=/root/.kube/config PATH=/usr/local/bin:$PATH
+step_seconds=${HP_STEP_SECONDS:-1200}
 HP_ROOT=$(readlink -f "$here/../..")
 export HP_ROOT
 

@@ -45,6 +45,7 @@ if mountpoint --quiet /data; then
     mounted=$(findmnt --noheadings --output SOURCE /data)
     [[ $(readlink -f "$mounted") == "$device" ]] ||
         fail "/data is mounted from $mounted, not from $device" "unmount it: \`umount /data\`"
+    resize2fs "$device" >&2 # the volume may have grown
 else
     # fsck and mount on every boot, before Docker; nofail, so that a host without its volume still takes sessions.
     { grep -vs '[[:space:]]/data[[:space:]]' /etc/fstab || true; } >/etc/fstab.new
@@ -53,10 +54,10 @@ else
     systemctl daemon-reload
     mkdir -p /data
     code=0
-    e2fsck -p "$device" >&2 || code=$?
+    e2fsck -f -p "$device" >&2 || code=$?
     ((code < 4)) || fail "the file system of $HP_VOLUME_ID is damaged" "take a snapshot, then \`e2fsck $device\`"
+    resize2fs "$device" >&2
     mount -t ext4 -o noatime "$device" /data
 fi
-resize2fs "$device" 2>/dev/null # the volume may have grown
 mkdir -p /data/pv
 install -d -m 700 /data/secrets
