@@ -24,8 +24,8 @@ WITHOUT_RESOURCE = (
     "ssmmessages:OpenControlChannel",
     "ssmmessages:OpenDataChannel",
 )
-WRITABLE = ("raw", "storage", "mlflow", "pipelines", "backups")  # prefixes of the bucket; bundles stay read-only
-ERASABLE = ("storage", "mlflow", "pipelines", "backups")  # deleting there leaves the old version for 90 days
+WRITABLE = ("raw", "health-predict", "mlflow", "backups")  # prefixes of the bucket; bundles stay read-only
+ERASABLE = ("health-predict", "mlflow", "backups")  # deleting there leaves the old version for 90 days
 
 
 @dataclass(frozen=True, slots=True)

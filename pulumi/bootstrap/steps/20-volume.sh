@@ -59,5 +59,8 @@ else
     resize2fs "$device" >&2
     mount -t ext4 -o noatime "$device" /data
 fi
-mkdir -p /data/pv
-install -d -m 700 /data/secrets
+install -d -m 700 /data/secrets /data/pv
+for claim in postgres mysql seaweedfs; do
+    # As Kind's own provisioner makes them, for servers of any user. Who is not root does not get past /data/pv.
+    [[ -d /data/pv/$claim ]] || install -d -m 777 "/data/pv/$claim"
+done

@@ -1,7 +1,13 @@
 #!/bin/bash
 # The Kind cluster. A changed configuration never replaces a running cluster by itself.
 set -euo pipefail
-config=$HP_ROOT/k8s/kind/cluster.yaml
+config=$HP_STATE/cluster.yaml
+certificates=/etc/health-predict/certs.d
+mkdir -p "$certificates"
+# The API server's port is fixed, so that it can be forwarded.
+sed -e 's|hostPath: DATA|hostPath: /data|' -e "s|hostPath: REGISTRY|hostPath: $certificates|" \
+    -e 's|apiServerAddress: 127.0.0.1|apiServerAddress: 127.0.0.1, apiServerPort: 6443|' \
+    "$HP_ROOT/k8s/kind/cluster.yaml" >"$config"
 name=$(sed -n 's/^name:[[:space:]]*//p' "$config")
 node=$name-control-plane
 hash=$({ cat "$config"; echo "$KIND_VERSION"; } | sha256sum | cut -c1-12)

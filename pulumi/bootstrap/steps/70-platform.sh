@@ -3,12 +3,38 @@
 set -euo pipefail
 kept=/data/secrets/postgres.json
 
-# Kinds must be known before objects of them are: a first pass may fail, a few may not.
-for attempt in 1 2 3 4 5; do
-    kubectl apply --server-side --force-conflicts -k "$HP_ROOT/k8s/kfp" >/dev/null && break
-    ((attempt < 5)) || { echo "Kubeflow Pipelines cannot be applied -> see the lines above" >&2; exit 1; }
-    kubectl wait --for=condition=Established crd --all --timeout=60s >/dev/null
-done
+# Kind's provisioner names folders anew with every cluster. These volumes are there before they are claimed, and
+# lead to the same folders of /data/pv from any cluster.
+volume() { # namespace, claim, folder
+    cat <<END
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: health-predict-$3}
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 20Gi}
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: standard
+  claimRef: {apiVersion: v1, kind: PersistentVolumeClaim, namespace: $1, name: $2}
+  hostPath: {path: /var/local-path-provisioner/$3, type: Directory}
+END
+}
+{
+    volume health-predict data-postgres-0 postgres
+    volume kubeflow mysql-pv-claim mysql
+    volume kubeflow seaweedfs-pvc seaweedfs
+} >"$HP_STATE/volumes.yaml"
+# Only new ones: the cluster writes the claim's identity into those it has bound.
+kubectl create -f "$HP_STATE/volumes.yaml" 2>"$HP_STATE/volumes" >/dev/null ||
+    if grep --invert-match --quiet AlreadyExists "$HP_STATE/volumes"; then cat "$HP_STATE/volumes" >&2 && exit 1; fi
+
+# Kinds come before their objects.
+version=$(sed -n 's/.*platform-agnostic?ref=//p' "$HP_ROOT/k8s/kfp/kustomization.yaml")
+kinds="https://github.com/kubeflow/pipelines//manifests/kustomize/cluster-scoped-resources?ref=$version"
+kubectl apply --server-side --force-conflicts -k "$kinds" >/dev/null
+kubectl wait --for=condition=Established crd/applications.app.k8s.io --timeout=60s >/dev/null
+kubectl apply --server-side --force-conflicts -k "$HP_ROOT/k8s/kfp" >/dev/null
 
 # The password belongs to the data on the volume, not to the cluster: a new cluster gets the one it had.
 if [[ -e $kept ]] && ! kubectl -n health-predict get secret postgres >/dev/null 2>&1; then

@@ -2,7 +2,7 @@
 # Register the compiled pipelines and their schedules with Kubeflow Pipelines, from inside the cluster.
 set -euo pipefail
 image=$(<"$HP_STATE/pipeline-image")
-job=health-predict-register-$(printf '%s%s' "$HP_BUNDLE_SHA256" "$image" | sha256sum | cut -c1-10)
+job=health-predict-register-$(printf '%s%s' "$HP_BUNDLE_SHA256" "$image${HP_RETRAIN:-}" | sha256sum | cut -c1-10)
 settings=$HP_STATE/register.yaml
 
 status() { kubectl -n kubeflow get job "$job" --output "jsonpath={.status.conditions[?(@.status=='True')].type}" 2>/dev/null || true; }
@@ -23,7 +23,12 @@ spec:
       containers:
         - name: register
           image: $image
-          command: [sh, -c, health-predict pipeline upload --on aws && health-predict pipeline schedule --on aws]
+          command: [sh, -c]
+          args:
+            - >-
+              health-predict pipeline upload --on aws &&
+              health-predict pipeline schedule readmission --cron "\$RETRAIN" --on aws
+          env: [{name: RETRAIN, value: "${HP_RETRAIN:-}"}]
           envFrom: [{configMapRef: {name: health-predict-settings}}]
           securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
           resources: {requests: {cpu: 100m, memory: 256Mi}, limits: {cpu: "1", memory: 1Gi}}
