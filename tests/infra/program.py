@@ -52,7 +52,7 @@ class Stack:
 
 class _Cloud(pulumi.runtime.Mocks):
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
-        outputs = {**args.inputs, "arn": f"arn:aws:mock:us-east-1:{ACCOUNT}:{args.name}"}
+        outputs = {"name": args.name, **args.inputs, "arn": f"arn:aws:mock:us-east-1:{ACCOUNT}:{args.name}"}
         if args.typ == "aws:ec2/instance:Instance":
             outputs |= {"publicIp": "198.51.100.7", "publicDns": "host.example"}
             outputs["arn"] = f"arn:aws:ec2:us-east-1:{ACCOUNT}:instance/i-0abc"
@@ -106,7 +106,7 @@ class _Monitor(mocks.MockMonitor):
         return answer
 
     def RegisterResourceOutputs(self, request: Any) -> Any:
-        if "pulumi:pulumi:Stack" in request.urn:
+        if "::pulumi:pulumi:Stack::" in request.urn:
             self.stack.outputs = json_format.MessageToDict(request.outputs)
         return super().RegisterResourceOutputs(request)
 
