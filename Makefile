@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format compile bench bench-image e2e e2e-full images kind-up kind-down cluster-up rotate mlflow-ui down clean distclean
+.PHONY: help demo test check format compile bench bench-image e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -69,6 +69,9 @@ bench-image: $(READY) ## The second model's image against a builder's; needs a r
 
 bench: $(READY) ## Run every benchmark the README names
 	@for script in $(filter-out benchmarks/image.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN)python $$script || exit 1; done
+
+mutants: $(READY) ## Spoil the Pulumi program in 31 places; the tests must notice each
+	@$(RUN)python -m tests.infra.mutants
 
 mlflow-ui: $(READY) ## Serve MLflow's pages on loopback
 	@$(RUN)health-predict mlflow-ui

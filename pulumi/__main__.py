@@ -1,0 +1,119 @@
+"""`pulumi up`: the whole platform on one closed host. See docs/aws.md."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pulumi
+import pulumi_aws as aws
+
+from health_predict.adapters.dataset import UCI_SHA256, UCI_URL
+from health_predict.core.cost import machine
+from health_predict.core.stack_config import PROJECT
+from infra.budget import BudgetAlarm, BudgetAlarmArgs
+from infra.bundle import Bundle, BundleArgs, start_script
+from infra.config import stack_config
+from infra.firewall import Firewall, FirewallArgs
+from infra.host import Host, HostArgs
+from infra.identity import Identity, IdentityArgs
+from infra.images import image_tag
+from infra.network import HOST_ADDRESS, Network, NetworkArgs
+from infra.outputs import commands, monthly_cost
+from infra.registry import Registry, RegistryArgs
+from infra.rollout import Rollout, RolloutArgs
+from infra.schedule import OfficeHours, OfficeHoursArgs
+from infra.storage import Storage, StorageArgs
+
+config = stack_config()
+stack = pulumi.get_stack()
+name = f"{PROJECT}-{stack}"
+tags = config.resource_tags(stack)
+
+provider = aws.Provider(
+    "aws", region=config.region, allowed_account_ids=[config.account_id] if config.account_id else None
+)
+opts = pulumi.ResourceOptions(providers={"aws": provider})
+ask = pulumi.InvokeOptions(provider=provider)
+account_id = config.account_id or aws.get_caller_identity(opts=ask).account_id
+partition = aws.get_partition(opts=ask).partition
+
+network = Network(name, NetworkArgs(config.availability_zone, tags), opts)
+firewall = Firewall(name, FirewallArgs(network.vpc.id, config.operator_cidr, config.open_ports, tags), opts)
+storage = Storage(name, StorageArgs(config.keep_data, tags), opts)
+registry = Registry(name, RegistryArgs(f"{PROJECT}/{stack}", config.keep_data, tags), opts)
+identity = Identity(
+    name,
+    IdentityArgs(
+        storage.bucket.arn,
+        [repository.arn for repository in registry.repositories.values()],
+        partition,
+        config.region,
+        account_id,
+        tags,
+    ),
+    opts,
+)
+host = Host(
+    name,
+    HostArgs(
+        region=config.region,
+        availability_zone=config.availability_zone,
+        instance_type=config.instance_type,
+        burstable=machine(config.region, config.instance_type).burstable,
+        unlimited_burst=config.unlimited_burst,
+        root_gib=config.root_gib,
+        data_gib=config.data_gib,
+        keep_data=config.keep_data,
+        subnet_id=network.subnet.id,
+        security_group_id=firewall.group.id,
+        instance_profile=identity.profile.name,
+        bucket=storage.bucket.id,
+        tags=tags,
+    ),
+    pulumi.ResourceOptions(providers={"aws": provider}, depends_on=[network.route, identity.policy]),
+)
+bundle = Bundle(
+    name,
+    BundleArgs(
+        storage.bucket.id,
+        {
+            "HP_REGION": config.region,
+            "HP_VOLUME_ID": host.volume.id,
+            "HP_IMAGE_PIPELINE": registry.urls["pipeline"],
+            "HP_IMAGE_MLFLOW": registry.urls["mlflow"],
+            "HP_IMAGE_READMISSION": registry.urls["readmission"],
+            "HP_IMAGE_TAG": image_tag(config.image_tag),
+            "HP_ADDRESS": HOST_ADDRESS,
+            "HP_OPEN_PORTS": " ".join(str(port.number) for port in config.open_ports),
+            "HP_RECREATE_CLUSTER": config.recreate_cluster,
+            "HP_RETRAIN": config.retrain,
+            "HP_DATA_URL": UCI_URL,
+            "HP_DATA_SHA256": UCI_SHA256,
+        },
+        tags,
+    ),
+    opts,
+)
+script = storage.bucket.id.apply(lambda bucket: start_script(config.region, bucket))
+version = bundle.host_env.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
+Rollout(
+    name,
+    RolloutArgs(config.region, host.instance.id, script, version),
+    pulumi.ResourceOptions(depends_on=[bundle.pointer, host.attachment]),
+)
+if config.schedule:
+    OfficeHours(
+        name,
+        OfficeHoursArgs(config.schedule, host.instance.id, host.instance.arn, partition, account_id, tags),
+        opts,
+    )
+if config.budget_email:
+    BudgetAlarm(name, BudgetAlarmArgs(config.budget_usd, config.budget_email, tags), opts)
+
+pulumi.export("instance_id", host.instance.id)
+pulumi.export("public_ip", host.instance.public_ip)
+pulumi.export("public_dns", host.instance.public_dns)
+pulumi.export("bucket", storage.bucket.id)
+pulumi.export("images", registry.urls)
+pulumi.export("commands", host.instance.id.apply(lambda instance: commands(config.region, instance)))
+pulumi.export("monthly_cost", monthly_cost(config))

@@ -1,0 +1,45 @@
+#!/bin/bash
+# What this host runs, by digest, and the settings of this stack: an overlay over k8s/overlays/aws.
+set -euo pipefail
+digest() { # repository URL
+    aws ecr describe-images --repository-name "${1#*/}" --image-ids "imageTag=$HP_IMAGE_TAG" \
+        --query 'imageDetails[0].imageDigest' --output text 2>"$HP_STATE/ecr" || {
+        cat "$HP_STATE/ecr" >&2
+        echo "$1 has no image tagged $HP_IMAGE_TAG -> push it (\`make images PUSH=...\`, see docs/aws.md), or set" \
+            "health-predict:image_tag to one that is there" >&2
+        exit 1
+    }
+}
+pipeline=$HP_IMAGE_PIPELINE@$(digest "$HP_IMAGE_PIPELINE")
+mlflow=$(digest "$HP_IMAGE_MLFLOW")
+
+overlay=$HP_ROOT/k8s/overlays/host/aws
+mkdir -p "$overlay"
+cat >"$overlay/kustomization.yaml" <<END
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../../aws]
+images:
+  - {name: health-predict/mlflow, newName: $HP_IMAGE_MLFLOW, digest: $mlflow}
+configMapGenerator:
+  - name: mlflow
+    namespace: health-predict
+    behavior: merge
+    literals:
+      - ARTIFACTS=s3://$HP_BUCKET/mlflow
+      - BACKUPS=s3://$HP_BUCKET/backups
+      - AWS_DEFAULT_REGION=$HP_REGION
+generatorOptions: {disableNameSuffixHash: true}
+END
+cp "$HP_ROOT/k8s/overlays/aws/settings.env" "$overlay/settings.env"
+cat >"$HP_STATE/settings.env.new" <<END
+HEALTH_PREDICT_PROFILE=aws
+HEALTH_PREDICT_STORAGE_URI=s3://$HP_BUCKET/health-predict
+HEALTH_PREDICT_DATA_SOURCE=s3://$HP_BUCKET/raw/diabetic_data.csv
+HEALTH_PREDICT_DATA_SHA256=$HP_DATA_SHA256
+HEALTH_PREDICT_IMAGE_REGISTRY=$HP_IMAGE_READMISSION
+HEALTH_PREDICT_GIT_COMMIT=$HP_IMAGE_TAG
+END
+mv "$HP_STATE/settings.env.new" "$HP_STATE/settings.env"
+echo "$pipeline" >"$HP_STATE/pipeline-image.new"
+mv "$HP_STATE/pipeline-image.new" "$HP_STATE/pipeline-image"

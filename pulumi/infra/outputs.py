@@ -1,0 +1,43 @@
+"""Outputs: what the operator pastes next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from health_predict.core import cost
+from health_predict.core.stack_config import OpenPort, StackConfig
+
+KUBERNETES_PORT = 6443
+
+
+def commands(region: str, instance_id: str) -> dict[str, str]:
+    """Commands by what they do. All go through Systems Manager: no port of the host is open for them."""
+    target = f"aws ssm start-session --region {region} --target {instance_id}"
+    forward = (
+        f"{target} --document-name AWS-StartPortForwardingSession --parameters portNumber={{0}},localPortNumber={{0}}"
+    )
+    show = f"{target} --document-name AWS-StartNonInteractiveCommand --parameters"
+    return {
+        "session": target,
+        "kubeconfig": f"{show} command='sudo cat /root/.kube/config' | sed -n '/^apiVersion/,/^users/p;/^- name/,/^$/p'"
+        " > kubeconfig",
+        "kubernetes": forward.format(KUBERNETES_PORT),
+        "state": f"{show} command='cat /var/lib/health-predict/state'",
+        **{port.value: forward.format(port.number) for port in OpenPort},
+    }
+
+
+def monthly_cost(config: StackConfig) -> dict[str, Any]:
+    """The estimate that `health-predict cost` prints, with its parts."""
+    estimate = stack_estimate(config)
+    return {
+        "usd": round(estimate.usd, 2),
+        "prices_as_of": cost.PRICES_AS_OF,
+        "parts": {part.name: f"{part.usd:.2f} ({part.basis})" for part in estimate.parts},
+    }
+
+
+def stack_estimate(config: StackConfig) -> cost.Estimate:
+    """Estimate of the stack as configured."""
+    hours = config.schedule.hours_a_week if config.schedule else None
+    return cost.host(config.region, config.instance_type, config.root_gib, config.data_gib, hours)

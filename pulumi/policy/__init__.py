@@ -1,0 +1,1 @@
+"""Policy pack: rules that hold for every stack, whatever its program says."""

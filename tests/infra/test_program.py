@@ -1,0 +1,383 @@
+"""The Pulumi program: what it would create, read off the registered resources, options included."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+
+from health_predict.core.cost import MACHINES, PRICES
+from health_predict.core.errors import SettingsError
+from health_predict.core.stack_config import StackConfig, read_config
+from tests.infra.program import ACCOUNT, ROOT, Stack, run
+
+OPERATOR = {"operator_cidr": "203.0.113.0/28", "open_ports": ["api", "mlflow"]}
+OFFICE_HOURS = {"schedule": {"start": "07:30", "stop": "19:00", "days": ["MON", "WED"], "timezone": "Europe/Berlin"}}
+ALARM = {"budget_email": "ops@example.org", "budget_usd": 99}
+
+
+@functools.cache
+def _run(config: str) -> Stack:
+    return run(json.loads(config))
+
+
+def stack(**config: Any) -> Stack:
+    """One run of the program for each configuration; the resources are only read."""
+    return _run(json.dumps(config))
+
+
+def policy(text: str) -> list[dict[str, Any]]:
+    statements: list[dict[str, Any]] = json.loads(text)["Statement"]
+    return statements
+
+
+def test_the_sdk_is_not_shadowed() -> None:
+    assert "site-packages" in (pulumi.__file__ or "")
+    assert not (ROOT / "pulumi" / "__init__.py").exists()
+
+
+def test_network() -> None:
+    made = stack()
+    assert made.one("ec2/vpc:Vpc").inputs["enableDnsHostnames"] is True
+    subnet = made.one("ec2/subnet:Subnet").inputs
+    assert subnet["availabilityZone"] == "us-east-1a" == made.one("ebs/volume:Volume").inputs["availabilityZone"]
+    route = made.one("ec2/routeTable:RouteTable").inputs["routes"]
+    assert [item["cidrBlock"] for item in route] == ["0.0.0.0/0"] and route[0]["gatewayId"]
+    assert made.one("ec2/routeTableAssociation:RouteTableAssociation").inputs["subnetId"] == "health-predict-dev"
+    default = made.one("ec2/defaultSecurityGroup:DefaultSecurityGroup").inputs
+    assert not default.get("ingress") and not default.get("egress")
+
+
+def test_nothing_comes_in_by_default() -> None:
+    group = stack().one("ec2/securityGroup:SecurityGroup").inputs
+    assert not group.get("ingress")
+    assert sorted(rule["fromPort"] for rule in group["egress"]) == [80, 443]
+    assert all(rule["fromPort"] == rule["toPort"] and rule["protocol"] == "tcp" for rule in group["egress"])
+
+
+def test_named_ports_open_to_the_operator_alone() -> None:
+    rules = stack(**OPERATOR).one("ec2/securityGroup:SecurityGroup").inputs["ingress"]
+    assert {rule["description"]: (rule["fromPort"], rule["toPort"]) for rule in rules} == {
+        "api": (3000, 3000),
+        "mlflow": (5050, 5050),
+    }
+    assert all(rule["cidrBlocks"] == ["203.0.113.0/28"] and rule["protocol"] == "tcp" for rule in rules)
+
+
+def test_the_bucket() -> None:
+    made = stack()
+    bucket = made.one("s3/bucket:Bucket")
+    assert bucket.options["protect"] is True and not bucket.inputs.get("forceDestroy")
+    versioning = made.one("s3/bucketVersioning:BucketVersioning").inputs["versioningConfiguration"]
+    assert versioning == {"status": "Enabled"}
+    rules = made.one("BucketServerSideEncryptionConfiguration").inputs["rules"]
+    assert rules[0]["applyServerSideEncryptionByDefault"]["sseAlgorithm"] == "AES256"
+    closed = made.one("BucketPublicAccessBlock").inputs
+    for name in ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets"):
+        assert closed[name] is True
+    assert made.one("BucketOwnershipControls").inputs["rule"]["objectOwnership"] == "BucketOwnerEnforced"
+    (tls,) = policy(made.one("s3/bucketPolicy:BucketPolicy").inputs["policy"])
+    assert (tls["Effect"], tls["Principal"], tls["Action"]) == ("Deny", "*", "s3:*")
+    assert tls["Condition"] == {"Bool": {"aws:SecureTransport": "false"}} and len(tls["Resource"]) == 2
+    lifecycle = {rule["id"]: rule for rule in made.one("BucketLifecycleConfiguration").inputs["rules"]}
+    assert lifecycle["old-versions"]["noncurrentVersionExpiration"] == {"noncurrentDays": 90}
+    assert lifecycle["old-versions"]["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 7}
+    assert lifecycle["backups"]["filter"] == {"prefix": "backups/"}
+    assert lifecycle["backups"]["expiration"] == {"days": 35}
+    assert all(rule["status"] == "Enabled" for rule in lifecycle.values())
+
+
+def test_the_registry() -> None:
+    made = stack()
+    repositories = made.of("ecr/repository:Repository")
+    assert {item.inputs["name"] for item in repositories} == {
+        f"health-predict/dev/{name}" for name in ("pipeline", "mlflow", "readmission")
+    }
+    for item in repositories:
+        assert item.inputs["imageTagMutability"] == "IMMUTABLE"
+        assert item.inputs["imageScanningConfiguration"] == {"scanOnPush": True}
+        assert item.inputs["encryptionConfigurations"] == [{"encryptionType": "AES256"}]
+        assert item.options["protect"] is True and not item.inputs.get("forceDelete")
+    policies = made.of("ecr/lifecyclePolicy:LifecyclePolicy")
+    assert len(policies) == 3
+    untagged, newest = json.loads(policies[0].inputs["policy"])["rules"]
+    assert untagged["selection"]["tagStatus"] == "untagged" and newest["selection"]["countNumber"] == 50
+
+
+def test_the_host() -> None:
+    made = stack()
+    host = made.one("ec2/instance:Instance")
+    assert host.inputs["instanceType"] == "t3a.xlarge" and host.inputs["ami"] == "ami-0abc"
+    assert host.inputs["metadataOptions"] == {
+        "httpEndpoint": "enabled",
+        "httpTokens": "required",
+        "httpPutResponseHopLimit": 3,
+    }
+    root = host.inputs["rootBlockDevice"]
+    assert (root["encrypted"], root["volumeSize"], root["volumeType"]) == (True, 40, "gp3")
+    assert host.inputs["creditSpecification"] == {"cpuCredits": "standard"}
+    assert "keyName" not in host.inputs and host.inputs["vpcSecurityGroupIds"] == ["health-predict-dev"]
+    assert host.inputs["iamInstanceProfile"] == "health-predict-dev"
+    # a running host is neither replaced nor restarted for a newer image or newer user data
+    assert host.options["ignore_changes"] == ["ami", "userDataBase64"]
+    assert host.inputs["userDataReplaceOnChange"] is False
+    # and where it must be replaced, it goes first
+    assert host.options["delete_before_replace"] is True
+    volume = made.one("ebs/volume:Volume")
+    assert (volume.inputs["encrypted"], volume.inputs["size"], volume.inputs["type"]) == (True, 50, "gp3")
+    assert volume.options["protect"] is True and not volume.options["ignore_changes"]
+    attachment = made.one("ec2/volumeAttachment:VolumeAttachment")
+    assert attachment.inputs["stopInstanceBeforeDetaching"] is True
+    assert attachment.options["delete_before_replace"] is True
+    assert (attachment.inputs["instanceId"], attachment.inputs["volumeId"]) == ("i-0abc", "vol-0abc")
+
+
+def test_a_machine_that_does_not_burst_has_no_credits() -> None:
+    made = stack(instance_type="m6a.xlarge", data_gib="80", region="eu-central-1", zone="b")
+    host = made.one("ec2/instance:Instance").inputs
+    assert "creditSpecification" not in host and host["availabilityZone"] == "eu-central-1b"
+    assert made.one("ebs/volume:Volume").inputs["size"] == 80
+    assert made.one("providers:aws").inputs["region"] == "eu-central-1"
+
+
+def test_user_data_fits_and_holds_no_secret() -> None:
+    text = base64.b64decode(stack().one("ec2/instance:Instance").inputs["userDataBase64"]).decode()
+    assert text.startswith("#!/bin/bash") and "@" not in text.replace("$@", "").partition("set -euo")[0]
+    assert "bucket=health-predict-dev" in text and "region=us-east-1" in text
+    for word in ("password", "secret", "AWS_ACCESS_KEY", "token"):
+        assert word not in text.lower()
+
+
+def test_the_bundle_is_named_by_its_content() -> None:
+    made = stack()
+    archive = made.one("s3/bucketObjectv2:BucketObjectv2", "health-predict-dev-archive").inputs
+    pointer = made.one("s3/bucketObjectv2:BucketObjectv2", "health-predict-dev-host")
+    digest = archive["key"].removeprefix("bundles/").removesuffix(".tar.gz")
+    assert f"HP_BUNDLE_SHA256={digest}\n" in pointer.inputs["content"]
+    assert "HP_VOLUME_ID=vol-0abc\n" in pointer.inputs["content"]
+    assert (
+        f"HP_IMAGE_PIPELINE={ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/health-predict/dev/pipeline\n"
+        in (pointer.inputs["content"])
+    )
+    assert "HP_IMAGE_TAG=0123abc\n" in pointer.inputs["content"]
+    # and the pointer moves only after the archive is there
+    assert any("archive" in urn for urn in pointer.depends_on)
+    assert stack(**OPERATOR).one("BucketObjectv2", "health-predict-dev-archive").inputs["key"] == archive["key"]
+
+
+def test_the_rollout_waits_for_bundle_and_disk() -> None:
+    made = stack()
+    rollout = made.one("dynamic:Resource")
+    assert rollout.inputs["instance_id"] == "i-0abc" and len(rollout.inputs["version"]) == 64
+    assert (
+        rollout.inputs["script"]
+        == base64.b64decode(made.one("ec2/instance:Instance").inputs["userDataBase64"]).decode()
+    )
+    assert rollout.options["create_timeout"] == "75m"
+    waits = {urn.rpartition("::")[2] for urn in made.one("infra:Rollout").depends_on + rollout.depends_on}
+    assert {"health-predict-dev-host", "health-predict-dev-data"} <= waits
+    other = stack(**OPERATOR).one("dynamic:Resource")
+    assert other.inputs["version"] != rollout.inputs["version"]
+
+
+def test_the_role_reaches_this_stack_alone() -> None:
+    made = stack()
+    role = made.one("iam/role:Role").inputs
+    assert policy(role["assumeRolePolicy"])[0]["Principal"] == {"Service": "ec2.amazonaws.com"}
+    statements = {item["Sid"]: item for item in policy(made.one("iam/rolePolicy:RolePolicy").inputs["policy"])}
+    bucket = "arn:aws:s3:::health-predict-dev"
+    assert statements["ListBucket"]["Resource"] == [bucket]
+    assert statements["ReadObjects"]["Resource"] == [f"{bucket}/*"]
+    for sid in ("WriteObjects", "EraseObjects"):
+        assert f"{bucket}/*" not in statements[sid]["Resource"]
+        assert not any("bundles" in resource for resource in statements[sid]["Resource"])
+    assert all(f"{ACCOUNT}:repository/health-predict/dev/" in arn for arn in statements["Images"]["Resource"])
+    assert len(statements["Images"]["Resource"]) == 3
+    everywhere = [sid for sid, item in statements.items() if "*" in item["Resource"]]
+    assert everywhere == ["WithoutResource"]
+    assert all(
+        action.startswith(("ssmmessages:", "ec2messages:")) or action == "ecr:GetAuthorizationToken"
+        for action in statements["WithoutResource"]["Action"]
+    )
+    assert not made.of("RolePolicyAttachment") and not made.of("iam/user:User")
+
+
+def test_office_hours() -> None:
+    made = stack(**OFFICE_HOURS)
+    found = {item.name.rpartition("-")[2]: item.inputs for item in made.of("scheduler/schedule:Schedule")}
+    assert found["start"]["scheduleExpression"] == "cron(30 7 ? * MON,WED *)"
+    assert found["stop"]["scheduleExpression"] == "cron(0 19 ? * MON,WED *)"
+    for verb, item in found.items():
+        assert item["scheduleExpressionTimezone"] == "Europe/Berlin"
+        assert item["target"]["arn"] == f"arn:aws:scheduler:::aws-sdk:ec2:{verb}Instances"
+        assert json.loads(item["target"]["input"]) == {"InstanceIds": ["i-0abc"]}
+    role = made.one("iam/role:Role", "health-predict-dev-scheduler").inputs
+    (trust,) = policy(role["assumeRolePolicy"])
+    assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+    (power,) = policy(made.one("iam/rolePolicy:RolePolicy", "health-predict-dev-scheduler").inputs["policy"])
+    assert power["Action"] == ["ec2:StartInstances", "ec2:StopInstances"] and power["Resource"].endswith("/i-0abc")
+    assert not stack().of("scheduler/schedule:Schedule")
+
+
+def test_the_budget_alarm() -> None:
+    budget = stack(**ALARM).one("budgets/budget:Budget").inputs
+    assert (budget["limitAmount"], budget["limitUnit"], budget["timeUnit"]) == ("99", "USD", "MONTHLY")
+    notes = budget["notifications"]
+    assert {(note["notificationType"], note["threshold"]) for note in notes} == {("ACTUAL", 80), ("FORECASTED", 100)}
+    assert all(note["subscriberEmailAddresses"] == ["ops@example.org"] for note in notes)
+    assert not stack().of("budgets/budget:Budget")
+
+
+def test_every_resource_has_our_tags_and_our_provider() -> None:
+    made = stack(tags={"team": "ml"}, **OFFICE_HOURS, **ALARM)
+    tagged = [item for item in made.resources if "tags" in item.inputs]
+    assert len(tagged) >= 18
+    for item in tagged:
+        found = item.inputs["tags"]
+        assert {**found, "Name": ""} == {
+            "Project": "health-predict",
+            "Stack": "dev",
+            "ManagedBy": "pulumi",
+            "team": "ml",
+            "Name": "",
+        }, item.name
+        assert found["Name"]
+    for item in made.resources:
+        if item.type.startswith("aws:"):
+            assert "providers:aws" in item.options["provider"], item.name
+
+
+def test_destroy_needs_a_decision_first() -> None:
+    protected = {(item.type, item.name) for item in stack().resources if item.options["protect"]}
+    assert {kind for kind, _ in protected} == {
+        "aws:s3/bucket:Bucket",
+        "aws:ecr/repository:Repository",
+        "aws:ebs/volume:Volume",
+    }
+    free = stack(keep_data=False)
+    assert not [item.name for item in free.resources if item.options["protect"]]
+    assert free.one("s3/bucket:Bucket").inputs["forceDestroy"] is True
+    assert all(item.inputs["forceDelete"] is True for item in free.of("ecr/repository:Repository"))
+
+
+def test_outputs_are_ready_to_paste() -> None:
+    outputs = stack(**OFFICE_HOURS).outputs
+    assert (outputs["instance_id"], outputs["public_ip"]) == ("i-0abc", "198.51.100.7")
+    assert outputs["public_dns"] == "host.example" and outputs["bucket"] == "health-predict-dev"
+    assert set(outputs["images"]) == {"pipeline", "mlflow", "readmission"}
+    assert set(outputs["commands"]) == {
+        "session",
+        "kubeconfig",
+        "kubernetes",
+        "state",
+        "api",
+        "mlflow",
+        "pipelines",
+    }
+    assert all("--region us-east-1 --target i-0abc" in command for command in outputs["commands"].values())
+    assert "portNumber=5050,localPortNumber=5050" in outputs["commands"]["mlflow"]
+    assert outputs["monthly_cost"]["usd"] == pytest.approx(45.5, abs=3)
+    assert set(outputs["monthly_cost"]["parts"]) == {"host", "public IPv4", "disks", "bucket", "images"}
+
+
+def test_another_account_is_refused_by_the_provider() -> None:
+    provider = stack(account_id=ACCOUNT).one("providers:aws").inputs
+    assert json.loads(provider["allowedAccountIds"]) == [ACCOUNT]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"operator_cidr": "0.0.0.0/0", "open_ports": ["api"]}, "opens the host to 4294967296 addresses"),
+    ({"operator_cidr": "203.0.112.0/23", "open_ports": ["api"]}, "/24 or narrower"),
+    ({"operator_cidr": "203.0.113.7/24", "open_ports": ["api"]}, "is no IPv4 network"),
+    ({"operator_cidr": "::/0", "open_ports": ["api"]}, "is no IPv4 network"),
+    ({"open_ports": ["api"]}, "operator_cidr and open_ports belong together"),
+    ({"operator_cidr": "203.0.113.7/32"}, "operator_cidr and open_ports belong together"),
+    ({"operator_cidr": "203.0.113.7/32", "open_ports": ["ssh"]}, "open_ports"),
+    ({"instance_type": "t2.micro"}, "t3a.xlarge"),
+    ({"instance_type": "t4g.xlarge"}, "no arm64 images"),
+    ({"region": "mars-north-1"}, "us-east-1"),
+    ({"zone": "us-east-1a"}, "letter alone"),
+    ({"root_gib": 8}, "greater than or equal to 40"),
+    ({"data_gib": "many"}, "data_gib: Input should be a valid integer"),
+    ({"account_id": "12345"}, "12 digits"),
+    ({"budget_email": "nobody"}, "e-mail"),
+    ({"schedule": {"timezone": "Mars/Olympus"}}, "IANA"),
+    ({"schedule": {"timezone": "UTC", "start": "18:00", "stop": "08:00"}}, "before it starts"),
+    ({"schedule": {"timezone": "UTC", "start": "8am"}}, "HH:MM"),
+    ({"schedule": {"timezone": "UTC", "days": ["MON", "MON"]}}, "each once"),
+    ({"tags": {"aws:x": "1"}}, "set by the stack or by AWS"),
+    ({"tags": {"Stack": "prod"}}, "set by the stack or by AWS"),
+    ({"tags": {"team": "a;b"}}, "AWS refuses"),
+    ({"image_tag": "latest"}, "another image every day"),
+    ({"image_tag": "a b"}, "no image tag"),
+    ({"retrain": "every day"}, "six fields"),
+    ({"instnace_type": "t3a.xlarge"}, "there is no such key"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), WRONG, ids=lambda value: json.dumps(value) if value else "")
+def test_a_wrong_value_fails_with_its_remedy(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_config(config)
+    assert words in str(caught.value) and "->" in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [WRONG[0][0], WRONG[7][0], WRONG[-1][0], {"schedule": "{broken"}])
+def test_a_wrong_value_stops_the_program_before_anything_is_registered(config: dict[str, Any]) -> None:
+    with pytest.raises(pulumi.RunError, match=r"health-predict:|wrong stack configuration"):
+        run(config)
+
+
+def test_every_region_prices_every_machine() -> None:
+    for region, prices in PRICES.items():
+        assert set(prices.machines) == set(MACHINES)
+        assert read_config({"region": region}).region == region
+
+
+def test_parliament_finds_nothing_in_the_policies() -> None:
+    from parliament import analyze_policy_string
+
+    made = stack(**OFFICE_HOURS)
+    texts = [item.inputs["policy"] for item in made.of("iam/rolePolicy:RolePolicy")]
+    assert len(texts) == 2
+    for text in texts:
+        assert [str(finding) for finding in analyze_policy_string(text).findings] == []
+    # and it would find a misspelt action
+    assert analyze_policy_string(texts[0].replace("ec2:Start", "ec2:Strat").replace("s3:List", "s3:Lst")).findings
+
+
+def test_the_volume_and_address_of_the_units_are_the_programs() -> None:
+    from infra.network import HOST_ADDRESS
+
+    assert (
+        f"ListenStream={HOST_ADDRESS}:%i" in (ROOT / "pulumi/bootstrap/units/health-predict-port@.socket").read_text()
+    )
+
+
+def test_preview_with_the_cli(tmp_path: Path) -> None:
+    """The whole program under the real engine; the AWS plugin and credentials are needed as well."""
+    if shutil.which("pulumi") is None:
+        pytest.skip("skipped: the pulumi CLI is in no package registry and not installed here")
+    environment = {"PULUMI_BACKEND_URL": tmp_path.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "test", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["pulumi", "preview", "--stack", "organization/health-predict/test", "--non-interactive"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_configuration_has_a_description_for_each_key() -> None:
+    assert all(item.description for item in StackConfig.model_fields.values())

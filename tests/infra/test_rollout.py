@@ -1,0 +1,132 @@
+"""The rollout through Systems Manager: against moto's API, and against one that fails in every way it can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from infra import rollout
+from infra.rollout import RolloutFailed, run_on_host
+
+
+class Clock:
+    """Time that passes only by waiting."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Ec2:
+    def __init__(self, state: str = "running") -> None:
+        self.state = state
+
+    def describe_instances(self, InstanceIds: list[str]) -> dict[str, Any]:
+        return {"Reservations": [{"Instances": [{"State": {"Name": self.state}}]}]}
+
+
+class Ssm:
+    """Registers after some questions, then gives these answers, the last one for ever."""
+
+    class exceptions:  # noqa: N801
+        class InvocationDoesNotExist(Exception):
+            pass
+
+    def __init__(self, register_after: int, *answers: dict[str, Any] | None) -> None:
+        self.register_after = register_after
+        self.answers = list(answers)
+        self.sent: list[dict[str, Any]] = []
+
+    def describe_instance_information(self, Filters: Any) -> dict[str, Any]:
+        self.register_after -= 1
+        online = [{"PingStatus": "Online"}] if self.register_after < 0 else []
+        return {"InstanceInformationList": online}
+
+    def send_command(self, **arguments: Any) -> dict[str, Any]:
+        self.sent.append(arguments)
+        return {"Command": {"CommandId": "c-1"}}
+
+    def get_command_invocation(self, **_: Any) -> dict[str, Any]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise self.exceptions.InvocationDoesNotExist
+        return answer
+
+
+def go(ec2: Any, ssm: Any, **arguments: Any) -> str:
+    clock = Clock()
+    return run_on_host(ec2, ssm, "i-1", "echo", pause=clock.pause, clock=clock, **arguments)
+
+
+def test_it_waits_for_the_agent_and_the_command() -> None:
+    ssm = Ssm(3, None, {"Status": "InProgress"}, {"Status": "Success", "StandardOutputContent": "ready: bundle=1"})
+    assert go(Ec2(), ssm) == "ready: bundle=1"
+    assert ssm.sent[0]["Parameters"]["commands"] == ["echo"] and ssm.sent[0]["InstanceIds"] == ["i-1"]
+    assert ssm.sent[0]["Parameters"]["executionTimeout"] == ["2400"]
+
+
+def test_what_failed_on_the_host_is_in_the_message() -> None:
+    failed = {
+        "Status": "Failed",
+        "StandardErrorContent": "x" * 9000 + "\nstep 50-cluster failed with exit code 1:\nno space",
+    }
+    with pytest.raises(RolloutFailed, match="step 50-cluster failed with exit code 1:\nno space\n-> correct") as caught:
+        go(Ec2(), Ssm(0, failed))
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("status", ["TimedOut", "Cancelled", "Undeliverable"])
+def test_every_other_end_is_a_failure(status: str) -> None:
+    with pytest.raises(RolloutFailed, match=f"answered {status}:\n\\(nothing was said\\)"):
+        go(Ec2(), Ssm(0, {"Status": status}))
+
+
+def test_waits_have_an_end() -> None:
+    with pytest.raises(RolloutFailed, match="did not register with Systems Manager in 600 s -> "):
+        go(Ec2(), Ssm(10**9, None))
+    with pytest.raises(RolloutFailed, match="has been running command c-1 for 400 s -> "):
+        go(Ec2(), Ssm(0, {"Status": "InProgress"}), run_seconds=100)
+
+
+def test_a_stopped_host_is_not_waited_for() -> None:
+    with pytest.raises(RolloutFailed, match="is stopped -> `aws ec2 start-instances"):
+        go(Ec2("stopped"), Ssm(0, None))
+
+
+def test_the_provider_runs_when_something_changed() -> None:
+    provider = rollout._Provider()
+    old = {"instance_id": "i-1", "region": "r", "script": "s", "version": "1", "said": "ready"}
+    assert provider.diff("x", old, {**old, "said": None}).changes is False
+    for name in ("instance_id", "region", "script", "version"):
+        assert provider.diff("x", old, {**old, name: "other"}).changes is True
+
+
+def test_the_calls_are_those_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setattr(rollout, "_wait_for_agent", lambda *_: None)  # moto registers no agents
+    with mock_aws():
+        ec2, ssm = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "ssm"))
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+        run_on_host(ec2, ssm, instance, "echo ready")
+        properties = {"instance_id": instance, "region": "us-east-1", "script": "echo", "version": "1"}
+        created = rollout._Provider().create(properties)
+        assert created.id == f"rollout-{instance}" and "said" in (created.outs or {})
+        assert rollout._Provider().update(created.id, properties, properties).outs
+    monkeypatch.undo()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with mock_aws(), pytest.raises(RolloutFailed, match="did not register"):
+        ec2, ssm = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "ssm"))
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+        run_on_host(ec2, ssm, instance, "echo", register_seconds=-1)
