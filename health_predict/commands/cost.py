@@ -15,7 +15,7 @@ from health_predict.core import cost
 from health_predict.core.errors import SettingsError
 from health_predict.core.stack_config import PROJECT, Schedule, StackConfig, read_config
 
-OFFICE_HOURS = Schedule(timezone="UTC")
+OFFICE_HOURS = Schedule.model_validate({"timezone": "UTC"})
 
 
 def cost_command(
@@ -23,7 +23,7 @@ def cost_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
     """What the AWS stack costs a month, always on and by schedule, beside the managed services it replaces."""
-    config = stack_file(Path(f"Pulumi.{stack}.yaml")) if stack else StackConfig()
+    config = stack_file(Path(f"Pulumi.{stack}.yaml")) if stack else read_config({})
     schedule = config.schedule or OFFICE_HOURS
     always = cost.host(config.region, config.instance_type, config.root_gib, config.data_gib)
     scheduled = cost.host(config.region, config.instance_type, config.root_gib, config.data_gib, schedule.hours_a_week)

@@ -146,14 +146,14 @@ def _list(value: Any) -> list[Any]:
 def _policy(name: str, check: Check) -> ResourceValidationPolicy:
     def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
         for problem in check(args.resource_type, args.props):
-            report(f"{args.name} {problem}")
+            report(f"{args.name} {problem}", None)
 
     return ResourceValidationPolicy(name=name, description=check.__doc__ or name, validate=validate)
 
 
 def _whole_stack(args: StackValidationArgs, report: ReportViolation) -> None:
     for problem in bucket_parts([resource.resource_type for resource in args.resources]):
-        report(problem)
+        report(problem, None)
 
 
 CHECKS: Mapping[str, Check] = {

@@ -86,6 +86,10 @@ def test_the_bucket_and_its_parts(whole: Stack, client: Client) -> None:
     assert all(s3.get_public_access_block(Bucket=name)["PublicAccessBlockConfiguration"].values())
     found = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     assert {item["ID"] for item in found} == {"old-versions", "backups"}
+    # and without TLS, which is how this client comes, nothing is to be had
+    with pytest.raises(ClientError, match="Forbidden"):
+        s3.put_object(Bucket=name, Key="backups/x", Body=b"plain")
+    s3.delete_bucket_policy(Bucket=name)
     # and an object that is overwritten can be had back
     s3.put_object(Bucket=name, Key="backups/x", Body=b"first")
     s3.put_object(Bucket=name, Key="backups/x", Body=b"second")
@@ -116,9 +120,16 @@ def test_the_repositories(whole: Stack, client: Client) -> None:
     # a tag that was pushed does not move
     manifest = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": []})
     repository = "health-predict/dev/pipeline"
-    ecr.put_image(repositoryName=repository, imageManifest=manifest, imageTag="0123abc")
-    with pytest.raises(ClientError, match="ImageTagAlreadyExists"):
-        ecr.put_image(repositoryName=repository, imageManifest=manifest.replace("[]", "[{}]"), imageTag="0123abc")
+    ecr.put_image(
+        repositoryName=repository, imageManifest=manifest, imageTag="0123abc", imageDigest=f"sha256:{'0' * 64}"
+    )
+    with pytest.raises(ClientError, match="AlreadyExists"):
+        ecr.put_image(
+            repositoryName=repository,
+            imageManifest=manifest.replace("[]", "[{}]"),
+            imageTag="0123abc",
+            imageDigest=f"sha256:{'1' * 64}",
+        )
 
 
 def test_roles_and_policies(whole: Stack, client: Client) -> None:

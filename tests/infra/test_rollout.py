@@ -6,6 +6,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.stub import Stubber
 from moto import mock_aws
 
 from infra import rollout
@@ -122,11 +123,17 @@ def test_the_calls_are_those_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None
         created = rollout._Provider().create(properties)
         assert created.id == f"rollout-{instance}" and "said" in (created.outs or {})
         assert rollout._Provider().update(created.id, properties, properties).outs
-    monkeypatch.undo()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    with mock_aws(), pytest.raises(RolloutFailed, match="did not register"):
-        ec2, ssm = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "ssm"))
-        image = ec2.describe_images()["Images"][0]["ImageId"]
-        instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
-        run_on_host(ec2, ssm, instance, "echo", register_seconds=-1)
+
+
+def test_a_host_without_an_agent_is_named() -> None:
+    # given the API's own model of the call, and no agent
+    session = boto3.Session("test", "test", region_name="us-east-1")
+    ec2, ssm = session.client("ec2"), session.client("ssm")
+    running = {"Reservations": [{"Instances": [{"State": {"Name": "running"}}]}]}
+    with Stubber(ec2) as asked, Stubber(ssm) as agents:
+        asked.add_response("describe_instances", running, {"InstanceIds": ["i-0abc"]})
+        wanted = {"Filters": [{"Key": "InstanceIds", "Values": ["i-0abc"]}]}
+        agents.add_response("describe_instance_information", {"InstanceInformationList": []}, wanted)
+        # then the wait ends
+        with pytest.raises(RolloutFailed, match="did not register"):
+            run_on_host(ec2, ssm, "i-0abc", "echo", register_seconds=-1)
