@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from health_predict.commands import data, operate, pipeline
+from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.core.errors import HealthPredictError
 
@@ -25,6 +26,8 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(pipeline.app, name="pipeline")
 operate.mount(app)
+app.command()(backup)
+app.command()(restore)
 app.command("cost")(cost_command)
 
 UNEXPECTED = 70

@@ -120,3 +120,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]]
             monkeypatch.setenv(f"{PREFIX}{name.upper()}", value)
 
     return put
+
+
+def object_store_keys() -> dict[str, str]:
+    """What a shell outside needs to reach the object store, as `k8s/env` says it."""
+    said = subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True, timeout=60, check=True).stdout
+    pairs = (line.removeprefix("export ").partition("=") for line in said.splitlines())
+    return {name: value.strip("'") for name, _, value in pairs if name.startswith("AWS_")}

@@ -1,0 +1,49 @@
+"""`health-predict backup` and `restore`: a cluster's databases to its bucket and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from health_predict.commands.operate import AsJson, On
+from health_predict.settings import settings_on
+
+
+def backup(on: On = None, as_json: AsJson = False) -> None:
+    """Dump the cluster's databases into its bucket. A CronJob does the same for MLflow's every night."""
+    from health_predict.operations.backup import backup as run
+
+    console = Console(stderr=as_json)
+    with console.status("dumping the databases"):
+        made = run(settings_on(on))
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in made]))
+        return
+    for item in made:
+        console.print(item.uri, highlight=False, soft_wrap=True)
+
+
+def restore(
+    name: Annotated[str, typer.Argument(help="Which backup; none: list them, newest first")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    on: On = None,
+) -> None:
+    """Put a backup in place of what its database holds now; MLflow or the pipelines are away for that time."""
+    from health_predict.operations.backup import backups
+    from health_predict.operations.backup import restore as run
+
+    settings = settings_on(on)
+    console = Console()
+    if not name:
+        for item in backups(settings):
+            console.print(item.name, highlight=False)
+        return
+    if not yes:
+        typer.confirm(f"replace what the database holds now by {name}?", abort=True)
+    with console.status(f"restoring {name}"):
+        run(settings, name)
+    console.print(f"restored {name}", highlight=False)
