@@ -27,6 +27,7 @@ from health_predict.core.compiled_model import (
     score,
 )
 from health_predict.core.errors import StateError
+from health_predict.core.explained_model import explain_pipeline
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class BentoBuildResult:
 
 
 def bento_build(settings: Settings, *, model_version: str, validation: Path | None, bento: Path) -> BentoBuildResult:
-    """Compile the version, prove its parity on the validation rows, build its Bento and write its archive to `bento`.
+    """Compile the version, prove its parity, make its explanations, build its Bento, write its archive to `bento`.
 
     `validation` None: the rows of the version's own dataset in storage. The same version gives the same digest; one
     that is built and undamaged is not built again. Raises GateError when the compiled model is not the pipeline,
@@ -61,7 +62,8 @@ def bento_build(settings: Settings, *, model_version: str, validation: Path | No
     store = BentoStore(settings.home / "bentoml")
     built = store.find(tag, version.tags.get("bento_digest", ""))
     if built is None:
-        built = _build(tracking, version, _part(settings, version, "validation", validation), identity, tag, store)
+        frame = _part(settings, version, "validation", validation)
+        built = _build(tracking, version, train, frame, identity, tag, store)
     else:
         log.info("%s is built already", tag)
     with whole_file(bento) as temporary:
@@ -110,6 +112,7 @@ def _identity(settings: Settings, tracking: Tracking, version: ModelVersion, pre
 def _build(
     tracking: Tracking,
     version: ModelVersion,
+    train: pd.DataFrame,
     validation: pd.DataFrame,
     identity: Mapping[str, Any],
     tag: str,
@@ -121,7 +124,7 @@ def _build(
     parity = prove_parity(compiled, pipeline, validation)
     _tell(parity)
     tracking.log_json(version.run_id, PARITY, asdict(parity))
-    compiled = replace(compiled, threshold=parity.threshold)
+    compiled = replace(compiled, threshold=parity.threshold, explainer=explain_pipeline(pipeline, train))
     log.info("building %s", tag)
     return store.build(tag, compiled, identity, golden_requests(compiled, validation, identity["risk_cutoffs"]))
 
