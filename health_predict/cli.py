@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from health_predict.commands import data, operate, pipeline
+from health_predict.commands.predict import predict
 from health_predict.core.errors import HealthPredictError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(pipeline.app, name="pipeline")
 operate.mount(app)
+app.command()(predict)
 
 UNEXPECTED = 70
 INTERRUPTED = 130

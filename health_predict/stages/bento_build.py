@@ -15,8 +15,8 @@ import pandas as pd
 from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.mlflow import ModelVersion, Tracking
 from health_predict.adapters.storage import open_storage, whole_file
-from health_predict.core.cohort import load_part, target
-from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.cohort import as_requests, load_part, target
+from health_predict.core.columns import FEATURES
 from health_predict.core.compiled_model import (
     TOLERANCE,
     CompiledModel,
@@ -152,10 +152,7 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
     mixed = pd.DataFrame(
         {column.name: frame[column.name].to_numpy()[random.permutation(len(frame))] for column in FEATURES}
     )
-    requests = [
-        {column.name: _json_value(column.kind, value) for column, value in zip(FEATURES, row, strict=True)}
-        for row in mixed.itertuples(index=False, name=None)
-    ]
+    requests = as_requests(mixed)
     rows = np.stack([compiled.encoder.encode(request)[0] for request in requests])
     scores = score(open_session(compiled.graph), rows)
     edges = np.array([*cutoffs, compiled.threshold])
@@ -176,9 +173,3 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
         }
         for index in chosen
     ]
-
-
-def _json_value(kind: Kind, text: str) -> str | int | None:
-    if kind is Kind.COUNT:
-        return int(text)
-    return None if text == MISSING else text

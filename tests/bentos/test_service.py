@@ -21,17 +21,22 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.pipeline import Pipeline
+from typer.testing import CliRunner
 
+from health_predict.adapters import endpoint
 from health_predict.adapters.bentoml import BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
 from health_predict.adapters.target import service_environment
-from health_predict.core.cohort import target
+from health_predict.cli import app as cli
+from health_predict.core.cohort import save_csv, target
 from health_predict.core.columns import BY_NAME, FEATURES, Kind
 from health_predict.core.compiled_model import CompiledModel, compile_pipeline, prove_parity
+from health_predict.core.errors import DataError, SettingsError, UnreachableError
 from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
@@ -127,8 +132,8 @@ class Client:
     def predict(self, body: Any) -> httpx.Response:
         return self.ask("POST", "/predict", json=body)
 
-    def send(self, body: bytes, path: str = "/predict", **headers: str) -> httpx.Response:
-        return self.ask("POST", path, content=body, headers={**JSON, **headers})
+    def send(self, body: bytes, path: str = "/predict", **headers: str | bytes) -> httpx.Response:
+        return self.ask("POST", path, content=body, headers=httpx.Headers({**JSON, **headers}))
 
     def metric(self, name: str, **labels: str) -> float:
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
@@ -580,6 +585,99 @@ class TestRefusals:
         assert answer.json() == {"detail": "internal error"}
         assert "KeyError" in caplog.text
         assert "Jane" not in caplog.text
+
+
+@pytest.fixture
+def url(client: Client) -> Iterator[str]:
+    """The service behind a real socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(client._app, lifespan="off", log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+class TestClients:
+    @pytest.fixture
+    def file(self, cohort: pd.DataFrame, tmp_path: Path) -> Path:
+        file = tmp_path / "encounters.csv"
+        save_csv(cohort.head(2500).drop(columns="readmitted"), file)
+        return file
+
+    def test_a_file_is_scored_in_its_order(
+        self, url: str, file: Path, cohort: pd.DataFrame, pipeline: Pipeline, tmp_path: Path
+    ) -> None:
+        answer = CliRunner().invoke(
+            cli, ["predict", str(file), "--url", url, "-o", str(tmp_path / "out.csv"), "--json"]
+        )
+        assert answer.exit_code == 0, answer.output
+        told = json.loads(answer.stdout.splitlines()[-1])
+        written = pd.read_csv(tmp_path / "out.csv", dtype=str)
+        assert written["encounter_id"].tolist() == cohort["encounter_id"].head(2500).tolist()
+        expected = pipeline.predict_proba(cohort.head(2500))[:, 1]
+        assert written["probability_score"].astype(float).to_numpy() == pytest.approx(expected, abs=1e-6)
+        assert told["encounters"] == 2500
+        assert told["positives"] == (written["prediction"] == "1").sum()
+        assert told["model_versions"] == ["7"]
+
+    def test_the_default_name(self, url: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        answer = CliRunner().invoke(cli, ["predict", str(file), "--url", url])
+        assert "encounters.predictions.csv: 2500 encounters by version 7" in answer.output
+        assert (tmp_path / "encounters.predictions.csv").is_file()
+
+    def test_nothing_is_written_when_it_fails(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given an endpoint that is not there
+        monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.0)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+            answer = CliRunner().invoke(cli, ["predict", str(file), "--url", url, "-o", str(tmp_path / "out.csv")])
+        assert isinstance(answer.exception, UnreachableError)
+        assert not (tmp_path / "out.csv").exists()
+
+    def test_an_address_that_is_none(self) -> None:
+        with pytest.raises(SettingsError, match="is no address"):
+            endpoint.Endpoint("localhost:3000")
+
+    def test_a_refused_encounter_is_named(self, url: str, valid: dict[str, Any]) -> None:
+        rows = [valid, valid, {**valid, "age": "old"}]
+        with endpoint.Endpoint(url) as asked, pytest.raises(DataError, match="encounter 3, age: must be one of"):
+            list(asked.predict(rows, portion=2))
+
+    def test_a_busy_service_is_asked_again(
+        self, client: Client, url: str, valid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a service whose queue is full at the first attempt
+        client.application._batches = module("application").WAITING_BATCHES
+
+        def pause(seconds: float) -> None:
+            client.application._batches = 0
+
+        monkeypatch.setattr(endpoint.time, "sleep", pause)
+        with endpoint.Endpoint(url) as asked:
+            assert [len(answers) for answers in asked.predict([valid] * 3, portion=2)] == [2, 1]
+
+    def test_another_server_is_told_apart(self, url: str, valid: dict[str, Any]) -> None:
+        with endpoint.Endpoint(f"{url}/elsewhere") as asked, pytest.raises(UnreachableError, match="answers 404"):
+            list(asked.predict([valid], portion=1))
+
+    def test_the_client_of_the_documentation(self, url: str, valid: dict[str, Any]) -> None:
+        # given the code as it stands in docs/client.md
+        text = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+        names: dict[str, Any] = {"__name__": "client"}
+        exec(text.split("```python\n")[1].split("```")[0], names)
+        client = names["Client"]("127.0.0.1", int(url.rpartition(":")[2]))
+        # then it scores, and names what is wrong
+        one = client.predict(valid)
+        assert (one.model_version, one.prediction in (0, 1)) == ("7", True)
+        assert client.predict_many([valid, valid])[1].probability_score == one.probability_score
+        with pytest.raises(names["RefusedError"], match="literal_error"):
+            client.predict({**valid, "age": "old"})
 
 
 class TestAboutItself:
