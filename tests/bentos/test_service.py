@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -22,12 +23,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import uvicorn
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
+from benchmarks.parts import hostile
 from health_predict.adapters import endpoint
 from health_predict.adapters.bentoml import BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
@@ -587,6 +589,14 @@ class TestRefusals:
         assert "Jane" not in caplog.text
 
 
+def whole_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: whole_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [whole_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 @pytest.fixture
 def url(client: Client) -> Iterator[str]:
     """The service behind a real socket."""
@@ -678,6 +688,50 @@ class TestClients:
         assert client.predict_many([valid, valid])[1].probability_score == one.probability_score
         with pytest.raises(names["RefusedError"], match="literal_error"):
             client.predict({**valid, "age": "old"})
+
+
+class TestHostile:
+    """A short version of `make fuzz-serving`."""
+
+    def test_nothing_is_our_fault(self, client: Client) -> None:
+        # given bodies of every kind that no honest client sends
+        statuses: Counter[int] = Counter()
+        for path, kind, body in hostile.bodies(1500, seed=1):
+            answer = client.send(body, path, **{"content-type": kind})
+            statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                assert set(answer.json()) == {"detail"}
+        # then each gets its answer, and none is a failure of the service
+        assert set(statuses) == {200, 415, 422}
+        assert statuses[422] > 900
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_the_openapi_document_is_kept(self, client: Client) -> None:
+        import schemathesis
+        from schemathesis.config import SchemathesisConfig
+
+        # given requests made from the document, inside and outside of it
+        api = schemathesis.openapi.from_asgi("/docs.json", client._app, config=SchemathesisConfig())
+        asked: Counter[str] = Counter()
+        for result in api.get_all_operations():
+            operation = result.ok()
+            strategy = operation.as_strategy() | operation.as_strategy(
+                generation_mode=schemathesis.GenerationMode.NEGATIVE
+            )
+
+            @given(case=strategy)
+            @hypothesis_settings(
+                max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
+            )
+            def ask(case: Any) -> None:
+                # For JSON Schema 10.0 is a whole number; the service wants it written as one.
+                case.body = whole_numbers(case.body)
+                # then every answer is one that the document allows
+                case.call_and_validate()
+                asked[case.operation.path] += 1
+
+            ask()
+        assert set(asked) == set(client.get("/docs.json").json()["paths"])
 
 
 class TestAboutItself:
