@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format compile bench bench-image e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
+.PHONY: help demo test check format compile bench bench-image bench-serving fuzz-serving soak-serving e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
 	@$(RUN)health-predict demo
@@ -73,6 +73,15 @@ bench: $(READY) ## Run every benchmark the README names
 mutants: $(READY) ## Spoil the Pulumi program in 31 places; the tests must notice each
 	@$(RUN)python -m tests.infra.mutants
 
+bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours
+	@$(RUN)python benchmarks/serving.py
+
+fuzz-serving: $(READY) ## 20,000 hostile bodies, slow clients and Schemathesis against a running service
+	@$(RUN)python benchmarks/long/fuzz_serving.py
+
+soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTERM
+	@$(RUN)python benchmarks/long/soak_serving.py
+
 mlflow-ui: $(READY) ## Serve MLflow's pages on loopback
 	@$(RUN)health-predict mlflow-ui
 
@@ -81,7 +90,7 @@ down: $(READY) ## Stop the endpoint
 
 clean: ## Stop the endpoint and delete what the demo wrote (not the environment)
 	@if [ -x $(RUN)health-predict ]; then $(RUN)health-predict down; fi
-	rm -rf .health-predict .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf .health-predict .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.*
 
 distclean: clean ## Delete the environment too
 	rm -rf .venv .tools

@@ -12,6 +12,7 @@ from rich.console import Console
 from health_predict.commands import data, operate, pipeline
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
+from health_predict.commands.predict import predict
 from health_predict.core.errors import HealthPredictError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ operate.mount(app)
 app.command()(backup)
 app.command()(restore)
 app.command("cost")(cost_command)
+app.command()(predict)
 
 UNEXPECTED = 70
 INTERRUPTED = 130

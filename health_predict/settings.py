@@ -88,7 +88,18 @@ class Settings(BaseSettings):
     kube_context: str = Field("", description="Context of the kubeconfig; empty: its current one")
     kube_namespace: str = Field("health-predict", min_length=1, description="Namespace of the serving Deployment")
     kube_deployment: str = Field("readmission-api", min_length=1, description="Name of the serving Deployment")
-    prediction_log: str = Field("", description="Folder of the endpoint's prediction log; empty: none is written")
+    serving_threads: int = Field(1, ge=1, le=256, description="Native threads of each worker's model")
+    serving_batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="Encounters that a batch may have")
+    serving_batch_mb: int = Field(32, ge=1, le=1024, description="Size that the body of a batch may have, in MiB")
+    prediction_log: str = Field(
+        "", description="Folder in which predictions wait to be shipped; empty: `serving/predictions` in the home"
+    )
+    prediction_log_limit_mb: int = Field(
+        1024, ge=0, description="Disk for predictions that storage did not take yet, in MiB; 0: none are logged"
+    )
+    prediction_log_seconds: int = Field(
+        60, ge=1, description="Seconds after which a file of the prediction log is finished and shipped"
+    )
 
     kfp_host: str = Field("", description="Kubeflow Pipelines API")
     git_commit: str = Field("", description="Commit of the code that runs; empty: asked from git")

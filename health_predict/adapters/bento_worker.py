@@ -130,7 +130,9 @@ class Worker:
         loop = asyncio.get_running_loop()
         commands: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._control.deliver = lambda command: loop.call_soon_threadsafe(commands.put_nowait, command)
-        loop.add_signal_handler(signal.SIGTERM, commands.put_nowait, {"do": "stop", "patience": 0, "deadline": 10})
+        # Long enough for every idle connection to end by itself.
+        stop = {"do": "stop", "patience": KEEP_ALIVE_SECONDS + 1, "deadline": 10}
+        loop.add_signal_handler(signal.SIGTERM, commands.put_nowait, stop)
         await self._listen_on(self._private, lifespan="on")
         self._control.say("ready")
         while not self._stopped.is_set():

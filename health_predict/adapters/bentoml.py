@@ -23,7 +23,7 @@ from typing import Any
 
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.storage import disk_error, whole_file
-from health_predict.core import columns, content, row_encoder
+from health_predict.core import columns, content, contributions, row_encoder
 from health_predict.core.compiled_model import CompiledModel
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import StateError
@@ -34,8 +34,8 @@ NAME = "readmission"
 SOURCE = Path(__file__).resolve().parents[2] / "bentos" / NAME
 PACKAGE = "readmission_service"
 # Copied into the Bento under the name of its own package: a health-predict installed beside it must not replace them.
-CORE_MODULES = (columns, row_encoder, content)
-ROOTS = ("bentoml", "httptools", "msgspec", "numpy", "onnxruntime", "prometheus-client", "uvloop")
+CORE_MODULES = (columns, row_encoder, content, contributions)
+ROOTS = ("bentoml", "botocore", "httptools", "msgspec", "numpy", "onnxruntime", "prometheus-client", "uvloop")
 BUILD_SECONDS = 300
 WORKSHOP = ".building-"
 OPTIONS = "options.json"
@@ -155,6 +155,8 @@ def write_source(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (folder / "model.onnx").write_bytes(compiled.graph)
+    if compiled.explainer is not None:
+        (folder / "explainer.npz").write_bytes(compiled.explainer.to_bytes())
     labels = {
         name: str(complete[name]) for name in ("model_version", "run_id", "dataset_digest", "git_commit", "family")
     }

@@ -22,7 +22,7 @@ from typing import Any
 
 from health_predict.adapters.storage import disk_error, whole_file
 from health_predict.adapters.supervisor import ACTIVE_FILE, ADDRESS_FILE, LOCK_FILE, LOG_FILE
-from health_predict.adapters.target import Active
+from health_predict.adapters.target import Active, service_environment
 from health_predict.core.errors import GateError, StateError, UnreachableError
 from health_predict.settings import Settings
 
@@ -286,6 +286,7 @@ class ProcessTarget:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                env={**os.environ, **service_environment(self._settings, self.folder / "predictions")},
                 pass_fds=(stable, ready),
                 start_new_session=True,
             )

@@ -306,7 +306,6 @@ class Supervisor:
                     "BENTOML_HOME": str(self.folder / "bentoml"),
                     "BENTOML_DO_NOT_TRACK": "true",
                     "PROMETHEUS_MULTIPROC_DIR": str(version.metrics),
-                    "HEALTH_PREDICT_PREDICTION_LOG": str(self.folder / "predictions"),
                     "PYTHONUNBUFFERED": "1",
                     "PYTHONDONTWRITEBYTECODE": "1",  # the Bento stays the one whose digest was verified
                 },

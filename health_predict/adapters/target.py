@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from health_predict.settings import ServingTarget, Settings
+from health_predict.settings import PREFIX, ServingTarget, Settings
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,22 @@ class Target(Protocol):
 
     def stop(self) -> bool:
         """End the endpoint; requests under way are answered. False when nothing ran."""
+
+
+def service_environment(settings: Settings, spool: Path) -> dict[str, str]:
+    """The variables that a served Bento reads; `spool` is where predictions wait when the settings name no folder."""
+    values = {
+        "prediction_log": settings.prediction_log or spool,
+        "prediction_log_limit_mb": settings.prediction_log_limit_mb,
+        "prediction_log_seconds": settings.prediction_log_seconds,
+        "storage_uri": settings.storage,
+        "s3_endpoint_url": settings.s3_endpoint_url,
+        "serving_threads": settings.serving_threads,
+        "serving_batch_rows": settings.serving_batch_rows,
+        "serving_batch_mb": settings.serving_batch_mb,
+    }
+    named = {PREFIX + name.upper(): str(value) for name, value in values.items()}
+    return {**named, "OMP_NUM_THREADS": str(settings.serving_threads)}
 
 
 def open_target(settings: Settings) -> Target:

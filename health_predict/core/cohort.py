@@ -26,6 +26,7 @@ from health_predict.core.columns import (
     BY_NAME,
     COLUMNS,
     ENCOUNTER,
+    FEATURES,
     ICD9_PATTERN,
     MISSING,
     NOT_READMITTABLE,
@@ -332,6 +333,17 @@ def _explain(column: Column, value: str, check: str) -> tuple[str, str]:
             return f"{text} is no level", f"give a text of 1 to 100 characters without outer spaces{or_missing}"
         case Kind.LEVEL | Kind.OUTCOME:
             return f"{text} is no level of {column.name}", f"give one of {', '.join(column.levels)}{or_missing}"
+
+
+def as_requests(frame: pd.DataFrame) -> list[dict[str, str | int | None]]:
+    """The encounters of a valid cohort frame as bodies of `POST /predict`: counts as numbers, `?` as None."""
+    return [
+        {
+            column.name: int(value) if column.kind is Kind.COUNT else None if value == MISSING else value
+            for column, value in zip(FEATURES, row, strict=True)
+        }
+        for row in frame[[column.name for column in FEATURES]].itertuples(index=False, name=None)
+    ]
 
 
 def exclude_not_readmittable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.contributions import Explainer
 from health_predict.core.errors import GateError, StateError
 from health_predict.core.row_encoder import RowEncoder
 
@@ -39,12 +40,14 @@ class CompiledModel:
     """What the service needs to score: `encoder`, `graph` (ONNX bytes), and the score from which it says 1.
 
     The graph takes `rows`, float32 (n, d), and gives `probabilities`, float32 (n, 2): of no readmission, and of one.
+    `explainer` tells what each column added to a score (`explained_model`); None: the service does not explain.
     """
 
     encoder: RowEncoder
     graph: bytes
     threshold: float
     family: str
+    explainer: Explainer | None = None
 
 
 @dataclass(frozen=True, slots=True)

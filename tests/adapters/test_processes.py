@@ -322,6 +322,35 @@ def test_requests_under_way_are_answered_when_it_is_stopped(target: ProcessTarge
     assert target.stop() is False
 
 
+def test_a_worker_that_is_to_end_loses_no_open_connection(target: ProcessTarget, bento: Callable[..., Path]) -> None:
+    # given a client that keeps its connection
+    deploy(target, "one", bento("one"))
+    connection = http.client.HTTPConnection("127.0.0.1", target._settings.serving_port, timeout=20)
+
+    def ask() -> tuple[int, bool]:
+        connection.request("POST", "/predict", b"{}")
+        response = connection.getresponse()
+        return json.loads(response.read())["pid"], response.getheader("connection") == "close"
+
+    worker, leave = ask()
+    # when the worker gets SIGTERM
+    os.kill(worker, signal.SIGTERM)
+    # then it answers there until it has asked the client to leave
+    while not leave:
+        answered, leave = ask()
+        assert answered == worker
+    connection.close()
+
+    # and another takes its place
+    def successor() -> tuple[str, ...]:
+        active = target.active()
+        return () if active is None else active.workers
+
+    until(lambda: successor() not in ((), (f"process {worker}",)))
+    assert successor() == (f"process {predict(target.url)['pid']}",)
+    assert gone(worker)
+
+
 def test_several_workers_serve_one_version(settings: Settings, bento: Callable[..., Path]) -> None:
     # given two workers a version
     target = ProcessTarget(settings.model_copy(update={"serving_workers": 2}))

@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,17 +22,27 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+import uvicorn
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.pipeline import Pipeline
+from typer.testing import CliRunner
 
+from benchmarks.parts import hostile
+from health_predict.adapters import endpoint
 from health_predict.adapters.bentoml import BentoStore, bento_tag, write_source
-from health_predict.core.cohort import target
+from health_predict.adapters.storage import FolderStorage, S3Storage
+from health_predict.adapters.target import service_environment
+from health_predict.cli import app as cli
+from health_predict.core.cohort import save_csv, target
 from health_predict.core.columns import BY_NAME, FEATURES, Kind
 from health_predict.core.compiled_model import CompiledModel, compile_pipeline, prove_parity
+from health_predict.core.errors import DataError, SettingsError, UnreachableError
+from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
+from health_predict.settings import Settings
 from health_predict.stages.bento_build import golden_requests
 
 IDENTITY: dict[str, Any] = {
@@ -61,7 +73,8 @@ def pipeline(cohort: pd.DataFrame) -> Pipeline:
 def compiled(pipeline: Pipeline, cohort: pd.DataFrame) -> CompiledModel:
     model = compile_pipeline(pipeline, 0.12)
     parity = prove_parity(model, pipeline, cohort.iloc[2000:].reset_index(drop=True))
-    return CompiledModel(model.encoder, model.graph, parity.threshold, model.family)
+    explainer = explain_pipeline(pipeline, cohort.head(2000))
+    return CompiledModel(model.encoder, model.graph, parity.threshold, model.family, explainer)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +134,8 @@ class Client:
     def predict(self, body: Any) -> httpx.Response:
         return self.ask("POST", "/predict", json=body)
 
-    def send(self, body: bytes, path: str = "/predict", **headers: str) -> httpx.Response:
-        return self.ask("POST", path, content=body, headers={**JSON, **headers})
+    def send(self, body: bytes, path: str = "/predict", **headers: str | bytes) -> httpx.Response:
+        return self.ask("POST", path, content=body, headers=httpx.Headers({**JSON, **headers}))
 
     def metric(self, name: str, **labels: str) -> float:
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
@@ -361,6 +374,68 @@ class TestViolations:
             assert all(len(item.loc) == 2 for item in found), found
 
 
+class TestExplanation:
+    def test_the_largest_contributions_and_the_rest_make_the_score(
+        self, client: Client, golden: list[dict[str, Any]]
+    ) -> None:
+        for case in golden:
+            answer = client.ask("POST", "/predict?explain=true", json=case["request"])
+            assert answer.status_code == 200
+            body = answer.json()
+            found = body["explanation"]
+            shown = found["contributions"]
+            amounts = [abs(one["contribution"]) for one in shown]
+            assert len(shown) == 10
+            assert amounts == sorted(amounts, reverse=True)
+            assert all(one["value"] == case["request"][one["column"]] for one in shown)
+            total = found["base"] + sum(one["contribution"] for one in shown) + found["others"]
+            assert total == pytest.approx(found["score"])
+            assert found["unit"] == "log-odds"
+            assert 1 / (1 + np.exp(-found["score"])) == pytest.approx(body["probability_score"], abs=1e-5)
+
+    def test_off_unless_asked(self, client: Client, valid: dict[str, Any]) -> None:
+        for query in ("", "?explain=false", "?explain=0", "?other=1"):
+            assert "explanation" not in client.ask("POST", f"/predict{query}", json=valid).json()
+
+    @pytest.mark.parametrize(
+        ("query", "loc", "kind"),
+        [
+            ("explain=maybe", ["query", "explain"], "bool_parsing"),
+            ("explain=", ["query", "explain"], "bool_parsing"),
+            ("log=7", ["query", "log"], "bool_parsing"),
+            ("&".join(f"a{number}=1" for number in range(200)), ["query"], "too_long"),
+        ],
+    )
+    def test_a_wrong_option_is_named(
+        self, client: Client, valid: dict[str, Any], query: str, loc: list[str], kind: str
+    ) -> None:
+        answer = client.ask("POST", f"/predict?{query}", json=valid)
+        assert answer.status_code == 422
+        assert [(item["loc"], item["type"]) for item in answer.json()["detail"]] == [(loc, kind)]
+
+    def test_a_batch_is_not_explained(self, client: Client, valid: dict[str, Any]) -> None:
+        answer = client.ask("POST", "/predict/batch?explain=true", json=[valid])
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"] == ["query", "explain"]
+
+    def test_a_bento_without_explanations(self, source: Source, valid: dict[str, Any]) -> None:
+        folder = source(run_id="no explainer")
+        (folder / "explainer.npz").unlink()
+        client = open_client(folder)
+        assert client.predict(valid).status_code == 200
+        assert client.ask("POST", "/predict?explain=true", json=valid).status_code == 422
+
+    def test_not_ready_with_contributions_of_another_model(self, source: Source) -> None:
+        # given an explainer whose mean is not this model's
+        folder = source(run_id="other explainer")
+        explainer = module("contributions").Explainer.from_bytes((folder / "explainer.npz").read_bytes())
+        explainer.base += 0.5
+        (folder / "explainer.npz").write_bytes(explainer.to_bytes())
+        client = open_client(folder)
+        assert client.get("/readyz").status_code == 503
+        assert "contributions" in client.get("/health").json()["problem"]
+
+
 class TestBatch:
     def test_answers_come_in_order(self, client: Client, cohort: pd.DataFrame) -> None:
         frame = cohort.head(1100).reset_index(drop=True)
@@ -464,7 +539,7 @@ class TestRefusals:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "path": "/predict", "method": "POST"}
+        scope = {"type": "http", "path": "/predict", "method": "POST", "query_string": b""}
         scope["headers"] = headers or [(b"content-type", b"application/json")]
         asyncio.run(client.application.answer(scope, receive, send))
         return sent, read
@@ -512,6 +587,151 @@ class TestRefusals:
         assert answer.json() == {"detail": "internal error"}
         assert "KeyError" in caplog.text
         assert "Jane" not in caplog.text
+
+
+def whole_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: whole_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [whole_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@pytest.fixture
+def url(client: Client) -> Iterator[str]:
+    """The service behind a real socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(client._app, lifespan="off", log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+class TestClients:
+    @pytest.fixture
+    def file(self, cohort: pd.DataFrame, tmp_path: Path) -> Path:
+        file = tmp_path / "encounters.csv"
+        save_csv(cohort.head(2500).drop(columns="readmitted"), file)
+        return file
+
+    def test_a_file_is_scored_in_its_order(
+        self, url: str, file: Path, cohort: pd.DataFrame, pipeline: Pipeline, tmp_path: Path
+    ) -> None:
+        answer = CliRunner().invoke(
+            cli, ["predict", str(file), "--url", url, "-o", str(tmp_path / "out.csv"), "--json"]
+        )
+        assert answer.exit_code == 0, answer.output
+        told = json.loads(answer.stdout.splitlines()[-1])
+        written = pd.read_csv(tmp_path / "out.csv", dtype=str)
+        assert written["encounter_id"].tolist() == cohort["encounter_id"].head(2500).tolist()
+        expected = pipeline.predict_proba(cohort.head(2500))[:, 1]
+        assert written["probability_score"].astype(float).to_numpy() == pytest.approx(expected, abs=1e-6)
+        assert told["encounters"] == 2500
+        assert told["positives"] == (written["prediction"] == "1").sum()
+        assert told["model_versions"] == ["7"]
+
+    def test_the_default_name(self, url: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        answer = CliRunner().invoke(cli, ["predict", str(file), "--url", url])
+        assert "encounters.predictions.csv: 2500 encounters by version 7" in answer.output
+        assert (tmp_path / "encounters.predictions.csv").is_file()
+
+    def test_nothing_is_written_when_it_fails(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given an endpoint that is not there
+        monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.0)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+            answer = CliRunner().invoke(cli, ["predict", str(file), "--url", url, "-o", str(tmp_path / "out.csv")])
+        assert isinstance(answer.exception, UnreachableError)
+        assert not (tmp_path / "out.csv").exists()
+
+    def test_an_address_that_is_none(self) -> None:
+        with pytest.raises(SettingsError, match="is no address"):
+            endpoint.Endpoint("localhost:3000")
+
+    def test_a_refused_encounter_is_named(self, url: str, valid: dict[str, Any]) -> None:
+        rows = [valid, valid, {**valid, "age": "old"}]
+        with endpoint.Endpoint(url) as asked, pytest.raises(DataError, match="encounter 3, age: must be one of"):
+            list(asked.predict(rows, portion=2))
+
+    def test_a_busy_service_is_asked_again(
+        self, client: Client, url: str, valid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a service whose queue is full at the first attempt
+        client.application._batches = module("application").WAITING_BATCHES
+
+        def pause(seconds: float) -> None:
+            client.application._batches = 0
+
+        monkeypatch.setattr(endpoint.time, "sleep", pause)
+        with endpoint.Endpoint(url) as asked:
+            assert [len(answers) for answers in asked.predict([valid] * 3, portion=2)] == [2, 1]
+
+    def test_another_server_is_told_apart(self, url: str, valid: dict[str, Any]) -> None:
+        with endpoint.Endpoint(f"{url}/elsewhere") as asked, pytest.raises(UnreachableError, match="answers 404"):
+            list(asked.predict([valid], portion=1))
+
+    def test_the_client_of_the_documentation(self, url: str, valid: dict[str, Any]) -> None:
+        # given the code as it stands in docs/client.md
+        text = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+        names: dict[str, Any] = {"__name__": "client"}
+        exec(text.split("```python\n")[1].split("```")[0], names)
+        client = names["Client"]("127.0.0.1", int(url.rpartition(":")[2]))
+        # then it scores, and names what is wrong
+        one = client.predict(valid)
+        assert (one.model_version, one.prediction in (0, 1)) == ("7", True)
+        assert client.predict_many([valid, valid])[1].probability_score == one.probability_score
+        with pytest.raises(names["RefusedError"], match="literal_error"):
+            client.predict({**valid, "age": "old"})
+
+
+class TestHostile:
+    """A short version of `make fuzz-serving`."""
+
+    def test_nothing_is_our_fault(self, client: Client) -> None:
+        # given bodies of every kind that no honest client sends
+        statuses: Counter[int] = Counter()
+        for path, kind, body in hostile.bodies(1500, seed=1):
+            answer = client.send(body, path, **{"content-type": kind})
+            statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                assert set(answer.json()) == {"detail"}
+        # then each gets its answer, and none is a failure of the service
+        assert set(statuses) == {200, 415, 422}
+        assert statuses[422] > 900
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_the_openapi_document_is_kept(self, client: Client) -> None:
+        import schemathesis
+        from schemathesis.config import SchemathesisConfig
+
+        # given requests made from the document, inside and outside of it
+        api = schemathesis.openapi.from_asgi("/docs.json", client._app, config=SchemathesisConfig())
+        asked: Counter[str] = Counter()
+        for result in api.get_all_operations():
+            operation = result.ok()
+            strategy = operation.as_strategy() | operation.as_strategy(
+                generation_mode=schemathesis.GenerationMode.NEGATIVE
+            )
+
+            @given(case=strategy)
+            @hypothesis_settings(
+                max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
+            )
+            def ask(case: Any) -> None:
+                # For JSON Schema 10.0 is a whole number; the service wants it written as one.
+                case.body = whole_numbers(case.body)
+                # then every answer is one that the document allows
+                case.call_and_validate()
+                asked[case.operation.path] += 1
+
+            ask()
+        assert set(asked) == set(client.get("/docs.json").json()["paths"])
 
 
 class TestAboutItself:
@@ -750,13 +970,180 @@ class TestPredictionLog:
         assert file.stat().st_size < 300
 
 
-def test_settings_of_the_service(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = module("settings")
-    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    assert settings.load_settings() == settings.ServiceSettings(prediction_log=None, metrics_folder=None)
-    monkeypatch.setenv("HEALTH_PREDICT_PREDICTION_LOG", str(tmp_path))
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    assert settings.load_settings() == settings.ServiceSettings(prediction_log=tmp_path, metrics_folder=tmp_path)
+class TestShipping:
+    """Finished files of the prediction log on their way to storage."""
+
+    NAME = "predictions-20261125T103000-1-0123456789abcdef.jsonl"
+    KEY = f"predictions/2026-11-25/{NAME}"
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+
+    def test_predictions_arrive_in_storage_once(
+        self, source: Source, golden: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        # given a service that ships, and a probe that is nobody's prediction
+        storage = FolderStorage(tmp_path / "storage")
+        client = open_client(source(), prediction_log=tmp_path / "log", storage_uri=storage.root.as_uri())
+        rows = [case["request"] for case in golden]
+        answers = [client.predict(rows[0]).json(), *client.ask("POST", "/predict/batch", json=rows).json()]
+        assert client.ask("POST", "/predict?log=false", json=rows[1]).status_code == 200
+        assert client.ask("POST", "/predict/batch?log=false", json=rows).status_code == 200
+        # when it ends
+        client.application.close()
+        # then storage has every prediction once, and the folder is empty
+        keys = storage.keys("predictions/")
+        lines = [json.loads(line) for key in keys for line in storage.read(key).splitlines()]
+        assert [line["id"] for line in lines] == [answer["prediction_id"] for answer in answers]
+        assert not list((tmp_path / "log").glob("predictions*"))
+        assert client.metric("prediction_log_files_shipped_total") == len(keys) == 1
+
+    def test_a_day_and_a_name_are_the_key(self, source: Source) -> None:
+        shipping = module("shipping")
+        assert shipping.key_of(Path("log") / self.NAME) == self.KEY
+        assert shipping.key_of(Path("notes.jsonl")) is None
+
+    def test_shipping_again_changes_nothing(self, source: Source, tmp_path: Path) -> None:
+        # given a file that was stored, by a worker that was killed before it deleted it
+        store = module("shipping").FolderStore(tmp_path / "storage")
+        file = tmp_path / self.NAME
+        file.write_text("line\n")
+        store.put(file, self.KEY)
+        store.put(file, self.KEY)
+        assert FolderStorage(tmp_path / "storage").keys("") == [self.KEY]
+
+    def test_storage_that_is_away_is_waited_for(
+        self, source: Source, golden: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # given storage that cannot be written to
+        shipping, folder = module("shipping"), tmp_path / "log"
+        (tmp_path / "storage").write_text("in the way")
+        failures: list[int] = []
+        store = shipping.FolderStore(tmp_path / "storage")
+        folder.mkdir()
+        (folder / self.NAME).write_text("line\n")
+        shipper = shipping.Shipper(folder, store, failed=failures.append, pause=0.01)
+        # when some attempts failed, then the file is still there and it was said once
+        self.wait_for(lambda: len(failures) >= 3)
+        assert (folder / self.NAME).exists()
+        assert caplog.text.count("storage does not take the prediction log") == 1
+        # when storage is back, then it arrives
+        (tmp_path / "storage").unlink()
+        self.wait_for(lambda: not (folder / self.NAME).exists())
+        shipper.close()
+        assert (tmp_path / "storage" / self.KEY).read_text() == "line\n"
+        assert "takes the prediction log again" in caplog.text
+
+    def test_a_full_spool_drops_and_says_so(
+        self, source: Source, valid: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # given a folder that holds as much as it may, and storage that is away
+        (tmp_path / "log").mkdir()
+        (tmp_path / "log" / self.NAME).write_bytes(b"x" * 2000)
+        (tmp_path / "storage").write_text("in the way")
+        client = open_client(
+            source(),
+            prediction_log=tmp_path / "log",
+            prediction_log_limit=1000,
+            storage_uri=(tmp_path / "storage").as_uri(),
+        )
+        self.wait_for(lambda: client.metric("prediction_log_spool_bytes") == 2000)
+        self.wait_for(lambda: "the prediction log is full" in caplog.text)
+        # then predictions go on, and are counted as dropped
+        assert client.predict(valid).status_code == 200
+        assert client.metric("prediction_log_dropped_total") == 1
+        client.application.close()
+
+    def test_one_worker_ships_at_a_time(self, source: Source, tmp_path: Path) -> None:
+        # given a store that shows who is in it
+        inside: list[int] = []
+        worst: list[int] = []
+
+        class Slow:
+            def put(self, file: Path, key: str) -> None:
+                inside.append(1)
+                worst.append(len(inside))
+                threading.Event().wait(0.002)
+                inside.pop()
+
+        for number in range(20):
+            (tmp_path / f"predictions-20261125T103000-1-{number:016x}.jsonl").write_text("line\n")
+        shipped: list[int] = []
+        shippers = [module("shipping").Shipper(tmp_path, Slow(), shipped=shipped.append, pause=0.001) for _ in range(3)]
+        self.wait_for(lambda: not list(tmp_path.glob("*.jsonl")))
+        for shipper in shippers:
+            shipper.close()
+        assert max(worst) == 1
+        assert sum(shipped) == 20
+
+    def test_a_bucket(self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from moto.server import ThreadedMotoServer
+
+        for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(name, value)
+        server = ThreadedMotoServer("127.0.0.1", 0)
+        server.start()
+        try:
+            endpoint = "http://{}:{}".format(*server.get_host_and_port())
+            storage = S3Storage("bucket", "some/prefix", endpoint)
+            storage._client.create_bucket(Bucket="bucket")
+            file = tmp_path / self.NAME
+            file.write_text("line\n")
+            module("shipping").open_store("s3://bucket/some/prefix", endpoint).put(file, self.KEY)
+            # then what reads storage finds it
+            assert storage.keys("predictions/") == [self.KEY]
+            assert storage.read(self.KEY) == b"line\n"
+        finally:
+            server.stop()
+
+    def test_an_unknown_storage(self, source: Source, tmp_path: Path) -> None:
+        client = open_client(source(), prediction_log=tmp_path, storage_uri="ftp://somewhere")
+        assert client.get("/readyz").status_code == 503
+        assert "ftp://somewhere" in client.get("/health").json()["problem"]
+
+
+class TestSettings:
+    def test_defaults(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+        assert module("settings").load_settings() == module("settings").ServiceSettings()
+
+    def test_all_that_the_library_hands_over(
+        self, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        settings = Settings(
+            home=tmp_path, serving_threads=2, serving_batch_rows=5, serving_batch_mb=3, prediction_log_seconds=7
+        )
+        for name, value in service_environment(settings, tmp_path / "spool").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        assert module("settings").load_settings() == module("settings").ServiceSettings(
+            prediction_log=tmp_path / "spool",
+            prediction_log_seconds=7,
+            storage_uri=(tmp_path / "storage").as_uri(),
+            threads=2,
+            batch_rows=5,
+            batch_bytes=3 * 2**20,
+            metrics_folder=tmp_path,
+        )
+
+    def test_no_log_by_its_limit(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HEALTH_PREDICT_PREDICTION_LOG", "/log")
+        monkeypatch.setenv("HEALTH_PREDICT_PREDICTION_LOG_LIMIT_MB", "0")
+        assert module("settings").load_settings().prediction_log is None
+
+    @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+    def test_a_wrong_number_is_named(self, source: Source, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+        monkeypatch.setenv("HEALTH_PREDICT_SERVING_THREADS", value)
+        with pytest.raises(ValueError, match="HEALTH_PREDICT_SERVING_THREADS"):
+            module("settings").load_settings()
+
+    def test_limits_of_a_batch(self, source: Source, valid: dict[str, Any]) -> None:
+        client = open_client(source(), batch_rows=2, batch_bytes=2**20, threads=2)
+        assert violated(client.ask("POST", "/predict/batch", json=[valid] * 3)) == {"body": "too_long"}
+        assert client.send(b" " * (2**20 + 1), "/predict/batch").status_code == 413
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -24,7 +25,8 @@ from readmission_service.openapi import document
 from readmission_service.page import page
 from readmission_service.prediction_log import Entry, PredictionLog
 from readmission_service.scorer import Identity, Scorer, new_ids
-from readmission_service.settings import ServiceSettings
+from readmission_service.settings import MEBIBYTE, ServiceSettings
+from readmission_service.shipping import Shipper, Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +34,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-MEBIBYTE = 1024 * 1024
-LIMITS = {"/predict": MEBIBYTE, "/predict/batch": 32 * MEBIBYTE}
-MAXIMUM_ROWS = 10_000
+# The largest body of /predict; that of a batch is a setting.
+ENCOUNTER_BYTES = MEBIBYTE
 # Rows between two looks at the other requests.
 PORTION = 512
 # How long a body may take to arrive, and how much of one that is too large is read before the refusal.
 BODY_SECONDS = {"/predict": 10.0, "/predict/batch": 30.0}
-DRAINED = 4
+DRAINED_BYTES = 128 * MEBIBYTE
 # Large batches that wait would hold their bodies in memory.
 WAITING_BATCHES = 16
 
@@ -67,11 +68,13 @@ class Application:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
+        self._limits = {"/predict": ENCOUNTER_BYTES, "/predict/batch": settings.batch_bytes}
         self._scorer: Scorer | None = None
         self._problem = "the model is being loaded"
         self._identity: Identity | None = None
         self._digest = ""
         self._log: PredictionLog | None = None
+        self._shipper: Shipper | None = None
         self._metrics: Metrics | None = None
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._documents: dict[str, tuple[bytes, bytes]] = {}
@@ -95,10 +98,11 @@ class Application:
         A model that fails stays out of service: `/livez` answers, `/readyz` says 503 and why.
         """
         try:
-            scorer = Scorer(folder)
+            scorer = Scorer(folder, self._settings.threads)
             self._identity = scorer.identity
             self._digest = digest()
             scorer.check()
+            store = self._store()
         except Exception as error:  # onnxruntime's have no base of their own
             self._problem = f"the model cannot be served: {error}"
             logger.error("%s", self._problem)
@@ -106,14 +110,8 @@ class Application:
         if self._metrics is None:
             self._metrics = Metrics(ROUTES, scorer.names, self._settings.metrics_folder)
         self._metrics.model(scorer.identity)
-        if self._settings.prediction_log is not None:
-            self._log = PredictionLog(
-                self._settings.prediction_log,
-                scorer.identity.model_version,
-                written=self._metrics.log_written.inc,
-                dropped=self._metrics.log_dropped.inc,
-            )
-        openapi = document(scorer.identity, maximum_rows=MAXIMUM_ROWS, limits=LIMITS)
+        self._open_log(scorer.identity.model_version, self._metrics, store)
+        openapi = document(scorer.identity, maximum_rows=self._settings.batch_rows, limits=self._limits)
         self._documents = {
             "/docs.json": (JSON[1], self._encode(openapi)),
             "/": (b"text/html; charset=utf-8", page(scorer.identity, self._warning(), openapi)),
@@ -121,11 +119,38 @@ class Application:
         self._problem = ""
         self._scorer = scorer
 
+    def _store(self) -> Store | None:
+        settings = self._settings
+        if settings.prediction_log is None or not settings.storage_uri:
+            return None
+        return open_store(settings.storage_uri, settings.s3_endpoint_url)
+
+    def _open_log(self, version: str, metrics: Metrics, store: Store | None) -> None:
+        settings = self._settings
+        if settings.prediction_log is None:
+            return
+        self._log = PredictionLog(
+            settings.prediction_log,
+            version,
+            written=metrics.log_written.inc,
+            dropped=metrics.log_dropped.inc,
+            spooled=metrics.log_spool.set,
+            file_seconds=settings.prediction_log_seconds,
+            spool_bytes=settings.prediction_log_limit,
+        )
+        if store is not None:
+            self._shipper = Shipper(
+                settings.prediction_log, store, shipped=metrics.log_shipped.inc, failed=metrics.log_failures.inc
+            )
+
     def close(self) -> None:
-        """Finish the prediction log."""
+        """Finish the prediction log and ship it."""
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self._shipper is not None:
+            self._shipper.close()
+            self._shipper = None
 
     def in_front_of(self, inner: Any) -> Any:
         """An ASGI application that answers the routes here and leaves the rest to `inner`."""
@@ -135,7 +160,7 @@ class Application:
         """Answer one HTTP request."""
         start = time.perf_counter()
         path, method = scope["path"], scope["method"]
-        route = path if path in LIMITS or path in self._documents or path in self._gets else OTHER
+        route = path if path in self._limits or path in self._documents or path in self._gets else OTHER
         route = "/livez" if route == "/healthz" else route
         kind, headers = JSON[1], []
         try:
@@ -188,19 +213,35 @@ class Application:
             encounter = DECODER.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return 422, self._encode({"detail": limited(violations(body))})
-        probability, unseen = scorer.score(msgspec.structs.astuple(encounter))
+        query = scope["query_string"]
+        options, wrong = _options(query) if query else (NO_OPTIONS, [])
+        if options.explain and scorer.explainer is None:
+            wrong = [Violation(("query", "explain"), "this model has no explanation", "value_error")]
+        if wrong:
+            return self._violated(wrong)
+        values = msgspec.structs.astuple(encounter)
+        probability, unseen = scorer.score(values)
         answer = scorer.answer(probability, new_ids(1)[0])
         metrics.decisions[answer.prediction].inc()
         metrics.probability.observe(probability)
         for position in unseen:
             metrics.unseen[position].inc()
-        if self._log is not None:
+        if self._log is not None and options.log:
             self._log.append(Entry(time.time(), answer.prediction_id, probability, answer.prediction, body, encounter))
+        if options.explain:
+            # Not on the loop: a large forest takes some 50 ms.
+            explanation = await asyncio.to_thread(scorer.explain, values)
+            return 200, self._encode({**msgspec.structs.asdict(answer), "explanation": explanation})
         return 200, self._encode(answer)
 
     # Many encounters.
 
     async def _predict_batch(self, scope: Any, receive: Receive) -> tuple[int, bytes]:
+        options, wrong = _options(scope["query_string"])
+        if options.explain:
+            wrong = [Violation(("query", "explain"), "only /predict explains; send one encounter", "value_error")]
+        if wrong:
+            return self._violated(wrong)
         if self._batches >= WAITING_BATCHES:
             raise RefusalError(503, "too many batches wait; try again later", close=True)
         if self._batch_turn is None:
@@ -210,11 +251,11 @@ class Application:
             body = await self._body(scope, receive, "/predict/batch")
             # One at a time: they would only slow each other down.
             async with self._batch_turn:
-                return await self._score_batch(body)
+                return await self._score_batch(body, log=options.log)
         finally:
             self._batches -= 1
 
-    async def _score_batch(self, body: bytes) -> tuple[int, bytes]:
+    async def _score_batch(self, body: bytes, *, log: bool) -> tuple[int, bytes]:
         scorer, metrics = self._scorer, self._metrics
         if scorer is None or metrics is None:
             raise RefusalError(503, self._problem)
@@ -224,8 +265,9 @@ class Application:
             return self._violated([Violation(("body",), "must be a list of encounters", "list_type")])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._violated([not_json(("body",))])
-        if len(bodies) > MAXIMUM_ROWS:
-            return self._violated([Violation(("body",), f"must have at most {MAXIMUM_ROWS} encounters", "too_long")])
+        most = self._settings.batch_rows
+        if len(bodies) > most:
+            return self._violated([Violation(("body",), f"must have at most {most} encounters", "too_long")])
         encounters: list[Any] = []
         wrong: list[Violation] = []
         for index, one in enumerate(bodies):
@@ -255,7 +297,7 @@ class Application:
         positives = 0
         for answer, one, encounter in zip(answers, bodies, encounters, strict=True):
             positives += answer.prediction
-            if self._log is not None:
+            if self._log is not None and log:
                 self._log.append(
                     Entry(now, answer.prediction_id, answer.probability_score, answer.prediction, one, encounter)
                 )
@@ -269,7 +311,7 @@ class Application:
     async def _body(self, scope: Any, receive: Receive, path: str) -> bytes:
         """The whole body. Raises RefusalError for another type, a body that is too large or too slow."""
         kind = b""
-        limit = LIMITS[path]
+        limit = self._limits[path]
         for name, value in scope["headers"]:
             if name == b"content-type":
                 kind = value
@@ -307,7 +349,7 @@ class Application:
         try:
             async with asyncio.timeout(5):
                 size, more = 0, not waits
-                while more and size < DRAINED * max(LIMITS.values()):
+                while more and size < DRAINED_BYTES:
                     message = await receive()
                     size += len(message.get("body", b""))
                     more = message.get("more_body", False)
@@ -349,6 +391,33 @@ class Application:
         if path not in self._documents:
             raise RefusalError(503, self._problem)
         return 200, *self._documents[path]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the query of a request may ask for."""
+
+    explain: bool = False
+    log: bool = True
+    """False for probes, such as golden requests: nobody's prediction."""
+
+
+NO_OPTIONS = Options()
+TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _options(query: bytes) -> tuple[Options, list[Violation]]:
+    """The options of a query and what is wrong with it; names that mean nothing here are left alone."""
+    try:
+        asked = dict(parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=100))
+    except ValueError:
+        return NO_OPTIONS, [Violation(("query",), "has too many parts", "too_long")]
+    given = {name: asked[name].lower() for name in Options.__struct_fields__ if name in asked}
+    wrong = [
+        Violation(("query", name), "must be true or false", "bool_parsing")
+        for name, text in given.items()
+        if text not in TRUTHS
+    ]
+    return (NO_OPTIONS, wrong) if wrong else (Options(**{name: TRUTHS[text] for name, text in given.items()}), [])
 
 
 def _is_json(kind: bytes) -> bool:

@@ -41,6 +41,18 @@ class Metrics:
         )
         self.log_dropped = Counter(f"{PREFIX}_prediction_log_dropped", "Predictions not logged", registry=registry)
         self.log_written = Counter(f"{PREFIX}_prediction_log_written", "Predictions logged", registry=registry)
+        self.log_shipped = Counter(
+            f"{PREFIX}_prediction_log_files_shipped", "Files of the prediction log that storage took", registry=registry
+        )
+        self.log_failures = Counter(
+            f"{PREFIX}_prediction_log_storage_failures", "Times that storage did not take a file", registry=registry
+        )
+        self.log_spool = Gauge(
+            f"{PREFIX}_prediction_log_spool_bytes",
+            "What the prediction log holds on disk, not shipped yet",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
         self._model = Gauge(
             f"{PREFIX}_model",
             "1 for the model that is served",

@@ -4,43 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from health_predict.core.columns import BY_NAME, FEATURES, MISSING, Column, Kind
+from health_predict.core.columns import EXAMPLE, FEATURES, MISSING, Column, Kind
+from health_predict.core.contributions import LOG_ODDS, PROBABILITY
 from readmission_service.contract import CODE, DIAGNOSIS, MAXIMUM_CODE, MAXIMUM_TEXT, is_code
 from readmission_service.scorer import RISK_GROUPS, Identity
-
-# A made-up patient.
-EXAMPLE: dict[str, Any] = {
-    "race": "Caucasian",
-    "gender": "Female",
-    "age": "[70-80)",
-    "admission_type_id": 1,
-    "discharge_disposition_id": 3,
-    "admission_source_id": 7,
-    "time_in_hospital": 5,
-    "payer_code": "MC",
-    "medical_specialty": "InternalMedicine",
-    "num_lab_procedures": 48,
-    "num_procedures": 1,
-    "num_medications": 17,
-    "number_outpatient": 0,
-    "number_emergency": 1,
-    "number_inpatient": 2,
-    "diag_1": "428",
-    "diag_2": "250.02",
-    "diag_3": "V45",
-    "number_diagnoses": 9,
-    "max_glu_serum": "None",
-    "A1Cresult": ">8",
-    **{
-        column.name: "No"
-        for column in FEATURES
-        if column.kind is Kind.LEVEL and column.levels[:1] == ("No",) and column.name not in ("change", "diabetesMed")
-    },
-    "metformin": "Steady",
-    "insulin": "Up",
-    "change": "Ch",
-    "diabetesMed": "Yes",
-}
 
 
 def _property(column: Column) -> dict[str, Any]:
@@ -67,8 +34,7 @@ def _property(column: Column) -> dict[str, Any]:
         description += f" Known levels: {', '.join(column.levels)}; others are scored and counted."
     if column.nullable:
         description += " null, ? or absent when unknown."
-    example = EXAMPLE.get(column.name, MISSING)
-    return {**schema, "description": description, "examples": [example]}
+    return {**schema, "description": description, "examples": [EXAMPLE[column.name]]}
 
 
 def _body(schema: dict[str, Any], example: Any) -> dict[str, Any]:
@@ -80,6 +46,15 @@ def _json(description: str, schema: dict[str, Any], example: Any = None) -> dict
     if example is not None:
         content["example"] = example
     return {"description": description, "content": {"application/json": content}}
+
+
+def _option(name: str, default: bool, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "description": description,
+        "schema": {"type": "boolean", "default": default},
+    }
 
 
 def _reference(name: str) -> dict[str, str]:
@@ -107,6 +82,9 @@ def document(identity: Identity, *, maximum_rows: int, limits: dict[str, int]) -
             "503": _json("The model is not ready, or too many requests wait", _reference("Problem")),
         }
 
+    log = _option("log", True, "false for probes: the prediction is not written to the prediction log")
+    explain = _option("explain", False, "Adds what each column contributed to the score")
+    number = {"type": "number"}
     plain = {"text/plain": {"schema": {"type": "string"}}}
     probe = {"200": {"description": "yes", "content": plain}}
     not_ready = {"503": _json("no, and why", _reference("Problem"))}
@@ -128,6 +106,7 @@ def document(identity: Identity, *, maximum_rows: int, limits: dict[str, int]) -
                 "post": {
                     "operationId": "predict",
                     "summary": "Score one encounter",
+                    "parameters": [explain, log],
                     "requestBody": _body(_reference("Encounter"), EXAMPLE),
                     "responses": {
                         "200": _json("The prediction", _reference("Prediction"), answer),
@@ -139,6 +118,7 @@ def document(identity: Identity, *, maximum_rows: int, limits: dict[str, int]) -
                 "post": {
                     "operationId": "predictBatch",
                     "summary": f"Score up to {maximum_rows:,} encounters, answered in order",
+                    "parameters": [log],
                     "requestBody": _body(
                         {"type": "array", "items": _reference("Encounter"), "maxItems": maximum_rows}, [EXAMPLE]
                     ),
@@ -194,9 +174,36 @@ def document(identity: Identity, *, maximum_rows: int, limits: dict[str, int]) -
                         "risk_group": {"type": "string", "enum": list(RISK_GROUPS)},
                         "model_version": {"type": "string"},
                         "prediction_id": {"type": "string", "format": "uuid"},
+                        "explanation": _reference("Explanation"),
                     },
                     "required": list(answer),
                     "additionalProperties": False,
+                },
+                "Explanation": {
+                    "type": "object",
+                    "description": "With explain=true. base, all contributions and others add up to score. For a "
+                    "linear model the exact parts relative to the mean of the training rows, for trees the "
+                    "path-dependent TreeSHAP values.",
+                    "properties": {
+                        "unit": {"type": "string", "enum": [LOG_ODDS, PROBABILITY]},
+                        "base": {**number, "description": "The mean score"},
+                        "score": {**number, "description": "The score of this encounter, in the unit"},
+                        "contributions": {
+                            "type": "array",
+                            "description": "The largest ones, by amount",
+                            "items": {
+                                "type": "object",
+                                "properties": {
+                                    "column": {"type": "string"},
+                                    "value": {"type": ["string", "integer", "null"]},
+                                    "contribution": number,
+                                },
+                                "required": ["column", "value", "contribution"],
+                            },
+                        },
+                        "others": {**number, "description": "The sum of the remaining contributions"},
+                    },
+                    "required": ["unit", "base", "score", "contributions", "others"],
                 },
                 "Violations": {
                     "type": "object",
@@ -244,6 +251,3 @@ def document(identity: Identity, *, maximum_rows: int, limits: dict[str, int]) -
             }
         },
     }
-
-
-assert set(EXAMPLE) <= set(BY_NAME)

@@ -1,4 +1,4 @@
-"""The prediction log: one JSON line a prediction, written off the request path.
+"""The prediction log: one JSON line a prediction, written off the request path. `shipping` takes it to storage.
 
 Requests only append to a queue in memory. A thread writes them to a file under a temporary name and renames it
 when it is full, old, or when the service ends; so every file with its final name is whole. What a killed process
@@ -7,6 +7,7 @@ left behind is finished by the next one that starts in the same folder, but for 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -30,6 +31,9 @@ PAUSE_SECONDS = 0.25
 PORTION = 256
 FILE_BYTES = 16 * 1024 * 1024
 FILE_SECONDS = 60.0
+# How often the folder is measured, and how much it may hold of what storage did not take yet.
+MEASURE_SECONDS = 1.0
+SPOOL_BYTES = 1024 * 1024 * 1024
 # A longer body is written anew from its values: it is mostly white space.
 LONGEST_BODY = 8192
 SUFFIX = ".jsonl"
@@ -58,13 +62,16 @@ class PredictionLog:
         *,
         written: Callable[[int], None] = lambda count: None,
         dropped: Callable[[int], None] = lambda count: None,
+        spooled: Callable[[int], None] = lambda size: None,
         capacity: int = CAPACITY,
         file_bytes: int = FILE_BYTES,
         file_seconds: float = FILE_SECONDS,
+        spool_bytes: int = SPOOL_BYTES,
     ) -> None:
         self._folder = folder
         self._version = msgspec.json.encode(model_version)
-        self._written, self._dropped = written, dropped
+        self._written, self._dropped, self._spooled = written, dropped, spooled
+        self._spool_bytes, self._full, self._measured = spool_bytes, False, -MEASURE_SECONDS
         self._capacity, self._file_bytes, self._file_seconds = capacity, file_bytes, file_seconds
         self._queue: deque[Entry] = deque()
         self._encoder = msgspec.json.Encoder()
@@ -77,8 +84,8 @@ class PredictionLog:
         self._thread.start()
 
     def append(self, entry: Entry) -> None:
-        """Queue a prediction; it is dropped, and counted, when the disk is too far behind."""
-        if len(self._queue) >= self._capacity:
+        """Queue a prediction; it is dropped, and counted, when the disk is full or too far behind."""
+        if self._full or len(self._queue) >= self._capacity:
             self._dropped(1)
         else:
             self._queue.append(entry)
@@ -91,9 +98,28 @@ class PredictionLog:
     def _run(self) -> None:
         self._attempt(self._finish_orphans)
         while not self._ending.wait(PAUSE_SECONDS):
+            self._attempt(self._measure)
             self._attempt(self._write)
         self._attempt(self._write)
         self._attempt(self._rotate)
+
+    def _measure(self) -> None:
+        """Look how much the folder holds; nothing more is taken when it is as much as it may hold."""
+        now = time.monotonic()
+        if now - self._measured < MEASURE_SECONDS:
+            return
+        self._measured = now
+        size = 0
+        if self._folder.is_dir():
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # shipped in this moment
+                        size += entry.stat().st_size
+        self._spooled(size)
+        full = size >= self._spool_bytes
+        if full and not self._full:
+            logger.warning("the prediction log is full: %s holds %d bytes; predictions are dropped", self._folder, size)
+        self._full = full
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -137,7 +163,7 @@ class PredictionLog:
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        path = self._folder / f"predictions-{moment}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        path = self._folder / f"predictions-{moment}-{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
         unfinished = path.with_name(path.name + UNFINISHED)
         file = unfinished.open("xb", buffering=0)
         # Tells a later process that somebody still writes here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -14,12 +15,16 @@ import numpy.typing as npt
 import onnxruntime
 
 from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.contributions import PROBABILITY, Explainer, owners_of
 from health_predict.core.row_encoder import ColumnTable, RowEncoder
 from readmission_service.contract import DECODER, is_code
 
 INPUT = "rows"
 OUTPUT = "probabilities"
 TOLERANCE = 1e-6
+EXPLAINER = "explainer.npz"
+SHOWN_CONTRIBUTIONS = 10
+EXPLAINED_GOLDEN, EXPLAINED_TOLERANCE = 3, 1e-4
 RISK_GROUPS = ("low", "medium", "high", "very high")
 
 
@@ -51,6 +56,24 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     prediction_id: str
 
 
+class Contribution(msgspec.Struct, frozen=True):
+    """What one column of the encounter added to the score."""
+
+    column: str
+    value: str | int | None
+    contribution: float
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """The contributions with the largest amounts; `base`, all of them and `others` make the score."""
+
+    unit: str
+    base: float
+    score: float
+    contributions: list[Contribution]
+    others: float
+
+
 class GoldenMismatchError(Exception):
     """The model does not answer as it did when the Bento was built."""
 
@@ -61,7 +84,7 @@ class Scorer:
     Rows are tuples of an encounter's values in the order of `columns.FEATURES`, as decoded by the contract.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int = 1) -> None:
         self.identity = msgspec.json.decode((folder / "identity.json").read_bytes(), type=Identity)
         self.golden: list[dict[str, Any]] = msgspec.json.decode((folder / "golden.json").read_bytes())
         encoder = RowEncoder.from_json(msgspec.json.decode((folder / "encoder.json").read_bytes()))
@@ -73,9 +96,15 @@ class Scorer:
         )
         self._lookups = tuple(column.known for column in self._columns)
         self.names = tuple(column.name for column in FEATURES)
+        tables_of_contributions = folder / EXPLAINER
+        self.explainer = (
+            Explainer.from_bytes(tables_of_contributions.read_bytes()) if tables_of_contributions.is_file() else None
+        )
+        self._owners = owners_of(RowEncoder(encoder.names, tuple(tables[name] for name in self.names)))
         options = onnxruntime.SessionOptions()
         # One row at a time gains nothing from threads, and the pools of several workers would fight.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         graph = (folder / "model.onnx").read_bytes()
         self._run = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run
@@ -128,8 +157,31 @@ class Scorer:
             group = "high" if probability < very_high else "very high"
         return Answer(1 if probability >= self._threshold else 0, probability, group, self._version, prediction_id)
 
+    def explain(self, values: tuple[Any, ...]) -> Explanation:
+        """What the columns added to the score of an encounter, the largest amounts first."""
+        explainer = self.explainer
+        assert explainer is not None
+        amounts = []
+        for column, value in zip(self._columns, values, strict=True):
+            known = column.known.get(value)
+            amounts.append(column.amounts_of_new(value) if known is None else known)
+        found = explainer.by_column(amounts, self._owners)
+        order = np.argsort(-np.abs(found), kind="stable")
+        return Explanation(
+            unit=explainer.unit,
+            base=explainer.base,
+            score=explainer.base + float(found.sum()),
+            contributions=[
+                Contribution(self.names[at], values[at], float(found[at])) for at in order[:SHOWN_CONTRIBUTIONS]
+            ],
+            others=float(found[order[SHOWN_CONTRIBUTIONS:]].sum()),
+        )
+
     def check(self) -> None:
-        """Answer the golden requests, one by one and together. Raises GoldenMismatchError at the first other answer."""
+        """Answer the golden requests, one by one and together, and explain some.
+
+        Raises GoldenMismatchError at the first other answer.
+        """
         rows = [
             msgspec.structs.astuple(DECODER.decode(msgspec.json.encode(golden["request"]))) for golden in self.golden
         ]
@@ -146,6 +198,12 @@ class Scorer:
                     or answer.risk_group != expected["risk_group"]
                 ):
                     raise GoldenMismatchError(f"golden request {number} is answered otherwise than at build time")
+        if self.explainer is not None:
+            for row in rows[:: max(1, len(rows) // EXPLAINED_GOLDEN)]:
+                score = self.explain(row).score
+                expected = score if self.explainer.unit == PROBABILITY else 1 / (1 + math.exp(-score))
+                if not abs(expected - self.score(row)[0]) <= EXPLAINED_TOLERANCE:
+                    raise GoldenMismatchError("the contributions do not add up to the score")
 
 
 class _Column:

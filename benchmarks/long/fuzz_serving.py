@@ -1,0 +1,134 @@
+"""Hostile clients against a running service: no failure of ours, no hang, no memory that grows.
+
+20,000 bodies of every kind in `parts/hostile.py`, bodies of 100 MB, clients that never finish their body or their
+headers, and Schemathesis over the OpenAPI document. Ends with exit code 1 when something is not as it should be.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from itertools import cycle, islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from parts import hostile, load, servers
+
+from health_predict.core.columns import EXAMPLE
+
+BODIES, WARM_BODIES = 20_000, 5_000
+CONNECTIONS = 16
+SLOW_CLIENTS = 50
+HUGE_BYTES = 100_000_000
+GROWTH = 1.15
+EXAMPLES = 200
+
+
+def main() -> None:
+    """Serve, attack, and say what came of it."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        home = Path(folder)
+        model = servers.train(home)
+        port = servers.free_port()
+        command, environment = servers.ours(model.bento, port, home, 2, prediction_log=str(home / "log"))
+        honest = json.dumps(EXAMPLE).encode()
+        server = running.enter_context(
+            servers.serve(command, port, home / "log.txt", probe=("/predict", honest), environment=environment)
+        )
+        requests = (load.post(path, body, kind) for path, kind, body in hostile.bodies(BODIES, seed=7))
+        begin = time.monotonic()
+        first = load.run(port, islice(requests, WARM_BODIES), connections=CONNECTIONS)
+        warm = server.memory()
+        rest = load.run(port, requests, connections=CONNECTIONS)
+        grown = server.memory()
+        statuses = first.statuses + rest.statuses
+        lost = first.lost + rest.lost
+        print(
+            f"{sum(statuses.values())} hostile bodies in {time.monotonic() - begin:.0f} s: "
+            f"{dict(sorted(statuses.items()))}, "
+            f"{lost} without an answer; memory {warm:.0f} MB after {WARM_BODIES}, {grown:.0f} MB at the end"
+        )
+        huge = Counter(send_huge(port, path) for path in ("/predict", "/predict/batch") for _ in range(3))
+        print(f"bodies of 100 MB: {dict(huge)}")
+        slow, slowest = slow_clients(port, honest)
+        print(
+            f"{SLOW_CLIENTS} clients that never end their body: {dict(slow)}; meanwhile the slowest honest answer took "
+            f"{slowest:.0f} ms"
+        )
+        kept = schemathesis(port)
+        again = server.memory()
+        print(f"memory at the end {again:.0f} MB")
+        text = (home / "log.txt").read_text(errors="replace")
+        result = {
+            "bodies": sum(statuses.values()),
+            "server_errors": sum(count for status, count in (statuses + huge + slow).items() if status >= 500),
+            "lost": lost,
+            "memory_growth": round(max(grown, again) / warm, 3),
+            "schemathesis_failed": int(not kept),
+            "tracebacks": text.count("Traceback") + text.count("[ERROR]"),
+        }
+        print(json.dumps(result))
+        good = result["bodies"] == BODIES and result["memory_growth"] <= GROWTH and set(huge) == {413}
+        if not good or set(slow) != {408} or any(result[name] for name in list(result)[1:3] + list(result)[4:]):
+            raise SystemExit(1)
+
+
+def send_huge(port: int, path: str) -> int:
+    """The status of a body of 100 MB; 0 when there was no answer."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with suppress(OSError):  # it need not read all of it
+            connection.sendall(f"{head}Content-Length: {HUGE_BYTES}\r\n\r\n".encode() + b" " * HUGE_BYTES)
+        return read_status(connection)
+
+
+def read_status(connection: socket.socket) -> int:
+    """Status of the answer that waits on a connection; 0 when it was closed without one."""
+    try:
+        return int((connection.recv(4096) or b"HTTP/1.1 000")[9:12])
+    except OSError:
+        return 0
+
+
+def slow_clients(port: int, honest: bytes) -> tuple[Counter[int], float]:
+    """Answers to clients that never end their body, and milliseconds of the slowest honest one in the meantime."""
+    with ExitStack() as opened:
+        half_head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Ty"
+        head = load.post("/predict", b" " * 900)[:-900]
+        waiting = []
+        for number in range(2 * SLOW_CLIENTS):
+            connection = opened.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            connection.sendall(head + honest[:20] if number % 2 else half_head)
+            if number % 2:
+                waiting.append(connection)
+        result = load.run(port, cycle([load.post("/predict", honest)]), connections=4, seconds=12)
+        assert not result.lost and set(result.statuses) == {200}
+        return Counter(read_status(connection) for connection in waiting), float(result.milliseconds(100)[0])
+
+
+def schemathesis(port: int) -> bool:
+    """Whether every answer to requests made from the OpenAPI document is one that the document allows."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{port}/docs.json"),
+            *("--max-examples", str(EXAMPLES), "--phases", "examples,coverage,fuzzing", "--seed", "1", "--no-color"),
+            # For JSON Schema 10.0 is a whole number; the service wants it written as one.
+            *("--exclude-checks", "positive_data_acceptance"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    print("\n".join(done.stdout.splitlines()[-40:]), done.stderr[-2000:])
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What a prediction costs over HTTP: the usual services and ours.
+
+One model, the same rows, one machine, one load client (`parts/load.py`), one run. Each service has two workers and
+one native thread in each. CPU is that of the whole tree of the server's processes; the client's is not counted.
+The rounds alternate between the services, and the median of the rounds is shown.
+
+    naive     FastAPI, pydantic, a one-row DataFrame, the pickled scikit-learn pipeline
+    mlflow    `mlflow models serve` of the same pipeline
+    echo      BentoML, every setting tuned, checks the body and answers a constant
+    ours      the Bento, with its prediction log on
+    no log    the same without a prediction log
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+
+import joblib
+import mlflow.sklearn
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import load, servers
+
+CLIENTS = (1, 8, 32)
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+WARM_SECONDS, SECONDS = 1.0, float(os.environ.get("BENCH_SECONDS", "4"))
+WORKERS = 2
+ASKED_ROWS = 1000
+BATCHES = 3
+
+
+def main() -> None:
+    """Train, start all services, ask them, print the tables and the ratios."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        home = Path(folder)
+        model = servers.train(home)
+        up = start(home, model, running)
+        compare_answers(model, up)
+        cells: dict[tuple[str, int], list[tuple[float, float, float, float]]] = {}
+        for _ in range(ROUNDS):
+            for clients in CLIENTS:
+                for name, (server, path, bodies) in up.items():
+                    cells.setdefault((name, clients), []).append(measure(server, path, bodies, clients))
+        table = {
+            cell: [statistics.median(column) for column in zip(*rows, strict=True)] for cell, rows in cells.items()
+        }
+        print(f"{'service':<8} {'clients':>8} {'CPU ms':>9} {'req/s':>9} {'p50 ms':>9} {'p99 ms':>9}")
+        for (name, clients), (cpu, rate, p50, p99) in table.items():
+            print(f"{name:<8} {clients:>8} {cpu:>9.3f} {rate:>9.0f} {p50:>9.2f} {p99:>9.2f}")
+        for name, (server, _, _) in up.items():
+            print(f"{name:<8} memory of the whole tree {server.memory():.0f} MB")
+        batch = measure_batch(model, up)
+        for name, seconds in batch.items():
+            print(f"10,000 rows, {name:<44} {seconds * 1000:>7.0f} ms CPU")
+
+        def ratio(column: int, over: str, under: str, clients: int) -> float:
+            return table[over, clients][column] / table[under, clients][column]
+
+        costs = [ratio(0, "no log", "ours", clients) for clients in CLIENTS]
+        print(
+            f"the prediction log costs {100 * (1 - min(costs)):.1f} % CPU at most, and at 32 clients "
+            f"{100 * (1 - ratio(1, 'ours', 'no log', 32)):.1f} % of the throughput"
+        )
+        result = {
+            # The least favourable number of clients.
+            "cpu_vs_naive": round(min(ratio(0, "naive", "ours", clients) for clients in CLIENTS), 1),
+            "cpu_vs_echo": round(max(ratio(0, "ours", "echo", clients) for clients in CLIENTS), 2),
+            "p99_vs_echo": round(ratio(3, "ours", "echo", 32), 2),
+            "batch_cpu_vs_pandas": round(batch["naive"] / batch["ours"], 1),
+        }
+        print(json.dumps(result))
+
+
+Up = dict[str, tuple[servers.Server, str, list[bytes]]]
+
+
+def start(home: Path, model: servers.Model, running: ExitStack) -> Up:
+    """All services, ready, each with its path and its bodies."""
+    joblib.dump({"pipeline": model.pipeline, "threshold": model.threshold}, home / "pipeline.joblib")
+    mlflow.sklearn.save_model(
+        model.pipeline,
+        home / "mlflow",
+        serialization_format="cloudpickle",
+        pyfunc_predict_fn="predict_proba",
+        pip_requirements=[],
+    )
+    bodies = [json.dumps(row).encode() for row in model.rows[:ASKED_ROWS]]
+    records = model.frame[list(model.rows[0])].head(ASKED_ROWS).to_dict("records")
+    invocations = [json.dumps({"dataframe_records": [record]}).encode() for record in records]
+    up: Up = {}
+
+    def add(
+        name: str, command: list[str], port: int, path: str, asked: list[bytes], environment: dict[str, str]
+    ) -> None:
+        server = running.enter_context(
+            servers.serve(command, port, home / f"{name}.log", probe=(path, asked[0]), environment=environment)
+        )
+        up[name] = (server, path, asked)
+
+    port = servers.free_port()
+    command = [sys.executable, "-m", "uvicorn", "naive_service:app", "--port", str(port), "--workers", str(WORKERS)]
+    environment = {"NAIVE_MODEL": str(home / "pipeline.joblib")}
+    add("naive", [*command, "--no-access-log", "--log-level", "warning"], port, "/predict", bodies, environment)
+    port = servers.free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(home / "mlflow"), "--env-manager", "local"]
+    command += ["--port", str(port), "--workers", str(WORKERS)]
+    # It starts `uvicorn` by name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    add("mlflow", command, port, "/invocations", invocations, {"PATH": path})
+    port = servers.free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        "echo_service:Echo",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    add("echo", command, port, "/predict", bodies, {"BENTOML_HOME": str(home / "echo")})
+    for name, settings in (("ours", {"prediction_log": str(home / "log")}), ("no log", {})):
+        port = servers.free_port()
+        command, environment = servers.ours(model.bento, port, home / name, WORKERS, **settings)
+        add(name, command, port, "/predict", bodies, environment)
+    return up
+
+
+def compare_answers(model: servers.Model, up: Up) -> None:
+    """The services that have a model give the same answers."""
+    expected = model.pipeline.predict_proba(model.frame.head(20))[:, 1]
+    for number, probability in enumerate(expected.tolist()):
+        for name in ("naive", "ours", "no log"):
+            server, path, bodies = up[name]
+            answer = server.ask(path, bodies[number])
+            assert abs(answer["probability_score"] - probability) < 1e-6, name
+            assert answer["prediction"] == int(probability >= model.threshold), name
+        server, path, bodies = up["mlflow"]
+        assert abs(server.ask(path, bodies[number])["predictions"][0][1] - probability) < 1e-6
+
+
+def measure(server: servers.Server, path: str, bodies: list[bytes], clients: int) -> tuple[float, float, float, float]:
+    """CPU milliseconds a request, requests a second, median and 99th percentile of the latency in milliseconds."""
+    requests = [load.post(path, body) for body in bodies]
+    load.run(server.port, cycle(requests), connections=clients, seconds=WARM_SECONDS)
+    before = server.cpu()
+    result = load.run(server.port, cycle(requests), connections=clients, seconds=SECONDS)
+    cpu = server.cpu() - before
+    assert not result.lost and set(result.statuses) == {200}, (result.lost, result.statuses)
+    p50, p99 = result.milliseconds(50, 99)
+    return cpu / result.answered * 1000, result.rate, p50, p99
+
+
+def measure_batch(model: servers.Model, up: Up) -> dict[str, float]:
+    """Smallest CPU seconds of 10,000 rows: the services' batch paths, and the pipeline alone without any service."""
+    body = json.dumps(model.rows).encode()
+    found = {}
+    for name in ("naive", "ours"):
+        server = up[name][0]
+        rounds = []
+        for _ in range(BATCHES):
+            before = server.cpu()
+            assert len(server.ask("/predict/batch", body)) == len(model.rows)
+            rounds.append(server.cpu() - before)
+        found[name] = min(rounds)
+    records = model.frame[list(model.rows[0])].to_dict("records")
+    rounds = []
+    for _ in range(BATCHES):
+        begin = time.process_time()
+        model.pipeline.predict_proba(pd.DataFrame(records))
+        rounds.append(time.process_time() - begin)
+    found["the pandas pipeline alone, rows already parsed"] = min(rounds)
+    return found
+
+
+if __name__ == "__main__":
+    main()

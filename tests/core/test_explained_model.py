@@ -1,0 +1,112 @@
+"""Contributions are what the `shap` library computes, for every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.pipeline import Pipeline
+
+from health_predict.core.cohort import target
+from health_predict.core.columns import FEATURES
+from health_predict.core.contributions import PROBABILITY, Explainer, LinearTables, owners_of
+from health_predict.core.errors import GateError, StateError
+from health_predict.core.explained_model import explain_pipeline, scores
+from health_predict.core.families import FAMILIES
+from health_predict.core.features import EncounterFeatures
+
+ROWS = 25
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def fitted(request: pytest.FixtureRequest, cohort: pd.DataFrame) -> Pipeline:
+    features = EncounterFeatures(minimum_rows=30).fit(cohort)
+    family = FAMILIES[request.param]
+    few = {"n_estimators": 30} if "n_estimators" in {**family.fixed, **family.first} else {}
+    estimator = family.fit({**family.first, **few}, features.transform(cohort), target(cohort), seed=1)
+    return Pipeline([("features", features), ("estimator", estimator)])
+
+
+def reference(estimator: Any, background: Any, rows: Any) -> Any:
+    shap = pytest.importorskip("shap", reason="skipped: shap has no wheel for this machine")
+    if type(estimator).__name__ == "LogisticRegression":
+        # Only the mean of the background counts for a linear model.
+        masker = shap.maskers.Independent(background.mean(axis=0, keepdims=True))
+        return shap.LinearExplainer(estimator, masker).shap_values(rows.astype(np.float64))
+    values = np.asarray(shap.TreeExplainer(estimator, feature_perturbation="tree_path_dependent").shap_values(rows))
+    return values[..., 1] if values.ndim == 3 else values
+
+
+def amounts_of(pipeline: Pipeline, frame: pd.DataFrame, row: int) -> list[Any]:
+    tables = {table.column: table for table in pipeline.named_steps["features"].encoder_.tables}
+    return [tables[column.name].of(str(frame[column.name].iloc[row])) for column in FEATURES]
+
+
+def test_as_the_shap_library_says(fitted: Pipeline, cohort: pd.DataFrame) -> None:
+    # given the tables of a model, written and read again
+    features, estimator = fitted.named_steps["features"], fitted.named_steps["estimator"]
+    explainer = Explainer.from_bytes(explain_pipeline(fitted, cohort).to_bytes())
+    frame = cohort.tail(ROWS)
+    rows = features.transform(frame)
+    expected = reference(estimator, features.transform(cohort).astype(np.float64), rows)
+    owners = owners_of(features.encoder_)
+    alone = {at for at, columns in enumerate(owners) if len(columns) == 1}
+    for number, row in enumerate(rows):
+        by_column = explainer.by_column(amounts_of(fitted, frame, number), owners)
+        # then positions have shap's values
+        if not isinstance(explainer.tables, LinearTables):
+            assert explainer.by_position(row) == pytest.approx(expected[number], abs=1e-6)
+        # and a column that shares no position has the sum of its own
+        for column, table in enumerate(features.encoder_.tables):
+            mine = [at for at, columns in enumerate(owners) if column in columns]
+            if mine and alone.issuperset(mine):
+                assert by_column[column] == pytest.approx(expected[number][mine].sum(), abs=1e-5), table.column
+        # and nothing is lost
+        assert by_column.sum() == pytest.approx(expected[number].sum(), abs=1e-4)
+
+
+def test_contributions_add_up_to_the_score(fitted: Pipeline, cohort: pd.DataFrame) -> None:
+    explainer = explain_pipeline(fitted, cohort)
+    rows = fitted.named_steps["features"].transform(cohort.tail(ROWS))
+    owners = owners_of(fitted.named_steps["features"].encoder_)
+    totals = [
+        explainer.base + explainer.by_column(amounts_of(fitted, cohort.tail(ROWS), row), owners).sum()
+        for row in range(ROWS)
+    ]
+    assert totals == pytest.approx(scores(fitted, rows, explainer.unit), abs=1e-4)
+    if explainer.unit == PROBABILITY:
+        assert 0 < explainer.base < 1
+
+
+def test_the_same_model_gives_the_same_bytes(fitted: Pipeline, cohort: pd.DataFrame) -> None:
+    assert explain_pipeline(fitted, cohort).to_bytes() == explain_pipeline(fitted, cohort).to_bytes()
+
+
+def test_what_does_not_add_up_is_refused(
+    fitted: Pipeline, cohort: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given tables whose contributions are not the model's
+    monkeypatch.setattr(Explainer, "by_column", lambda self, amounts, owners: np.zeros(len(amounts)))
+    with pytest.raises(GateError, match="do not add up to the score: training row"):
+        explain_pipeline(fitted, cohort)
+
+
+def test_an_unknown_estimator(fitted: Pipeline, cohort: pd.DataFrame) -> None:
+    from sklearn.dummy import DummyClassifier
+
+    pipeline = Pipeline([("features", fitted.named_steps["features"]), ("estimator", DummyClassifier())])
+    with pytest.raises(StateError, match="no explanation is known for DummyClassifier"):
+        explain_pipeline(pipeline, cohort)
+
+
+def test_trees_of_nothing_but_a_root(cohort: pd.DataFrame) -> None:
+    # given a booster that finds nothing to split
+    features = EncounterFeatures(minimum_rows=30).fit(cohort)
+    family = FAMILIES["XGBoost"]
+    parameters = {**family.first, "n_estimators": 3, "min_child_weight": 1e9}
+    estimator = family.fit(parameters, features.transform(cohort), target(cohort), seed=1)
+    explainer = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), cohort)
+    # then nothing contributes
+    assert not explainer.by_position(features.transform(cohort.head(1))[0]).any()
