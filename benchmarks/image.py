@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from sklearn.pipeline import Pipeline
 from health_predict.adapters import registry as adapter
 from health_predict.adapters.bentoml import BentoStore, pack
 from health_predict.adapters.registry import RemoteRegistry
+from health_predict.adapters.storage import unpack_archive
 from health_predict.core.cohort import target
 from health_predict.core.compiled_model import compile_pipeline
 from health_predict.core.evaluation import f1_threshold
@@ -114,8 +114,7 @@ def builder(home: Path, archives: list[Path]) -> tuple[str, Cost] | None:
     cost = None
     for archive in archives:
         context = home / f"context-{archive.stem}"
-        with tarfile.open(archive) as tar:
-            tar.extractall(context, filter="data")
+        unpack_archive(archive, context)
         for script in context.glob("env/docker/*.sh"):
             script.chmod(0o755)
         image = f"{REGISTRY}/bench/builder-{os.getpid()}:{archive.stem}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import disk_error, whole_file
+from health_predict.adapters.storage import disk_error, unpack_archive, whole_file
 from health_predict.core.content import content_digest
 from health_predict.core.errors import SettingsError, StateError
 from health_predict.settings import Settings
@@ -139,8 +139,7 @@ class LayoutRegistry:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f"{folder.name}.unpacking-", dir=folder.parent) as workshop:
                 new, old = Path(workshop) / "new", Path(workshop) / "old"
-                with tarfile.open(self._blob(layer["digest"])) as tar:
-                    tar.extractall(new, filter="data")
+                unpack_archive(self._blob(layer["digest"]), new)
                 if folder.exists():
                     folder.rename(old)
                 new.rename(folder)

@@ -29,7 +29,7 @@ from oras.container import Container
 from oras.provider import Registry
 
 from health_predict.adapters.runtime_layer import SITE, Layer, pack_layer, runtime_key, runtime_layer
-from health_predict.adapters.storage import disk_error
+from health_predict.adapters.storage import disk_error, unpack_archive
 from health_predict.core.content import content_digest
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
 
@@ -317,8 +317,7 @@ class RemoteRegistry:
             with tempfile.TemporaryDirectory(prefix=f"{folder.name}.unpacking-", dir=folder.parent) as name:
                 workshop = Path(name)
                 self._repository.fetch(manifest["layers"][-1]["digest"], workshop / "layer.tar.gz")
-                with tarfile.open(workshop / "layer.tar.gz") as tar:
-                    tar.extractall(workshop / "root", filter="data")
+                unpack_archive(workshop / "layer.tar.gz", workshop / "root")
                 new = workshop / "root" / BENTO_PATH
                 if not (new / "bento.yaml").is_file():
                     raise StateError(f"image {uri} holds no Bento", "run bento_build and ecr_push again")
@@ -575,8 +574,7 @@ def _requirements(bento: Path) -> str:
 def _bento_layer(bento: Path, workshop: Path) -> Layer:
     root = workshop / "bento"
     try:
-        with tarfile.open(bento) as tar:
-            tar.extractall(root, filter="data")
+        unpack_archive(bento, root)
         files = [
             (f"{BENTO_PATH}/{path.relative_to(root).as_posix()}", path) for path in root.rglob("*") if path.is_file()
         ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from health_predict.adapters.storage import (
     Storage,
     disk_error,
     open_storage,
+    unpack_archive,
     whole_file,
 )
 from health_predict.core.errors import DataError, SettingsError, StateError, UnreachableError
@@ -226,3 +229,19 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
         temporary.write_text("whole")
     # then only the first part is gone
     assert sorted(path.name for path in tmp_path.iterdir()) == [busy.name, "report.html"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
+@pytest.mark.parametrize("python", ["now", "before 3.11.4"])
+def test_an_archive_cannot_write_outside_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, python: str
+) -> None:
+    if python != "now":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    with pytest.raises(tarfile.TarError, match="outside"):
+        unpack_archive(tmp_path / "a.tar", tmp_path / "in" / "here")
+    assert not list(tmp_path.rglob("outside"))

@@ -19,6 +19,7 @@ import pytest
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.kubernetes import CANDIDATE, Cluster, KubernetesTarget
 from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.storage import unpack_archive
 from health_predict.core.cohort import save_csv
 from health_predict.core.errors import GateError, HealthPredictError, UnreachableError
 from health_predict.core.synthetic import synthesize
@@ -64,8 +65,7 @@ class Models:
         version = self.tracking().version("2")
         folder = self.place.home / "altered"
         shutil.rmtree(folder, ignore_errors=True)
-        with tarfile.open(self.place.home.parent / "2.tar") as tar:
-            tar.extractall(folder, filter="data")
+        unpack_archive(self.place.home.parent / "2.tar", folder)
         alter(folder)
         archive = self.place.home.parent / "altered.tar"
         with tarfile.open(archive, "w") as tar:

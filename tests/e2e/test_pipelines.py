@@ -1,0 +1,132 @@
+"""The pipelines on a real Kubeflow: a run that ends with a model in service, versions, schedules."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from health_predict.adapters.kfp_cluster import ClusterPipelines
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import PREFIX, Settings
+from tests.e2e import platform
+from tests.e2e.conftest import (
+    BASE_IMAGE,
+    IMAGES,
+    KFP,
+    MLFLOW,
+    NAMESPACE,
+    OBJECT_STORE,
+    REGISTRY,
+    ROOT,
+    SERVING_PORT,
+    deployment,
+    kubectl,
+)
+
+BUCKET, KEY = "mlpipeline", "raw/e2e.csv"
+# How a task calls the base image, where its registry has another name in the cluster.
+TASK_BASE_IMAGE = os.environ.get("E2E_TASK_BASE_IMAGE", BASE_IMAGE)
+# Every cohort and every search is small: it is the way that is examined, not the model.
+SMALL = ("initial_share=0.8", "future_batches=2", "families=LogisticRegression,LightGBM", "trials=1")
+
+pytestmark = [pytest.mark.full]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The platform from nothing, the data in its object store, and the environment of who works with it."""
+    import boto3
+
+    if not platform.have_pipelines():
+        pytest.skip("skipped: the cluster has no Kubeflow Pipelines")
+    if not platform.PIPELINE_IMAGE:
+        pytest.skip("skipped: E2E_PIPELINE_IMAGE names no image of the tasks (`make images`)")
+    folder = tmp_path_factory.mktemp("pipelines")
+    platform.down()
+    platform.prepare(folder)
+    platform.up(folder, base_image=TASK_BASE_IMAGE, data_source=f"s3://{BUCKET}/{KEY}", rollout_observation="5")
+    exported = subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True, check=True).stdout
+    keys = dict(line.removeprefix("export ").split("=", 1) for line in exported.splitlines())
+    credentials = {name: value.strip("'") for name, value in keys.items() if name.startswith("AWS_")}
+    synthesize(14_000, seed=11).to_csv(folder / "cohort.csv", index=False)
+    client = boto3.client(
+        "s3",
+        endpoint_url=OBJECT_STORE,
+        aws_access_key_id=credentials["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=credentials["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    client.upload_file(str(folder / "cohort.csv"), BUCKET, KEY)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {**plain, **credentials, **{PREFIX + name.upper(): value for name, value in addresses(folder).items()}}
+
+
+def addresses(home: Path) -> dict[str, str]:
+    return {
+        "home": str(home / "home"),
+        "profile": "kind",
+        "mlflow_tracking_uri": MLFLOW,
+        "s3_endpoint_url": OBJECT_STORE,
+        "kfp_host": KFP,
+        "image_registry": f"{IMAGES}/readmission",
+        "registry_endpoint": REGISTRY,
+        "serving_port": str(SERVING_PORT),
+    }
+
+
+def command(shell: dict[str, str], *arguments: str) -> Any:
+    """What `health-predict ... --json` says last."""
+    done = subprocess.run(
+        [sys.executable, "-m", "health_predict.cli", *arguments, "--json"],
+        env=shell,
+        capture_output=True,
+        text=True,
+        timeout=2400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:
+    # when the pipeline runs in the cluster
+    parameters = [word for pair in SMALL for word in ("-p", pair)]
+    run = command(shell, "pipeline", "run", "readmission", "--timeout", "2000", *parameters)
+    # then it ended well, and is the newest of the list
+    assert run["state"] == "SUCCEEDED"
+    assert command(shell, "pipeline", "list")[0]["run_id"] == run["run_id"]
+    # and a model serves, from the image that lineage names
+    links = command(shell, "lineage")
+    assert [link["problem"] for link in links] == [""] * len(links)
+    label = "app.kubernetes.io/name=readmission-api"
+    pods = json.loads(kubectl("-n", NAMESPACE, "get", "pods", "-l", label, "-o", "json"))["items"]
+    (digest,) = {pod["status"]["containerStatuses"][0]["imageID"].rpartition("@")[2] for pod in pods}
+    assert links[1]["identity"].endswith(f"@{digest}")
+    assert deployment()["status"]["availableReplicas"] == 2
+
+
+def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: Path) -> None:
+    import pipelines
+
+    settings = Settings(**addresses(tmp_path))  # type: ignore[arg-type]
+    cluster = ClusterPipelines(settings)
+    training = pipelines.PIPELINES["training"]
+    # when a version is uploaded twice, then it is one
+    assert cluster.upload("training", training, "a" * 40) == cluster.upload("training", training, "a" * 40)
+    # when it is scheduled, for a time that does not come
+    try:
+        never = "0 0 3 29 2 *"
+        first = cluster.schedule("training", training, "a" * 40, never, {"trials": 1})
+        assert first.changed
+        # then a repetition changes nothing, another time replaces it
+        assert not cluster.schedule("training", training, "a" * 40, never, {"trials": 1}).changed
+        assert cluster.schedule("training", training, "a" * 40, "0 0 4 29 2 *", {"trials": 1}).changed
+    finally:
+        assert cluster.unschedule("training") == 1
+    assert cluster.unschedule("training") == 0
