@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format compile bench bench-image bench-serving fuzz-serving soak-serving e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-image bench-serving fuzz-serving soak-serving e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -22,6 +22,8 @@ endif
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY) ## The locked environment, in .venv
 
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
 	@$(RUN)health-predict demo

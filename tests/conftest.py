@@ -30,11 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the person or machine that runs the tests reaches them."""
+def own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting and no cluster of the person or machine that runs the tests reaches them, unless they ask for it."""
     for name in list(os.environ):
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
+    if not request.node.get_closest_marker("e2e"):
+        monkeypatch.setenv("KUBECONFIG", os.devnull)
 
 
 @pytest.fixture(scope="session")

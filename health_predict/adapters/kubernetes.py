@@ -48,6 +48,8 @@ JSON = "application/json"
 # How long a request is repeated while the API server is away, busy or in conflict.
 PATIENCE_SECONDS = 60.0
 REQUEST_SECONDS = 10.0
+# Less than a client waits for its answer.
+CONNECT_SECONDS = 6.0
 PAUSE_SECONDS = 1.0
 LEASE_SECONDS = 15
 RENEW_SECONDS = 4.0
@@ -181,11 +183,9 @@ def _accept(listener: socket.socket, connect: Callable[[], Any]) -> None:
 
 def _pump(near: socket.socket, connect: Callable[[], Any]) -> None:
     with near:
-        try:
-            far = connect()
-        except Exception as error:  # the library raises many kinds; the client sees a closed connection
-            log.warning("port-forward: %s", error)
-            return
+        far = _connected(connect)
+        if far is None:
+            return  # the client sees a closed connection
         with contextlib.closing(far):
             while True:
                 readable, _, _ = select.select([near, far], [], [], 60)
@@ -196,6 +196,19 @@ def _pump(near: socket.socket, connect: Callable[[], Any]) -> None:
                     if not data:
                         return
                     (far if source is near else near).sendall(data)
+
+
+def _connected(connect: Callable[[], Any]) -> Any | None:
+    """The far end, asked for again while the API server fails; None when it does for too long."""
+    end = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return connect()
+        except Exception as error:  # the library raises many kinds
+            log.warning("port-forward: %s", error)
+            if time.monotonic() > end:
+                return None
+        time.sleep(PAUSE_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,15 @@ def test_a_source_that_does_not_answer_fails(tmp_path: Path, port: int) -> None:
     assert named(checks, "data").health is Health.FAIL
 
 
-def test_a_cluster_is_not_asked_for_a_local_port(tmp_path: Path) -> None:
-    checks = doctor(Settings(home=tmp_path, serving_target=ServingTarget.KUBERNETES))
-    assert named(checks, "endpoint").finding == "served by kubernetes"
+def test_a_cluster_that_nobody_configured_fails_with_a_remedy(tmp_path: Path, port: int) -> None:
+    # given a local port that is taken, which does not matter where a cluster serves
+    with socket.create_server(("127.0.0.1", port)):
+        checks = doctor(Settings(home=tmp_path, serving_port=port, serving_target=ServingTarget.KUBERNETES))
+    # then
+    for name in ("cluster", "endpoint"):
+        check = named(checks, name)
+        assert check.health is Health.FAIL and check.finding.startswith("no cluster is configured")
+        assert "KUBECONFIG" in check.remedy
 
 
 def test_a_small_machine_is_warned_about(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
