@@ -362,8 +362,8 @@ class TestViolations:
         contract = module("contract")
         body = json.dumps({**module("openapi").EXAMPLE, **changes}).encode()
         try:
-            contract.DECODER.decode(body)
-            accepted = True
+            values = contract.msgspec.structs.astuple(contract.DECODER.decode(body))
+            accepted = all(map(contract.well_formed, range(len(values)), values))
         except (contract.msgspec.DecodeError, UnicodeDecodeError):
             accepted = False
         found = contract.violations(body)
@@ -458,6 +458,26 @@ class TestBatch:
             ["body", 3, "age"],
             ["body", 4],
         ]
+
+    def test_malformed_codes_and_other_violations_are_named_together(
+        self, client: Client, valid: dict[str, Any]
+    ) -> None:
+        rows = [valid] * 600
+        # given new codes that are written well, and others that are not, beside a missing field
+        rows[1] = {**valid, "diag_1": "V99.87"}
+        rows[2] = {"age": "[70-80)"}
+        rows[4] = {**valid, "diag_1": "diabetes", "admission_source_id": "\u0665"}
+        rows[599] = {**valid, "diag_3": "250.8\n"}
+        found = client.ask("POST", "/predict/batch", json=rows).json()["detail"]
+        # then only the latter are named, in order
+        assert {item["loc"][1] for item in found[:-3]} == {2}
+        assert [tuple(item["loc"][1:]) for item in found[-3:]] == [
+            *((4, "admission_source_id"), (4, "diag_1")),
+            (599, "diag_3"),
+        ]
+        # and nothing was counted
+        assert client.predict(rows[1]).status_code == 200
+        assert violated(client.predict(rows[599])) == {"diag_3": "string_pattern_mismatch"}
 
     def test_too_many_rows(self, client: Client, valid: dict[str, Any]) -> None:
         body = b"[" + b",".join([b"{}"] * 10_001) + b"]"

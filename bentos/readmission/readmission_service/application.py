@@ -11,20 +11,22 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limited, not_json, violations
 from readmission_service.metrics import CONTENT_TYPE, Metrics
 from readmission_service.openapi import document
 from readmission_service.page import page
 from readmission_service.prediction_log import Entry, PredictionLog
-from readmission_service.scorer import Identity, Scorer, new_ids
+from readmission_service.scorer import Identity, MalformedCodeError, Scorer, new_ids
 from readmission_service.settings import MEBIBYTE, ServiceSettings
 from readmission_service.shipping import Shipper, Store, open_store
 
@@ -220,7 +222,10 @@ class Application:
         if wrong:
             return self._violated(wrong)
         values = msgspec.structs.astuple(encounter)
-        probability, unseen = scorer.score(values)
+        try:
+            probability, unseen = scorer.score(values)
+        except MalformedCodeError:
+            return self._violated(violations(body))
         answer = scorer.answer(probability, new_ids(1)[0])
         metrics.decisions[answer.prediction].inc()
         metrics.probability.observe(probability)
@@ -269,26 +274,30 @@ class Application:
         if len(bodies) > most:
             return self._violated([Violation(("body",), f"must have at most {most} encounters", "too_long")])
         encounters: list[Any] = []
+        scored: list[tuple[npt.NDArray[np.float32], dict[int, int]]] = []
         wrong: list[Violation] = []
-        for index, one in enumerate(bodies):
-            if index % PORTION == 0:
-                await asyncio.sleep(0)
+        for start in range(0, len(bodies), PORTION):
+            await asyncio.sleep(0)
+            portion, invalid = _decoded(bodies[start : start + PORTION])
             try:
-                encounters.append(DECODER.decode(one))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                wrong += violations(one, loc=("body", index))
+                if portion:
+                    scored.append(scorer.score_many([msgspec.structs.astuple(encounter) for encounter in portion]))
+            except MalformedCodeError as error:
+                numbers = [number for number in range(len(portion) + len(invalid)) if number not in set(invalid)]
+                invalid = sorted(invalid + [numbers[row] for row in error.rows])
+            encounters += portion
+            for number in invalid:
+                wrong += violations(bodies[start + number], loc=("body", start + number))
                 if len(limited(wrong)) < len(wrong):
-                    break
+                    return self._violated(wrong)
         if wrong:
             return self._violated(wrong)
         answers = []
-        for start in range(0, len(encounters), PORTION):
+        for scores, unseen in scored:
             await asyncio.sleep(0)
-            rows = [msgspec.structs.astuple(encounter) for encounter in encounters[start : start + PORTION]]
-            scores, unseen = scorer.score_many(rows)
             answers += [
                 scorer.answer(probability, identifier)
-                for probability, identifier in zip(scores.tolist(), new_ids(len(rows)), strict=True)
+                for probability, identifier in zip(scores.tolist(), new_ids(len(scores)), strict=True)
             ]
             metrics.probabilities(scores)
             for position, count in unseen.items():
@@ -418,6 +427,17 @@ def _options(query: bytes) -> tuple[Options, list[Violation]]:
         if text not in TRUTHS
     ]
     return (NO_OPTIONS, wrong) if wrong else (Options(**{name: TRUTHS[text] for name, text in given.items()}), [])
+
+
+def _decoded(bodies: Sequence[msgspec.Raw]) -> tuple[list[Any], list[int]]:
+    """The encounters that can be read, and the numbers of the others."""
+    encounters, invalid = [], []
+    for number, body in enumerate(bodies):
+        try:
+            encounters.append(DECODER.decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            invalid.append(number)
+    return encounters, invalid
 
 
 def _is_json(kind: bytes) -> bool:

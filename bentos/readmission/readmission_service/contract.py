@@ -1,7 +1,8 @@
 """What a request may hold: one encounter as a flat JSON object under the dataset's own column names.
 
 Two readings of one contract. `DECODER` decides in microseconds whether a body is valid, by a type generated from
-the columns. Only when it is not does `violations` look again, slowly, to name everything that is wrong at once.
+the columns; how a code is written it leaves to `well_formed`, which only values have to pass that the model does not
+know. When either says no, `violations` looks again, slowly, to name everything that is wrong at once.
 No message repeats a value of the request: it may be a patient's.
 """
 
@@ -40,22 +41,15 @@ def is_code(column: Column) -> bool:
     return column.kind is Kind.OPEN_LEVEL and bool(column.levels) and column.levels[0].isdigit()
 
 
-def _exactly(pattern: str, *, nullable: bool) -> str:
-    # `$` would accept a line break at the end.
-    missing = "|[?]" if nullable else ""
-    return rf"^(?:{pattern}{missing})\Z"
-
-
 def _type_of(column: Column) -> Any:
     if column.kind is Kind.COUNT:
         kind: Any = Annotated[int, msgspec.Meta(ge=column.minimum, le=column.maximum)]
     elif column.kind is Kind.LEVEL:
         kind = Literal[(*column.levels, *((MISSING,) if column.nullable else ()))]
     elif column.kind is Kind.ICD9:
-        kind = Annotated[str, msgspec.Meta(pattern=_exactly(DIAGNOSIS, nullable=column.nullable))]
+        kind = str
     elif is_code(column):
-        text = Annotated[str, msgspec.Meta(pattern=_exactly(CODE, nullable=column.nullable))]
-        kind = Annotated[int, msgspec.Meta(ge=1, le=MAXIMUM_CODE)] | text
+        kind = Annotated[int, msgspec.Meta(ge=1, le=MAXIMUM_CODE)] | str
     else:
         kind = Annotated[str, msgspec.Meta(min_length=1, max_length=MAXIMUM_TEXT)]
     return kind | None if column.nullable else kind
@@ -77,11 +71,27 @@ Encounter = msgspec.defstruct(
     gc=False,
     kw_only=True,
 )
-"""One valid encounter; its fields are in the order of `columns.FEATURES`."""
+"""One encounter, valid but for the writing of its codes; its fields are in the order of `columns.FEATURES`."""
 
 DECODER = msgspec.json.Decoder(Encounter)
 # Finds where each encounter begins and ends, and whether the whole is JSON, without reading the values.
 ROWS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _writing_of(column: Column) -> re.Pattern[str] | None:
+    if column.kind is not Kind.ICD9 and not is_code(column):
+        return None
+    pattern = DIAGNOSIS if column.kind is Kind.ICD9 else CODE
+    return re.compile(f"{pattern}|[{MISSING}]" if column.nullable else pattern)
+
+
+_WRITINGS = tuple(_writing_of(column) for column in FEATURES)
+
+
+def well_formed(position: int, value: Any) -> bool:
+    """Whether a decoded value is written as the codes of its column are; `position` is that in `columns.FEATURES`."""
+    writing = _WRITINGS[position]
+    return writing is None or not isinstance(value, str) or writing.fullmatch(value) is not None
 
 
 def violations(body: bytes | msgspec.Raw, *, loc: tuple[str | int, ...] = ("body",)) -> list[Violation]:

@@ -78,6 +78,7 @@ class PredictionLog:
         self._file: FileIO | None = None
         self._path = folder
         self._opened = 0.0
+        self._moment = (0.0, b"")
         self._ending = threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -150,9 +151,11 @@ class PredictionLog:
         body = bytes(entry.body)
         if len(body) > LONGEST_BODY or b"\n" in body or b"\r" in body:
             body = self._encoder.encode(entry.encounter)
-        moment = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="microseconds")
+        if entry.time != self._moment[0]:  # those of a batch share theirs
+            text = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="microseconds")
+            self._moment = entry.time, text.encode()
         return b'{"time":"%b","id":"%b","model_version":%b,"probability":%b,"prediction":%d,"features":%b}\n' % (
-            moment.encode(),
+            self._moment[1],
             entry.id.encode(),
             self._version,
             repr(entry.probability).encode(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnxruntime
 from health_predict.core.columns import FEATURES, MISSING, Kind
 from health_predict.core.contributions import PROBABILITY, Explainer, owners_of
 from health_predict.core.row_encoder import ColumnTable, RowEncoder
-from readmission_service.contract import DECODER, is_code
+from readmission_service.contract import DECODER, is_code, well_formed
 
 INPUT = "rows"
 OUTPUT = "probabilities"
@@ -25,6 +26,8 @@ TOLERANCE = 1e-6
 EXPLAINER = "explainer.npz"
 SHOWN_CONTRIBUTIONS = 10
 EXPLAINED_GOLDEN, EXPLAINED_TOLERANCE = 3, 1e-4
+# The place of values outside the tables.
+NEW = 0
 RISK_GROUPS = ("low", "medium", "high", "very high")
 
 
@@ -78,6 +81,14 @@ class GoldenMismatchError(Exception):
     """The model does not answer as it did when the Bento was built."""
 
 
+class MalformedCodeError(ValueError):
+    """Codes that are not written as codes; `rows` are the numbers of the encounters that hold them."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__(f"{len(rows)} encounters hold malformed codes")
+        self.rows = rows
+
+
 class Scorer:
     """Tables, graph and threshold of one model version.
 
@@ -92,9 +103,21 @@ class Scorer:
         tables = {table.column: table for table in encoder.tables}
         self._pack = struct.Struct(f"={self._width}f").pack
         self._columns = tuple(
-            _Column(tables[column.name], column.kind, is_code(column), self._width) for column in FEATURES
+            _Column(position, tables[column.name], column.kind, is_code(column))
+            for position, column in enumerate(FEATURES)
         )
         self._lookups = tuple(column.known for column in self._columns)
+        # The same for many rows: what each value adds, one after another in flat arrays. Place 0 adds nothing.
+        everything: list[Any] = [()]
+        self._entries = []
+        for column in self._columns:
+            self._entries.append(_Entries(zip(column.known, count(len(everything)), strict=False)))
+            everything += column.known.values()
+        self._lengths = np.array([len(amounts) for amounts in everything], dtype=np.intp)
+        self._starts = self._lengths.cumsum() - self._lengths
+        flat = list(chain.from_iterable(everything))
+        self._positions = np.array([at for at, _ in flat], dtype=np.intp)
+        self._amounts = np.array([amount for _, amount in flat], dtype=np.float64)
         self.names = tuple(column.name for column in FEATURES)
         tables_of_contributions = folder / EXPLAINER
         self.explainer = (
@@ -114,14 +137,20 @@ class Scorer:
         self._version = self.identity.model_version
 
     def score(self, values: tuple[Any, ...]) -> tuple[float, Sequence[int]]:
-        """Probability of one encounter, and the positions of the columns whose value training never had."""
+        """Probability of one encounter, and the positions of the columns whose value training never had.
+
+        Raises MalformedCodeError.
+        """
         row = [0.0] * self._width
         unseen: list[int] = []
         for position, (value, known) in enumerate(zip(values, self._lookups, strict=True)):
             amounts = known.get(value)
             if amounts is None:
-                amounts = self._columns[position].amounts_of_new(value)
-                if not self._columns[position].is_seen(value):
+                new = self._columns[position].amounts_of_new(value)
+                if new is None:
+                    raise MalformedCodeError([0])
+                amounts, seen = new
+                if not seen:
                     unseen.append(position)
             for at, amount in amounts:
                 row[at] += amount
@@ -129,24 +158,55 @@ class Scorer:
         return float(self._run(self._outputs, {INPUT: rows})[0][0, 1]), unseen
 
     def score_many(self, rows: Sequence[tuple[Any, ...]]) -> tuple[npt.NDArray[np.float32], dict[int, int]]:
-        """Probabilities (n,) of several encounters, and how many unseen values each column's position had."""
-        matrix = np.zeros((len(rows), self._width + 1), dtype=np.float32)  # the last position takes the padding
-        flat = matrix.reshape(-1)
-        start = np.arange(len(rows)) * (self._width + 1)
+        """Probabilities (n,) of several encounters, and how many unseen values each column's position had.
+
+        Raises MalformedCodeError, which names all rows with such codes.
+        """
+        columns = list(zip(*rows, strict=True))
+        entries = np.fromiter(
+            chain.from_iterable(map(self._entries[at].__getitem__, values) for at, values in enumerate(columns)),
+            dtype=np.intp,
+            count=len(columns) * len(rows),
+        )
+        # Each entry is a run of the flat tables: repeat its first place, and count on from there.
+        lengths = self._lengths.take(entries)
+        ends = lengths.cumsum()
+        places = np.arange(ends[-1]) + (self._starts.take(entries) - ends + lengths).repeat(lengths)
+        firsts = np.tile(np.arange(len(rows)) * self._width, len(columns)).repeat(lengths)
+        cells = self._positions.take(places) + firsts
+        matrix = np.bincount(cells, self._amounts.take(places), len(rows) * self._width).astype(np.float32)
         unseen: dict[int, int] = {}
-        for position, values in enumerate(zip(*rows, strict=True)):
-            column = self._columns[position]
-            codes: list[Any] = list(map(column.codes.get, values))
-            positions, amounts = column.positions, column.amounts
-            if None in codes:
-                codes, positions, amounts, new = column.with_new(codes, values)
-                if new:
-                    unseen[position] = new
-            index = np.array(codes, dtype=np.intp)
-            for slot in range(positions.shape[0]):
-                flat[start + positions[slot].take(index)] += amounts[slot].take(index)
-        scores = self._run(self._outputs, {INPUT: np.ascontiguousarray(matrix[:, : self._width])})[0][:, 1]
-        return scores, unseen
+        new = np.flatnonzero(entries == NEW)
+        if new.size:
+            self._add_new(matrix, columns, new.tolist(), unseen)
+        return self._run(self._outputs, {INPUT: matrix.reshape(len(rows), -1)})[0][:, 1], unseen
+
+    def _add_new(
+        self,
+        matrix: npt.NDArray[np.float32],
+        columns: Sequence[tuple[Any, ...]],
+        new: list[int],
+        unseen: dict[int, int],
+    ) -> None:
+        """Add the amounts of values outside the tables; `new` counts through the columns, one after another."""
+        found: dict[tuple[int, Any], tuple[Any, bool] | None] = {}
+        malformed: set[int] = set()
+        for place in new:
+            position, row = divmod(place, len(columns[0]))
+            key = position, columns[position][row]
+            if key not in found:
+                found[key] = self._columns[position].amounts_of_new(key[1])
+            known = found[key]
+            if known is None:
+                malformed.add(row)
+                continue
+            amounts, seen = known
+            if not seen:
+                unseen[position] = unseen.get(position, 0) + 1
+            for at, amount in amounts:
+                matrix[row * self._width + at] += amount
+        if malformed:
+            raise MalformedCodeError(sorted(malformed))
 
     def answer(self, probability: float, prediction_id: str) -> Answer:
         """Decision and risk group of a probability."""
@@ -164,7 +224,12 @@ class Scorer:
         amounts = []
         for column, value in zip(self._columns, values, strict=True):
             known = column.known.get(value)
-            amounts.append(column.amounts_of_new(value) if known is None else known)
+            if known is None:
+                new = column.amounts_of_new(value)
+                if new is None:
+                    raise MalformedCodeError([0])
+                known = new[0]
+            amounts.append(known)
         found = explainer.by_column(amounts, self._owners)
         order = np.argsort(-np.abs(found), kind="stable")
         return Explanation(
@@ -209,9 +274,8 @@ class Scorer:
 class _Column:
     """A column's table with the keys that requests use: numbers as numbers, nothing as None."""
 
-    def __init__(self, table: ColumnTable, kind: Kind, code: bool, padding: int) -> None:
-        self._table = table
-        self._padding = padding
+    def __init__(self, position: int, table: ColumnTable, kind: Kind, code: bool) -> None:
+        self._position, self._table = position, table
         # Only values of the training rows; the others take the slow way, where they are counted.
         seen = {value: table.of(value) for value in sorted(table.seen)}
         self.known: dict[Any, Any] = {}
@@ -222,46 +286,20 @@ class _Column:
                 self.known[int(value)] = amounts
         if MISSING in seen:
             self.known[None] = seen[MISSING]
-        entries = list(self.known.values())
-        self.codes = {value: index for index, value in enumerate(self.known)}
-        self._slots = max(map(len, (*entries, *table.amounts.values(), *(table.chapters or {}).values())), default=0)
-        self._slots = max(self._slots, len(table.otherwise))
-        self.positions, self.amounts = self._arrays(entries)
 
-    def _arrays(self, entries: Iterable[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-        padded = [(*amounts, *(((self._padding, 0.0),) * (self._slots - len(amounts)))) for amounts in entries]
-        shape = (len(padded), self._slots)
-        positions = np.array([[at for at, _ in amounts] for amounts in padded], dtype=np.intp).reshape(shape)
-        values = np.array([[amount for _, amount in amounts] for amounts in padded], dtype=np.float32).reshape(shape)
-        return np.ascontiguousarray(positions.T), np.ascontiguousarray(values.T)
+    def amounts_of_new(self, value: Any) -> tuple[Any, bool] | None:
+        """What a value outside `known` adds, and whether the training rows had it; None for a malformed code."""
+        if not well_formed(self._position, value):
+            return None
+        text = MISSING if value is None else str(value)
+        return self._table.of(text), text in self._table.seen
 
-    @staticmethod
-    def _text(value: Any) -> str:
-        return MISSING if value is None else str(value)
 
-    def amounts_of_new(self, value: Any) -> Any:
-        """What a value outside the training rows adds."""
-        return self._table.of(self._text(value))
+class _Entries(dict[Any, int]):
+    """A column's values to their places in the tables of all columns."""
 
-    def is_seen(self, value: Any) -> bool:
-        """Whether the training rows had the value."""
-        return self._text(value) in self._table.seen
-
-    def with_new(
-        self, codes: list[int | None], values: Sequence[Any]
-    ) -> tuple[list[int], npt.NDArray[np.intp], npt.NDArray[np.float32], int]:
-        """Codes and tables that also hold the new values among `values`, and how many rows are unseen."""
-        new = list(dict.fromkeys(value for code, value in zip(codes, values, strict=True) if code is None))
-        added = {value: len(self.codes) + number for number, value in enumerate(new)}
-        positions, amounts = self._arrays([self.amounts_of_new(value) for value in new])
-        complete = [added[value] if code is None else code for code, value in zip(codes, values, strict=True)]
-        unseen = sum(code is None and not self.is_seen(value) for code, value in zip(codes, values, strict=True))
-        return (
-            complete,
-            np.concatenate([self.positions, positions], axis=1),
-            np.concatenate([self.amounts, amounts], axis=1),
-            unseen,
-        )
+    def __missing__(self, value: Any) -> int:
+        return NEW
 
 
 def new_ids(count: int) -> list[str]:
