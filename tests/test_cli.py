@@ -95,7 +95,12 @@ def test_bad_data_is_refused_in_one_line(
         (("pipeline", "run", "training", "-p", "trials=x"), {}, 2, "takes a number"),
         (("pipeline", "run", "training", "-p", "trials"), {}, 2, "name=value"),
         (("pipeline", "run", "deployment"), {}, 2, "-p model_version="),
-        (("pipeline", "run", "training"), {"profile": "kind"}, 2, "HEALTH_PREDICT_PROFILE"),
+        (
+            ("pipeline", "run", "training"),
+            {"profile": "kind", "kfp_host": "http://127.0.0.1:1"},
+            5,
+            "HEALTH_PREDICT_KFP_HOST",
+        ),
         (("pipeline", "list"), {"trails": 3}, 2, "did you mean HEALTH_PREDICT_TRIALS"),
         (("serve",), {}, 4, "health-predict demo"),
         (("data", "fetch"), {"data_sha256": "0" * 64}, 3, "checksum|SHA-256"),

@@ -14,7 +14,7 @@ from health_predict.settings import settings_on
 
 
 def backup(on: On = None, as_json: AsJson = False) -> None:
-    """Dump the cluster's databases into its bucket. A CronJob does the same for MLflow's every night."""
+    """Dump the cluster's databases into its bucket. A CronJob does the same every night."""
     from health_predict.operations.backup import backup as run
 
     console = Console(stderr=as_json)

@@ -1,7 +1,7 @@
 """backup and restore: the databases of a cluster to the bucket and back.
 
-Artifacts and data lie in the versioned bucket already. The nightly CronJob (`k8s/base/backup.yaml`) writes MLflow's
-database to the same place under the same names.
+Artifacts and data lie in the versioned bucket already. The nightly CronJob (`k8s/base/backup.yaml`) writes
+dumps to the same place under the same names.
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def test_a_bucket_without_one_of_its_parts_is_reported(whole: Stack) -> None:
 def analyzer() -> Iterator[analyzer_pb2_grpc.AnalyzerStub]:
     """The pack as `pulumi up --policy-pack` starts it: it prints its port and answers the engine's questions."""
     pack = ROOT / "pulumi" / "policy"
-    server = subprocess.Popen([sys.executable, "-W", "ignore", str(pack)], cwd=pack, stdout=subprocess.PIPE, text=True)
+    # Unbuffered, as Pulumi runs it: the pack does not flush the port that it prints.
+    command = [sys.executable, "-u", "-W", "ignore", str(pack)]
+    server = subprocess.Popen(command, cwd=pack, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     port = int(server.stdout.readline())
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
