@@ -9,8 +9,21 @@ from components.drift import drift
 from components.ecr_push import ecr_push
 from components.hpo import hpo
 from components.keep import keep
+from components.recalibrate import recalibrate
 from components.register import register
 from components.rollout import rollout
+from components.settle import settle
 from components.split import split
 
-__all__ = ["bento_build", "drift", "ecr_push", "hpo", "keep", "register", "rollout", "split"]
+__all__ = [
+    "bento_build",
+    "drift",
+    "ecr_push",
+    "hpo",
+    "keep",
+    "recalibrate",
+    "register",
+    "rollout",
+    "settle",
+    "split",
+]

@@ -8,14 +8,19 @@ from components.image import PIPELINE_IMAGE
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def drift(
     batch: int,
+    policy: str,
     report: dsl.Output[dsl.HTML],
     evidently: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple("DriftOutputs", [("verdict", str)]):  # type: ignore[valid-type]
-    """Compare one future batch with what the champion was trained on.
+) -> NamedTuple(
+    "DriftOutputs",
+    [("verdict", str), ("action", str), ("batch", int), ("batch_digest", str), ("labelled_batches", int)],
+):  # type: ignore[valid-type]
+    """Compare one batch with what the champion was trained on, and decide what to do about the model.
 
     Args:
-        batch: Number of the batch, from 0.
+        batch: Number of the batch, from 0; -1 takes the next one that was not handled.
+        policy: never, every, scheduled or drift; empty takes the one of the settings.
         report: Findings and verdict in words.
         evidently: Evidently's own report.
         metrics: The figures behind the verdict.
@@ -25,14 +30,14 @@ def drift(
     from health_predict.stages.drift import drift as stage
     from health_predict.stages.task import task
 
-    with task("drift") as settings:
+    with task("drift", policy=policy) as settings:
         result = stage(
             settings,
-            batch=int(batch),
+            batch=int(batch) if batch >= 0 else None,
             report=Path(report.path),
             evidently=Path(evidently.path),
             metrics=Path(metrics.path),
         )
         for name, value in result.metrics.items():
             metrics.log_metric(name, value)
-    return (result.verdict.value,)
+    return (result.verdict.value, result.action.value, result.batch, result.batch_digest, result.labelled_batches)

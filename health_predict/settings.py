@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -57,6 +57,23 @@ class Settings(BaseSettings):
     initial_share: float = Field(0.2, gt=0, lt=1, description="Share of encounters that trains the first model")
     future_batches: int = Field(16, ge=1, le=1000, description="How many batches the remaining encounters make")
     salt: str = Field("readmission", min_length=1, description="Salt of the patient split")
+
+    stream: str = Field(
+        "live", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name under which batches and their watermarks are kept"
+    )
+    follow_up_days: float = Field(
+        30, ge=0, description="Age in days from which a prediction's outcome counts; 0: as soon as it is delivered"
+    )
+    policy: Literal["never", "every", "scheduled", "drift"] = Field(
+        "drift", description="What changes the model: never, every, scheduled or drift"
+    )
+    policy_interval: int = Field(4, ge=1, description="Batches between the retrainings of the policy scheduled")
+    training_window: int = Field(
+        0, ge=0, description="Encounters, the newest labelled ones, that a model learns from; 0: all"
+    )
+    evidently: Literal["never", "alarm", "always"] = Field(
+        "alarm", description="Evidently's report on a batch: never, alarm or always"
+    )
 
     mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")
     mlflow_experiment: str = Field("readmission", min_length=1, description="MLflow experiment of the searches")

@@ -3,8 +3,15 @@
 from pipelines.deployment import deployment
 from pipelines.monitoring import monitoring
 from pipelines.readmission import readmission
+from pipelines.recalibration import recalibration
 from pipelines.training import training
 
-PIPELINES = {"training": training, "deployment": deployment, "readmission": readmission, "monitoring": monitoring}
+PIPELINES = {
+    "training": training,
+    "deployment": deployment,
+    "readmission": readmission,
+    "recalibration": recalibration,
+    "monitoring": monitoring,
+}
 
-__all__ = ["PIPELINES", "deployment", "monitoring", "readmission", "training"]
+__all__ = ["PIPELINES", "deployment", "monitoring", "readmission", "recalibration", "training"]

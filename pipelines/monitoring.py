@@ -2,8 +2,9 @@ from typing import List, NamedTuple
 
 from kfp import dsl
 
-from components import drift, keep
+from components import drift, keep, settle
 from pipelines.readmission import readmission
+from pipelines.recalibration import recalibration
 from pipelines.wiring import wire
 
 
@@ -11,16 +12,17 @@ class MonitoringOutputs(NamedTuple):
     """Values of a run."""
 
     verdict: str
+    action: str
     outcome: str
 
 
 @dsl.pipeline(
     name="monitoring",
-    description="Compare one batch with the champion's reference and retrain when that is the verdict.",
+    description="Judge one batch, and recalibrate or retrain when that is what the policy makes of the verdict.",
 )
 def monitoring(
-    batch: int,
-    labelled_batches: int,
+    batch: int = -1,
+    policy: str = "",
     data_source: str = "",
     initial_share: float = 0.2,
     future_batches: int = 16,
@@ -29,11 +31,11 @@ def monitoring(
     trials: int = 6,
     seed: int = 17,
 ) -> MonitoringOutputs:
-    """drift, then readmission on all labelled data unless the verdict is `steady`.
+    """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle.
 
     Args:
-        batch: Number of the batch, from 0.
-        labelled_batches: How many future batches a retraining may use.
+        batch: Number of the batch, from 0; -1 takes the next one that was not handled.
+        policy: never, every, scheduled or drift; empty takes the one of the settings.
         data_source: Path or URI of the raw CSV; empty takes the one of the settings.
         initial_share: Share of encounters that train the first model.
         future_batches: How many batches the remaining encounters make.
@@ -42,23 +44,24 @@ def monitoring(
         trials: Trials of each family.
         seed: Seed of the search.
     """
-    watched = wire(drift(batch=batch), "drift", memory="1Gi")
-    retraining = {
-        "data_source": data_source,
-        "initial_share": initial_share,
-        "future_batches": future_batches,
-        "salt": salt,
-        "labelled_batches": labelled_batches,
-        "families": families,
-        "trials": trials,
-        "seed": seed,
-    }
-    with dsl.If(watched.outputs["verdict"] == "retrain", name="retrain"):
-        retrained = readmission(**retraining)
-    # A retraining on newer labels recalibrates too.
-    with dsl.Elif(watched.outputs["verdict"] == "recalibrate", name="recalibrate"):
-        recalibrated = readmission(**retraining)
-    with dsl.Else(name="steady"):
-        kept = wire(keep(gate="verdict", value=watched.outputs["verdict"], expected="steady"), "keep what serves")
-    outcome = dsl.OneOf(retrained.outputs["outcome"], recalibrated.outputs["outcome"], kept.outputs["outcome"])
-    return MonitoringOutputs(watched.outputs["verdict"], outcome)
+    watched = wire(drift(batch=batch, policy=policy), "drift", memory="1Gi")
+    with dsl.If(watched.outputs["action"] == "retrain", name="retrain"):
+        retrained = readmission(
+            data_source=data_source,
+            initial_share=initial_share,
+            future_batches=future_batches,
+            salt=salt,
+            labelled_batches=watched.outputs["labelled_batches"],
+            families=families,
+            trials=trials,
+            seed=seed,
+        )
+    with dsl.Elif(watched.outputs["action"] == "recalibrate", name="recalibrate"):
+        recalibrated = recalibration(labelled_batches=watched.outputs["labelled_batches"])
+    with dsl.Else(name="none"):
+        kept = wire(keep(gate="action", value=watched.outputs["action"], expected="none"), "keep what serves")
+    done = dsl.OneOf(retrained.outputs["outcome"], recalibrated.outputs["outcome"], kept.outputs["outcome"])
+    settled = wire(
+        settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done), "settle"
+    )
+    return MonitoringOutputs(watched.outputs["verdict"], watched.outputs["action"], settled.outputs["outcome"])

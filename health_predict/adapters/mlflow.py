@@ -33,6 +33,7 @@ PREPROCESSOR = "preprocessor"
 TRUSTED_TYPES = [
     "collections.OrderedDict",
     "collections.defaultdict",
+    "health_predict.core.calibration.CalibratedClassifier",
     "health_predict.core.features.EncounterFeatures",
     "lightgbm.basic.Booster",
     "lightgbm.sklearn.LGBMClassifier",

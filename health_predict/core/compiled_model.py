@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.calibration import CLOSEST, CalibratedClassifier, uncalibrated
 from health_predict.core.columns import FEATURES, MISSING, Kind
 from health_predict.core.contributions import Explainer
 from health_predict.core.errors import GateError, StateError
@@ -72,7 +73,8 @@ def compile_pipeline(pipeline: Any, threshold: float) -> CompiledModel:
     The same pipeline gives the same bytes. Raises StateError for an estimator that no converter is known for.
     """
     encoder: RowEncoder = pipeline.named_steps["features"].encoder_
-    estimator = pipeline.named_steps["estimator"]
+    outer = pipeline.named_steps["estimator"]
+    estimator = uncalibrated(outer)
     name = type(estimator).__name__
     if name not in _CONVERTERS:
         raise StateError(f"no ONNX converter for {name}", f"choose one of {', '.join(_CONVERTERS)}")
@@ -81,7 +83,10 @@ def compile_pipeline(pipeline: Any, threshold: float) -> CompiledModel:
         # The converters use names that their own dependencies have deprecated.
         warnings.simplefilter("ignore")
         model = convert(estimator, len(encoder.names))
-    return CompiledModel(encoder, _normalised(model), float(threshold), family)
+    graph = _normalised(model)
+    if isinstance(outer, CalibratedClassifier):
+        graph = _calibrated(graph, outer.intercept, outer.slope)
+    return CompiledModel(encoder, graph, float(threshold), family)
 
 
 def _by_scikit_learn(estimator: Any, width: int) -> Any:
@@ -141,6 +146,43 @@ def _normalised(model: Any) -> bytes:
         node.output[:] = [OUTPUT if name == output.name else name for name in node.output]
         node.input[:] = [OUTPUT if name == output.name else name for name in node.input]
     graph.output[0].name = OUTPUT
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _calibrated(graph: bytes, intercept: float, slope: float) -> bytes:
+    """The graph with `CalibratedClassifier.predict_proba` as its last nodes."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_model_from_string(graph)
+    for node in model.graph.node:
+        node.output[:] = ["uncalibrated" if name == OUTPUT else name for name in node.output]
+        node.input[:] = ["uncalibrated" if name == OUTPUT else name for name in node.input]
+    numbers = {"least": CLOSEST, "most": 1 - CLOSEST, "one": 1.0, "intercept": intercept, "slope": slope}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, dtype=np.float32), f"calibration_{name}")
+        for name, value in numbers.items()
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "calibration_column"))
+    if not any(used.domain == "" for used in model.opset_import):  # a graph of nothing but trees
+        model.opset_import.append(helper.make_opsetid("", OPSET[""]))
+    steps = (
+        ("Gather", ("uncalibrated", "calibration_column"), "calibration_p"),
+        ("Max", ("calibration_p", "calibration_least"), "calibration_above"),
+        ("Min", ("calibration_above", "calibration_most"), "calibration_clipped"),
+        ("Sub", ("calibration_one", "calibration_clipped"), "calibration_rest"),
+        ("Div", ("calibration_clipped", "calibration_rest"), "calibration_odds"),
+        ("Log", ("calibration_odds",), "calibration_logit"),
+        ("Mul", ("calibration_logit", "calibration_slope"), "calibration_scaled"),
+        ("Add", ("calibration_scaled", "calibration_intercept"), "calibration_log_odds"),
+        ("Sigmoid", ("calibration_log_odds",), "calibration_q"),
+        ("Sub", ("calibration_one", "calibration_q"), "calibration_not_q"),
+    )
+    for kind, inputs, output in steps:
+        axis = {"axis": 1} if kind == "Gather" else {}
+        model.graph.node.append(helper.make_node(kind, list(inputs), [output], **axis))
+    model.graph.node.append(helper.make_node("Concat", ["calibration_not_q", "calibration_q"], [OUTPUT], axis=1))
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString(deterministic=True))
 

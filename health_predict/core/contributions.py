@@ -12,13 +12,18 @@ on j and z_j is the share of training rows that do. The Shapley value of positio
 of the difference that knowing i makes (Owen 1972, multilinear extensions of games): of
 v * (o_i - z_i) * prod_{j != i} (o_j t + z_j (1 - t)). It is a polynomial in t, so a Gauss-Legendre rule with half as
 many points as a path has positions is exact. One pass down and one up over all trees at once gives all of it.
+
+A recalibrated model (`calibration`) maps log-odds linearly, and so its contributions in log-odds. Those of a forest are
+probabilities, which it maps along a curve: they are all multiplied by the change of the mapped score over the change
+of the score, so that they add up again.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,8 @@ import numpy.typing as npt
 from health_predict.core.row_encoder import Amounts, RowEncoder
 
 LOG_ODDS, PROBABILITY = "log-odds", "probability"
+CLOSEST = 1e-6  # as in `calibration`, which the service does not carry
+SMALLEST = 1e-9
 
 Floats = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int32]
@@ -64,13 +71,37 @@ class TreeTables:
 
 
 class Explainer:
-    """Contributions of one model, whose score is `base` plus all contributions, in `unit`."""
+    """Contributions of one model, whose score is `base` plus all contributions, in `unit`.
 
-    def __init__(self, tables: LinearTables | TreeTables, base: float, unit: str) -> None:
-        self.tables, self.base, self.unit = tables, base, unit
+    `curve` (intercept and slope on the logit scale) is the calibration of a model whose tables hold probabilities.
+    """
+
+    def __init__(
+        self, tables: LinearTables | TreeTables, base: float, unit: str, curve: tuple[float, float] | None = None
+    ) -> None:
+        self.tables, self.unit, self._curve, self._raw_base = tables, unit, curve, base
+        self.base = self._mapped(base)
         if isinstance(tables, TreeTables):
             points, weights = np.polynomial.legendre.leggauss(max(1, tables.points))
             self._at, self._weights = (points + 1) / 2, weights / 2
+
+    def calibrated(self, intercept: float, slope: float) -> Explainer:
+        """Of the same model after its probabilities went through logit(q) = intercept + slope * logit(p)."""
+        if self.unit == PROBABILITY:
+            return Explainer(self.tables, self._raw_base, self.unit, (intercept, slope))
+        tables: LinearTables | TreeTables
+        if isinstance(self.tables, LinearTables):
+            tables = LinearTables(slope * self.tables.coefficients, slope * self.tables.offsets)
+        else:
+            tables = replace(self.tables, value=slope * self.tables.value)
+        return Explainer(tables, intercept + slope * self._raw_base, self.unit)
+
+    def _mapped(self, score: float) -> float:
+        if self._curve is None:
+            return score
+        intercept, slope = self._curve
+        kept = min(max(score, CLOSEST), 1 - CLOSEST)
+        return 1 / (1 + math.exp(-(intercept + slope * math.log(kept / (1 - kept)))))
 
     def by_column(self, amounts: Sequence[Amounts], owners: Sequence[Sequence[int]]) -> Floats:
         """Contributions (columns,) of an encounter, given what each of its columns adds to the row.
@@ -95,7 +126,14 @@ class Explainer:
         for at in np.flatnonzero(row == 0).tolist():
             for column in owners[at]:
                 columns[column] += found[at] / len(owners[at])
-        return columns
+        return self._rescaled(columns)
+
+    def _rescaled(self, contributions: Floats) -> Floats:
+        total = float(contributions.sum())
+        # Too close to the base, a quotient of differences says nothing, and nothing depends on it.
+        if self._curve is None or abs(total) < SMALLEST:
+            return contributions
+        return contributions * ((self._mapped(self._raw_base + total) - self.base) / total)
 
     def by_position(self, row: npt.NDArray[np.float32]) -> Floats:
         """Contributions (d,) of the positions of a row (d,) to the score of a tree model."""
@@ -136,7 +174,10 @@ class Explainer:
         file = io.BytesIO()
         names = self.tables.__slots__
         arrays: dict[str, Any] = {name: np.asarray(getattr(self.tables, name)) for name in names}
-        np.savez_compressed(file, allow_pickle=False, base=np.float64(self.base), unit=np.str_(self.unit), **arrays)
+        arrays |= {"base": np.float64(self._raw_base), "unit": np.str_(self.unit)}
+        if self._curve is not None:
+            arrays["curve"] = np.array(self._curve)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
         return file.getvalue()
 
     @classmethod
@@ -145,9 +186,10 @@ class Explainer:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         base, unit = float(arrays.pop("base")), str(arrays.pop("unit"))
+        curve = arrays.pop("curve").tolist() if "curve" in arrays else None
         if "coefficients" in arrays:
             return cls(LinearTables(**arrays), base, unit)
-        return cls(TreeTables(**{**arrays, "points": int(arrays["points"])}), base, unit)
+        return cls(TreeTables(**{**arrays, "points": int(arrays["points"])}), base, unit, curve)
 
 
 def owners_of(encoder: RowEncoder) -> list[list[int]]:

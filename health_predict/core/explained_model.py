@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.columns import FEATURES
 from health_predict.core.contributions import LOG_ODDS, PROBABILITY, Explainer, LinearTables, TreeTables, owners_of
 from health_predict.core.errors import GateError, StateError
@@ -47,11 +48,14 @@ def explain_pipeline(pipeline: Any, training: pd.DataFrame) -> Explainer:
     Raises StateError for an estimator that nothing is known about, GateError when contributions do not add up.
     """
     encoder: RowEncoder = pipeline.named_steps["features"].encoder_
-    estimator = pipeline.named_steps["estimator"]
+    outer = pipeline.named_steps["estimator"]
+    estimator = uncalibrated(outer)
     name = type(estimator).__name__
     if name not in _TABLES:
         raise StateError(f"no explanation is known for {name}", f"choose one of {', '.join(_TABLES)}")
     explainer = _TABLES[name](estimator, encoder, training)
+    if isinstance(outer, CalibratedClassifier):
+        explainer = explainer.calibrated(outer.intercept, outer.slope)
     _check(explainer, pipeline, training)
     return explainer
 

@@ -30,17 +30,22 @@ VALIDATION_SHARE = 0.15  # the test set takes what is left
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What decides the partition of given data. `labelled_batches` join the initial data."""
+    """What decides the partition of given data. `labelled_batches` join the initial data, of which the newest
+    `window` encounters train a model (0: all)."""
 
     initial_share: float
     future_batches: int
     salt: str
     labelled_batches: int = 0
+    window: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A plain structure with everything the partition depends on."""
+        chosen = asdict(self)
+        if not self.window:
+            del chosen["window"]  # a dataset keeps the name that it had before there were windows
         return {
-            **asdict(self),
+            **chosen,
             "train_share": TRAIN_SHARE,
             "validation_share": VALIDATION_SHARE,
             "excluded_discharges": list(NOT_READMITTABLE),
@@ -93,8 +98,9 @@ def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
     later = len(ordered) - initial
     bounds = [initial + later * number // batches for number in range(batches + 1)]
     cuts = tuple(exclude_not_readmittable(ordered.iloc[start:end]) for start, end in itertools.pairwise(bounds))
-    labelled = exclude_not_readmittable(ordered.iloc[: bounds[parameters.labelled_batches]])
-    place = _places(parameters.salt, labelled[PATIENT])
+    end = bounds[parameters.labelled_batches]
+    labelled = exclude_not_readmittable(ordered.iloc[max(0, end - parameters.window) if parameters.window else 0 : end])
+    place = places(parameters.salt, labelled[PATIENT])
     train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
     result = Partition(
         train=train,
@@ -113,7 +119,8 @@ def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
     return result
 
 
-def _places(salt: str, patients: pd.Series[str]) -> npt.NDArray[np.int64]:
+def places(salt: str, patients: pd.Series[str]) -> npt.NDArray[np.int64]:
+    """Part of each patient (n,): 0 train, 1 validation, 2 test. The same patient is always in the same one."""
     codes, distinct = pd.factorize(patients)
     shares = np.array([patient_share(salt, str(patient)) for patient in distinct], dtype=np.float64)
     return np.searchsorted([TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE], shares, side="right")[codes]

@@ -20,6 +20,7 @@ CHAMPION_MARGIN = 0.02
 OBSERVED_EXPECTED = (0.8, 1.25)
 LARGEST_ECE = 0.05
 SUBGROUP_MARGIN = 0.10
+_RECALIBRATED = "the estimator is the champion's, which passed this gate"
 
 
 class Decision(StrEnum):
@@ -70,17 +71,23 @@ def decide(
     *,
     seed: int = 0,
     resamples: int = 1000,
+    same_estimator: bool = False,
 ) -> Promotion:
     """Ask every gate about `candidate` on validation rows; promote when all pass.
 
     `baseline` is the logistic regression of the same search, None when it is the candidate itself; `champion` is
-    what serves now, None before the first deployment. Frame (n, columns), the others (n,).
+    what serves now, None before the first deployment. Frame (n, columns), the others (n,). `same_estimator`: the
+    candidate is the champion with a new calibration, so that it ranks as what passed the two gates about ranking.
     """
     found = metrics(labels, candidate.scores, candidate.threshold)
     gates = [
         _beats_always_negative(labels, found),
-        _beats_inpatient_count(frame, labels, patients, candidate, seed, resamples),
-        _beats_baseline(labels, candidate, baseline, found),
+        Gate("better than number_inpatient alone", True, _RECALIBRATED)
+        if same_estimator
+        else _beats_inpatient_count(frame, labels, patients, candidate, seed, resamples),
+        Gate("at least as good as the baseline", True, _RECALIBRATED)
+        if same_estimator
+        else _beats_baseline(labels, candidate, baseline, found),
         _calibrated(found),
         _not_worse_than_champion(labels, patients, candidate, champion, seed, resamples),
         _no_subgroup_far_worse(frame, labels, patients, candidate, champion, seed, resamples),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,15 @@ def drift_page(
     reference_probabilities: Floats,
     probabilities: Floats,
     outcomes: Floats,
-    evidently: dict[str, float],
-    evidently_rows: int,
+    evidently: Mapping[str, float],
+    judged: Floats | None = None,
+    waiting: Sequence[str] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> str:
-    """The page for a batch. `probabilities` and `outcomes` (NaN: not known yet) have shape (n,)."""
+    """The page for a batch. `probabilities` have shape (n,); `outcomes` (NaN: not known yet) belong to the scores
+    `judged` (m,), which are those of an earlier batch where outcomes come late. `waiting` says what has none yet.
+    `evidently`: its statistic by column; empty when it was not asked.
+    """
     word, summary, tone = _WORDS[findings.verdict]
     if findings.calibration is None:
         summary = "Nothing can be said about the model's performance before more outcomes are known."
@@ -61,10 +65,16 @@ def drift_page(
             x_label="predicted risk of readmission",
         ),
         auc_plot=_discrimination(findings),
-        calibration_plot=_calibration(findings, probabilities, outcomes),
+        calibration_plot=_calibration(findings, probabilities if judged is None else judged, outcomes),
         subgroup_plot=_subgroups(findings.subgroups),
-        evidently_rows=evidently_rows,
+        waiting=waiting,
+        second_opinion=bool(evidently),
     )
+
+
+def note_page(title: str, note: str) -> str:
+    """A page that says one thing, where there is no report."""
+    return render("note.html", title=title, note=note)
 
 
 def _key_figures(findings: DriftFindings) -> list[tuple[str, str, str]]:
@@ -116,7 +126,7 @@ def _columns(findings: DriftFindings) -> plots.Plot:
     )
 
 
-def _column_rows(findings: DriftFindings, evidently: dict[str, float]) -> list[tuple[str, ...]]:
+def _column_rows(findings: DriftFindings, evidently: Mapping[str, float]) -> list[tuple[str, ...]]:
     return [
         (
             column.column,

@@ -1,14 +1,16 @@
-"""drift: one future batch against the reference of the champion."""
+"""drift: one batch against the reference of the champion, and what the policy makes of it.
+
+A decision is stored before anything is done about it, so that a run that is killed is repeated with the same one;
+`settle` closes the batch.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.adapters.evidently import REFERENCE_ROWS, evidently_report
+from health_predict.adapters.batches import Batch, Batches, Labelled, trained_through
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.storage import Storage, whole_file
 from health_predict.core.cohort import check, load_part, target
-from health_predict.core.columns import TARGET
 from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.errors import DataError, StateError
 from health_predict.core.input_drift import InputReference
 from health_predict.core.performance import LabelledWindow
-from health_predict.report.drift_report import drift_page
+from health_predict.core.policy import Action, Policy, decide
+from health_predict.report.drift_report import drift_page, note_page
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,56 +37,247 @@ Floats = npt.NDArray[np.float64]
 REFERENCE_FORMAT = 1
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
 REPORT, EVIDENTLY, METRICS = "report.html", "evidently.html", "metrics.json"
+NO_BATCH = -1
 
 
 @dataclass(frozen=True, slots=True)
 class DriftResult:
-    """The verdict on a batch, why, its figures, and whether it had been handled before."""
+    """The verdict on a batch, the action that follows, why, its figures, and whether it had been handled before.
 
+    `batch` is -1 when none waits. `labelled_batches` is how many batches a retraining may use.
+    """
+
+    batch: int
+    batch_digest: str
     verdict: Verdict
+    action: Action
     reasons: tuple[str, ...]
     metrics: Mapping[str, float]
     model_version: str
-    batch_digest: str
+    labelled_batches: int
+    quarantined: bool
     already_handled: bool
 
 
-def drift(settings: Settings, *, batch: int, report: Path, evidently: Path, metrics: Path) -> DriftResult:
-    """Compare batch number `batch` with the champion's reference and write both reports and the findings (JSON).
+def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Path, metrics: Path) -> DriftResult:
+    """Judge batch number `batch`, None: the next unhandled one, and write both reports and the findings (JSON).
 
-    A batch is handled once for each model version: a repeat gives the stored result and files. Raises StateError
-    when there is no champion or no such batch, DataError when the batch breaks the data contract.
+    A batch is handled once: a repeat of one that was settled, under its number or another, gives the stored result
+    and the action `none`. One that breaks the data contract is quarantined with a report. Inputs are judged at
+    once, performance on the newest batch whose outcomes have matured since. Raises StateError when there is no
+    champion or no such batch.
     """
     tracking = Tracking(settings)
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
     champion = tracking.by_alias(CHAMPION)
     if champion is None:
         raise StateError("no model version is the champion", "deploy one: `health-predict pipeline run readmission`")
-    dataset = _dataset(champion)
+    batches = Batches(settings, champion)
+    number = next(iter(batches.waiting()), None) if batch is None else batch
+    files = {REPORT: report, EVIDENTLY: evidently, METRICS: metrics}
+    if number is None:
+        log.info("no batch waits")
+        return _nothing(champion, files)
+    found, problem = _arrived(batches, number)
+    key, digest = f"{number:02d}-{found[:12]}", found
+    record = batches.decision(key)
+    settled = batches.settlement(key)
+    earlier = next((one for one in batches.settled() if one["batch_digest"] == digest and one["batch"] != number), None)
+    if record is not None:
+        log.info("batch %d was judged before, by model version %s", number, record["model_version"])
+    elif earlier is not None:
+        record = _repeated(batches, champion, number, digest, key, int(earlier["batch"]))
+    elif problem:
+        record = _quarantined(batches, champion, number, digest, key, problem)
+    else:
+        record = _judged(settings, tracking, batches, champion, batches.batch(number), key)
+    for name, path in files.items():
+        stored = batches.report_key(key, name)
+        if batches.storage.exists(stored):
+            batches.storage.download(stored, path)
+        else:
+            _write(path, note_page(f"Batch {number}", "Not made: Evidently's report comes with an alarm."))
+    return DriftResult(
+        batch=number,
+        batch_digest=digest,
+        verdict=Verdict(record["verdict"]),
+        action=Action.NONE if settled is not None else Action(record["action"]),
+        reasons=tuple(record["reasons"]),
+        metrics=record["metrics"],
+        model_version=record["model_version"],
+        labelled_batches=int(record["labelled_batches"]),
+        quarantined=bool(record["quarantined"]),
+        already_handled=settled is not None,
+    )
+
+
+def _nothing(champion: ModelVersion, files: Mapping[str, Path]) -> DriftResult:
+    why = "No batch waits."
+    for name, path in files.items():
+        _write(path, "{}" if name == METRICS else note_page("Monitoring", why))
+    return DriftResult(NO_BATCH, "", Verdict.STEADY, Action.NONE, (why,), {}, champion.version, 0, False, True)
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _arrived(batches: Batches, number: int) -> tuple[str, str]:
+    """Digest of a batch, and why it is refused; empty when it keeps the contract."""
+    try:
+        arrived = batches.batch(number)
+    except DataError as error:
+        return batches.file_digest(number), error.problem
+    if arrived.frame.empty:
+        return arrived.digest, f"batch {number} has no encounters"
+    try:
+        check(arrived.frame, labelled=False, name=f"batch {number}")
+    except DataError as error:
+        return arrived.digest, error.problem
+    return arrived.digest, ""
+
+
+def _record(champion: ModelVersion, number: int, digest: str, **values: Any) -> dict[str, Any]:
+    return {
+        "batch": number,
+        "batch_digest": digest,
+        "model_version": champion.version,
+        "dataset_digest": champion.tags.get("dataset_digest", ""),
+        "verdict": Verdict.STEADY,
+        "action": Action.NONE,
+        "quarantined": False,
+        "labelled_batches": 0,
+        "reasons": [],
+        "waiting": {},
+        "matured": [],
+        "metrics": {},
+        "window": None,
+        **values,
+    }
+
+
+def _repeated(
+    batches: Batches, champion: ModelVersion, number: int, digest: str, key: str, earlier: int
+) -> dict[str, Any]:
+    why = f"Batch {number} holds the encounters of batch {earlier}, which was handled: nothing is counted twice."
+    record = _record(champion, number, digest, reasons=[why], repeats=f"{earlier:02d}")
+    _store(batches, key, record, note_page(f"Batch {number} is a repetition", why))
+    return record
+
+
+def _quarantined(
+    batches: Batches, champion: ModelVersion, number: int, digest: str, key: str, problem: str
+) -> dict[str, Any]:
+    log.warning("batch %d is quarantined: %s", number, problem)
+    why = f"Not judged: {problem}. The batches after it are not held up; deliver a corrected one under a new number."
+    record = _record(champion, number, digest, reasons=[why], quarantined=True)
+    _store(batches, key, record, note_page(f"Batch {number} is quarantined", why))
+    return record
+
+
+def _store(batches: Batches, key: str, record: Mapping[str, Any], page: str) -> None:
+    batches.storage.write(batches.report_key(key, REPORT), page.encode())
+    batches.storage.write(batches.report_key(key, METRICS), json.dumps(record, indent=1).encode())
+    # Last: what it names is complete.
+    batches.decide(key, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Performance:
+    """The newest batch whose outcomes matured since the last look, and the labelled windows before it."""
+
+    labelled: Labelled
+    scores: Floats
+    history: list[LabelledWindow]
+
+
+def _judged(
+    settings: Settings, tracking: Tracking, batches: Batches, champion: ModelVersion, batch: Batch, key: str
+) -> dict[str, Any]:
+    storage, dataset = batches.storage, _dataset(champion)
+    pipeline = tracking.load_pipeline(champion.version)
     with tempfile.TemporaryDirectory(prefix="health-predict-drift-") as folder:
         work = Path(folder)
-        file = _batch_file(storage, dataset, batch, work)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        prefix = f"drift/{champion.version}/{digest[:12]}"
-        watermark = f"watermarks/monitoring/{champion.version}/{digest}.json"
-        outputs = {REPORT: report, EVIDENTLY: evidently, METRICS: metrics}
-        known = storage.exists(watermark) and all(storage.exists(f"{prefix}/{name}") for name in outputs)
-        if known:
-            log.info("batch %d was handled before for model version %s", batch, champion.version)
-        else:
-            frame = load_part(file)
-            check(frame, labelled=False, name=f"batch {batch}")
-            if frame.empty:
-                raise DataError(f"batch {batch} has no encounters", "run the split stage again")
-            _handle(storage, tracking, champion, dataset, batch, digest, frame, prefix, work)
-            # Last: what it names is complete.
-            storage.write(watermark, storage.read(f"{prefix}/{METRICS}"))
-        for name, path in outputs.items():
-            storage.download(f"{prefix}/{name}", path)
-        stored = json.loads(storage.read(watermark))
-    return DriftResult(
-        Verdict(stored["verdict"]), tuple(stored["reasons"]), stored["metrics"], champion.version, digest, known
+        training = _part(storage, f"{dataset}/train.parquet", work)
+        validation = _part(storage, f"{dataset}/validation.parquet", work)
+        validation_scores = _scores(pipeline, validation)
+        reference = _reference(storage, champion, training, target(validation), validation_scores)
+        first = trained_through(storage, champion)
+        known = _windows(batches, champion)
+        matured = {number for one in batches.decisions() for number in one["matured"]}
+        labelled = {batch.number: batches.labelled(batch)}
+        for number in batches.handled - {batch.number}:
+            # Of a batch that matured and was judged, all that is needed is known.
+            if number not in matured or (number >= first and number not in known):
+                labelled[number] = batches.labelled(batches.batch(number))
+        matured |= {number for number, one in labelled.items() if one.joined.matured}
+        available = _leading(batches, matured)
+        performance = _performance(champion, pipeline, labelled, first, known)
+        rolling = _before(batches, batch.number)
+        scores = _served(pipeline, champion, labelled[batch.number])
+        findings = assess(reference, batch.frame, scores, None, rolling=rolling)
+        judged, outcomes = scores, np.full(len(scores), np.nan)
+        if performance is not None:
+            judged, outcomes = performance.scores, performance.labelled.joined.outcomes
+            findings = _with_outcomes(reference, findings, batch, performance, rolling)
+        waiting = {number: one.joined.waiting for number, one in sorted(labelled.items()) if one.joined.waiting}
+        action, why = decide(
+            Policy(settings.policy),
+            batches.policy_state(),
+            batch.number,
+            verdict=findings.verdict,
+            miscalibrated=findings.calibration is not None and findings.calibration.broken,
+            interval=settings.policy_interval,
+        )
+        if action is not Action.NONE and available <= first:
+            action, why = Action.NONE, "No outcomes are known that the model has not learned from."
+        log.info("batch %d: %s; %s: %s", batch.number, findings.verdict, action, why)
+        second_opinion: Mapping[str, float] = {}
+        alarm = findings.verdict is not Verdict.STEADY or (findings.rolling or findings.inputs).alarm
+        if settings.evidently == "always" or (settings.evidently == "alarm" and alarm):
+            from health_predict.adapters.evidently import evidently_report  # eight seconds to import
+
+            second_opinion = evidently_report(training, batch.frame, work / EVIDENTLY)
+            storage.upload(work / EVIDENTLY, batches.report_key(key, EVIDENTLY))
+        page = drift_page(
+            findings,
+            batch=batch.number,
+            facts=[
+                ("Model version", champion.version),
+                ("Dataset", champion.tags["dataset_digest"][:12]),
+                ("Source", champion.tags.get("dataset_source", "")),
+                ("Commit", champion.tags.get("git_commit", "")[:12]),
+                ("Batch digest", batch.digest[:12]),
+                ("Action", action.value),
+            ],
+            synthetic=champion.tags.get("dataset_source") == "synthetic",
+            reference_probabilities=validation_scores,
+            probabilities=scores,
+            outcomes=outcomes,
+            judged=judged,
+            waiting=[f"batch {number}: {what}" for number, what in waiting.items()],
+            evidently=second_opinion,
+        )
+    record = _record(
+        champion,
+        batch.number,
+        batch.digest,
+        verdict=findings.verdict,
+        action=action,
+        labelled_batches=available,
+        reasons=[*findings.reasons, why],
+        waiting=waiting,
+        matured=sorted(matured),
+        metrics=findings.metrics(),
+        window=None
+        if performance is None or findings.window is None
+        else {"batch": performance.labelled.batch.number, **asdict(findings.window)},
+        findings=findings.to_json(),
+        evidently=second_opinion,
+        state=batches.policy_state().to_json(),
     )
+    _store(batches, key, record, page)
+    return record
 
 
 def _dataset(champion: ModelVersion) -> str:
@@ -96,96 +289,101 @@ def _dataset(champion: ModelVersion) -> str:
         ) from None
 
 
-def _batch_file(storage: Storage, dataset: str, batch: int, work: Path) -> Path:
-    key = f"{dataset}/batches/{batch:02d}.parquet"
-    if not storage.exists(key):
-        numbers = sorted(int(found[1]) for key in storage.keys(f"{dataset}/batches/") if (found := _NUMBER.search(key)))
-        if not numbers:
-            raise StateError(f"{storage.uri(dataset)} has no future batches", "run the split stage")
-        raise StateError(f"there is no batch {batch}", f"batches are numbered {numbers[0]} to {numbers[-1]}")
-    file = work / "batch.parquet"
-    storage.download(key, file)
-    return file
-
-
-_NUMBER = re.compile(r"/(\d+)\.parquet$")
-
-
 def _part(storage: Storage, key: str, work: Path) -> pd.DataFrame:
     file = work / "part.parquet"
     storage.download(key, file)
     return load_part(file)
 
 
-def _handle(
-    storage: Storage,
-    tracking: Tracking,
+def _scores(pipeline: Any, frame: pd.DataFrame) -> Floats:
+    return np.asarray(pipeline.predict_proba(frame)[:, 1], dtype=np.float64)
+
+
+def _served(pipeline: Any, champion: ModelVersion, labelled: Labelled) -> Floats:
+    """The champion's scores: as they were served where it did, else computed."""
+    scores = labelled.scores.copy()
+    other = np.array([version != champion.version for version in labelled.versions]) | ~np.isfinite(scores)
+    if other.any():
+        scores[other] = _scores(pipeline, labelled.batch.frame[other])
+    return scores
+
+
+def _leading(batches: Batches, matured: set[int]) -> int:
+    """How many batches from the first one on have known outcomes; what was not judged does not stand in the way."""
+    count = number = 0
+    passed = {int(one["batch"]) for one in batches.decisions()} - batches.handled
+    while number in matured or number in passed:
+        number += 1
+        count = number if number - 1 in matured else count
+    return count
+
+
+def _windows(batches: Batches, champion: ModelVersion) -> dict[int, LabelledWindow]:
+    """What the champion was judged on before, by number of the batch."""
+    found = {}
+    for record in batches.decisions():
+        if record["window"] and record["model_version"] == champion.version:
+            values = dict(record["window"])
+            number = int(values.pop("batch"))
+            found[number] = LabelledWindow(**values)
+    return found
+
+
+def _performance(
     champion: ModelVersion,
-    dataset: str,
-    batch: int,
-    digest: str,
-    frame: pd.DataFrame,
-    prefix: str,
-    work: Path,
-) -> None:
-    """Compute the findings and put the three files into storage."""
-    pipeline = tracking.load_pipeline(champion.version)
-    training = _part(storage, f"{dataset}/train.parquet", work)
-    validation = _part(storage, f"{dataset}/validation.parquet", work)
-    validation_scores = np.asarray(pipeline.predict_proba(validation)[:, 1], dtype=np.float64)
-    scores = np.asarray(pipeline.predict_proba(frame)[:, 1], dtype=np.float64)
-    outcomes = target(frame).astype(np.float64) if TARGET in frame else np.full(len(frame), np.nan)
-    reference = _reference(storage, champion, training, target(validation), validation_scores)
-    before = f"{dataset}/batches/{batch - 1:02d}.parquet"
-    rolling = InputReference.fit(_part(storage, before, work), draws=ROLLING_DRAWS) if storage.exists(before) else None
-    findings = assess(
+    pipeline: Any,
+    labelled: Mapping[int, Labelled],
+    first: int,
+    known: Mapping[int, LabelledWindow],
+) -> _Performance | None:
+    """What the champion is judged on: outcomes that it did not learn from and that were not judged yet."""
+    windows = dict(known)
+    new = sorted(number for number, one in labelled.items() if number >= first and one.joined.matured)
+    new = [number for number in new if number not in windows]
+    if not new:
+        return None
+    for number in new[:-1]:  # several matured at once: only the newest is judged, the others are its history
+        outcomes = labelled[number].joined.outcomes
+        have = np.isfinite(outcomes)
+        if 0 < outcomes[have].sum() < have.sum():
+            windows[number] = LabelledWindow.of(outcomes[have], _served(pipeline, champion, labelled[number])[have])
+    newest = labelled[new[-1]]
+    history = [window for number, window in sorted(windows.items()) if number < new[-1]]
+    return _Performance(newest, _served(pipeline, champion, newest), history)
+
+
+def _with_outcomes(
+    reference: DriftReference,
+    inputs: DriftFindings,
+    batch: Batch,
+    performance: _Performance,
+    rolling: InputReference | None,
+) -> DriftFindings:
+    """The findings about the inputs of a batch, joined by those about performance on the newest outcomes."""
+    labelled = performance.labelled
+    judged = assess(
         reference,
-        frame,
-        scores,
-        outcomes,
-        rolling=rolling,
-        history=_history(storage, champion.version, batch),
+        labelled.batch.frame,
+        performance.scores,
+        labelled.joined.outcomes,
+        rolling=rolling if labelled.batch.number == batch.number else None,
+        history=performance.history,
     )
-    log.info("batch %d: %s", batch, findings.verdict)
-    evidently_file = work / EVIDENTLY
-    second_opinion = evidently_report(training, frame, evidently_file)
-    page = drift_page(
-        findings,
-        batch=batch,
-        facts=[
-            ("Model version", champion.version),
-            ("Dataset", champion.tags["dataset_digest"][:12]),
-            ("Source", champion.tags.get("dataset_source", "")),
-            ("Commit", champion.tags.get("git_commit", "")[:12]),
-            ("Batch digest", digest[:12]),
-        ],
-        synthetic=champion.tags.get("dataset_source") == "synthetic",
-        reference_probabilities=validation_scores,
-        probabilities=scores,
-        outcomes=outcomes,
-        evidently=second_opinion,
-        evidently_rows=min(REFERENCE_ROWS, len(training)),
+    if labelled.batch.number == batch.number:
+        return judged
+    reasons = (
+        *(f"By the outcomes of batch {labelled.batch.number}: {reason}" for reason in judged.reasons[:-1]),
+        *inputs.reasons[1:],
     )
-    storage.upload(evidently_file, f"{prefix}/{EVIDENTLY}")
-    storage.write(f"{prefix}/{REPORT}", page.encode())
-    storage.write(f"{prefix}/{METRICS}", _record(findings, champion, batch, digest, second_opinion))
+    return replace(
+        judged, rows=inputs.rows, inputs=inputs.inputs, rolling=inputs.rolling, scores=inputs.scores, reasons=reasons
+    )
 
 
-def _record(
-    findings: DriftFindings, champion: ModelVersion, batch: int, digest: str, second_opinion: Mapping[str, float]
-) -> bytes:
-    content = {
-        "verdict": findings.verdict,
-        "reasons": findings.reasons,
-        "model_version": champion.version,
-        "dataset_digest": champion.tags["dataset_digest"],
-        "batch": batch,
-        "batch_digest": digest,
-        "metrics": findings.metrics(),
-        "findings": findings.to_json(),
-        "evidently": second_opinion,
-    }
-    return json.dumps(content, indent=1).encode()
+def _before(batches: Batches, number: int) -> InputReference | None:
+    """The batch that was judged last before this one, as a reference."""
+    earlier = [other for other in batches.handled if other < number]
+    return InputReference.fit(batches.batch(max(earlier)).frame, draws=ROLLING_DRAWS) if earlier else None
 
 
 def _reference(
@@ -201,13 +399,3 @@ def _reference(
     reference = DriftReference.fit(training, outcomes, scores)
     storage.write(key, json.dumps({"identity": identity, "reference": reference.to_json()}).encode())
     return reference
-
-
-def _history(storage: Storage, version: str, batch: int) -> list[LabelledWindow]:
-    """Labelled windows of the batches before this one, oldest first."""
-    records: list[dict[str, Any]] = [
-        json.loads(storage.read(key)) for key in storage.keys(f"watermarks/monitoring/{version}/")
-    ]
-    earlier = [record for record in records if record["batch"] < batch and record["findings"]["window"]]
-    earlier.sort(key=lambda record: record["batch"])
-    return [LabelledWindow(**record["findings"]["window"]) for record in earlier]

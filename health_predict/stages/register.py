@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
 CARD = "model_card.html"
+# What `recalibrate` writes, and no search.
+RECALIBRATION_TAGS = ("recalibrates", "labelled_batches", "estimator_batches")
+NEWEST = 3000  # validation encounters that the gates look at: the newest say most about the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
             "family": best.tags["family"],
             "threshold": best.params["threshold"],
             **{name: best.tags[name] for name in ("dataset_digest", "dataset_source", "git_commit", "search_digest")},
+            **{name: best.tags[name] for name in RECALIBRATION_TAGS if name in best.tags},
         },
         f"{best.tags['family']} of search {parent_run_id}",
     )
@@ -160,9 +164,10 @@ def _ask_gates(
     from health_predict.core.cohort import load_part, target
     from health_predict.core.evaluation import metrics
 
-    frame = load_part(file)
+    # In order of time. After a first training these are nearly all of them.
+    frame = load_part(file).tail(NEWEST).reset_index(drop=True)
     labels = target(frame)
-    log.info("asking the gates on %d validation encounters", len(frame))
+    log.info("asking the gates on the %d newest validation encounters", len(frame))
     candidate = Scored(_scores(pipeline, frame), threshold)
     promotion = decide(
         frame,
@@ -171,6 +176,7 @@ def _ask_gates(
         candidate,
         _baseline(tracking, best, parent_run_id, frame),
         _champion(tracking, champion, frame),
+        same_estimator="recalibrates" in best.tags,
     )
     return {
         "decision": promotion.decision.value,
@@ -213,7 +219,7 @@ def _scores(pipeline: Any, frame: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def _baseline(tracking: Tracking, best: RunRecord, parent_run_id: str, validation: pd.DataFrame) -> Scored | None:
-    if best.tags["family"] == BASELINE:
+    if best.tags["family"] == BASELINE or "recalibrates" in best.tags:
         return None
     for run in best_runs(tracking, parent_run_id):
         if run.tags["family"] == BASELINE:
@@ -244,7 +250,9 @@ def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float64], points: 
 
 def _importances(pipeline: Any, top: int = 15) -> list[dict[str, Any]]:
     """The positions that weigh most, as the family itself states it; shares of the whole."""
-    estimator = pipeline.named_steps["estimator"]
+    from health_predict.core.calibration import uncalibrated
+
+    estimator = uncalibrated(pipeline.named_steps["estimator"])
     names = pipeline.named_steps["features"].get_feature_names_out()
     if hasattr(estimator, "coef_"):
         weights = np.abs(estimator.coef_[0])

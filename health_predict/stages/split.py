@@ -59,7 +59,9 @@ def split(
     raw = fetch(settings)
     log.info("raw data: %s (%s)", raw.path, raw.source)
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt, labelled_batches)
+    parameters = Parameters(
+        settings.initial_share, settings.future_batches, settings.salt, labelled_batches, settings.training_window
+    )
     index = f"datasets/by-inputs/{inputs_digest(raw.sha256, parameters)}"
     stored = _stored(storage, index)
     reused = stored is not None

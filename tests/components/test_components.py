@@ -13,7 +13,7 @@ from health_predict.core.errors import GateError
 
 FOLDER = Path(components.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))
-STAGES = {"split", "hpo", "register", "bento_build", "ecr_push", "rollout", "drift"}
+STAGES = {"split", "hpo", "recalibrate", "register", "bento_build", "ecr_push", "rollout", "drift", "settle"}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)

@@ -32,7 +32,7 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
         probabilities=risk,
         outcomes=outcomes,
         evidently={"age": 0.02},
-        evidently_rows=2000,
+        waiting=[] if known else ["batch 4: 3,000 within the follow-up window"],
     )
     # then
     assert "Drift report, batch 4" in html
@@ -40,3 +40,4 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     assert (">Recalibrate<" in html) is known
     assert ("Observed / expected" in html) is known
     assert ("Waiting for labels" in html) is not known
+    assert ("within the follow-up window" in html) is not known

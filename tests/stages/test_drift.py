@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
+from health_predict.adapters.batches import Batches
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.core.cohort import exclude_not_readmittable, save_part, target
 from health_predict.core.drift import Verdict
-from health_predict.core.errors import DataError, StateError
+from health_predict.core.errors import StateError
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.outcomes import write_outcomes
+from health_predict.core.policy import Action
+from health_predict.core.promotion import Decision
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import Settings
-from health_predict.stages.drift import DriftResult, drift
+from health_predict.stages.drift import NO_BATCH, DriftResult, drift
+from health_predict.stages.recalibrate import recalibrate
+from health_predict.stages.register import register
+from health_predict.stages.settle import Settlement, settle
 
 DATASET = "d" * 64
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A store with a champion, its dataset and three batches: alike, alike, and one that breaks the contract."""
+def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Settings:
+    """A store with a champion, its dataset and four batches: alike, alike, one that breaks the contract, alike."""
     home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home)
+    shutil.copy(mlflow_database, home / "mlflow.db")
+    settings = Settings(home=home, git_commit="abc", evidently="never")
     storage = open_storage(settings.storage)
-    cohort = exclude_not_readmittable(synthesize(7000, seed=2))
-    parts = {"train": cohort[:3000], "validation": cohort[3000:4000]}
-    parts |= {"batches/01": cohort[4000:5200], "batches/02": cohort[5200:6400]}
-    parts["batches/03"] = cohort[6400:].assign(age="[200-210)")
+    cohort = exclude_not_readmittable(synthesize(9000, seed=2))
+    parts = {"train": cohort[:3000], "validation": cohort[3000:4000], "test": cohort[3000:4000]}
+    parts |= {"batches/00": cohort[4000:5200], "batches/01": cohort[5200:6400]}
+    parts["batches/02"] = cohort[6400:7000].assign(age="[200-210)")
+    parts["batches/03"] = cohort[7000:8500]
     for name, frame in parts.items():
         file = home / "part.parquet"
         save_part(frame.reset_index(drop=True), file)
@@ -43,14 +54,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     pipeline.fit(train, target(train))
     tracking = Tracking(settings)
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc"}
+    tags["family"] = "LogisticRegression"
     parent = tracking.start_search("search", tags, {})
-    run = tracking.log_best(parent, "LogisticRegression", pipeline, tags, {}, {}, {})
-    version = tracking.register(run, tags, "for the test")
+    run = tracking.log_best(parent, "LogisticRegression", pipeline, tags, {"threshold": "0.15"}, {}, {})
+    version = tracking.register(run, {**tags, "threshold": "0.15"}, "for the test")
     tracking.set_alias(CHAMPION, version.version)
     return settings
 
 
-def run_stage(settings: Settings, batch: int, folder: Path) -> DriftResult:
+def run_stage(settings: Settings, batch: int | None, folder: Path) -> DriftResult:
     return drift(
         settings,
         batch=batch,
@@ -60,64 +72,157 @@ def run_stage(settings: Settings, batch: int, folder: Path) -> DriftResult:
     )
 
 
-def test_a_batch_is_judged_once(settings: Settings, tmp_path: Path) -> None:
-    # when a batch is handled for the first time
-    first = run_stage(settings, 1, tmp_path / "one")
-    # then there is a verdict with reasons and figures, and three whole files
+def finish(settings: Settings, result: DriftResult) -> Settlement:
+    return settle(settings, batch=result.batch, batch_digest=result.batch_digest)
+
+
+def test_batches_are_handled_in_turn_each_once(settings: Settings, tmp_path: Path) -> None:
+    # when the next batch is asked for
+    first = run_stage(settings, None, tmp_path / "one")
+    # then it is the first one, there is a verdict with reasons and figures, and there are three whole files
+    assert (first.batch, first.labelled_batches, first.already_handled) == (0, 1, False)
     assert first.verdict in Verdict
-    assert first.reasons
     assert np.isfinite(list(first.metrics.values())).all()
-    assert not first.already_handled
     html = (tmp_path / "one" / "report.html").read_text()
     assert "Synthetic data" in html
-    assert "Drift report, batch 1" in html
+    assert "Drift report, batch 0" in html
     record = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert record["verdict"] == first.verdict
     assert record["batch_digest"] == first.batch_digest
-    assert len(record["evidently"]) > 40
-    storage = open_storage(settings.storage)
-    assert storage.keys(f"drift/1/{first.batch_digest[:12]}/") == [
-        f"drift/1/{first.batch_digest[:12]}/{name}" for name in ("evidently.html", "metrics.json", "report.html")
-    ]
-    # when it is handled again
-    again = run_stage(settings, 1, tmp_path / "two")
-    # then the result is the stored one
-    assert again.already_handled
-    assert (again.verdict, again.reasons, again.metrics) == (first.verdict, first.reasons, first.metrics)
-    for name in ("report.html", "evidently.html", "metrics.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert "Not made" in (tmp_path / "one" / "evidently.html").read_text()
 
-    # when the process dies before its last write, the watermark
-    watermark = storage.keys("watermarks/monitoring/1/")
-    (settings.home / "storage" / watermark[0]).unlink()
-    recovered = run_stage(settings, 1, tmp_path / "three")
-    # then the next run ends in the same state
-    assert not recovered.already_handled
-    assert (recovered.verdict, recovered.reasons) == (first.verdict, first.reasons)
-    assert storage.keys("watermarks/monitoring/1/") == watermark
-    assert (tmp_path / "three" / "report.html").read_text() == html
+    # when the process dies before the batch is settled
+    again = run_stage(settings, None, tmp_path / "two")
+    # then the next run begins with what was decided
+    assert again == first
+    assert (tmp_path / "two" / "report.html").read_text() == html
+
+    # when it is settled, twice
+    assert finish(settings, first) == finish(settings, first) == Settlement.UNCHANGED
+    # then a repeat gives the stored result and nothing to do
+    repeat = run_stage(settings, 0, tmp_path / "three")
+    assert repeat.already_handled and repeat.action is Action.NONE
+    assert (repeat.reasons, repeat.metrics) == (first.reasons, first.metrics)
 
     # when the next batch comes, it knows its predecessor
-    second = run_stage(settings, 2, tmp_path / "four")
+    second = run_stage(settings, None, tmp_path / "four")
     findings = json.loads((tmp_path / "four" / "metrics.json").read_text())["findings"]
+    assert (second.batch, second.labelled_batches) == (1, 2)
     assert findings["rolling"] is not None
     assert findings["discrimination"]["windows"] == 2
-    assert second.metrics["rows"] == 1200
+    finish(settings, second)
+
+    # when one breaks the contract, it is put aside with a report and the one after it has its turn
+    third = run_stage(settings, None, tmp_path / "five")
+    assert third.quarantined and third.action is Action.NONE
+    assert "age" in (tmp_path / "five" / "report.html").read_text()
+    assert finish(settings, third) is Settlement.QUARANTINED
+    fourth = run_stage(settings, None, tmp_path / "six")
+    assert (fourth.batch, fourth.labelled_batches) == (3, 4)
+    finish(settings, fourth)
+    none = run_stage(settings, None, tmp_path / "seven")
+    assert (none.batch, finish(settings, none)) == (NO_BATCH, Settlement.UNCHANGED)
 
 
-def test_a_batch_that_breaks_the_contract_is_refused_without_traces(settings: Settings, tmp_path: Path) -> None:
-    before = open_storage(settings.storage).keys("")
-    with pytest.raises(DataError, match=r"batch 3.*age"):
-        run_stage(settings, 3, tmp_path)
-    assert open_storage(settings.storage).keys("") == before
-    assert not list(tmp_path.iterdir())
+class Hospital:
+    """Sends batches through a pretended endpoint: what matters here is what lies in storage afterwards."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.batches = Batches(settings)
+        self.storage = self.batches.storage
+        self.stream = settings.stream
+        self.ids: dict[int, list[str]] = {}
+
+    def send(self, number: int, frame: pd.DataFrame, probability: float = 0.1, time: str = "2020-01-01") -> None:
+        self.ids[number] = [f"{self.stream}-{number}-{row}" for row in range(len(frame))]
+        entry = {"time": f"{time}T00:00:00+00:00", "model_version": "9", "probability": probability}
+        lines = [json.dumps({**entry, "id": one}) for one in self.ids[number]]
+        self.storage.write(f"predictions/{time}/{self.stream}-{number}.jsonl", "\n".join(lines).encode())
+        self.batches.deliver(number, frame.drop(columns=["readmitted"]).reset_index(drop=True), self.ids[number])
+
+    def tell(self, number: int, readmitted: npt.ArrayLike) -> None:
+        self.storage.write(f"outcomes/{self.stream}-{number}.csv", write_outcomes(self.ids[number], readmitted))
+
+
+def test_late_outcomes_and_batches_out_of_order(settings: Settings, tmp_path: Path) -> None:
+    # given a stream of its own, whose second batch comes first
+    settings = settings.model_copy(update={"stream": "late"})
+    hospital, cohort = Hospital(settings), exclude_not_readmittable(synthesize(6000, seed=4))
+    hospital.send(1, cohort[1500:3000])
+    early = run_stage(settings, None, tmp_path)
+    # then its inputs are judged, its performance is not, and the report says what is waited for
+    assert (early.batch, early.verdict, early.labelled_batches) == (1, Verdict.STEADY, 0)
+    assert "batch 1: 1,500 without an outcome" in (tmp_path / "report.html").read_text()
+    assert "auc" not in early.metrics
+    finish(settings, early)
+
+    # when the one before it arrives, and outcomes of both, three times as many readmissions as expected
+    hospital.send(0, cohort[:1500])
+    raised = np.random.default_rng(0).random(1500) < 0.35
+    hospital.tell(0, raised)
+    hospital.tell(1, raised)
+    late = run_stage(settings, None, tmp_path)
+    # then it is its turn; what is judged is the newest outcomes, and both batches may train a model
+    assert (late.batch, late.labelled_batches) == (0, 2)
+    assert late.metrics["observed_expected"] > 2
+    assert late.verdict is not Verdict.STEADY and late.action is not Action.NONE
+    assert late.reasons[0].startswith("By the outcomes of batch 1")
+
+    # when the challenger loses, everything stays, and the loss is remembered
+    assert finish(settings, late) is Settlement.LOST
+    # when the same encounters arrive once more under another number, nothing is counted twice
+    hospital.send(2, cohort[:1500])
+    repeated = run_stage(settings, None, tmp_path)
+    assert (repeated.batch, repeated.action) == (2, Action.NONE)
+    assert "holds the encounters of batch 0" in repeated.reasons[0]
+    finish(settings, repeated)
+
+    # when a batch is younger than the follow-up window, its outcomes do not count, though they are there
+    hospital.send(3, cohort[3000:4500], time="2999-01-01")
+    hospital.tell(3, raised)
+    young = run_stage(settings, None, tmp_path)
+    assert young.labelled_batches == 2
+    assert "batch 3: 1,500 within the follow-up window" in (tmp_path / "report.html").read_text()
+
+
+def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, tmp_path: Path) -> None:
+    # given a stream in which risks doubled
+    settings = settings.model_copy(update={"stream": "doubled"})
+    hospital, cohort = Hospital(settings), exclude_not_readmittable(synthesize(16000, seed=6))[9000:]
+    hospital.send(0, cohort)
+    pipeline = Tracking(settings).load_pipeline("1")
+    doubled = 2 * pipeline.predict_proba(cohort)[:, 1]
+    hospital.tell(0, np.random.default_rng(1).random(len(cohort)) < doubled)
+    watched = run_stage(settings, None, tmp_path)
+    assert (watched.verdict, watched.action) == (Verdict.RECALIBRATE, Action.RECALIBRATE)
+    # when the champion is calibrated anew, twice, and registered
+    files = {"validation": tmp_path / "validation.parquet", "test": tmp_path / "test.parquet"}
+    renewed = recalibrate(settings, labelled_batches=1, **files)
+    again = recalibrate(settings, labelled_batches=1, **files)
+    assert again.reused and again.parent_run_id == renewed.parent_run_id
+    result = register(settings, parent_run_id=renewed.parent_run_id, card=tmp_path / "card.html", **files)
+    # then it passes, its risks are right, and it knows what it is and what it has learned from
+    assert result.decision is Decision.PROMOTE, result.reasons
+    assert result.test_metrics["observed_expected"].value == pytest.approx(1, abs=0.2)
+    version = Tracking(settings).version(result.model_version)
+    assert (version.tags["recalibrates"], version.tags["labelled_batches"]) == ("1", "1")
+    assert version.tags["dataset_digest"] == DATASET
+    # when it serves, the batch ends as deployed
+    Tracking(settings).set_alias(CHAMPION, version.version)
+    assert finish(settings, watched) is Settlement.DEPLOYED
+    # and what it learned from is not held against it
+    hospital.send(1, cohort[:1500].assign(time_in_hospital="3"))
+    assert run_stage(settings, None, tmp_path).reasons[0].startswith("Waiting for labels")
+    Tracking(settings).set_alias(CHAMPION, "1")
+    with pytest.raises(StateError, match="has outcomes"):
+        recalibrate(settings, labelled_batches=0, **files)
 
 
 def test_a_batch_that_does_not_exist_is_named_with_the_range(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(StateError) as caught:
         run_stage(settings, 9, tmp_path)
     assert "no batch 9" in caught.value.problem
-    assert "1 to 3" in caught.value.remedy
+    assert "0 to 3" in caught.value.remedy
 
 
 def test_without_a_champion_the_remedy_is_to_deploy(tmp_path: Path) -> None:

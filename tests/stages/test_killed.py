@@ -24,6 +24,7 @@ from health_predict.stages.bento_build import bento_build
 from health_predict.stages.drift import drift
 from health_predict.stages.ecr_push import ecr_push
 from health_predict.stages.register import register
+from health_predict.stages.settle import settle
 from health_predict.stages.split import split
 from tests.conftest import Parts
 
@@ -149,11 +150,12 @@ def test_register_bento_build_ecr_push_and_drift(
     open_registry(settings).verify(pushed.image_uri)
     assert tracking.version(version.version).tags["image_uri"] == pushed.image_uri
 
-    # drift: one watermark, and the reports it stands for
+    # drift: one decision, one watermark when it is settled, and the reports it stands for
     tracking.set_alias(CHAMPION, version.version)
     outputs = {name: tmp_path / name for name in ("report", "evidently", "metrics")}
     watched = run_with_deaths("drift", settings, {"batch": 0, **outputs})
-    assert watched.already_handled
-    assert len(storage.keys("watermarks/monitoring/")) == 1
+    assert len(storage.keys("monitoring/live/decisions/")) == 1
+    assert settle(settings, batch=0, batch_digest=watched.batch_digest) == "unchanged" or watched.action != "none"
+    assert len(storage.keys("monitoring/live/settled/")) == 1
     assert all(file.stat().st_size for file in outputs.values())
     assert leftovers(settings.home) == []

@@ -1,0 +1,22 @@
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def settle(batch: int, batch_digest: str, done: str) -> NamedTuple("SettleOutputs", [("outcome", str)]):  # type: ignore[valid-type]
+    """Close a batch: it is never handled again.
+
+    Args:
+        batch: Number of the batch; -1 when none waited.
+        batch_digest: Digest of its encounters.
+        done: Outcome of the action, which this step waits for.
+    """
+    from health_predict.stages.settle import settle as stage
+    from health_predict.stages.task import task
+
+    with task("settle") as settings:
+        result = stage(settings, batch=int(batch), batch_digest=batch_digest)
+    return (result.value,)

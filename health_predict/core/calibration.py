@@ -1,0 +1,101 @@
+"""Logistic recalibration: a new map from the scores of a fitted classifier to probabilities.
+
+    logit(q) = intercept + slope * logit(p)
+
+Source: Cox 1958, doi:10.1093/biomet/45.3-4.562; as model updating in Steyerberg, Clinical Prediction Models, 2019,
+chapter 20. The map is monotone, so that it never changes the order of two patients: what it mends is the level of the
+risks and how far they are apart, not the ranking.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from health_predict.core.errors import GateError
+
+Floats = npt.NDArray[np.float64]
+
+CLOSEST = 1e-6  # a probability of 0 or 1 has no logit
+LEAST_SLOPE = 0.1  # below it, the map would give everybody nearly the same risk
+
+
+def logit(probabilities: npt.ArrayLike) -> Floats:
+    """Log-odds of probabilities (n,), which are kept `CLOSEST` away from 0 and 1."""
+    clipped = np.clip(np.asarray(probabilities, dtype=np.float64), CLOSEST, 1 - CLOSEST)
+    found: Floats = np.log(clipped) - np.log1p(-clipped)
+    return found
+
+
+class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A fitted binary classifier whose probabilities pass through the map; it is not fitted again itself."""
+
+    def __init__(self, estimator: Any, intercept: float = 0.0, slope: float = 1.0) -> None:
+        self.estimator = estimator
+        self.intercept = intercept
+        self.slope = slope
+
+    @classmethod
+    def fitted(cls, estimator: Any, rows: npt.NDArray[np.float32], labels: npt.ArrayLike) -> Self:
+        """The map of the largest likelihood on rows (n, d) with labels (n,) in {0, 1}.
+
+        A classifier that is calibrated already is calibrated anew, not twice. Raises GateError when the scores hold
+        next to nothing about the labels: then no map helps.
+        """
+        base = uncalibrated(estimator)
+        intercept, slope = fit_map(base.predict_proba(rows)[:, 1], labels)
+        return cls(base, intercept, slope)
+
+    @property
+    def classes_(self) -> npt.NDArray[Any]:
+        """Those of the classifier inside."""
+        classes: npt.NDArray[Any] = self.estimator.classes_
+        return classes
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def fit(self, rows: Any, labels: Any) -> Self:
+        """Refit the map only, on rows (n, d) and labels (n,)."""
+        self.intercept, self.slope = fit_map(self.estimator.predict_proba(rows)[:, 1], labels)
+        return self
+
+    def predict_proba(self, rows: Any) -> Floats:
+        """Probabilities (n, 2) of no readmission, and of one."""
+        log_odds = self.intercept + self.slope * logit(self.estimator.predict_proba(rows)[:, 1])
+        positive = 1 / (1 + np.exp(-log_odds))
+        return np.column_stack([1 - positive, positive])
+
+    def predict(self, rows: Any) -> npt.NDArray[Any]:
+        """The likelier class of each row (n,)."""
+        chosen: npt.NDArray[Any] = self.classes_[(self.predict_proba(rows)[:, 1] >= 0.5).astype(int)]
+        return chosen
+
+
+def uncalibrated(estimator: Any) -> Any:
+    """The classifier itself, without a map around it."""
+    return estimator.estimator if isinstance(estimator, CalibratedClassifier) else estimator
+
+
+def fit_map(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
+    """Intercept and slope of the largest likelihood for scores (n,) in [0, 1] and labels (n,) in {0, 1}.
+
+    Raises GateError when one label is absent or the slope is below `LEAST_SLOPE`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    outcomes = np.asarray(labels, dtype=np.int8)
+    if len(np.unique(outcomes)) < 2:
+        raise GateError("a calibration needs encounters with and without a readmission", "wait for more outcomes")
+    # Without a penalty; tol far below what a probability is printed with.
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(logit(scores)[:, None], outcomes)
+    intercept, slope = float(model.intercept_[0]), float(model.coef_[0, 0])
+    if not slope >= LEAST_SLOPE:
+        raise GateError(
+            f"the scores hold next to nothing about the outcomes (slope {slope:.2f}): no calibration helps",
+            "retrain: `health-predict pipeline run readmission`",
+        )
+    return intercept, slope

@@ -1,0 +1,160 @@
+"""recalibrate: the champion's estimator with its map from score to risk fitted anew on the newest outcomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from health_predict.adapters.batches import Batches, trained_through
+from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.storage import whole_file
+from health_predict.core.cohort import save_part
+from health_predict.core.columns import PATIENT, POSITIVE, TARGET
+from health_predict.core.errors import StateError
+from health_predict.core.partition import places, rows_digest
+from health_predict.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LEAST_EVENTS = 300  # readmissions that a map is fitted and judged on: a standard error of 6 % of the level
+NEGATIVE = "NO"
+
+
+@dataclass(frozen=True, slots=True)
+class RecalibrateResult:
+    """The run that `register` takes, the new map, and how many encounters it stands on."""
+
+    parent_run_id: str
+    intercept: float
+    slope: float
+    rows: int
+    reused: bool
+
+
+def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, test: Path) -> RecalibrateResult:
+    """Fit the champion's calibration and threshold on the newest of the first `labelled_batches` batches.
+
+    Only batches that the estimator did not learn from count, the newest ones until `LEAST_EVENTS` readmissions are
+    known. Their patients are parted as in `split`: the map and the threshold come from the training patients, the
+    other two parts are written for `register`'s gates and card. The result lies in MLflow as a search with a single
+    model; the same champion and rows give the same run. Raises StateError when no such batch has matured, GateError
+    when the scores hold nothing that a map could mend.
+    """
+    tracking = Tracking(settings)
+    champion = tracking.by_alias(CHAMPION)
+    if champion is None:
+        raise StateError("no model version is the champion", "deploy one: `health-predict pipeline run readmission`")
+    batches = Batches(settings, champion)
+    rows = _newest(batches, champion, labelled_batches)
+    part = places(settings.salt, rows[PATIENT])
+    fit, held_back, tested = (rows[part == number].reset_index(drop=True) for number in range(3))
+    for path, frame in ((validation, held_back), (test, tested)):
+        with whole_file(path) as temporary:
+            save_part(frame, temporary)
+    digest = _digest(champion, rows)
+    existing = tracking.finished_search(digest)
+    if existing is not None:
+        log.info("the same recalibration is there already: run %s", existing.run_id)
+        found = existing.params
+        return RecalibrateResult(
+            existing.run_id, float(found["intercept"]), float(found["slope"]), len(rows), reused=True
+        )
+    return _fit(settings, tracking, champion, digest, fit, held_back, labelled_batches, len(rows))
+
+
+def _newest(batches: Batches, champion: ModelVersion, labelled_batches: int) -> pd.DataFrame:
+    # An estimator is older than its map, and the next map may see again what this one saw.
+    first = int(champion.tags.get("estimator_batches", trained_through(batches.storage, champion)))
+    frames: list[pd.DataFrame] = []
+    events = 0
+    for number in sorted((one for one in batches.handled if first <= one < labelled_batches), reverse=True):
+        labelled = batches.labelled(batches.batch(number))
+        outcomes = labelled.joined.outcomes
+        known = np.isfinite(outcomes)
+        frame = labelled.batch.frame[known].reset_index(drop=True)
+        frames.insert(0, frame.assign(**{TARGET: np.where(outcomes[known] > 0, POSITIVE, NEGATIVE)}))
+        events += int(outcomes[known].sum())
+        if events >= LEAST_EVENTS:
+            break
+    if not frames:
+        raise StateError(
+            f"no batch from {first} to {labelled_batches - 1} has outcomes that the model has not learned from",
+            "wait for outcomes: `health-predict status` shows what is waiting",
+        )
+    return pd.concat(frames, ignore_index=True).astype(str)
+
+
+def _digest(champion: ModelVersion, rows: pd.DataFrame) -> str:
+    identity = {"recalibrates": champion.run_id, "rows": rows_digest(rows)}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _fit(
+    settings: Settings,
+    tracking: Tracking,
+    champion: ModelVersion,
+    digest: str,
+    fit: pd.DataFrame,
+    held_back: pd.DataFrame,
+    labelled_batches: int,
+    size: int,
+) -> RecalibrateResult:
+    # Here and not at the top: a repeat needs none of these, and they take seconds to import.
+    from sklearn.pipeline import Pipeline
+
+    from health_predict.core.calibration import CalibratedClassifier
+    from health_predict.core.cohort import target
+    from health_predict.core.evaluation import f1_threshold, metrics
+
+    tracking.end_abandoned(digest)
+    pipeline = tracking.load_pipeline(champion.version)
+    features = pipeline.named_steps["features"]
+    calibrated = CalibratedClassifier.fitted(pipeline.named_steps["estimator"], features.transform(fit), target(fit))
+    renewed = Pipeline([("features", features), ("estimator", calibrated)])
+    threshold = f1_threshold(target(fit), renewed.predict_proba(fit)[:, 1])
+    found = metrics(target(held_back), renewed.predict_proba(held_back)[:, 1], threshold)
+    log.info(
+        "logit(new) = %.3f + %.3f logit(old), from %d encounters; observed/expected on others %.2f",
+        calibrated.intercept,
+        calibrated.slope,
+        len(fit),
+        found["observed_expected"],
+    )
+    tags = {
+        "search_digest": digest,
+        "dataset_digest": champion.tags["dataset_digest"],
+        "dataset_source": champion.tags["dataset_source"],
+        "git_commit": settings.git_commit or "unknown",
+        "stage": "recalibrate",
+        "family": champion.tags["family"],
+        "recalibrates": champion.version,
+        "labelled_batches": str(labelled_batches),
+        "estimator_batches": champion.tags.get(
+            "estimator_batches", str(trained_through(Batches(settings).storage, champion))
+        ),
+    }
+    curve = {"intercept": repr(calibrated.intercept), "slope": repr(calibrated.slope)}
+    parent = tracking.start_search(f"recalibration-{digest[:8]}", tags, {**curve, "rows": size})
+    try:
+        parameters = dict(tracking.run(champion.run_id).params)
+        tracking.log_best(
+            parent,
+            champion.tags["family"],
+            renewed,
+            {**tags, "baseline": "false"},
+            {**parameters, **curve, "threshold": repr(threshold)},
+            {f"validation_{name}": value for name, value in found.items()},
+            {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on the newest outcomes"}},
+        )
+    except BaseException:
+        tracking.end_search(parent, {}, "FAILED")
+        raise
+    # Last: only what is whole counts as finished.
+    tracking.end_search(parent, {"best_f1": found["f1"], "best_auc": found["auc"]})
+    return RecalibrateResult(parent, calibrated.intercept, calibrated.slope, size, reused=False)

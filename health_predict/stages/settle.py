@@ -1,0 +1,69 @@
+"""settle: a batch is closed once what was decided about it is done; from then on it is never handled again."""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+
+from health_predict.adapters.batches import Batches
+from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.core import policy
+from health_predict.core.errors import StateError
+from health_predict.core.policy import Action, PolicyState
+from health_predict.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Settlement(StrEnum):
+    """How a batch ended."""
+
+    DEPLOYED = "deployed"
+    UNCHANGED = "unchanged"
+    """Nothing was to be done, or no batch waited."""
+    LOST = "lost"
+    """The challenger did not pass its gates: everything is as it was."""
+    QUARANTINED = "quarantined"
+
+
+def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
+    """Write the watermark of a batch that `drift` judged, and what the policy remembers; how the batch ended.
+
+    Whether a new version came into service is seen by the champion alone, so that a run that was killed after its
+    rollout ends like any other. A repeat gives the stored end. Raises StateError when the batch was not judged.
+    """
+    if batch < 0:
+        return Settlement.UNCHANGED
+    batches = Batches(settings)
+    key = f"{batch:02d}-{batch_digest[:12]}"
+    known = batches.settlement(key)
+    if known is not None:
+        return Settlement(known["outcome"])
+    decision = batches.decision(key)
+    if decision is None:
+        raise StateError(f"batch {batch} was not judged", f"`health-predict pipeline run monitoring -p batch={batch}`")
+    champion = Tracking(settings).by_alias(CHAMPION)
+    after = champion.version if champion else ""
+    action = Action(decision["action"])
+    state = batches.policy_state()
+    if decision["quarantined"]:
+        outcome = Settlement.QUARANTINED
+    elif action is Action.NONE:
+        outcome = Settlement.UNCHANGED
+    else:
+        outcome = Settlement.DEPLOYED if after != decision["model_version"] else Settlement.LOST
+        state = policy.begin(PolicyState.from_json(decision["state"]), action, batch)
+        state = policy.after(state, action, policy.Outcome(outcome.value), batch)
+    record = {
+        "batch": batch,
+        "batch_digest": batch_digest,
+        "verdict": decision["verdict"],
+        "action": action,
+        "outcome": outcome,
+        "version_before": decision["model_version"],
+        "version_after": after,
+        "labelled_batches": decision["labelled_batches"],
+    }
+    batches.settle(key, record, state)
+    log.info("batch %d: %s", batch, outcome.value)
+    return outcome
