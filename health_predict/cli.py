@@ -13,6 +13,7 @@ from health_predict.commands import data, operate, pipeline
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
+from health_predict.commands.simulate import simulate
 from health_predict.core.errors import HealthPredictError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command()(backup)
 app.command()(restore)
 app.command("cost")(cost_command)
 app.command()(predict)
+app.command()(simulate)
 
 UNEXPECTED = 70
 INTERRUPTED = 130

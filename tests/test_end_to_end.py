@@ -111,9 +111,9 @@ def demo(shell: Shell) -> str:
     return shell.run("demo")
 
 
-def kill_in(shell: Shell, stage: str, words: str) -> list[str]:
-    """Run the demo and kill -9 the command as soon as `stage` says some words; what was said until then."""
-    process = shell.start("demo")
+def kill_in(shell: Shell, stage: str, words: str, *arguments: str) -> list[str]:
+    """Run a command, by default the demo, and kill -9 it as soon as `stage` says some words; what was said till then."""
+    process = shell.start(*(arguments or ("demo",)))
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -121,7 +121,7 @@ def kill_in(shell: Shell, stage: str, words: str) -> list[str]:
         if line.startswith(stage) and words in line:
             break
     else:
-        pytest.fail(f"the demo ended before stage {stage} said {words}: {''.join(said)}")
+        pytest.fail(f"the command ended before stage {stage} said {words}: {''.join(said)}")
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -218,15 +218,34 @@ def test_a_killed_server_comes_back(shell: Shell, demo: str) -> None:
         assert json.load(response)["model_version"] == "1"
 
 
-def test_monitoring_retrains_and_redeploys_when_that_is_the_verdict(shell: Shell, demo: str) -> None:
-    # given a batch on which this champion turns out to be badly calibrated
-    outputs = shell.json("pipeline", "run", "monitoring", "-p", "batch=0", "-p", "labelled_batches=1")["outputs"]
-    # then the verdict led to a new version, trained with the labels of that batch, and it serves
-    assert outputs == {"verdict": "recalibrate", "outcome": "deployed"}
+def test_monitoring_recalibrates_and_redeploys_when_that_is_the_verdict(shell: Shell, demo: str) -> None:
+    # given a batch on which this champion turns out to be badly calibrated, the next one that waits
+    outputs = shell.json("pipeline", "run", "monitoring")["outputs"]
+    # then the verdict led to a new version of the same estimator, and it serves
+    assert outputs == {"verdict": "recalibrate", "action": "recalibrate", "outcome": "deployed"}
     found = shell.json("status")
     assert (found["champion"], found["serving"]["model_version"]) == ("2", "2")
-    assert (found["drift"]["batch"], found["drift"]["verdict"]) == (0, "recalibrate")
+    assert (found["drift"]["batch"], found["drift"]["verdict"], found["monitored"]) == (0, "recalibrate", 1)
     assert shell.json("lineage")["intact"]
+
+
+def test_a_simulation_that_was_killed_goes_on_and_does_nothing_twice(shell: Shell, demo: str) -> None:
+    # given a simulation of two batches, killed in the middle of bringing a new version into service
+    arguments = ("simulate", "--batches", "2", "--delay", "0")
+    kill_in(shell, "rollout", "Golden requests through the endpoint", *arguments)
+    # when it is begun again
+    found = shell.json(*arguments)
+    # then both batches were predicted over HTTP, and handled once each, as by the pipeline
+    first, second = found["moments"]
+    assert (first["verdict"], first["outcome"]) == ("recalibrate", "deployed")
+    assert (first["served_by"], second["served_by"]) == ("1", "2")
+    # and the version that the same findings had led to before was found, not made again
+    assert shell.json("status")["champion"] == second["version_after"]
+    page = Path(found["page"]).read_text()
+    assert "SYNTHETIC" in page.upper() and "<svg" in page
+    # and once more, nothing is done
+    again = shell.json(*arguments)
+    assert again == found
 
 
 def test_down_leaves_nothing_running(shell: Shell, demo: str) -> None:

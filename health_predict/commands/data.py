@@ -40,6 +40,7 @@ class ScenarioName(StrEnum):
     PREVALENCE_UP = "prevalence-up"
     CONCEPT_FLIP = "concept-flip"
     DRUG_WITHDRAWAL = "drug-withdrawal"
+    DELAYED_LABELS = "delayed-labels"
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from health_predict.adapters.kfp import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
 from health_predict.commands.progress import PipelineProgress
-from health_predict.core.errors import SettingsError
+from health_predict.core.errors import HealthPredictError, SettingsError
 from health_predict.settings import Profile, Settings, settings_on
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ On = Annotated[
 Parameters = Annotated[
     list[str] | None, typer.Option("--param", "-p", help="A parameter of the pipeline as name=value")
 ]
-Name = Annotated[str, typer.Argument(help="training, deployment, readmission or monitoring")]
+Name = Annotated[str, typer.Argument(help="training, deployment, readmission, recalibration or monitoring")]
 
 
 def _pipelines() -> Mapping[str, Any]:
@@ -98,22 +100,60 @@ def upload(on: On = None, as_json: Annotated[bool, typer.Option("--json", help="
 @app.command("schedule")
 def schedule(
     name: Name,
-    cron: Annotated[str, typer.Option(help="Second minute hour day month weekday; empty: no schedule any more")],
+    cron: Annotated[
+        str | None,
+        typer.Option(help="In a cluster: second minute hour day month weekday; empty: no schedule any more"),
+    ] = None,
+    every: Annotated[float | None, typer.Option(min=1, help="On this machine: seconds from begin to begin")] = None,
+    times: Annotated[int, typer.Option(min=0, help="On this machine: end after so many runs; 0: never")] = 0,
     parameter: Parameters = None,
     on: On = None,
 ) -> None:
-    """Have the cluster run a pipeline again and again. What was missed is not caught up."""
+    """Run a pipeline again and again: in a cluster by its schedule, on this machine in a loop.
+
+    One run at a time; what was missed is not caught up. A run that fails does not end the schedule.
+    """
+    settings = settings_on(on)
+    given = _parameters(parameter or [])
+    if settings.profile is Profile.LOCAL:
+        if every is None or cron is not None:
+            raise SettingsError(
+                "on this machine a schedule is an interval", f"`health-predict pipeline schedule {name} --every 3600`"
+            )
+        _loop(settings, name, given, every, times)
+        return
+    if cron is None or every is not None:
+        raise SettingsError(
+            "in a cluster a schedule has six fields", f"`health-predict pipeline schedule {name} --cron '0 30 2 * * *'`"
+        )
     from health_predict.adapters.kfp_cluster import ClusterPipelines
 
-    settings = settings_on(on)
     cluster = ClusterPipelines(settings)
     if not cron:
         typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
         return
-    arguments = _arguments(settings, name, _parameters(parameter or []))
+    arguments = _arguments(settings, name, given)
     with Console(stderr=True).status("scheduling"):
         made = cluster.schedule(name, _pipelines()[name], settings.git_commit or commit(), cron, arguments)
     typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")
+
+
+def _loop(settings: Settings, name: str, given: Mapping[str, Any], every: float, times: int) -> None:
+    console = Console(file=sys.stdout)  # pinned: a running pipeline redirects it
+    _arguments(settings, name, given)  # what cannot run at all is said at once
+    done = 0
+    while True:
+        begin = time.monotonic()
+        try:
+            outputs = run_pipeline(settings, name, given, console).outputs
+            said = ", ".join(f"{key} {value}" for key, value in outputs.items())
+        except HealthPredictError as error:
+            said = f"failed: {error}"
+        done += 1
+        console.print(f"[bold]run {done:<8}[/bold]{escape(said)}", highlight=False, soft_wrap=True)
+        if done == times:
+            return
+        time.sleep(every - (time.monotonic() - begin) % every)
 
 
 @app.command("list")

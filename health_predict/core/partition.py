@@ -75,6 +75,13 @@ def batch_name(number: int) -> str:
     return f"batches/{number:02d}"
 
 
+def batch_bounds(rows: int, parameters: Parameters) -> list[int]:
+    """Rows, in order of time, at which the future batches begin, and the end: batches + 1 numbers."""
+    initial = round(parameters.initial_share * rows)
+    later, batches = rows - initial, parameters.future_batches
+    return [initial + later * number // batches for number in range(batches + 1)]
+
+
 def patient_share(salt: str, patient: str) -> float:
     """Where a patient falls between 0 and 1: the first 64 bits of sha256(`salt:patient`)."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{patient}".encode()).digest()[:8], "big") / 2**64
@@ -94,9 +101,7 @@ def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
         )
     order = np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")
     ordered = frame.iloc[order].reset_index(drop=True)
-    initial = round(parameters.initial_share * len(ordered))
-    later = len(ordered) - initial
-    bounds = [initial + later * number // batches for number in range(batches + 1)]
+    bounds = batch_bounds(len(ordered), parameters)
     cuts = tuple(exclude_not_readmittable(ordered.iloc[start:end]) for start, end in itertools.pairwise(bounds))
     end = bounds[parameters.labelled_batches]
     labelled = exclude_not_readmittable(ordered.iloc[max(0, end - parameters.window) if parameters.window else 0 : end])
@@ -107,7 +112,7 @@ def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
         validation=validation,
         test=test,
         batches=cuts,
-        initial_rows=initial,
+        initial_rows=bounds[0],
         excluded=exclusions(ordered),
     )
     empty = [name for name, part in result.parts().items() if part.empty]

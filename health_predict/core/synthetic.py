@@ -271,13 +271,14 @@ class Scenario(StrEnum):
     PREVALENCE_UP = "prevalence-up"
     CONCEPT_FLIP = "concept-flip"
     DRUG_WITHDRAWAL = "drug-withdrawal"
+    DELAYED_LABELS = "delayed-labels"
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
     """What `inject` did, to judge a monitor by.
 
-    `kind` is what a statistician calls it: none, covariate, quality, prior or concept. `first_encounter` is the
+    `kind` is what a statistician calls it: none, covariate, quality, prior, concept or delay. `first_encounter` is the
     `encounter_id` at row `from_row` (from 0), where the change begins.
     """
 
@@ -306,6 +307,7 @@ _KINDS: dict[Scenario, tuple[str, tuple[str, ...]]] = {
     Scenario.PREVALENCE_DOWN: ("prior", (TARGET,)),
     Scenario.PREVALENCE_UP: ("prior", (TARGET,)),
     Scenario.CONCEPT_FLIP: ("concept", (TARGET,)),
+    Scenario.DELAYED_LABELS: ("delay", ()),
     Scenario.DRUG_WITHDRAWAL: ("covariate", ("metformin", "rosiglitazone", "insulin", "change", "diabetesMed")),
 }
 _OLDER = dict(zip(AGES, (0.3, 0.3, 0.3, 0.3, 0.3, 0.4, 0.6, 1.2, 3.0, 4.0), strict=True))
@@ -344,7 +346,7 @@ def inject(frame: pd.DataFrame, scenario: Scenario | str, from_row: int, seed: i
 
 def _drifted(rng: np.random.Generator, frame: pd.DataFrame, old: pd.DataFrame, scenario: Scenario) -> pd.DataFrame:
     match scenario:
-        case Scenario.NONE:
+        case Scenario.NONE | Scenario.DELAYED_LABELS:  # the outcomes come later, as they are
             return old.copy()
         case Scenario.AGE_SHIFT:
             return _redrawn(rng, frame, old, np.asarray(old["age"].map(_OLDER), dtype=np.float64))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from health_predict.adapters.batches import Batches
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.target import Active, open_target
 from health_predict.core.errors import StateError
 from health_predict.settings import Settings
 
 EVALUATION = "evaluation.json"
-_BATCH = re.compile(r"/batches/(\d+)\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class Status:
     """Test metrics of the champion: name -> value, low, high."""
     drift: LastDrift | None
     batches: int
-    """Future batches of the champion's dataset."""
+    """Batches of the stream that are there."""
     monitored: int
     waiting: tuple[str, ...]
     """What somebody or some pipeline should do next."""
@@ -53,15 +50,13 @@ def status(settings: Settings) -> Status:
     target = open_target(settings)
     active = target.active()
     tracking = Tracking(settings)
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
     champion = tracking.by_alias(CHAMPION)
-    batches, records = _monitoring(storage, champion) if champion else ([], [])
+    batches = Batches(settings, champion)
+    numbers, open_batches, decisions = batches.numbers(), batches.waiting(), batches.decisions()
     waiting = [*_rollouts(tracking, active, champion, target.trouble())]
-    # A batch that led to a new version was monitored too, by the version before.
-    handled = {int(record["batch"]) for record in records} & set(batches)
-    open_batches = [number for number in batches if number not in handled]
     if open_batches:
-        waiting.append(f"{len(open_batches)} of {len(batches)} batches are not monitored yet, next: {open_batches[0]}")
+        waiting.append(f"{len(open_batches)} of {len(numbers)} batches are not monitored yet, next: {open_batches[0]}")
+    waiting += _outcomes(batches)
     return Status(
         url=target.url,
         serving=active,
@@ -69,9 +64,9 @@ def status(settings: Settings) -> Status:
         family=champion.tags.get("family", "") if champion else "",
         synthetic=champion is not None and champion.tags.get("dataset_source") == "synthetic",
         metrics=_metrics(tracking, champion) if champion else {},
-        drift=_last(storage, records),
-        batches=len(batches),
-        monitored=len(handled),
+        drift=_last(batches, decisions),
+        batches=len(numbers),
+        monitored=len(numbers) - len(open_batches),
         waiting=tuple(waiting),
     )
 
@@ -92,20 +87,23 @@ def _rollouts(tracking: Tracking, active: Active | None, champion: ModelVersion 
     return found
 
 
-def _monitoring(storage: Storage, champion: ModelVersion) -> tuple[list[int], list[dict[str, Any]]]:
-    """Numbers of the champion's future batches, and the records of every batch monitored so far, the newest last."""
-    dataset = f"datasets/{champion.tags.get('dataset_digest', 'none')}/batches/"
-    batches = sorted(int(found[1]) for key in storage.keys(dataset) if (found := _BATCH.search(key)))
-    records: list[dict[str, Any]] = [json.loads(storage.read(key)) for key in storage.keys("watermarks/monitoring/")]
-    return batches, sorted(records, key=lambda record: (int(record["model_version"]), int(record["batch"])))
+def _outcomes(batches: Batches) -> list[str]:
+    """What the outcomes of batches wait for that were judged without them, and files that cannot be read."""
+    decisions = batches.decisions()
+    matured = {number for one in decisions for number in one["matured"]}
+    found = []
+    for number in sorted(batches.handled - matured):
+        joined = batches.labelled(batches.batch(number)).joined
+        found.append(f"outcomes of batch {number}: {joined.waiting or 'known, judged with the next batch'}")
+    return found + [f"left out: {problem}" for problem in batches.damaged]
 
 
-def _last(storage: Storage, records: list[dict[str, Any]]) -> LastDrift | None:
-    if not records:
+def _last(batches: Batches, decisions: list[dict[str, Any]]) -> LastDrift | None:
+    if not decisions:
         return None
-    record = records[-1]
-    report = storage.uri(f"drift/{record['model_version']}/{record['batch_digest'][:12]}/report.html")
-    return LastDrift(int(record["batch"]), str(record["verdict"]), tuple(record["reasons"]), report)
+    last = decisions[-1]
+    key = batches.report_key(f"{last['batch']:02d}-{last['batch_digest'][:12]}", "report.html")
+    return LastDrift(int(last["batch"]), str(last["verdict"]), tuple(last["reasons"]), batches.storage.uri(key))
 
 
 def _metrics(tracking: Tracking, champion: ModelVersion) -> Mapping[str, Mapping[str, float]]:

@@ -168,12 +168,14 @@ def line(
     y_label: str,
     bands: Mapping[str, tuple[Numbers, Numbers]] | None = None,
     references: Mapping[str, float] | None = None,
+    marks: Sequence[tuple[float, str]] = (),
     y_range: tuple[float, float] | None = None,
     digits: int = 3,
 ) -> Plot:
     """Series over a common x (numbers or labels), with intervals as bands and horizontal reference lines.
 
-    `bands` maps a series' name to its lower and upper bounds; NaN leaves a gap.
+    `bands` maps a series' name to its lower and upper bounds; NaN leaves a gap. `marks` are vertical lines: place on
+    the x axis and what happened there.
     """
     bands = bands or {}
     with _canvas(3.2) as (figure, axes):
@@ -185,9 +187,21 @@ def line(
         for name, value in (references or {}).items():
             axes.axhline(value, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5)
+        for place, name in marks:
+            axes.axvline(place, color=_INK, linewidth=1, linestyle=(0, (4, 2)), alpha=0.6)
+            axes.annotate(
+                name,
+                (place, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, -2),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=8,
+            )
         if y_range:
             axes.set_ylim(*y_range)
-        if x and isinstance(x[0], str) and len(x) > 8:
+        if len(x) and isinstance(x[0], str) and len(x) > 8:
             axes.set_xticks(range(0, len(x), -(-len(x) // 8)))
         _decorate(axes, x_label, y_label, "y")
         _legend(figure, axes)
@@ -236,6 +250,31 @@ def bars(
             for i, label in enumerate(labels)
         ]
         return _plot(figure, title, description, [label_heading, *series], rows)
+
+
+def spans(
+    labels: Sequence[str],
+    bounds: Sequence[tuple[float, float]],
+    *,
+    title: str,
+    description: str,
+    x_label: str,
+    label_heading: str,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Plot:
+    """A horizontal bar from begin to end for each label, the first on top. `marks` as in `line`."""
+    with _canvas(0.9 + max(2, len(labels)) * 0.26) as (figure, axes):
+        places = np.arange(len(labels))
+        begins = np.array([begin for begin, _ in bounds])
+        axes.barh(places, np.array([end for _, end in bounds]) - begins, 0.6, left=begins, color=_SERIES[0])
+        for place, _ in marks:
+            axes.axvline(place, color=_INK, linewidth=1, linestyle=(0, (4, 2)), alpha=0.6)
+        axes.set_yticks(places, list(labels))
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _decorate(axes, x_label, "", "x")
+        rows = [[label, f"{begin:g}", f"{end:g}"] for label, (begin, end) in zip(labels, bounds, strict=True)]
+        return _plot(figure, title, description, [label_heading, "from", "to"], rows)
 
 
 def interval_dots(

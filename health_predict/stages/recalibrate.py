@@ -22,7 +22,7 @@ from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEAST_EVENTS = 300  # readmissions that a map is fitted and judged on: a standard error of 6 % of the level
+LEAST_EVENTS = 1000  # readmissions that a map is fitted and judged on: the level then has a standard error of 4 %
 NEGATIVE = "NO"
 
 

@@ -25,12 +25,15 @@ def test_a_champion_with_batches_and_a_challenger(settings: Settings, tracking: 
         storage.write(f"datasets/{'d' * 64}/batches/{number:02d}.parquet", b"-")
     record = {
         "batch": 1,
+        "quarantined": False,
+        "matured": [1],
         "verdict": "steady",
         "reasons": ["nothing moved"],
         "model_version": champion,
         "batch_digest": "b" * 64,
     }
-    storage.write(f"watermarks/monitoring/{champion}/{'b' * 64}.json", json.dumps(record).encode())
+    for kind in ("decisions", "settled"):
+        storage.write(f"monitoring/live/{kind}/01-{'b' * 12}.json", json.dumps(record).encode())
     other = tracking.start_search("another run", {}, {})
     challenger = tracking.register(other, {}, "").version
     tracking.set_alias(CHALLENGER, challenger)
@@ -40,7 +43,7 @@ def test_a_champion_with_batches_and_a_challenger(settings: Settings, tracking: 
     assert found.champion == champion and found.family == "XGBoost" and not found.synthetic
     assert found.metrics == {"auc": {"value": 0.66, "low": 0.64, "high": 0.68}}
     assert found.drift is not None and (found.drift.batch, found.drift.verdict) == (1, "steady")
-    assert found.drift.report.endswith(f"drift/{champion}/{'b' * 12}/report.html")
+    assert found.drift.report.endswith(f"monitoring/live/reports/01-{'b' * 12}/report.html")
     assert (found.batches, found.monitored) == (3, 1)
     down, waiting, batches = found.waiting
     assert down == "the endpoint is down: `health-predict serve`"

@@ -1,0 +1,158 @@
+"""Kills a simulation with -9 at random moments and runs it on: the end must be that of an undisturbed one.
+
+Both simulations begin from nothing, on a small synthetic cohort, with a real endpoint each. Compared are the verdict,
+action, outcome and figures of every batch, the versions and what became of them, how often each search and each
+recalibration was finished, and what serves. Last line: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.storage import open_storage
+from health_predict.core.cohort import save_csv
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import PREFIX, Settings
+
+NAME = "killed"
+BATCHES, ROWS = 4, 16_000
+DEADLINE = 3600.0
+# Of a run's identity, what two homes cannot share.
+TAGS = ("decision", "stage", "family", "threshold", "dataset_digest", "recalibrates", "labelled_batches")
+
+
+def main() -> None:
+    """Run both and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="health-predict-kill-") as folder:
+        data = Path(folder) / "cohort.csv"
+        save_csv(synthesize(ROWS, seed=11), data)
+        calm = Home(Path(folder) / "calm", data)
+        killed = Home(Path(folder) / "killed", data)
+        try:
+            begin = time.monotonic()
+            calm.run()
+            seconds = time.monotonic() - begin
+            print(f"undisturbed: {seconds:.0f} s", flush=True)
+            deaths = killed.run_with_kills(chosen.kills, seconds, random.Random(chosen.seed))
+            one, other = calm.state(), killed.state()
+        finally:
+            calm.command("down").wait()
+            killed.command("down").wait()
+    different = sorted(name for name in one if one[name] != other[name])
+    for name in different:
+        print(f"{name} differs:\n  undisturbed {one[name]}\n  killed      {other[name]}")
+    found = {
+        "kills": deaths,
+        "same_end": not different,
+        "batches": len(one["batches"]),
+        "versions": len(one["versions"]),
+    }
+    print(json.dumps(found))
+    sys.exit(1 if different else 0)
+
+
+class Home:
+    """A home with its endpoint, and the simulation in it."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.settings = Settings(home=folder)
+        values = {
+            "HOME": folder,
+            "DATA_SOURCE": data,
+            "SERVING_PORT": port,
+            "TRIALS": 1,
+            "FAMILIES": '["LogisticRegression", "LightGBM"]',
+            "INITIAL_SHARE": 0.5,
+            "FUTURE_BATCHES": BATCHES,
+            "GIT_COMMIT": "0" * 40,
+        }
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        self._environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
+        self._log = folder.with_suffix(".log")
+
+    def command(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command."""
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "health_predict.cli", *arguments],
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the simulation, or go on with it: a change of prevalence, a lost ranking, outcomes a batch late."""
+        scenarios = ("--scenario", "prevalence-up", "--scenario", "concept-flip", "--from-batch", "1")
+        return self.command("simulate", "--batches", str(BATCHES), "--name", NAME, *scenarios)
+
+    def run(self) -> None:
+        """To the end."""
+        if self.start().wait(DEADLINE):
+            raise SystemExit(f"the simulation failed:\n{self._log.read_text()[-3000:]}")
+
+    def run_with_kills(self, kills: int, seconds: float, chance: random.Random) -> int:
+        """Kill it at random moments of what an undisturbed one takes, then let it end; how often it was killed."""
+        deaths = 0
+        while deaths < kills:
+            process = self.start()
+            try:
+                # Half of them early, where a repeat has little left to do, half anywhere.
+                code = process.wait(chance.uniform(1, seconds if deaths % 2 else seconds / 3))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                deaths += 1
+                print(f"kill {deaths}: {self._last_line()}", flush=True)
+                continue
+            if code:
+                raise SystemExit(f"the simulation failed:\n{self._log.read_text()[-3000:]}")
+            break
+        self.run()
+        return deaths
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text().strip().splitlines()
+        return lines[-1][:100] if lines else ""
+
+    def state(self) -> dict[str, Any]:
+        """What the simulation left."""
+        tracking, storage = Tracking(self.settings), open_storage(self.settings.storage)
+        found = json.loads(storage.read(f"simulations/{NAME}/timeline.json"))
+        finished = tracking.runs("attributes.status = 'FINISHED' and tags.role = 'search'")
+        champion = tracking.by_alias("champion")
+        return {
+            "batches": found["moments"],
+            "detection": found["detection"],
+            "watermarks": [key.rpartition("/")[2] for key in storage.keys(f"monitoring/sim-{NAME}/settled/")],
+            "policy": storage.read(f"monitoring/sim-{NAME}/policy.json").decode(),
+            "versions": [
+                {name: version.tags.get(name) for name in TAGS} | {"aliases": version.aliases}
+                for version in tracking.versions()
+            ],
+            "searches": sorted(run.name.partition("-")[0] for run in finished),
+            "unfinished": len(tracking.runs("attributes.status = 'RUNNING'")),
+            "champion": champion.version if champion else None,
+        }
+
+
+if __name__ == "__main__":
+    main()
