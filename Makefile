@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-image bench-serving fuzz-serving soak-serving e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -83,6 +83,9 @@ fuzz-serving: $(READY) ## 20,000 hostile bodies, slow clients and Schemathesis a
 
 soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTERM
 	@$(RUN)python benchmarks/long/soak_serving.py
+
+kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
+	@$(RUN)python benchmarks/long/kill_simulation.py
 
 mlflow-ui: $(READY) ## Serve MLflow's pages on loopback
 	@$(RUN)health-predict mlflow-ui

@@ -131,7 +131,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         "MLflow's pages   make mlflow-ui",
         f"model card       {storage.uri(f'models/{serving}/card.html')}",
         f"data profile     {storage.uri(profile)}",
-        "next             health-predict status | lineage | pipeline run monitoring -p batch=0 -p labelled_batches=1",
+        "next             health-predict status | lineage | pipeline run monitoring | simulate",
         "stop             make down",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)

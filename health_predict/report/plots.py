@@ -203,6 +203,8 @@ def line(
             axes.set_ylim(*y_range)
         if len(x) and isinstance(x[0], str) and len(x) > 8:
             axes.set_xticks(range(0, len(x), -(-len(x) // 8)))
+        elif len(x) and not isinstance(x[0], str) and np.equal(np.mod(np.asarray(x, dtype=float), 1), 0).all():
+            axes.xaxis.get_major_locator().set_params(integer=True)
         _decorate(axes, x_label, y_label, "y")
         _legend(figure, axes)
         rows = [

@@ -23,7 +23,7 @@ def timeline_page(found: Mapping[str, Any]) -> str:
         synthetic=found["synthetic"],
         facts=[
             ("Policy", found["policy"]),
-            ("Outcomes known after", f"{found['delay']} batches"),
+            ("Outcomes known after", f"{found['delay']} {'batch' if found['delay'] == 1 else 'batches'}"),
             ("First version", found["first_version"]),
         ],
         key=[
@@ -94,7 +94,7 @@ def _metric(
 ) -> plots.Plot:
     values = [one[name]["value"] for one in moments]
     return plots.line(
-        [float(one["batch"]) for one in moments],
+        [one["batch"] for one in moments],
         {label: values},
         title=f"{label[0].upper()}{label[1:]} by batch",
         description=f"{label} of each batch as it was served, from {number(min(values, default=0.0), digits)} to "

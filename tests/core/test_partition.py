@@ -147,3 +147,16 @@ def test_a_trip_through_csv_changes_no_digest(tmp_path: Path) -> None:
     path = tmp_path / "cohort.csv"
     save_csv(FRAME, path)
     assert rows_digest(read_cohort(path)) == rows_digest(FRAME)
+
+
+def test_a_window_keeps_the_newest_labelled_encounters(cohort: pd.DataFrame) -> None:
+    # given the same labelled batches, with and without a window
+    whole = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2))
+    windowed = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2, window=800))
+    # then the newest encounters are left, each in the part where it was
+    for name in ("train", "validation", "test"):
+        part, newest = getattr(whole, name), getattr(windowed, name)
+        assert 0 < len(newest) < len(part)
+        assert newest.equals(part.tail(len(newest)).reset_index(drop=True))
+    # and a dataset without a window keeps its name
+    assert "window" not in Parameters(0.5, 4, "s").to_json()
