@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from health_predict.adapters.kfp import Event
+from health_predict.adapters.locks import only_one
 from health_predict.commands.data import ScenarioName
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import PipelineProgress
@@ -80,7 +81,11 @@ def simulate(
         return monitoring(own, batch=number)
 
     shown: list[Moment] = []
-    with PipelineProgress(console) as progress, _said_by_stages(progress):
+    with (
+        only_one(settings.home / "simulations", 1.0),  # they share an endpoint
+        PipelineProgress(console) as progress,
+        _said_by_stages(progress),
+    ):
         replay = begin(settings, plan)
 
         def told(number: int) -> None:

@@ -49,9 +49,7 @@ def timeline_page(found: Mapping[str, Any]) -> str:
                 _estimate(one["observed_expected"], 2),
                 _inputs(one),
                 one["verdict"],
-                one["action"],
-                one["outcome"],
-                one["version_after"],
+                _followed(one),
             ]
             for one in moments
         ],
@@ -70,6 +68,14 @@ def _mean(moments: Sequence[Mapping[str, Any]], name: str) -> float | None:
 def _inputs(one: Mapping[str, Any]) -> str:
     said = "new" if one["input_news"] else "differ" if one["input_alarm"] else "alike"
     return f"{said}; recording of {', '.join(one['quality'][:3])}" if one["quality"] else said
+
+
+def _followed(one: Mapping[str, Any]) -> str:
+    if one["outcome"] == "deployed":
+        return f"{one['action']}: version {one['version_after']} serves"
+    if one["outcome"] == "lost":
+        return f"{one['action']}: the challenger lost"
+    return "nothing" if one["outcome"] == "unchanged" else str(one["outcome"])
 
 
 def _marks(moments: Sequence[Mapping[str, Any]], detection: Mapping[str, Any] | None) -> list[tuple[float, str]]:

@@ -38,6 +38,7 @@ REFERENCE_FORMAT = 1
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
 REPORT, EVIDENTLY, METRICS = "report.html", "evidently.html", "metrics.json"
 NO_BATCH = -1
+ABOUT_INPUTS = ("The inputs ", "Data quality: ")  # begins of reasons that are the newest batch's, not the judged one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +373,11 @@ def _with_outcomes(
     if labelled.batch.number == batch.number:
         return judged
     reasons = (
-        *(f"By the outcomes of batch {labelled.batch.number}: {reason}" for reason in judged.reasons[:-1]),
+        *(
+            f"By the outcomes of batch {labelled.batch.number}: {reason}"
+            for reason in judged.reasons
+            if not reason.startswith(ABOUT_INPUTS)
+        ),
         *inputs.reasons[1:],
     )
     return replace(
