@@ -112,7 +112,7 @@ def demo(shell: Shell) -> str:
 
 
 def kill_in(shell: Shell, stage: str, words: str, *arguments: str) -> list[str]:
-    """Run a command, by default the demo, and kill -9 it as soon as `stage` says some words; what was said till then."""
+    """Run a command, by default the demo, and kill -9 it once `stage` says some words; what was said until then."""
     process = shell.start(*(arguments or ("demo",)))
     assert process.stdout is not None
     said = []
