@@ -5,10 +5,14 @@ Three questions are kept apart, because they have different answers:
 * Do the inputs differ (`input_drift`)? Needs no outcomes. Alone it is no reason to change the model: hospitals
   change codes and payers without changing what the model says.
 * Do predicted and observed risk agree (`performance.Calibration`)? When only this fails, recalibrate.
-* Does the model still rank patients as it did on validation (`performance.Discrimination`)? When this fails,
-  retrain. Retrain also when the calibration slope has collapsed, which says the same without the noise of the
-  validation set; and when calibration fails while the inputs differ and the risk scores moved with them: then
-  the model is asked about patients it was not trained for, and a new mapping of old scores is not enough.
+* Does the model still rank patients as it could (`performance.Discrimination`)? When this fails, retrain. It fails
+  when the AUC has fallen below validation, or when a model refitted on the labels since (`refit`) is surely better
+  on encounters that neither has seen: a paired comparison, which sees a loss of .01 that the AUC's own noise hides.
+  Retrain also when the calibration slope has collapsed.
+
+The first is asked anew of each batch, so clean batches alarm with probability `Limits.input_alpha` each. The others
+accumulate evidence over the labelled batches of a model version, with the false alarms of all looks together bounded
+(`performance.evidence`).
 
 While too few outcomes are known, the verdict is `steady` and says what it waits for.
 """
@@ -35,6 +39,7 @@ from health_predict.core.performance import (
     assess_discrimination,
     observed_expected,
 )
+from health_predict.core.refit import LabelledRows, refit_gain
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,18 +54,21 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a difference counts. The alphas bound the false alarms of one batch; the tolerances keep differences
-    that are certain but too small to matter from raising an alarm."""
+    """When a difference counts. An alpha is the share of batches that may alarm without drift, for calibration and
+    discrimination in the long run over all batches looked at; the tolerances keep differences that are certain but
+    too small to matter from raising an alarm."""
 
     input_alpha: float = 0.01
-    calibration_alpha: float = 0.01
+    calibration_alpha: float = 0.04
     discrimination_alpha: float = 0.01
-    observed_expected_tolerance: float = 0.1
-    slope_tolerance: float = 0.2
+    gain_alpha: float = 0.025
+    # What the 1,600 readmissions of the initial training data leave uncertain about the overall risk.
+    observed_expected_tolerance: float = 0.025
+    slope_tolerance: float = 0.15
+    gain_tolerance: float = 0.005  # of AUC: more data alone bring about as much, without any drift
     lost_slope: float = 0.5  # surely below it, the scores hold less than half of the differences they claim
     score_psi: float = 0.025  # the risk scores moved; chance gives about .005 with 5,000 rows
     least_events: int = 30  # readmissions that must be known before performance is judged
-    windows: int = 3  # labelled batches that are accumulated for discrimination
 
 
 DEFAULT_LIMITS = Limits()
@@ -137,6 +145,8 @@ class DriftFindings:
             }
         if self.discrimination is not None:
             found |= {"auc": self.discrimination.auc, "auc_accumulated": self.discrimination.accumulated}
+            if self.discrimination.gain is not None:
+                found["refit_gain"] = self.discrimination.gain
         return found
 
 
@@ -203,13 +213,16 @@ def assess(
     *,
     rolling: InputReference | None = None,
     history: Sequence[LabelledWindow] = (),
+    earlier: Sequence[LabelledRows] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> DriftFindings:
     """Findings and verdict for one batch.
 
     `frame`: cohort frame (n, columns). `probabilities`: shape (n,). `outcomes`: shape (n,), 1 and 0, NaN where
     the outcome is not known yet; None when none is. `history`: windows of earlier labelled batches of the same
-    model version, oldest first. Raises ValueError for an empty batch or lengths that differ.
+    model version, oldest first. `earlier`: encounters since the model was trained whose outcomes are known, with its
+    scores; without them nothing is refitted (which takes 0.1 to 1.5 CPU-s). Raises ValueError for an empty batch or
+    lengths that differ.
     """
     scores = np.asarray(probabilities, dtype=np.float64)
     labels = np.full(len(frame), np.nan) if outcomes is None else np.asarray(outcomes, dtype=np.float64)
@@ -224,17 +237,23 @@ def assess(
     calibration = discrimination = window = None
     groups: tuple[SubgroupFinding, ...] = ()
     if min(events, int(known.sum()) - events) >= limits.least_events:
-        window = LabelledWindow.of(labels[known], scores[known])
+        newest = LabelledRows(frame[known], scores[known], labels[known])
+        window = LabelledWindow.of(labels[known], scores[known], refit_gain(earlier, newest))
+        windows = [*history, window]
         calibration = assess_calibration(
-            labels[known],
-            scores[known],
+            windows,
             alpha=limits.calibration_alpha,
             ratio_tolerance=limits.observed_expected_tolerance,
             slope_tolerance=limits.slope_tolerance,
             lost_slope=limits.lost_slope,
         )
-        recent = [*history, window][-limits.windows :]
-        discrimination = assess_discrimination(reference.validation, recent, alpha=limits.discrimination_alpha)
+        discrimination = assess_discrimination(
+            reference.validation,
+            windows,
+            alpha=limits.discrimination_alpha,
+            gain_alpha=limits.gain_alpha,
+            tolerance=limits.gain_tolerance,
+        )
         groups = _subgroups(frame[known], labels[known], scores[known])
     verdict, reasons = _judge(inputs, news, score_findings, calibration, discrimination, events, limits)
     return DriftFindings(
@@ -297,22 +316,27 @@ def _judge(
         reasons += [discrimination.sentence(), calibration.sentence()]
         if discrimination.fell:
             verdict = Verdict.RETRAIN
+        elif discrimination.outdated:
+            verdict = Verdict.RETRAIN
+            reasons.append(
+                "A simple refit on the outcomes known before this batch ranks its patients better (AUC "
+                f"{discrimination.gain:+.3f}, {discrimination.gain_low:+.3f} to {discrimination.gain_high:+.3f}): "
+                "the newer encounters hold something that the model does not know."
+            )
         elif calibration.collapsed:
             verdict = Verdict.RETRAIN
             reasons.append(
                 "Patients with high and low scores differ far less than the scores say (slope "
                 f"{calibration.slope:.2f}): the model has lost what it knew, and a new calibration cannot restore it."
             )
-        elif calibration.broken and inputs.alarm and scores.moved:
-            verdict = Verdict.RETRAIN
-            reasons.append(
-                f"The mean predicted risk moved from {scores.mean_before:.1%} to {scores.mean_after:.1%} "
-                f"(stability index {scores.psi:.3f}) while the inputs changed: the model is asked about patients "
-                "it was not trained for, so recalibration alone is not enough."
-            )
         elif calibration.broken:
             verdict = Verdict.RECALIBRATE
             reasons.append("No loss of ranking is certain, so a new calibration and threshold come first.")
+        if scores.moved:
+            reasons.append(
+                f"The mean predicted risk moved from {scores.mean_before:.1%} on validation to {scores.mean_after:.1%} "
+                f"(stability index {scores.psi:.3f})."
+            )
     reasons.append(_input_sentence(inputs, rolling))
     if inputs.quality:
         columns = ", ".join(dict.fromkeys(finding.column for finding in inputs.quality))

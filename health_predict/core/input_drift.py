@@ -18,11 +18,13 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from health_predict.core.columns import FEATURES, MISSING, Column, Kind, icd9_chapter
 
@@ -36,6 +38,9 @@ _LEAST_SHARE = 1e-4  # of an empty cell in the population stability index
 _MISSING_STEP = 0.05  # change of the share of missing values that is named
 _LEVEL_STEP = 0.005  # share of rows with levels never seen that is named
 _VANISHED = 0.02  # share of a level that is named when it stops to occur
+
+
+_chapter = lru_cache(maxsize=4096)(icd9_chapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Cells:
             return bisect_left(self.edges, int(value))
         found = self.levels.get(value)
         if found is None and self.column.startswith("diag_"):
-            found = self.levels.get(f"chapter:{icd9_chapter(value)}")
+            found = self.levels.get(f"chapter:{_chapter(value)}")
         return len(self.names) - 1 if found is None else found
 
     @property
@@ -143,17 +148,29 @@ class InputReference:
             raise ValueError("an empty batch cannot be compared")
         scale = n * self.rows / (n + self.rows)
         threshold = self._between(n, lambda largest: float(np.quantile(largest, 1 - alpha)))
-        columns: list[ColumnFinding] = []
+        counted = [_counted(frame[cells.column]) for cells in self.cells]
+        flat = np.zeros(len(self._flat))
+        for start, cells, counts in zip(self._starts.tolist(), self.cells, counted, strict=True):
+            for value, count in counts.items():
+                flat[start + cells.cell(value)] += count
+        flat /= n
+        z = _normal(
+            scale * np.add.reduceat((flat - self._flat) ** 2 / np.maximum(self._flat, RARE), self._starts),
+            self._freedom,
+        )
+        sizes = np.add.reduceat(_psi_terms(self._flat, flat), self._starts)
+        shares = np.split(flat, self._starts[1:])
+        columns = [
+            _column(cells, after, scale, float(value), float(size), threshold)
+            for cells, after, value, size in zip(self.cells, shares, z, sizes, strict=True)
+        ]
         quality: list[QualityFinding] = []
-        for cells in self.cells:
-            codes, values = pd.factorize(frame[cells.column].to_numpy(dtype=object))
-            counts = np.bincount(codes, minlength=len(values))
-            shares = np.bincount([cells.cell(value) for value in values], counts, len(cells.names)) / n
-            columns.append(_column(cells, shares, scale, threshold))
-            quality += _quality(cells, dict(zip(values, counts.tolist(), strict=True)), n, self.rows)
+        for cells, counts in zip(self.cells, counted, strict=True):
+            quality += _quality(cells, counts, n, self.rows)
         columns.sort(key=lambda finding: -finding.z)
         largest = columns[0].z if columns else 0.0
-        p_value = self._between(n, lambda null: (1 + sum(value >= largest for value in null)) / (1 + len(null)))
+        # The null is sorted.
+        p_value = self._between(n, lambda null: (1 + len(null) - bisect_left(null, largest)) / (1 + len(null)))
         return InputFindings(
             largest > threshold,
             round(p_value, 5),
@@ -162,6 +179,19 @@ class InputReference:
             tuple(columns),
             tuple(quality),
         )
+
+    @cached_property
+    def _flat(self) -> Floats:
+        """Shares of all cells of all columns, one column after the other."""
+        return np.concatenate([cells.shares for cells in self.cells])
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        return np.cumsum([0, *(len(cells.names) for cells in self.cells[:-1])])
+
+    @cached_property
+    def _freedom(self) -> npt.NDArray[np.int64]:
+        return np.array([max(1, len(cells.names) - 1) for cells in self.cells])
 
     def _between(self, n: int, of: Any) -> float:
         sizes = sorted(self.largest)
@@ -190,13 +220,24 @@ class InputReference:
         )
 
 
+def _counted(series: pd.Series[str]) -> dict[str, int]:
+    """How often each value occurs. Arrow counts its own text several times faster than pandas does."""
+    counted = pa.array(series).value_counts()
+    return dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+
+
 def psi(before: Floats, after: Floats) -> float:
     """Population stability index of two vectors of shares; empty cells count as 0.01 %.
 
     Source: Siddiqi, Credit Risk Scorecards, 2006, chapter 9.
     """
+    return float(_psi_terms(before, after).sum())
+
+
+def _psi_terms(before: Floats, after: Floats) -> Floats:
     a, b = np.maximum(before, _LEAST_SHARE), np.maximum(after, _LEAST_SHARE)
-    return float(((b - a) * np.log(b / a)).sum())
+    terms: Floats = (b - a) * np.log(b / a)
+    return terms
 
 
 def standardised(before: Floats, after: Floats, scale: float) -> Floats:
@@ -205,8 +246,11 @@ def standardised(before: Floats, after: Floats, scale: float) -> Floats:
     The expected share is floored at RARE, so that a few rows in a rare cell raise no alarm.
     """
     chi_square = scale * ((after - before) ** 2 / np.maximum(before, RARE)).sum(axis=-1)
-    freedom = max(1, before.shape[-1] - 1)
-    normal: Floats = (np.cbrt(chi_square / freedom) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    return _normal(chi_square, max(1, before.shape[-1] - 1))
+
+
+def _normal(chi_square: Floats, freedom: int | npt.NDArray[np.int64]) -> Floats:
+    normal: Floats = (np.cbrt(chi_square / freedom) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom))
     return normal
 
 
@@ -289,9 +333,8 @@ def _null(
     return largest
 
 
-def _column(cells: Cells, after: Floats, scale: float, threshold: float) -> ColumnFinding:
+def _column(cells: Cells, after: Floats, scale: float, z: float, size: float, threshold: float) -> ColumnFinding:
     before = np.array(cells.shares)
-    z = float(standardised(before, after, scale))
     z_recorded = z
     if cells.missing is not None:
         kept = np.arange(len(before)) != cells.missing
@@ -301,12 +344,10 @@ def _column(cells: Cells, after: Floats, scale: float, threshold: float) -> Colu
         z_recorded = (
             float(standardised(before[kept] / old, after[kept] / new, scale * min(old, new))) if comparable else 0.0
         )
-    order = np.argsort(-np.abs(after - before), kind="stable")[:3]
-    moves = tuple(Move(cells.names[i], round(float(before[i]), 5), round(float(after[i]), 5)) for i in order)
+    largest = np.argsort(-np.abs(after - before), kind="stable")[:3].tolist()
+    moves = [Move(cells.names[i], round(float(before[i]), 5), round(float(after[i]), 5)) for i in largest]
     moved = tuple(move for move in moves if move.before != move.after)
-    return ColumnFinding(
-        cells.column, round(z, 3), round(psi(before, after), 5), z > threshold, round(z_recorded, 3), moved
-    )
+    return ColumnFinding(cells.column, round(z, 3), round(size, 5), z > threshold, round(z_recorded, 3), moved)
 
 
 def _quality(cells: Cells, counts: Mapping[str, int], n: int, rows: int) -> list[QualityFinding]:

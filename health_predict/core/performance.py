@@ -1,4 +1,13 @@
-"""Calibration and discrimination of a model on labelled rows, as tests with effect sizes."""
+"""Calibration and discrimination of a model on labelled rows, as tests with effect sizes, batch after batch.
+
+Each question is asked again with every labelled batch, so a test at a fixed level would alarm sooner or later.
+`evidence` accumulates instead: a CUSUM of likelihood ratios (Page 1954, doi:10.1093/biomet/41.1-2.100; of batches of
+patients, Steiner et al. 2000, doi:10.1093/biostatistics/1.4.441). A change that comes later loses nothing to the
+quiet batches before it, and a large one alarms with its first batch. The threshold is set by simulation so that
+alarms are a share alpha of the batches, however long one looks, when the truth lies exactly at the tolerance;
+inside it there are far fewer. (The bound 1/alpha, which needs no normal distribution, would be 7 times as strict:
+Shin, Ramdas and Rinaldo 2023, doi:10.51387/23-NEJSDS51.)
+"""
 
 from __future__ import annotations
 
@@ -15,29 +24,77 @@ Floats = npt.NDArray[np.float64]
 
 _NORMAL = NormalDist()
 _Z95 = 1.959964
+_Z90 = 1.281552
+_SHIFTS = (1.0, 2.0, 4.0)  # standard errors a batch; the evidence is the mean over them, so none has to be chosen
+_CALIBRATED = 0.15  # threshold times alpha, for alphas from .0025 to .03; `make bench-drift` measures it
+_LARGEST_LOG = 40.0  # evidence beyond e**40 says no more, and would not fit into a float in the end
 _CLOSEST = 1e-6  # a probability of exactly 0 or 1 has no logit and no variance
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledWindow:
-    """What is kept of one labelled batch: enough to accumulate discrimination without its rows."""
+    """What is kept of one labelled batch: enough to accumulate evidence without its rows.
+
+    `variance` is the sum of p (1 - p). `gain` is the AUC that a refitted model has over this one on the batch
+    (`refit`), None when there was nothing to fit on.
+    """
 
     rows: int
     events: int
     expected: float
+    variance: float
+    intercept: float
+    slope: float
+    slope_error: float
     auc: float
     auc_variance: float
+    gain: float | None = None
+    gain_error: float | None = None
 
     @classmethod
-    def of(cls, labels: Floats, scores: Floats) -> Self:
+    def of(cls, labels: Floats, scores: Floats, gain: tuple[float, float] | None = None) -> Self:
         """From outcomes and probabilities of shape (n,). Raises ValueError when an outcome is absent."""
-        auc, variance = delong(labels, scores)
-        return cls(len(labels), int(labels.sum()), float(scores.sum()), auc, variance)
+        auc, auc_variance = delong(labels, scores)
+        clipped = np.clip(scores, _CLOSEST, 1 - _CLOSEST)
+        intercept, slope, error = calibration_line(labels, scores)
+        return cls(
+            len(labels),
+            int(labels.sum()),
+            float(clipped.sum()),
+            float((clipped * (1 - clipped)).sum()),
+            intercept,
+            slope,
+            error,
+            auc,
+            auc_variance,
+            *(gain or (None, None)),
+        )
+
+
+def evidence(deviations: Sequence[float]) -> float:
+    """Evidence for a lasting change in the newest of some batches; alarm when it reaches `threshold(alpha)`.
+
+    `deviations`: of each batch, oldest first, in standard errors beyond what is tolerated, so that each has mean 0
+    or less and variance 1 without drift. Normal likelihood ratio exp(d z - d^2 / 2) for each shift d.
+    """
+    logs = [0.0] * len(_SHIFTS)
+    for z in deviations:
+        for i, shift in enumerate(_SHIFTS):
+            logs[i] = min(_LARGEST_LOG, max(0.0, logs[i]) + shift * z - shift**2 / 2)
+    return sum(map(math.exp, logs)) / len(logs)
+
+
+def threshold(alpha: float) -> float:
+    """Evidence that a share alpha of batches reaches (starting anew after each alarm) when nothing is wrong."""
+    return _CALIBRATED / alpha
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Observed over expected readmissions with its interval, and Cox's recalibration line (logit scale)."""
+    """Observed over expected readmissions with its interval, and Cox's recalibration line (logit scale).
+
+    All of the newest batch but the evidence, which counts all batches of this model version.
+    """
 
     observed: int
     expected: float
@@ -50,6 +107,9 @@ class Calibration:
     slope_low: float
     slope_high: float
     slope_p_value: float
+    ratio_evidence: float
+    slope_evidence: float
+    windows: int
     broken: bool
     collapsed: bool  # the slope is surely so low that no mapping of the scores helps
 
@@ -65,7 +125,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Discrimination:
-    """AUC of the batch and of the accumulated windows against validation, with 95 % intervals."""
+    """AUC of the batch and of all batches of this model version against validation, with 95 % intervals.
+
+    `gain`: how much AUC a model refitted on the labels known before has over this one on this batch; None when
+    there were too few.
+    """
 
     auc: float
     auc_low: float
@@ -78,13 +142,18 @@ class Discrimination:
     reference_low: float
     reference_high: float
     difference: float  # accumulated minus reference
-    p_value: float  # one-sided, the smaller one of batch and accumulated, corrected for there being two
+    evidence: float
     fell: bool
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    gain_evidence: float
+    outdated: bool  # a refitted model is surely better by more than is tolerated
 
     def sentence(self) -> str:
         """The finding in words."""
         word = "fell" if self.fell else "shows no certain fall"
-        windows = "" if self.windows == 1 else f", {self.accumulated:.3f} over the last {self.windows} labelled batches"
+        windows = "" if self.windows == 1 else f", {self.accumulated:.3f} over {self.windows} labelled batches"
         return (
             f"Discrimination {word}: the AUC is {self.auc:.3f} ({self.auc_low:.3f} to {self.auc_high:.3f}){windows}; "
             f"on validation it was {self.reference:.3f} ({self.reference_low:.3f} to {self.reference_high:.3f})."
@@ -97,17 +166,37 @@ def delong(labels: Floats, scores: Floats) -> tuple[float, float]:
     Source: DeLong et al. 1988, doi:10.2307/2531595, by ranks as in Sun and Xu 2014, doi:10.1109/LSP.2014.2337313.
     Raises ValueError when an outcome is absent.
     """
+    positive = labels > 0.5
+    above, below = _placements(positive, scores)
+    m, n = len(above), len(below)
+    variance = (np.var(above, ddof=1) / m if m > 1 else 0.25) + (np.var(below, ddof=1) / n if n > 1 else 0.25)
+    return float(above.mean()), float(variance)
+
+
+def paired_auc(labels: Floats, scores: Floats, others: Floats) -> tuple[float, float]:
+    """AUC of `others` minus AUC of `scores` on the same rows, and the standard error of the difference.
+
+    Shapes (n,). Source: DeLong et al. 1988, as `delong`. Raises ValueError when an outcome is absent.
+    """
+    positive = labels > 0.5
+    (above, below), (above_other, below_other) = (_placements(positive, values) for values in (scores, others))
+    up, down = above_other - above, below_other - below
+    variance = sum(np.var(part, ddof=1) / len(part) if len(part) > 1 else 0.25 for part in (up, down))
+    return float(up.mean()), math.sqrt(float(variance))
+
+
+def _placements(positive: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """Share of negatives below each positive, and of positives above each negative; ties half."""
     from scipy.stats import rankdata
 
-    positive = labels > 0.5
     m, n = int(positive.sum()), int((~positive).sum())
     if m == 0 or n == 0:
         raise ValueError("an AUC needs both outcomes")
     overall = rankdata(scores)
-    above = (overall[positive] - rankdata(scores[positive])) / n
-    below = 1 - (overall[~positive] - rankdata(scores[~positive])) / m
-    variance = (np.var(above, ddof=1) / m if m > 1 else 0.25) + (np.var(below, ddof=1) / n if n > 1 else 0.25)
-    return float(above.mean()), float(variance)
+    return (
+        (overall[positive] - rankdata(scores[positive])) / n,
+        1 - (overall[~positive] - rankdata(scores[~positive])) / m,
+    )
 
 
 def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, float, float]:
@@ -117,11 +206,13 @@ def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, flo
     its normal approximation: variance sum p (1 - p).
     """
     clipped = np.clip(scores, _CLOSEST, 1 - _CLOSEST)
-    observed, expected = float(labels.sum()), float(clipped.sum())
-    error = math.sqrt(float((clipped * (1 - clipped)).sum()))
-    half = _Z95 * error / expected
+    return _ratio(float(labels.sum()), float(clipped.sum()), float((clipped * (1 - clipped)).sum()))
+
+
+def _ratio(observed: float, expected: float, variance: float) -> tuple[float, float, float, float]:
+    half = _Z95 * math.sqrt(variance) / expected
     ratio = observed / expected
-    return ratio, max(0.0, ratio - half), ratio + half, _two_sided((observed - expected) / error)
+    return ratio, max(0.0, ratio - half), ratio + half, _two_sided((observed - expected) / math.sqrt(variance))
 
 
 def calibration_line(labels: Floats, scores: Floats) -> tuple[float, float, float]:
@@ -129,6 +220,17 @@ def calibration_line(labels: Floats, scores: Floats) -> tuple[float, float, floa
 
     Source: Cox 1958, doi:10.1093/biomet/45.3-4.562: logistic regression of the outcome on the logit of the score.
     """
+    offset, line, error, _ = _calibration(labels, scores)
+    return offset, line, error
+
+
+def calibration_fit(labels: Floats, scores: Floats) -> tuple[float, float]:
+    """Intercept a and slope b of the free line: a + b logit(score) is the recalibrated log-odds. Source: Cox 1958."""
+    _, slope, _, intercept = _calibration(labels, scores)
+    return intercept, slope
+
+
+def _calibration(labels: Floats, scores: Floats) -> tuple[float, float, float, float]:
     clipped = np.clip(scores, _CLOSEST, 1 - _CLOSEST)
     logit = np.log(clipped / (1 - clipped))
     offset = 0.0
@@ -150,56 +252,85 @@ def calibration_line(labels: Floats, scores: Floats) -> tuple[float, float, floa
         line = line + change
         if float(np.abs(change).max()) < 1e-10:
             break
-    return offset, float(line[1]), float(math.sqrt(np.linalg.inv(information)[1, 1]))
+    error = math.sqrt(np.linalg.inv(information)[1, 1])
+    return offset, float(line[1]), error, float(line[0] - line[1] * logit.mean())
 
 
 def assess_calibration(
-    labels: Floats, scores: Floats, *, alpha: float, ratio_tolerance: float, slope_tolerance: float, lost_slope: float
+    windows: Sequence[LabelledWindow],
+    *,
+    alpha: float,
+    ratio_tolerance: float,
+    slope_tolerance: float,
+    lost_slope: float,
 ) -> Calibration:
-    """Two tests, each at alpha / 2; broken when one is significant and its effect exceeds the tolerance.
+    """Has observed over expected, or the slope, left 1 by more than its tolerance?
 
-    Collapsed when, also at alpha / 2, the slope lies below `lost_slope`.
+    `windows`: labelled batches of this model version, oldest first. Each of the two questions has two sides; each
+    side has a quarter of alpha, and a slope below `lost_slope` is tested at the same level.
     """
-    ratio, low, high, ratio_p = observed_expected(labels, scores)
-    intercept, slope, error = calibration_line(labels, scores)
-    slope_p = _two_sided((slope - 1) / error)
-    broken = (ratio_p < alpha / 2 and abs(ratio - 1) > ratio_tolerance) or (
-        slope_p < alpha / 2 and abs(slope - 1) > slope_tolerance
-    )
+    newest = windows[-1]
+    ratio, low, high, ratio_p = _ratio(newest.events, newest.expected, newest.variance)
+    ratio_z = [
+        (
+            (window.events - (1 + ratio_tolerance) * window.expected) / math.sqrt(window.variance),
+            ((1 - ratio_tolerance) * window.expected - window.events) / math.sqrt(window.variance),
+        )
+        for window in windows
+    ]
+    slope_z = [
+        (
+            (window.slope - 1 - slope_tolerance) / window.slope_error,
+            (1 - slope_tolerance - window.slope) / window.slope_error,
+        )
+        for window in windows
+    ]
+    ratio_evidence = max(evidence(side) for side in zip(*ratio_z, strict=True))
+    slope_evidence = max(evidence(side) for side in zip(*slope_z, strict=True))
+    lost = evidence([(lost_slope - window.slope) / window.slope_error for window in windows])
     return Calibration(
-        int(labels.sum()),
-        float(scores.sum()),
+        newest.events,
+        newest.expected,
         ratio,
         low,
         high,
         ratio_p,
-        intercept,
-        slope,
-        slope - _Z95 * error,
-        slope + _Z95 * error,
-        slope_p,
-        broken,
-        slope < lost_slope and _two_sided((slope - lost_slope) / error) < alpha / 2,
+        newest.intercept,
+        newest.slope,
+        newest.slope - _Z95 * newest.slope_error,
+        newest.slope + _Z95 * newest.slope_error,
+        _two_sided((newest.slope - 1) / newest.slope_error),
+        ratio_evidence,
+        slope_evidence,
+        len(windows),
+        max(ratio_evidence, slope_evidence) >= threshold(alpha / 4),
+        lost >= threshold(alpha / 4),
     )
 
 
 def assess_discrimination(
-    reference: LabelledWindow, windows: Sequence[LabelledWindow], *, alpha: float
+    reference: LabelledWindow, windows: Sequence[LabelledWindow], *, alpha: float, gain_alpha: float, tolerance: float
 ) -> Discrimination:
-    """AUC of the newest window, and of all of them weighted by inverse variance, against the reference's.
+    """Has the AUC left its validation value, and would a refitted model be better by more than `tolerance`?
 
-    The newest alone sees a sudden fall at once, the accumulated ones a slow one; each is tested at alpha / 2,
-    one-sided. AUCs are averaged within windows, so that a change of calibration between them does not count.
+    `windows`: labelled batches of this model version, oldest first. The AUC is compared with the lower limit of the
+    reference's one-sided 90 % interval: an error of the reference is the same in every batch and must not
+    accumulate. AUCs are averaged within windows, so that a change of calibration between them does not count.
     """
     newest = windows[-1]
     weights = np.array([1 / max(window.auc_variance, 1e-12) for window in windows])
     accumulated = float(weights @ [window.auc for window in windows] / weights.sum())
     variance = float(1 / weights.sum())
-    p_values = [
-        _NORMAL.cdf((auc - reference.auc) / math.sqrt(max(var + reference.auc_variance, 1e-12)))
-        for auc, var in ((newest.auc, newest.auc_variance), (accumulated, variance))
+    floor = reference.auc - _Z90 * math.sqrt(reference.auc_variance)
+    fall = evidence([(floor - window.auc) / math.sqrt(max(window.auc_variance, 1e-12)) for window in windows])
+    gains = [
+        (window.gain - tolerance) / window.gain_error
+        for window in windows
+        if window.gain is not None and window.gain_error
     ]
-    p_value = min(1.0, 2 * min(p_values)) if len(windows) > 1 else p_values[0]
+    gain_evidence = evidence(gains)
+    gain = newest.gain
+    half = _Z95 * (newest.gain_error or 0.0)
     return Discrimination(
         newest.auc,
         *_interval(newest.auc, newest.auc_variance),
@@ -209,8 +340,13 @@ def assess_discrimination(
         reference.auc,
         *_interval(reference.auc, reference.auc_variance),
         accumulated - reference.auc,
-        p_value,
-        p_value < alpha,
+        fall,
+        fall >= threshold(alpha),
+        gain,
+        None if gain is None else gain - half,
+        None if gain is None else gain + half,
+        gain_evidence,
+        gain is not None and gain_evidence >= threshold(gain_alpha),
     )
 
 

@@ -17,12 +17,19 @@ from health_predict.core.columns import MISSING
 from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.input_drift import InputReference, QualityKind, psi
 from health_predict.core.performance import (
+    Calibration,
+    Discrimination,
     LabelledWindow,
+    assess_calibration,
     assess_discrimination,
     calibration_line,
     delong,
+    evidence,
     observed_expected,
+    paired_auc,
+    threshold,
 )
+from health_predict.core.refit import LabelledRows, refit_gain
 from health_predict.core.synthetic import synthesize
 
 Floats = npt.NDArray[np.float64]
@@ -179,7 +186,7 @@ def test_a_collapsed_slope_asks_for_retraining_even_when_validation_is_too_small
     assert findings.verdict is Verdict.RETRAIN
 
 
-def test_broken_calibration_on_other_patients_asks_for_retraining(
+def test_broken_calibration_on_other_patients_asks_for_recalibration_first(
     reference: DriftReference, batch: pd.DataFrame
 ) -> None:
     # given a batch of sicker patients, whose risk is lower than the model says
@@ -187,7 +194,8 @@ def test_broken_calibration_on_other_patients_asks_for_retraining(
     sicker = batch.assign(number_inpatient=stays.astype(str))
     findings = judge(reference, sicker, risks(sicker) * 0.7)
     assert findings.scores.moved
-    assert findings.verdict is Verdict.RETRAIN
+    assert findings.verdict is Verdict.RECALIBRATE
+    assert any("mean predicted risk moved" in reason for reason in findings.reasons)
 
 
 def test_without_labels_the_verdict_waits_and_says_so(reference: DriftReference, batch: pd.DataFrame) -> None:
@@ -205,18 +213,84 @@ def test_without_labels_the_verdict_waits_and_says_so(reference: DriftReference,
         assert "auc" not in findings.metrics()
 
 
-def test_a_slow_fall_shows_in_accumulated_batches() -> None:
-    # given a validation AUC that is well known, and batches that are each a little worse
-    reference = LabelledWindow(20_000, 2_200, 2_200.0, 0.68, 0.006**2)
-    window = LabelledWindow(5_000, 550, 550.0, 0.65, 0.013**2)
-    # when one is seen, and when three are
-    one = assess_discrimination(reference, [window], alpha=0.01)
-    three = assess_discrimination(reference, [window] * 3, alpha=0.01)
-    # then
-    assert not one.fell
-    assert three.fell
-    assert three.accumulated == pytest.approx(0.65)
-    assert "last 3 labelled batches" in three.sentence()
+def window(rows: int = 5_000, **values: float | None) -> LabelledWindow:
+    """A batch as a good model leaves it, but for some values."""
+    events = rows * 0.11
+    usual = {"intercept": 0.0, "slope": 1.0, "slope_error": 0.065, "auc": 0.68, "auc_variance": 0.013**2}
+    return LabelledWindow(rows, round(events), **{"expected": events, "variance": 0.87 * events, **usual, **values})  # type: ignore[arg-type]
+
+
+def calibration(windows: list[LabelledWindow]) -> Calibration:
+    return assess_calibration(windows, alpha=0.04, ratio_tolerance=0.025, slope_tolerance=0.15, lost_slope=0.5)
+
+
+def discrimination(windows: list[LabelledWindow]) -> Discrimination:
+    reference = window(20_000, auc_variance=0.006**2)
+    return assess_discrimination(reference, windows, alpha=0.01, gain_alpha=0.025, tolerance=0.005)
+
+
+def test_slow_changes_show_in_accumulated_batches() -> None:
+    # given batches whose AUC, observed over expected, and slope are each a little off
+    cases = [
+        (window(auc=0.647), lambda windows: discrimination(windows).fell),
+        (window(gain=0.012, gain_error=0.004), lambda windows: discrimination(windows).outdated),
+        (window(expected=610.0), lambda windows: calibration(windows).broken),
+        (window(slope=0.72), lambda windows: calibration(windows).broken),
+    ]
+    for off, alarmed in cases:
+        # then one is not enough, four are, and quiet batches before them take nothing away
+        assert not alarmed([off])
+        assert alarmed([off] * 4)
+        assert alarmed([window(gain=0.0, gain_error=0.004)] * 30 + [off] * 4)
+    found = discrimination([window(auc=0.647)] * 4)
+    assert found.accumulated == pytest.approx(0.647)
+    assert "over 4 labelled batches" in found.sentence()
+
+
+def test_looking_at_every_batch_does_not_add_up_to_false_alarms() -> None:
+    # given 200 streams of 100 batches in which the truth lies exactly at the tolerance, the worst case
+    random = np.random.default_rng(4)
+    alarms = 0
+    for stream in random.standard_normal((200, 100)):
+        start = 0
+        for batch in range(100):
+            if evidence(stream[max(start, batch - 30) : batch + 1].tolist()) >= threshold(0.01):
+                alarms, start = alarms + 1, batch + 1
+    # then about one batch in a hundred alarms, as a single test at this level would
+    assert 0.005 <= alarms / 20_000 <= 0.015
+
+
+def test_a_refit_sees_what_the_model_does_not_know(cohort: pd.DataFrame) -> None:
+    # given a model that knows all, and one for which the newer patients' in-patient history is turned around
+    rows = cohort[:6_000].reset_index(drop=True)
+    risk = risks(rows)
+    flipped = risks(rows.assign(number_inpatient=(5 - np.minimum(rows["number_inpatient"].astype(int), 5)).astype(str)))
+    labels = outcomes_of(risk, 9)
+
+    def parts(scores: Floats) -> list[LabelledRows]:
+        return [LabelledRows(rows[i : i + 2000], scores[i : i + 2000], labels[i : i + 2000]) for i in (0, 2000, 4000)]
+
+    # when a refit on two batches is tried on the third
+    good = refit_gain(parts(risk)[:2], parts(risk)[2])
+    wrong = refit_gain(parts(flipped)[:2], parts(flipped)[2])
+    # then it gains nothing over the first, and surely over the second
+    assert good is not None
+    assert wrong is not None
+    assert abs(good[0]) < 3 * good[1]
+    assert wrong[0] > 0.1
+    assert wrong[0] > 5 * wrong[1]
+    # and what is too little to learn from is said to be so
+    assert refit_gain([], parts(risk)[2]) is None
+
+
+def test_an_outdated_model_asks_for_retraining(reference: DriftReference, batch: pd.DataFrame) -> None:
+    # given a model that is calibrated and ranks as on validation, while a refit does surely better
+    history = [window(gain=0.04, gain_error=0.003)] * 2
+    earlier = [LabelledRows(batch, risks(batch), outcomes_of(risks(batch), 3))]
+    findings = assess(reference, batch, risks(batch), outcomes_of(risks(batch), 7), history=history, earlier=earlier)
+    assert findings.verdict is Verdict.RETRAIN
+    assert any("A simple refit" in reason for reason in findings.reasons)
+    assert "refit_gain" in findings.metrics()
 
 
 def test_a_lasting_shift_is_no_news_against_the_batch_before(reference: DriftReference, batch: pd.DataFrame) -> None:
@@ -291,6 +365,14 @@ def test_delong_agrees_with_pairs_and_with_the_bootstrap() -> None:
     assert auc == pytest.approx(pairs, abs=1e-12)
     resampled = [delong(labels[i], scores[i])[0] for i in (random.integers(0, 400, 400) for _ in range(400))]
     assert variance**0.5 == pytest.approx(np.std(resampled), rel=0.15)
+    # and so does the difference of two scores on the same rows
+    other = scores + 0.3 * random.random(400)
+    difference, error = paired_auc(labels, scores, other)
+    assert difference == pytest.approx(delong(labels, other)[0] - auc, abs=1e-12)
+    resampled = [
+        paired_auc(labels[i], scores[i], other[i])[0] for i in (random.integers(0, 400, 400) for _ in range(400))
+    ]
+    assert error == pytest.approx(np.std(resampled), rel=0.15)
     with pytest.raises(ValueError, match="both outcomes"):
         delong(np.zeros(5), np.arange(5.0))
 
