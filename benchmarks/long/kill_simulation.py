@@ -115,8 +115,8 @@ class Home:
         while deaths < kills:
             process = self.start()
             try:
-                # Half of them early, where a repeat has little left to do, half anywhere.
-                code = process.wait(chance.uniform(1, seconds if deaths % 2 else seconds / 3))
+                # Each start spends its first seconds on imports, and a third is enough to get a search done.
+                code = process.wait(chance.uniform(5, seconds / 3))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()

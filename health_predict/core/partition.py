@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,12 @@ class Parameters:
             "excluded_discharges": list(NOT_READMITTABLE),
             "partition_format": FORMAT,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`. Raises KeyError when something is missing."""
+        names = ("initial_share", "future_batches", "salt", "labelled_batches")
+        return cls(**{name: data[name] for name in names}, window=data.get("window", 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import http.client
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,7 +122,7 @@ def _dataset(chain: _Chain) -> tuple[str, str]:
     try:
         manifest = json.loads(storage.read(f"datasets/{digest}/manifest.json"))
         recorded = manifest["parameters"]
-        parameters = Parameters(**{item.name: recorded[item.name] for item in fields(Parameters)})
+        parameters = Parameters.from_json(recorded)
         rows = {name: str(part["rows_sha256"]) for name, part in manifest["parts"].items()}
         files = dict(manifest["files"])
         raw = str(manifest["raw_sha256"])

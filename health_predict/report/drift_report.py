@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from health_predict.core.columns import MISSING
 from health_predict.core.drift import DEFAULT_LIMITS, DriftFindings, Limits, SubgroupFinding, Verdict
+from health_predict.core.performance import threshold
 from health_predict.report import plots
 from health_predict.report.page import estimate, number, percent, render
 
@@ -67,6 +68,8 @@ def drift_page(
         auc_plot=_discrimination(findings),
         calibration_plot=_calibration(findings, probabilities if judged is None else judged, outcomes),
         subgroup_plot=_subgroups(findings.subgroups),
+        fall_threshold=threshold(limits.discrimination_alpha),
+        gain_threshold=threshold(limits.gain_alpha),
         waiting=waiting,
         second_opinion=bool(evidently),
     )

@@ -27,6 +27,7 @@ from health_predict.core.errors import DataError, StateError
 from health_predict.core.input_drift import InputReference
 from health_predict.core.performance import LabelledWindow
 from health_predict.core.policy import Action, Policy, decide
+from health_predict.core.refit import LabelledRows
 from health_predict.report.drift_report import drift_page, note_page
 from health_predict.settings import Settings
 
@@ -190,6 +191,8 @@ class _Performance:
     labelled: Labelled
     scores: Floats
     history: list[LabelledWindow]
+    earlier: list[LabelledRows]
+    """What became known before it since the estimator was trained."""
 
 
 def _judged(
@@ -204,16 +207,17 @@ def _judged(
         validation_scores = _scores(pipeline, validation)
         reference = _reference(storage, champion, training, target(validation), validation_scores)
         first = trained_through(storage, champion)
+        learned = int(champion.tags.get("estimator_batches", first))  # fewer, when it was recalibrated since
         known = _windows(batches, champion)
         matured = {number for one in batches.decisions() for number in one["matured"]}
         labelled = {batch.number: batches.labelled(batch)}
         for number in batches.handled - {batch.number}:
-            # Of a batch that matured and was judged, all that is needed is known.
-            if number not in matured or (number >= first and number not in known):
+            # Of what the estimator learned from, nothing more is asked.
+            if number not in matured or number >= learned:
                 labelled[number] = batches.labelled(batches.batch(number))
         matured |= {number for number, one in labelled.items() if one.joined.matured}
         available = _leading(batches, matured)
-        performance = _performance(champion, pipeline, labelled, first, known)
+        performance = _performance(champion, pipeline, labelled, first, learned, known)
         rolling = _before(batches, batch.number)
         scores = _served(pipeline, champion, labelled[batch.number])
         findings = assess(reference, batch.frame, scores, None, rolling=rolling)
@@ -335,6 +339,7 @@ def _performance(
     pipeline: Any,
     labelled: Mapping[int, Labelled],
     first: int,
+    learned: int,
     known: Mapping[int, LabelledWindow],
 ) -> _Performance | None:
     """What the champion is judged on: outcomes that it did not learn from and that were not judged yet."""
@@ -349,8 +354,19 @@ def _performance(
         if 0 < outcomes[have].sum() < have.sum():
             windows[number] = LabelledWindow.of(outcomes[have], _served(pipeline, champion, labelled[number])[have])
     newest = labelled[new[-1]]
+    earlier = [
+        _known_rows(pipeline, champion, one)
+        for number, one in sorted(labelled.items())
+        if learned <= number < new[-1] and one.joined.matured
+    ]
     history = [window for number, window in sorted(windows.items()) if number < new[-1]]
-    return _Performance(newest, _served(pipeline, champion, newest), history)
+    return _Performance(newest, _served(pipeline, champion, newest), history, earlier)
+
+
+def _known_rows(pipeline: Any, champion: ModelVersion, labelled: Labelled) -> LabelledRows:
+    known = np.isfinite(labelled.joined.outcomes)
+    scores = _served(pipeline, champion, labelled)
+    return LabelledRows(labelled.batch.frame[known], scores[known], labelled.joined.outcomes[known])
 
 
 def _with_outcomes(
@@ -369,6 +385,7 @@ def _with_outcomes(
         labelled.joined.outcomes,
         rolling=rolling if labelled.batch.number == batch.number else None,
         history=performance.history,
+        earlier=performance.earlier,
     )
     if labelled.batch.number == batch.number:
         return judged

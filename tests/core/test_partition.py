@@ -160,3 +160,5 @@ def test_a_window_keeps_the_newest_labelled_encounters(cohort: pd.DataFrame) -> 
         assert newest.equals(part.tail(len(newest)).reset_index(drop=True))
     # and a dataset without a window keeps its name
     assert "window" not in Parameters(0.5, 4, "s").to_json()
+    for parameters in (Parameters(0.5, 4, "s"), Parameters(0.5, 4, "s", 2, 800)):
+        assert Parameters.from_json(parameters.to_json()) == parameters
