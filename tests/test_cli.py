@@ -101,6 +101,8 @@ def test_bad_data_is_refused_in_one_line(
             5,
             "HEALTH_PREDICT_KFP_HOST",
         ),
+        (("pipeline", "schedule", "monitoring", "--cron", "0 30 2 * * *"), {}, 2, "--every 3600"),
+        (("pipeline", "schedule", "monitorin", "--every", "5"), {}, 2, "choose from training"),
         (("pipeline", "list"), {"trails": 3}, 2, "did you mean HEALTH_PREDICT_TRIALS"),
         (("serve",), {}, 4, "health-predict demo"),
         (("data", "fetch"), {"data_sha256": "0" * 64}, 3, "checksum|SHA-256"),

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 
-REFERENCE_FORMAT = 1
+FORMAT = 2  # of what is kept of a reference and of a labelled window: it changes with their fields
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
 REPORT, EVIDENTLY, METRICS = "report.html", "evidently.html", "metrics.json"
 NO_BATCH = -1
@@ -276,7 +276,7 @@ def _judged(
         metrics=findings.metrics(),
         window=None
         if performance is None or findings.window is None
-        else {"batch": performance.labelled.batch.number, **asdict(findings.window)},
+        else {"format": FORMAT, "batch": performance.labelled.batch.number, **asdict(findings.window)},
         findings=findings.to_json(),
         evidently=second_opinion,
         state=batches.policy_state().to_json(),
@@ -327,8 +327,8 @@ def _windows(batches: Batches, champion: ModelVersion) -> dict[int, LabelledWind
     """What the champion was judged on before, by number of the batch."""
     found = {}
     for record in batches.decisions():
-        if record["window"] and record["model_version"] == champion.version:
-            values = dict(record["window"])
+        values = dict(record["window"] or {})
+        if values.pop("format", None) == FORMAT and record["model_version"] == champion.version:
             number = int(values.pop("batch"))
             found[number] = LabelledWindow(**values)
     return found
@@ -413,7 +413,7 @@ def _reference(
 ) -> DriftReference:
     """The champion's reference, fitted at its first batch and kept."""
     key = f"drift/{champion.version}/reference.json"
-    identity = {"format": REFERENCE_FORMAT, "dataset": champion.tags["dataset_digest"], "run": champion.run_id}
+    identity = {"format": FORMAT, "dataset": champion.tags["dataset_digest"], "run": champion.run_id}
     if storage.exists(key):
         stored = json.loads(storage.read(key))
         if stored["identity"] == identity:
