@@ -68,8 +68,8 @@ def drift_page(
         auc_plot=_discrimination(findings),
         calibration_plot=_calibration(findings, probabilities if judged is None else judged, outcomes),
         subgroup_plot=_subgroups(findings.subgroups),
-        fall_threshold=threshold(limits.discrimination_alpha),
-        gain_threshold=threshold(limits.gain_alpha),
+        fall_limit=threshold(limits.discrimination_alpha),
+        gain_limit=threshold(limits.gain_alpha),
         waiting=waiting,
         second_opinion=bool(evidently),
     )

@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 
 FORMAT = 2  # of what is kept of a reference and of a labelled window: it changes with their fields
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
-REPORT, EVIDENTLY, METRICS = "report.html", "evidently.html", "metrics.json"
+REPORT, EVIDENTLY, EVIDENTLY_JSON, METRICS = "report.html", "evidently.html", "evidently.json", "metrics.json"
 NO_BATCH = -1
 ABOUT_INPUTS = ("The inputs ", "Data quality: ")  # begins of reasons that are the newest batch's, not the judged one's
 
@@ -242,8 +242,9 @@ def _judged(
         if settings.evidently == "always" or (settings.evidently == "alarm" and alarm):
             from health_predict.adapters.evidently import evidently_report  # eight seconds to import
 
-            second_opinion = evidently_report(training, batch.frame, work / EVIDENTLY)
-            storage.upload(work / EVIDENTLY, batches.report_key(key, EVIDENTLY))
+            second_opinion = evidently_report(training, batch.frame, work / EVIDENTLY, json_file=work / EVIDENTLY_JSON)
+            for name in (EVIDENTLY, EVIDENTLY_JSON):
+                storage.upload(work / name, batches.report_key(key, name))
         page = drift_page(
             findings,
             batch=batch.number,
