@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from health_predict.commands import data, operate, pipeline
+from health_predict.commands import data, operate, pipeline, report
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(pipeline.app, name="pipeline")
+app.add_typer(report.app, name="report")
 operate.mount(app)
 app.command()(backup)
 app.command()(restore)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import whole_file
+from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.adapters.target import Active, Rollout, Target, open_target
 from health_predict.core.errors import GateError, HealthPredictError, StateError
 from health_predict.report.rollout_report import rollout_page
@@ -115,10 +115,10 @@ def rollout(settings: Settings, *, image_uri: str, model_version: str, report: P
         _settle(tracking, version)
     except HealthPredictError as error:
         result = RolloutResult(Outcome.UNDONE, (error.problem,), target.url)
-        _write(report, result, journal, version, image_uri, before)
+        _write(settings, report, result, journal, version, image_uri, before)
         log.error("rollout of version %s undone: %s", model_version, error.problem)
         raise
-    _write(report, result, journal, version, image_uri, before)
+    _write(settings, report, result, journal, version, image_uri, before)
     log.info("version %s at %s: %s", model_version, target.url, result.outcome.value)
     return result
 
@@ -258,7 +258,13 @@ def _predict(url: str, encounter: Any) -> dict[str, Any]:
 
 
 def _write(
-    report: Path, result: RolloutResult, journal: _Journal, version: ModelVersion, image_uri: str, before: Active | None
+    settings: Settings,
+    report: Path,
+    result: RolloutResult,
+    journal: _Journal,
+    version: ModelVersion,
+    image_uri: str,
+    before: Active | None,
 ) -> None:
     page = rollout_page(
         outcome=result.outcome.value,
@@ -272,3 +278,7 @@ def _write(
     )
     with whole_file(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    # The story of the change is worth keeping, that of a check is not.
+    if result.outcome is not Outcome.UNCHANGED:
+        storage = open_storage(settings.storage, settings.s3_endpoint_url)
+        storage.upload(report, f"models/{version.version}/rollout.html")

@@ -1,0 +1,153 @@
+"""overview: one page that tells a model version's story, beside copies of all reports about it.
+
+Everything is read from the registry and from storage, so that it works the same for a model that was trained on
+this machine and for one of a cluster. The folder needs nothing from outside: it can be mailed as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from health_predict.adapters.batches import Batches
+from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.storage import Storage, open_storage, whole_file
+from health_predict.core.errors import HealthPredictError, StateError
+from health_predict.operations.status import EVALUATION
+from health_predict.report.overview_report import Judged, Link, Member, overview_page
+from health_predict.settings import Settings
+
+INDEX = "index.html"
+LEADERBOARD = "leaderboard.html"
+_SIMULATION = re.compile(r"^simulations/([^/]+)/timeline\.html$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """The folder that takes the copies; a report that is not there is left out."""
+
+    storage: Storage
+    folder: Path
+
+    def copy(self, key: str, name: str) -> str:
+        """Name of the copy; empty when there is no such report."""
+        if not self.storage.exists(key):
+            return ""
+        self.storage.download(key, self.folder / name)
+        return name
+
+
+def build_overview(settings: Settings, version: str = "", folder: Path | None = None) -> Path:
+    """Write the overview of a model version, by default of the champion, else of the newest; its path.
+
+    `folder` takes the page and copies of the reports, by default `report/<version>` in the home. Raises StateError
+    when there is no such version.
+    """
+    tracking = Tracking(settings)
+    chosen = _chosen(tracking, version)
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    folder = folder or settings.home / "report" / chosen.version
+    copies = _Copies(storage, folder)
+    champion = tracking.by_alias(CHAMPION)
+    page = overview_page(
+        version=chosen.version,
+        tags=chosen.tags,
+        serves=champion is not None and champion.version == chosen.version,
+        evaluation=_evaluation(tracking, chosen),
+        links=_reports(tracking, copies, chosen),
+        batches=_batches(Batches(settings, champion or chosen), copies),
+        family=[_member(tracking, one) for one in tracking.versions()],
+    )
+    with whole_file(folder / INDEX) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / INDEX
+
+
+def _chosen(tracking: Tracking, version: str) -> ModelVersion:
+    if version:
+        return tracking.version(version)
+    champion = tracking.by_alias(CHAMPION)
+    found = champion or max(tracking.versions(), key=lambda one: int(one.version), default=None)
+    if found is None:
+        raise StateError("no model version is registered yet", "`health-predict demo` trains and deploys one")
+    return found
+
+
+def _evaluation(tracking: Tracking, version: ModelVersion) -> Mapping[str, Any] | None:
+    try:
+        content: Mapping[str, Any] = tracking.read_json(version.run_id, EVALUATION)
+    except StateError:
+        return None  # registered by another program
+    return content
+
+
+def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[Link]:
+    """The reports about this version, in the order in which they were made."""
+    number, dataset = version.version, version.tags.get("dataset_digest", "none")
+    found = [
+        Link("Data profile", "who is in the data, what is missing, how they were split"),
+        Link("Search leaderboard", "every trial, and the best of each model family"),
+        Link("Model card", "intended use, metrics with intervals, calibration, subgroups"),
+        Link("Rollout report", "each step on the way to the traffic"),
+    ]
+    names = [
+        copies.copy(f"datasets/{dataset}/profile.html", "profile.html"),
+        _leaderboard(tracking, version, copies.folder),
+        copies.copy(f"models/{number}/card.html", "card.html"),
+        copies.copy(f"models/{number}/rollout.html", "rollout.html"),
+    ]
+    for key in copies.storage.keys("simulations/"):
+        simulation = _SIMULATION.match(key)
+        if simulation is not None:
+            found.append(Link(f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch"))
+            names.append(copies.copy(key, f"simulation-{simulation[1]}.html"))
+    return [Link(link.title, link.about, name) for link, name in zip(found, names, strict=True)]
+
+
+def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str:
+    parent = version.tags.get("parent_run_id", "")
+    try:
+        text = tracking.read_text(parent, LEADERBOARD) if parent else ""
+    except HealthPredictError:
+        return ""  # a recalibration has no search of its own
+    if not text:
+        return ""
+    with whole_file(folder / LEADERBOARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return LEADERBOARD
+
+
+def _batches(batches: Batches, copies: _Copies) -> list[Judged]:
+    ended = {int(one["batch"]): str(one.get("outcome", "")) for one in batches.settled()}
+    found = []
+    for one in batches.decisions():
+        number = int(one["batch"])
+        key = f"{number:02d}-{one['batch_digest'][:12]}"
+        found.append(
+            Judged(
+                number=number,
+                version=str(one["model_version"]),
+                verdict="quarantined" if one.get("quarantined") else str(one["verdict"]),
+                action=str(one["action"]),
+                outcome=ended.get(number, "under way"),
+                reason=str(next(iter(one["reasons"]), "")),
+                file=copies.copy(batches.report_key(key, "report.html"), f"batch-{key}.html"),
+            )
+        )
+    return found
+
+
+def _member(tracking: Tracking, version: ModelVersion) -> Member:
+    content = _evaluation(tracking, version)
+    auc = content["on_test"]["metrics"]["auc"] if content else {}
+    return Member(
+        version=version.version,
+        family=version.tags.get("family", ""),
+        stage=version.tags.get("stage", ""),
+        decision=version.tags.get("decision", ""),
+        auc=auc.get("value"),
+        bounds=(auc["low"], auc["high"]) if auc else None,
+    )

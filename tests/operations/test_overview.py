@@ -1,0 +1,107 @@
+"""One page about a version: what is known is told, what was not made is named, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import re
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.storage import open_storage
+from health_predict.commands import report
+from health_predict.core.errors import StateError
+from health_predict.operations.overview import build_overview
+from health_predict.settings import PREFIX, Settings
+
+DATASET = "d" * 64
+
+
+@pytest.fixture
+def version(settings: Settings, tracking: Tracking, champion: str) -> str:
+    """A champion with an evaluation, a model card, a rollout report and one judged batch; version 2 beside it."""
+    run = tracking.version(champion).run_id
+    auc = {"value": 0.6649, "low": 0.6291, "high": 0.7002}
+    tested = {"rows": 2922, "positives": 343, "metrics": {"auc": auc}}
+    tracking.log_json(run, "evaluation.json", {"reasons": ["beats the baseline by .01"], "on_test": tested})
+    tracking.tag_version(champion, {"decision": "promote", "stage": "Production"})
+    tracking.register(tracking.start_search("another", {}, {}), {"family": "LightGBM"}, "")
+    storage = open_storage(settings.storage)
+    for key in (f"datasets/{DATASET}/profile.html", f"models/{champion}/card.html", f"models/{champion}/rollout.html"):
+        storage.write(key, f"<title>{key}</title>".encode())
+    record = {
+        "batch": 3,
+        "batch_digest": "b" * 64,
+        "model_version": champion,
+        "verdict": "recalibrate",
+        "action": "recalibrate",
+        "quarantined": False,
+        "reasons": ["40 % more readmissions <than> expected"],
+        "outcome": "deployed",
+    }
+    for kind in ("decisions", "settled"):
+        storage.write(f"monitoring/live/{kind}/03-{'b' * 12}.json", json.dumps(record).encode())
+    storage.write(f"monitoring/live/reports/03-{'b' * 12}/report.html", b"<title>batch 3</title>")
+    return champion
+
+
+def test_the_champion_and_all_reports_about_it(settings: Settings, version: str) -> None:
+    # when
+    page = build_overview(settings)
+    # then the page tells the story
+    html = page.read_text()
+    assert "Model version 1" in html and "XGBoost, serving now" in html and "Promoted" in html
+    assert "beats the baseline by .01" in html and "0.629 to 0.700" in html and "2,922 encounters" in html
+    assert "40 % more readmissions &lt;than&gt; expected" in html and "1 (this one)" in html and "LightGBM" in html
+    # and each of its links leads to a copy beside it, of the report it says
+    names = re.findall(r'href="([^"#:]+)"', html)
+    assert names == ["profile.html", "card.html", "rollout.html", f"batch-03-{'b' * 12}.html"]
+    assert (page.parent / "card.html").read_text() == "<title>models/1/card.html</title>"
+    assert "Search leaderboard (not made)" in html
+
+
+def test_a_version_by_its_number_into_a_folder(settings: Settings, version: str, tmp_path: Path) -> None:
+    html = build_overview(settings, "2", tmp_path / "mail").read_text()
+    assert (tmp_path / "mail" / "index.html").is_file()
+    assert "LightGBM, not serving" in html and "Not judged" in html and "Model card (not made)" in html
+
+
+def test_nothing_is_registered(settings: Settings) -> None:
+    with pytest.raises(StateError, match="no model version is registered"):
+        build_overview(settings)
+    with pytest.raises(StateError):
+        build_overview(settings, "7")
+
+
+def test_open_serves_the_page_until_interrupted(
+    settings: Settings, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a browser that reads two pages and a person who then presses Ctrl-C
+    read: list[str] = []
+
+    def browse(url: str) -> None:
+        def visit() -> None:
+            try:
+                for name in ("", "card.html"):
+                    with urllib.request.urlopen(url + name, timeout=10) as answer:
+                        read.append(answer.read().decode())
+            finally:
+                _thread.interrupt_main()
+
+        threading.Thread(target=visit).start()
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    values: dict[str, Any] = {"home": settings.home, "serving_port": settings.serving_port}
+    for name, value in values.items():
+        monkeypatch.setenv(PREFIX + name.upper(), str(value))
+    # when
+    with pytest.raises(KeyboardInterrupt):
+        report.open_()
+    # then
+    index, card = read
+    assert "Model version 1" in index and "models/1/card.html" in card
