@@ -20,6 +20,7 @@ import pytest
 
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX
+from tests.browser import address, browser, needs_chromium
 
 COMMAND = (sys.executable, "-m", "health_predict.cli")
 
@@ -204,6 +205,21 @@ def test_lineage_is_whole(shell: Shell, demo: str) -> None:
         "dataset",
         "git commit",
     ]
+
+
+@needs_chromium
+def test_every_page_is_fit_to_be_shown(shell: Shell, demo: str) -> None:
+    # given the overview of what serves, with the reports that the stages wrote, and the page of the service
+    index = Path(shell.json("report", "build")["page"])
+    pages = {file.name: file for file in sorted(index.parent.glob("*.html"))}
+    assert {"index.html", "profile.html", "leaderboard.html", "card.html", "rollout.html"} <= pages.keys()
+    own = f"http://127.0.0.1:{shell.port}/"
+    # when a browser opens them
+    with browser() as chromium:
+        found = {name: chromium.problems(address(file), text="Not for clinical use") for name, file in pages.items()}
+        found["service"] = chromium.problems(own, own=own, text="number_inpatient")
+    # then nothing is wrong at any width
+    assert {name: problems for name, problems in found.items() if problems} == {}
 
 
 def test_a_killed_server_comes_back(shell: Shell, demo: str) -> None:
