@@ -69,10 +69,17 @@ def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) ->
         metrics=[
             [
                 label,
-                estimate(test[name]["value"], (test[name]["low"], test[name]["high"])),
+                _estimate_of(test[name]),
                 number(content["validation"][name]),
             ]
             for name, label in LABELS.items()
+        ],
+        comparison=[
+            [run.tags["family"], _estimate_of(test["auc"])],
+            *(
+                [name, estimate(value, (low, high))]
+                for name, (value, low, high) in tested.get("clinical_scores", {}).items()
+            ),
         ],
         confusion=[
             ["readmitted", number(true_positives, 0), number(false_negatives, 0)],
@@ -116,6 +123,10 @@ def _interval(item: Mapping[str, float], digits: int = 3) -> str:
 
 def _estimate(item: Mapping[str, float]) -> str:
     return estimate(item["value"], (item["low"], item["high"]), 2)
+
+
+def _estimate_of(item: Mapping[str, float]) -> str:
+    return estimate(item["value"], (item["low"], item["high"]))
 
 
 def _subgroup_plot(groups: list[Mapping[str, Any]]) -> plots.Plot | None:

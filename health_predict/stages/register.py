@@ -203,6 +203,7 @@ def _read_test_set(pipeline: Any, threshold: float, file: Path) -> dict[str, Any
             {**asdict(group), "metrics": evaluation.as_plain(group.metrics)}
             for group in evaluation.subgroups(frame, labels, scores, threshold, patients)
         ],
+        "clinical_scores": _clinical(frame, labels),
         "roc": _roc(labels, scores),
         "confusion": [
             [int((~flagged & (labels == truth)).sum()), int((flagged & (labels == truth)).sum())] for truth in (0, 1)
@@ -236,6 +237,19 @@ def _champion(tracking: Tracking, champion: ModelVersion | None, validation: pd.
         return None
     scores = _scores(tracking.load_pipeline(champion.version), validation)
     return Scored(scores, float(champion.tags["threshold"]))
+
+
+def _clinical(frame: pd.DataFrame, labels: npt.NDArray[np.int8]) -> dict[str, list[float]]:
+    """AUC of what clinicians use today, with its 95 % interval, on the same rows."""
+    from health_predict.core.clinical_scores import clinical_scores
+    from health_predict.core.performance import delong
+
+    found = {}
+    for name, points in clinical_scores(frame).items():
+        auc, variance = delong(labels.astype(np.float64), points)
+        half = 1.96 * variance**0.5
+        found[name] = [auc, auc - half, auc + half]
+    return found
 
 
 def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float64], points: int = 200) -> list[list[float]]:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 
-from health_predict.core.cohort import read_cohort, target
+from health_predict.core.clinical_scores import clinical_scores
+from health_predict.core.cohort import exclude_not_readmittable, read_cohort, target
 from health_predict.core.evaluation import evaluate, f1_threshold, metrics
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
@@ -132,3 +134,12 @@ def test_auc_stays_in_the_credible_range(real_frame: pd.DataFrame, salt: str, fa
     found: Any = evaluate(labels, scores, threshold, parts.test["patient_nbr"], resamples=50)
     assert 0.63 <= found["auc"].value <= 0.70
     assert 0.22 <= found["f1"].value <= 0.33
+
+
+def test_clinical_scores_rank_the_real_patients_a_little(real_frame: pd.DataFrame) -> None:
+    # given the encounters of the initial data
+    order = real_frame["encounter_id"].astype(int).argsort()
+    frame = exclude_not_readmittable(real_frame.iloc[order].head(20_353))
+    # then each score ranks a little better than chance, and none as well as a model
+    for name, points in clinical_scores(frame).items():
+        assert 0.55 < roc_auc_score(target(frame), points) < 0.63, name
