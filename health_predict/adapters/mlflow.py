@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+DATASET_DIGEST_LENGTH = 36  # MLflow takes no more
+# What MLflow's pages show above the runs.
+EXPERIMENT_NOTE = """Readmission within 30 days of diabetic in-patients. **Not for clinical use.**
+
+A run with the tag `role = search` is one search; below it stand its trials (`role = trial`) and the best model of each
+family (`Best_<Family>_Model`, `role = best`), which holds the fitted preprocessor beside the model. The version with
+the alias `champion` serves; `challenger` passed its gates and waits for a rollout."""
 MODEL = "model"
 PREPROCESSOR = "preprocessor"
 # The types that a saved model of ours may hold; anything else is refused when it is loaded.
@@ -125,7 +132,11 @@ class Tracking:
             return str(found.experiment_id)
         location = self._artifacts if self._local else None
         try:
-            return str(self._client.create_experiment(self._experiment_name, artifact_location=location))
+            return str(
+                self._client.create_experiment(
+                    self._experiment_name, artifact_location=location, tags={"mlflow.note.content": EXPERIMENT_NOTE}
+                )
+            )
         except self._mlflow.MlflowException as error:
             # Another process created it in between.
             found = self._client.get_experiment_by_name(self._experiment_name)
@@ -180,7 +191,23 @@ class Tracking:
         with self._answering():
             run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "role": "search"})
             self._log(run.info.run_id, {}, params)
+            self._log_dataset(run.info.run_id, tags)
             return str(run.info.run_id)
+
+    def _log_dataset(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Name the dataset of a search, so that MLflow's pages show and filter it."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if "dataset_digest" not in tags:
+            return
+        digest, source = tags["dataset_digest"], tags.get("dataset_source", "")
+        dataset = Dataset(
+            name="readmission",
+            digest=digest[:DATASET_DIGEST_LENGTH],
+            source_type="code",
+            source=json.dumps({"tags": {"source": source, "key": f"datasets/{digest}"}}),
+        )
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
     def end_search(self, run_id: str, metrics: Mapping[str, float], status: str = "FINISHED") -> None:
         """Close a parent run."""
@@ -375,6 +402,11 @@ class Tracking:
         with self._answering():
             for name, value in tags.items():
                 self._client.set_model_version_tag(self.registered_model, version, name, value)
+
+    def describe_version(self, version: str, text: str) -> None:
+        """What MLflow's page of a version says, in Markdown."""
+        with self._answering():
+            self._client.update_model_version(self.registered_model, version, description=text)
 
     def set_alias(self, alias: str, version: str) -> None:
         """Point an alias to a version."""

@@ -140,6 +140,7 @@ def _judgement(
     tracking.log_json(best.run_id, EVALUATION, content)
     tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
     tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in tested["metrics"].items()})
+    tracking.describe_version(version.version, _description(version.version, best, content))
     tracking.tag_version(
         version.version,
         {
@@ -150,6 +151,19 @@ def _judgement(
         },
     )
     return content
+
+
+def _description(version: str, best: RunRecord, content: dict[str, Any]) -> str:
+    """The decision and its reasons, for the page of the version."""
+    auc = Estimate(**content["on_test"]["metrics"]["auc"])
+    lines = [
+        f"**{best.tags['family']}: {content['decision']}** against {content['decided_against']}; test AUC {auc}",
+        "",
+        *(f"- {reason}" for reason in content["reasons"]),
+        "",
+        f"More: `{CARD}` and `{EVALUATION}` among its run's artifacts; `health-predict report open {version}`.",
+    ]
+    return "\n".join(lines)
 
 
 def _ask_gates(

@@ -75,6 +75,17 @@ def test_every_family_is_saved_and_loaded(
     assert tracking.read_json(run_id, "a.json") == {"b": 1}
 
 
+def test_pages_name_the_experiment_and_the_dataset_of_a_search(tracking: Tracking, settings: Settings) -> None:
+    # when a search of a dataset begins
+    run_id = tracking.start_search("search", {"dataset_digest": "d" * 64, "dataset_source": "uci"}, {})
+    # then its run has the dataset as input, and the experiment says what the runs are
+    run = tracking._client.get_run(run_id)
+    [given] = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("readmission", "d" * 36)
+    experiment = tracking._client.get_experiment(run.info.experiment_id)
+    assert "Not for clinical use" in experiment.tags["mlflow.note.content"]
+
+
 def test_a_run_without_its_preprocessor_is_noticed(
     tracking: Tracking, settings: Settings, pipelines: dict[str, Pipeline]
 ) -> None:

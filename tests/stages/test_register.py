@@ -42,6 +42,9 @@ def test_the_best_family_becomes_a_version_with_a_card(
     assert version.tags["dataset_digest"] == "d" * 64
     assert version.tags["decision"] == result.decision.value
     assert float(version.tags["threshold"]) > 0
+    # and its page in MLflow says why
+    stored = tracking._client.get_model_version(settings.registered_model, version.version)
+    assert all(f"- {reason}" in stored.description for reason in result.reasons)
     # and the alias follows the decision
     challenger = tracking.by_alias(CHALLENGER)
     assert (challenger is not None) == (result.decision is Decision.PROMOTE)
