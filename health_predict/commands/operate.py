@@ -107,7 +107,8 @@ def _print_status(console: Console, found: Status) -> None:
     for label, estimate in shown:
         row(f"  {label}", f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]")
     if found.drift is not None:
-        row("drift", f"{found.drift.verdict} in batch {found.drift.batch}: {'; '.join(found.drift.reasons)}")
+        # The first reason is the strongest; the report has them all.
+        row("drift", f"{found.drift.verdict} in batch {found.drift.batch}: {next(iter(found.drift.reasons), '')}")
         row("  report", found.drift.report)
     else:
         row("drift", "no batch was monitored yet")
