@@ -237,6 +237,7 @@ def _judged(
         if action is not Action.NONE and available <= first:
             action, why = Action.NONE, "No outcomes are known that the model has not learned from."
         log.info("batch %d: %s; %s: %s", batch.number, findings.verdict, action, why)
+        findings = replace(findings, reasons=(*findings.reasons, f"Action: {action}. {why}"))
         second_opinion: Mapping[str, float] = {}
         alarm = findings.verdict is not Verdict.STEADY or (findings.rolling or findings.inputs).alarm
         if settings.evidently == "always" or (settings.evidently == "alarm" and alarm):
@@ -254,7 +255,6 @@ def _judged(
                 ("Source", champion.tags.get("dataset_source", "")),
                 ("Commit", champion.tags.get("git_commit", "")[:12]),
                 ("Batch digest", batch.digest[:12]),
-                ("Action", action.value),
             ],
             synthetic=champion.tags.get("dataset_source") == "synthetic",
             reference_probabilities=validation_scores,
@@ -271,7 +271,7 @@ def _judged(
         verdict=findings.verdict,
         action=action,
         labelled_batches=available,
-        reasons=[*findings.reasons, why],
+        reasons=[*findings.reasons],
         waiting=waiting,
         matured=sorted(matured),
         metrics=findings.metrics(),
