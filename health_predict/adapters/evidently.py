@@ -6,8 +6,10 @@ library part opens no connection (its telemetry belongs to its web service, whic
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,43 @@ from health_predict.core.columns import FEATURES, Kind
 REFERENCE_ROWS = 5000  # more change the statistics little and cost time
 
 
-def evidently_report(reference: pd.DataFrame, current: pd.DataFrame, html: Path, *, seed: int = 0) -> dict[str, float]:
-    """Write Evidently's data drift preset as an HTML file and return its statistic for each column.
+class ColumnStatistics(dict[str, float]):
+    """Evidently's statistic of each column (a distance or a p value, its choice), and what it makes of it.
 
-    `reference`, `current`: cohort frames; a reference of more than REFERENCE_ROWS rows is sampled. The statistic
-    is Evidently's choice by kind and size of the column (a distance or a p value).
+    `drifted` says which columns its own tests call drifted.
     """
+
+    drifted: Mapping[str, bool]
+
+
+def evidently_report(
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    html: Path,
+    *,
+    json_file: Path | None = None,
+    method: str | None = None,
+    seed: int = 0,
+) -> ColumnStatistics:
+    """Write Evidently's data drift preset as HTML, and as JSON if asked, and return its statistics.
+
+    `reference`, `current`: cohort frames; a reference of more than REFERENCE_ROWS rows is sampled. `method`:
+    Evidently's name of a test for the levels of categorical columns; by default its choice by kind and size.
+    """
+    snapshot = run_preset(reference, current, method=method, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with whole_file(html) as temporary:
+            snapshot.save_html(str(temporary))
+        content = snapshot.dict()
+    if json_file is not None:
+        with whole_file(json_file) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, default=str))
+    return statistics(content)
+
+
+def run_preset(reference: pd.DataFrame, current: pd.DataFrame, *, method: str | None = None, seed: int = 0) -> Any:
+    """Evidently's snapshot of its data drift preset with its tests, nothing written."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its dependencies; nothing the user could act on
         from evidently import DataDefinition, Dataset, Report
@@ -42,10 +75,19 @@ def evidently_report(reference: pd.DataFrame, current: pd.DataFrame, html: Path,
 
         if len(reference) > REFERENCE_ROWS:
             reference = reference.sample(REFERENCE_ROWS, random_state=seed)
-        snapshot = Report([DataDriftPreset()], include_tests=True).run(dataset(current), dataset(reference))
-        with whole_file(html) as temporary:
-            snapshot.save_html(str(temporary))
-        metrics = snapshot.dict()["metrics"]
-    # By the column's name, never by position: the order is not promised. A column without rows to compare has NaN.
-    values = {metric["config"].get("column"): metric["value"] for metric in metrics}
-    return {name: float(values[name]) for name in names if name in values and math.isfinite(values[name])}
+        preset = DataDriftPreset() if method is None else DataDriftPreset(cat_method=method)
+        return Report([preset], include_tests=True).run(dataset(current), dataset(reference))
+
+
+def statistics(content: Mapping[str, Any]) -> ColumnStatistics:
+    """From a snapshot as a dictionary: by the column's name, never by position, whose order is not promised."""
+    values = {metric["config"].get("column"): metric["value"] for metric in content["metrics"]}
+    # A column without rows to compare has NaN.
+    found = ColumnStatistics(
+        {name: float(value) for name, value in values.items() if name is not None and math.isfinite(value)}
+    )
+    tests = ((test.get("metric_config", {}).get("params", {}), test) for test in content.get("tests", ()))
+    found.drifted = {
+        parameters["column"]: test["status"] == "FAIL" for parameters, test in tests if parameters.get("column")
+    }
+    return found

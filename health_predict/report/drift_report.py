@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from health_predict.core.columns import MISSING
 from health_predict.core.drift import DEFAULT_LIMITS, DriftFindings, Limits, SubgroupFinding, Verdict
+from health_predict.core.performance import threshold
 from health_predict.report import plots
 from health_predict.report.page import estimate, number, percent, render
 
@@ -64,6 +65,8 @@ def drift_page(
         calibration_plot=_calibration(findings, probabilities, outcomes),
         subgroup_plot=_subgroups(findings.subgroups),
         evidently_rows=evidently_rows,
+        fall_limit=threshold(limits.discrimination_alpha),
+        gain_limit=threshold(limits.gain_alpha),
     )
 
 
