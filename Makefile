@@ -67,7 +67,7 @@ compile: $(READY) ## Compile the pipelines to pipelines/compiled/
 	@$(RUN)health-predict pipeline compile
 
 bench-drift: $(READY) ## Drift: false alarms, power, CPU beside Evidently, policies on the real stream
-	@PYTHONPATH=. $(RUN)python benchmarks/drift.py
+	@$(RUN)python benchmarks/drift.py
 
 bench-image: $(READY) ## The second model's image against a builder's; needs a registry on loopback
 	@$(RUN)python benchmarks/image.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 
 import numpy as np
 
-from benchmarks.parts import drift_inputs, drift_scenarios
-from benchmarks.parts.drift_stream import (
+from health_predict.core.cohort import exclude_not_readmittable, read_cohort
+from health_predict.core.columns import PATIENT
+from health_predict.core.performance import delong
+from health_predict.core.policy import Action, Policy
+from health_predict.core.synthetic import synthesize
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import drift_inputs, drift_scenarios
+from parts.drift_stream import (
     BATCHES,
     Floats,
     Replay,
@@ -29,11 +37,6 @@ from benchmarks.parts.drift_stream import (
     replay,
     walk,
 )
-from health_predict.core.cohort import exclude_not_readmittable, read_cohort
-from health_predict.core.columns import PATIENT
-from health_predict.core.performance import delong
-from health_predict.core.policy import Action, Policy
-from health_predict.core.synthetic import synthesize
 
 DRAWS = 400
 EVIDENTLY_DRAWS = 3
@@ -80,7 +83,8 @@ def scenarios() -> dict[str, float]:
     outcomes = drift_scenarios.run()
     print(f"\nverdict within 4 drifted batches, {len(drift_scenarios.SEEDS)} seeds")
     print(
-        f"  {'scenario':<27}{'expected':<22}{'verdicts':<32}{'right':>6}{'delay':>7}{'inputs':>8}{'quality':>9}  columns"
+        f"  {'scenario':<27}{'expected':<22}{'verdicts':<32}{'right':>6}"
+        f"{'delay':>7}{'inputs':>8}{'quality':>9}  columns"
     )
     for name, expected in drift_scenarios.EXPECTED.items():
         found = [outcome for outcome in outcomes if outcome.scenario == name]
@@ -117,7 +121,8 @@ def stream() -> dict[str, float]:
     for count in (2, 3, 4, 5):
         rows.append((f"best {count} in hindsight", count, walk(data, best_in_hindsight(data, count))))
     print(
-        f"  {'policy':<28}{'trainings':>9}{'AUC':>8}  {'gain, 95 % interval':<24}{'kept':>7}{f'kept, first {TRUSTWORTHY}':>16}"
+        f"  {'policy':<28}{'trainings':>9}{'AUC':>8}  {'gain, 95 % interval':<24}{'kept':>7}"
+        f"{f'kept, first {TRUSTWORTHY}':>16}"
     )
     first = _mean(data, every[:TRUSTWORTHY]) - _mean(data, never[:TRUSTWORTHY])
     for name, count, served in rows:
@@ -125,7 +130,8 @@ def stream() -> dict[str, float]:
         kept = gain / span
         early = (_mean(data, served[:TRUSTWORTHY]) - _mean(data, never[:TRUSTWORTHY])) / first
         print(
-            f"  {name:<28}{count:>9}{_mean(data, served):>8.4f}  {gain:+.4f} [{low:+.4f}, {high:+.4f}]  {kept:>7.0%}{early:>16.0%}"
+            f"  {name:<28}{count:>9}{_mean(data, served):>8.4f}  {gain:+.4f} [{low:+.4f}, {high:+.4f}]"
+            f"  {kept:>7.0%}{early:>16.0%}"
         )
     _timeline(data, drift)
     return {"gain_kept": round(_gain(data, never, drift.scores) / span, 3), "retrainings": drift.retrainings}
@@ -178,7 +184,7 @@ def _timeline(data: Stream, drift: Replay) -> None:
         gain = findings.discrimination.gain if findings and findings.discrimination else None
         print(
             f"  {batch:>3}  AUC {auc:.3f} ± {1.96 * variance**0.5:.3f}  O/E {ratio:.2f}  "
-            f"refit {'     –' if gain is None else f'{gain:+.3f}'}  {action}{note}"
+            f"refit {'     -' if gain is None else f'{gain:+.3f}'}  {action}{note}"
         )
         if alarm is not None and batch >= alarm + 2:
             counted += 1
@@ -186,7 +192,8 @@ def _timeline(data: Stream, drift: Replay) -> None:
         if alarm is None and action is not Action.NONE:
             alarm = batch
     print(
-        f"  observed/expected within .9 to 1.1 in {counted - outside} of {counted} batches from the second after the first alarm on"
+        f"  observed/expected within .9 to 1.1 in {counted - outside} of {counted} batches "
+        "from the second after the first alarm on"
     )
 
 
