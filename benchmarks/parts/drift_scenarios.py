@@ -22,6 +22,7 @@ from health_predict.core.synthetic import Scenario, inject, synthesize
 
 INITIAL, BATCH, BATCHES = 24_000, 5_000, 5  # rows; the first batch is clean, drift begins with the second
 SEEDS = range(1, 6)
+STRIDE = 4  # of the drifted rows every fourth is used: `inject` draws some rows twice, and copies are no evidence
 TWO = (Scenario.AGE_SHIFT, Scenario.PREVALENCE_UP)
 
 # The truth: what should be done about the model. Where two are named, either is right: recoded or capped inputs may
@@ -62,7 +63,7 @@ def run(seeds: Sequence[int] = SEEDS) -> list[Outcome]:
 
 
 def _seed(seed: int) -> list[Outcome]:
-    cohort = synthesize(INITIAL + BATCHES * BATCH, seed)
+    cohort = synthesize(INITIAL + BATCH + STRIDE * (BATCHES - 1) * BATCH, seed)
     initial = exclude_not_readmittable(cohort[:INITIAL]).reset_index(drop=True)
     cut = round(0.75 * len(initial))
     train, validation = initial[:cut], initial[cut:].reset_index(drop=True)
@@ -79,6 +80,7 @@ def _seed(seed: int) -> list[Outcome]:
         frame = cohort
         for scenario in TWO if "+" in name else (Scenario(name),):
             frame, _ = inject(frame, scenario, INITIAL + BATCH, seed)
+        frame = pd.concat([frame[: INITIAL + BATCH], frame[INITIAL + BATCH :: STRIDE]], ignore_index=True)
         outcomes.append(_stream(name, frame, reference, scores))
     return outcomes
 
