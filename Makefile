@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-drift bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -66,6 +66,9 @@ format: $(READY) ## Format the code and sort its imports
 compile: $(READY) ## Compile the pipelines to pipelines/compiled/
 	@$(RUN)health-predict pipeline compile
 
+bench-drift: $(READY) ## Drift: false alarms, power, CPU beside Evidently, policies on the real stream
+	@$(RUN)python benchmarks/drift.py
+
 bench-image: $(READY) ## The second model's image against a builder's; needs a registry on loopback
 	@$(RUN)python benchmarks/image.py
 
@@ -86,6 +89,9 @@ soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTE
 
 kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
 	@$(RUN)python benchmarks/long/kill_simulation.py
+
+screenshots: $(READY) ## The pictures of README and docs, from what `make demo` left; needs Chromium
+	@$(RUN)python docs/screenshots.py
 
 mlflow-ui: $(READY) ## Serve MLflow's pages on loopback
 	@$(RUN)health-predict mlflow-ui

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 
 from health_predict.adapters import evidently as adapter
-from health_predict.core.columns import FEATURES
+from health_predict.core.columns import FEATURES, Kind
+from health_predict.core.input_drift import psi
 from health_predict.core.synthetic import synthesize
 
 
@@ -29,14 +31,38 @@ def test_report_names_the_column_that_moved(
         number_diagnoses=frame["number_diagnoses"].astype(int).clip(upper=4).astype(str), payer_code="?"
     )
     # when
-    statistics = adapter.evidently_report(frame[:1000], batch, tmp_path / "report" / "evidently.html")
+    statistics = adapter.evidently_report(
+        frame[:1000], batch, tmp_path / "report" / "evidently.html", json_file=tmp_path / "report" / "evidently.json"
+    )
     # then the statistics are by column, the moved one is far off, and the file is there
     assert set(statistics) <= {column.name for column in FEATURES}
     assert len(statistics) > 40
     assert statistics["number_diagnoses"] < 0.001 or statistics["number_diagnoses"] > 0.5
     assert "<html" in (tmp_path / "report" / "evidently.html").read_text()[:500].lower()
-    assert [path.name for path in (tmp_path / "report").iterdir()] == ["evidently.html"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["evidently.html", "evidently.json"]
+    # and so is the JSON, with the same figures, and what Evidently makes of them
+    content = json.loads((tmp_path / "report" / "evidently.json").read_text())
+    assert adapter.statistics(content) == statistics
+    assert statistics.drifted["number_diagnoses"]
+    assert set(statistics.drifted) == {column.name for column in FEATURES}
     # and nothing was said or sent
     assert not attempts
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_our_stability_index_is_evidentlys_where_both_compute_the_same() -> None:
+    # given two samples, and the columns whose levels all occur in both (Evidently fills empty cells differently)
+    reference, current = (synthesize(2500, seed=seed) for seed in (5, 6))
+    theirs = adapter.statistics(adapter.run_preset(reference, current, method="psi").dict())
+    compared = 0
+    for column in FEATURES:
+        before, after = (frame[column.name].value_counts(normalize=True) for frame in (reference, current))
+        if column.kind is Kind.COUNT or set(before.index) != set(after.index):
+            continue
+        # when ours is computed over the same levels
+        ours = psi(before.to_numpy(dtype=float), after.reindex(before.index).to_numpy(dtype=float))
+        # then
+        assert ours == pytest.approx(theirs[column.name], abs=1e-9), column.name
+        compared += 1
+    assert compared >= 10
