@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
@@ -20,6 +21,10 @@ from health_predict.core.families import BASELINE, FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
+
+# Nothing here may fail because a machine is slow.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 REAL_DATA = os.environ.get(f"{PREFIX}DATA_SOURCE", "")
 

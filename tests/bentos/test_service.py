@@ -429,8 +429,8 @@ class TestExplanation:
         # given an explainer whose mean is not this model's
         folder = source(run_id="other explainer")
         explainer = module("contributions").Explainer.from_bytes((folder / "explainer.npz").read_bytes())
-        explainer.base += 0.5
-        (folder / "explainer.npz").write_bytes(explainer.to_bytes())
+        other = module("contributions").Explainer(explainer.tables, explainer.base + 0.5, explainer.unit)
+        (folder / "explainer.npz").write_bytes(other.to_bytes())
         client = open_client(folder)
         assert client.get("/readyz").status_code == 503
         assert "contributions" in client.get("/health").json()["problem"]

@@ -13,6 +13,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}code,pre,textarea{font:13px/1.45 monospace}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #d0d7de;
 vertical-align:top}textarea{width:100%;height:16rem;box-sizing:border-box}button{padding:.4rem 1rem}
+.scroll{overflow-x:auto}td,th,p{overflow-wrap:anywhere}td{min-width:4rem}
 .warning{background:#b42318;color:#fff;padding:.6rem 1rem;font-weight:600}
 pre{background:#f6f8fa;padding:.8rem;overflow:auto}
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}td,th{border-color:#30363d}
@@ -49,22 +50,22 @@ def page(identity: Identity, warning: str, openapi: dict[str, Any]) -> bytes:
     title = escape(openapi["info"]["title"])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{STYLE}</style></head><body>
+<link rel="icon" href="data:,"><title>{title}</title><style>{STYLE}</style></head><body>
 <h1>{title}</h1><p>Model version {escape(identity.model_version)}, {escape(identity.family)},
 <code>{escape(identity.bento_tag)}</code></p>{banner}
 <p>{escape(openapi["info"]["description"])}</p>
-<h2>Paths</h2>{_table(("Method", "Path", "", "Answers"), operations)}
+<h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
 <p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
 <h2>Try it</h2><form><label for="body">POST /predict</label>
 <textarea id="body" spellcheck="false">{escape(json.dumps(example, indent=2))}</textarea>
 <p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
-<h2>Fields of an encounter</h2>{_table(("Field", "Required", "Values", ""), fields)}
+<h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}
 <script>{SCRIPT}</script></body></html>
 """.encode()
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    header = "".join(f"<th>{escape(text)}</th>" for text in head)
+def _table(name: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    header = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     body = "".join(
         "<tr>"
         + "".join(
@@ -74,7 +75,10 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
+        f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _range(schema: dict[str, Any]) -> str:
