@@ -89,16 +89,16 @@ def test_the_search_digest_changes_with_what_matters(make_settings: Callable[...
     assert len(others | {base}) == 5
 
 
-def broken(family: str, parameters: Mapping[str, Any], data: ray.Prepared, seed: int) -> Mapping[str, float]:
-    """An objective that raises for one family and dies for another."""
-    if family == "XGBoost":
-        raise ValueError(f"no luck with {family}")
-    if family == "RandomForest":
-        os._exit(1)
-    return {"auc": 0.6, "average_precision": 0.2, "f1": 0.2, "brier": 0.1}
-
-
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
+    # given an objective that raises for one family and dies for another; being a closure, it travels by value, and
+    # the actors need not import this module
+    def broken(family: str, parameters: Mapping[str, Any], data: ray.Prepared, seed: int) -> Mapping[str, float]:
+        if family == "XGBoost":
+            raise ValueError(f"no luck with {family}")
+        if family == "RandomForest":
+            os._exit(1)
+        return {"auc": 0.6, "average_precision": 0.2, "f1": 0.2, "brier": 0.1}
+
     rows, labels = np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)
     points = [("XGBoost", 0, {}), ("RandomForest", 0, {}), ("LightGBM", 0, {"num_leaves": 4})]
     ended: list[ray.Trial] = []
@@ -122,7 +122,7 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     with pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"):
         ray.search(
             [("XGBoost", 0, FAMILIES["XGBoost"].first)],
-            broken,
+            lambda *_: {},
             ray.Prepared(rows, labels, rows, labels),
             seed=1,
             address="127.0.0.1:1",

@@ -13,7 +13,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}code,pre,textarea{font:13px/1.45 monospace}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #d0d7de;
 vertical-align:top}textarea{width:100%;height:16rem;box-sizing:border-box}button{padding:.4rem 1rem}
-.scroll{overflow-x:auto}td,th,p{overflow-wrap:anywhere}td{min-width:4rem}
+.scroll{overflow-x:auto}p{overflow-wrap:break-word}
 .warning{background:#b42318;color:#fff;padding:.6rem 1rem;font-weight:600}
 pre{background:#f6f8fa;padding:.8rem;overflow:auto}
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}td,th{border-color:#30363d}
