@@ -1,8 +1,8 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components import bento_build, ecr_push, rollout
+from components import bento_build, ecr_push, keep, rollout
 from pipelines.wiring import wire
 
 
@@ -23,3 +23,12 @@ def deployment(model_version: str) -> DeploymentOutputs:
     image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "push the image", retries=1)
     served = wire(rollout(image_uri=image.output, model_version=model_version), "roll out", minutes=60, retries=0)
     return DeploymentOutputs(served.outputs["outcome"])
+
+
+def deployed_if_promoted(model_version: Any, decision: Any) -> Any:
+    """The outcome, as a pipeline's value: of the deployment when the decision is `promote`, else nothing changes."""
+    with dsl.If(decision == "promote", name="promoted"):
+        deployed = deployment(model_version=model_version)
+    with dsl.Else(name="not-promoted"):
+        kept = wire(keep(gate="decision", value=decision, expected="reject"), "keep what serves")
+    return dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])

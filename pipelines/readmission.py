@@ -2,10 +2,8 @@ from typing import List, NamedTuple
 
 from kfp import dsl
 
-from components import keep
-from pipelines.deployment import deployment
+from pipelines.deployment import deployed_if_promoted
 from pipelines.training import training
-from pipelines.wiring import wire
 
 
 class ReadmissionOutputs(NamedTuple):
@@ -49,9 +47,5 @@ def readmission(
         trials=trials,
         seed=seed,
     )
-    with dsl.If(trained.outputs["decision"] == "promote", name="promoted"):
-        deployed = deployment(model_version=trained.outputs["model_version"])
-    with dsl.Else(name="not-promoted"):
-        kept = wire(keep(gate="decision", value=trained.outputs["decision"], expected="reject"), "keep what serves")
-    outcome = dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])
-    return ReadmissionOutputs(trained.outputs["model_version"], trained.outputs["decision"], outcome)
+    version, decision = trained.outputs["model_version"], trained.outputs["decision"]
+    return ReadmissionOutputs(version, decision, deployed_if_promoted(version, decision))

@@ -2,8 +2,8 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import keep, recalibrate, register
-from pipelines.deployment import deployment
+from components import recalibrate, register
+from pipelines.deployment import deployed_if_promoted
 from pipelines.wiring import wire
 
 
@@ -36,9 +36,5 @@ def recalibration(labelled_batches: int) -> RecalibrationOutputs:
         memory="1Gi",
         retries=1,
     )
-    with dsl.If(registered.outputs["decision"] == "promote", name="promoted"):
-        deployed = deployment(model_version=registered.outputs["model_version"])
-    with dsl.Else(name="not-promoted"):
-        kept = wire(keep(gate="decision", value=registered.outputs["decision"], expected="reject"), "keep what serves")
-    outcome = dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])
-    return RecalibrationOutputs(registered.outputs["model_version"], registered.outputs["decision"], outcome)
+    version, decision = registered.outputs["model_version"], registered.outputs["decision"]
+    return RecalibrationOutputs(version, decision, deployed_if_promoted(version, decision))

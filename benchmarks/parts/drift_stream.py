@@ -19,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.calibration import fit_map
 from health_predict.core.cohort import target
 from health_predict.core.columns import PATIENT
 from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.evaluation import paired_difference
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
-from health_predict.core.partition import TRAIN_SHARE, VALIDATION_SHARE, Parameters, partition, patient_share
-from health_predict.core.performance import LabelledWindow, calibration_fit, delong
+from health_predict.core.partition import Parameters, partition, places
+from health_predict.core.performance import LabelledWindow, delong
 from health_predict.core.policy import Action, Outcome, Policy, PolicyState, after, decide
 from health_predict.core.promotion import CHAMPION_MARGIN
 from health_predict.core.refit import LabelledRows
@@ -64,9 +65,7 @@ def build(frame: pd.DataFrame, models: Sequence[int] = range(BATCHES)) -> Stream
     pieces = [cut.train, cut.validation, cut.test, *cut.batches]
     rows = pd.concat(pieces, ignore_index=True)
     batch = np.repeat([-1, -1, -1, *range(BATCHES)], [len(piece) for piece in pieces])
-    codes, patients = pd.factorize(rows[PATIENT])
-    shares = np.array([patient_share(SALT, str(patient)) for patient in patients])
-    part = np.searchsorted([TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE], shares, side="right")[codes]
+    part = places(SALT, rows[PATIENT])
     global _SHARED  # handed to the workers by fork, which copies nothing
     _SHARED = (rows, batch, part)
     order = sorted(models, reverse=True)  # the slow ones first
@@ -150,7 +149,7 @@ def replay(
         outcome = Outcome.DEPLOYED
         if action is Action.RECALIBRATE:
             rows = stream.rows(known)
-            line = calibration_fit(stream.outcomes[rows], stream.scores[version.model][rows])
+            line = fit_map(stream.scores[version.model][rows], stream.outcomes[rows])
             version = _Version(version.model, line, [])
             reference = None
         elif action is Action.RETRAIN:

@@ -62,7 +62,7 @@ class Batch:
     @property
     def key(self) -> str:
         """Number and digest, as the names of its records have them."""
-        return f"{self.number:02d}-{self.digest[:12]}"
+        return batch_key(self.number, self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +220,11 @@ class Batches:
 
     def decisions(self) -> list[dict[str, Any]]:
         """All decisions, by number of the batch."""
-        keys = self.storage.keys(f"{self._records}/decisions/")
-        return sorted((json.loads(self.storage.read(key)) for key in keys), key=lambda record: int(record["batch"]))
+        return self._by_number("decisions")
 
     def settled(self) -> list[dict[str, Any]]:
         """How each handled batch ended, by number of the batch."""
-        keys = self.storage.keys(f"{self._records}/settled/")
-        return sorted((json.loads(self.storage.read(key)) for key in keys), key=lambda record: int(record["batch"]))
+        return self._by_number("settled")
 
     def settlement(self, batch_key: str) -> dict[str, Any] | None:
         """How a batch ended, None before."""
@@ -246,11 +244,20 @@ class Batches:
         """Key of a file of the batch's report."""
         return f"{self._records}/reports/{batch_key}/{name}"
 
+    def _by_number(self, kind: str) -> list[dict[str, Any]]:
+        keys = self.storage.keys(f"{self._records}/{kind}/")
+        return sorted((json.loads(self.storage.read(key)) for key in keys), key=lambda record: int(record["batch"]))
+
     def _record(self, key: str) -> dict[str, Any] | None:
         if not self.storage.exists(key):
             return None
         record: dict[str, Any] = json.loads(self.storage.read(key))
         return record
+
+
+def batch_key(number: int, digest: str) -> str:
+    """How the records of a batch are named, by its number and the digest of its encounters."""
+    return f"{number:02d}-{digest[:12]}"
 
 
 def trained_through(storage: Storage, version: ModelVersion) -> int:

@@ -16,18 +16,11 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from health_predict.core.errors import GateError
+from health_predict.core.performance import logit
 
 Floats = npt.NDArray[np.float64]
 
-CLOSEST = 1e-6  # a probability of 0 or 1 has no logit
 LEAST_SLOPE = 0.1  # below it, the map would give everybody nearly the same risk
-
-
-def logit(probabilities: npt.ArrayLike) -> Floats:
-    """Log-odds of probabilities (n,), which are kept `CLOSEST` away from 0 and 1."""
-    clipped = np.clip(np.asarray(probabilities, dtype=np.float64), CLOSEST, 1 - CLOSEST)
-    found: Floats = np.log(clipped) - np.log1p(-clipped)
-    return found
 
 
 class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.calibration import CLOSEST, CalibratedClassifier, uncalibrated
+from health_predict.core.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.columns import FEATURES, MISSING, Kind
 from health_predict.core.contributions import Explainer
 from health_predict.core.errors import GateError, StateError
+from health_predict.core.performance import CLOSEST
 from health_predict.core.row_encoder import RowEncoder
 
 INPUT = "rows"

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from health_predict.core.row_encoder import Amounts, RowEncoder
 
 LOG_ODDS, PROBABILITY = "log-odds", "probability"
-CLOSEST = 1e-6  # as in `calibration`, which the service does not carry
+CLOSEST = 1e-6  # as in `performance`, which the service does not carry
 SMALLEST = 1e-9
 
 Floats = npt.NDArray[np.float64]

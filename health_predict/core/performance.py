@@ -28,7 +28,7 @@ _Z90 = 1.281552
 _SHIFTS = (1.0, 2.0, 4.0)  # standard errors a batch; the evidence is the mean over them, so none has to be chosen
 _CALIBRATED = 0.15  # threshold times alpha, for alphas from .0025 to .03; `make bench-drift` measures it
 _LARGEST_LOG = 40.0  # evidence beyond e**40 says no more, and would not fit into a float in the end
-_CLOSEST = 1e-6  # a probability of exactly 0 or 1 has no logit and no variance
+CLOSEST = 1e-6  # a probability of exactly 0 or 1 has no logit and no variance
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class LabelledWindow:
     def of(cls, labels: Floats, scores: Floats, gain: tuple[float, float] | None = None) -> Self:
         """From outcomes and probabilities of shape (n,). Raises ValueError when an outcome is absent."""
         auc, auc_variance = delong(labels, scores)
-        clipped = np.clip(scores, _CLOSEST, 1 - _CLOSEST)
+        clipped = np.clip(scores, CLOSEST, 1 - CLOSEST)
         intercept, slope, error = calibration_line(labels, scores)
         return cls(
             len(labels),
@@ -199,13 +199,26 @@ def _placements(positive: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats
     )
 
 
+def auc_interval(labels: Floats, scores: Floats) -> tuple[float, float, float]:
+    """AUC and its 95 % interval, by the variance of `delong`. Raises ValueError when an outcome is absent."""
+    auc, variance = delong(labels, scores)
+    return auc, *_interval(auc, variance)
+
+
+def logit(probabilities: npt.ArrayLike) -> Floats:
+    """Log-odds of probabilities (n,), which are kept `CLOSEST` away from 0 and 1."""
+    clipped = np.clip(np.asarray(probabilities, dtype=np.float64), CLOSEST, 1 - CLOSEST)
+    found: Floats = np.log(clipped) - np.log1p(-clipped)
+    return found
+
+
 def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, float, float]:
     """Observed over expected events, its 95 % interval, and the two-sided p value of a ratio of 1.
 
     The number of events is a sum of independent trials with the predicted probabilities (Poisson binomial), here by
     its normal approximation: variance sum p (1 - p).
     """
-    clipped = np.clip(scores, _CLOSEST, 1 - _CLOSEST)
+    clipped = np.clip(scores, CLOSEST, 1 - CLOSEST)
     return _ratio(float(labels.sum()), float(clipped.sum()), float((clipped * (1 - clipped)).sum()))
 
 
@@ -220,29 +233,17 @@ def calibration_line(labels: Floats, scores: Floats) -> tuple[float, float, floa
 
     Source: Cox 1958, doi:10.1093/biomet/45.3-4.562: logistic regression of the outcome on the logit of the score.
     """
-    offset, line, error, _ = _calibration(labels, scores)
-    return offset, line, error
-
-
-def calibration_fit(labels: Floats, scores: Floats) -> tuple[float, float]:
-    """Intercept a and slope b of the free line: a + b logit(score) is the recalibrated log-odds. Source: Cox 1958."""
-    _, slope, _, intercept = _calibration(labels, scores)
-    return intercept, slope
-
-
-def _calibration(labels: Floats, scores: Floats) -> tuple[float, float, float, float]:
-    clipped = np.clip(scores, _CLOSEST, 1 - _CLOSEST)
-    logit = np.log(clipped / (1 - clipped))
+    log_odds = logit(scores)
     offset = 0.0
     for _ in range(25):
-        p = _expit(logit + offset)
+        p = _expit(log_odds + offset)
         step = float((labels - p).sum() / max(1e-12, (p * (1 - p)).sum()))
         offset += max(-2.0, min(2.0, step))
         if abs(step) < 1e-10:
             break
     # Centred, so that the two steps hardly depend on each other.
-    design = np.column_stack([np.ones_like(logit), logit - logit.mean()])
-    line = np.array([offset + logit.mean(), 1.0])
+    design = np.column_stack([np.ones_like(log_odds), log_odds - log_odds.mean()])
+    line = np.array([offset + log_odds.mean(), 1.0])
     information = np.eye(2)
     for _ in range(50):
         p = _expit(design @ line)
@@ -252,8 +253,7 @@ def _calibration(labels: Floats, scores: Floats) -> tuple[float, float, float, f
         line = line + change
         if float(np.abs(change).max()) < 1e-10:
             break
-    error = math.sqrt(np.linalg.inv(information)[1, 1])
-    return offset, float(line[1]), error, float(line[0] - line[1] * logit.mean())
+    return offset, float(line[1]), math.sqrt(np.linalg.inv(information)[1, 1])
 
 
 def assess_calibration(

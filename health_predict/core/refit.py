@@ -16,13 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.families import BASELINE, FAMILIES
-from health_predict.core.performance import paired_auc
+from health_predict.core.performance import logit, paired_auc
 
 Floats = npt.NDArray[np.float64]
 
 LEAST_ROWS, LEAST_EVENTS = 1000, 100  # to refit on; fewer teach nothing that could be told from noise
 _UNPENALISED = 100.0  # the log-odds are stretched by this, so that their penalty is 1/10,000 of a feature's
-_CLOSEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def refit_gain(earlier: Sequence[LabelledRows], newest: LabelledRows) -> tuple[f
     matrix, newest_matrix = features.transform(frame), features.transform(newest.frame)
     mean, scale = matrix.mean(axis=0, dtype=np.float64), matrix.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1.0
-    odds = _log_odds(np.concatenate([part.probabilities for part in earlier]))
+    odds = logit(np.concatenate([part.probabilities for part in earlier]))
     centre = odds.mean()
 
     def design(positions: npt.NDArray[np.float32], log_odds: Floats) -> Floats:
@@ -61,11 +60,5 @@ def refit_gain(earlier: Sequence[LabelledRows], newest: LabelledRows) -> tuple[f
 
     model = LogisticRegression(C=FAMILIES[BASELINE].first["C"], max_iter=300)
     model.fit(design(matrix, odds), np.concatenate([part.outcomes for part in earlier]))
-    refitted = model.decision_function(design(newest_matrix, _log_odds(newest.probabilities)))
+    refitted = model.decision_function(design(newest_matrix, logit(newest.probabilities)))
     return paired_auc(newest.outcomes, newest.probabilities, refitted)
-
-
-def _log_odds(probabilities: Floats) -> Floats:
-    clipped = np.clip(probabilities, _CLOSEST, 1 - _CLOSEST)
-    odds: Floats = np.log(clipped / (1 - clipped))
-    return odds

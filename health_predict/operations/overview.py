@@ -7,16 +7,14 @@ this machine and for one of a cluster. The folder needs nothing from outside: it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from health_predict.adapters.batches import Batches
+from health_predict.adapters.batches import Batches, batch_key
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core.errors import HealthPredictError, StateError
-from health_predict.operations.status import EVALUATION
+from health_predict.operations.status import evaluation
 from health_predict.report.overview_report import Judged, Link, Member, overview_page
 from health_predict.settings import Settings
 
@@ -56,7 +54,7 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
         version=chosen.version,
         tags=chosen.tags,
         serves=champion is not None and champion.version == chosen.version,
-        evaluation=_evaluation(tracking, chosen),
+        evaluation=evaluation(tracking, chosen),
         links=_reports(tracking, copies, chosen),
         batches=_batches(Batches(settings, champion or chosen), copies),
         family=[_member(tracking, one) for one in tracking.versions()],
@@ -76,35 +74,27 @@ def _chosen(tracking: Tracking, version: str) -> ModelVersion:
     return found
 
 
-def _evaluation(tracking: Tracking, version: ModelVersion) -> Mapping[str, Any] | None:
-    try:
-        content: Mapping[str, Any] = tracking.read_json(version.run_id, EVALUATION)
-    except StateError:
-        return None  # registered by another program
-    return content
-
-
 def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[Link]:
     """The reports about this version, in the order in which they were made."""
     number, dataset = version.version, version.tags.get("dataset_digest", "none")
+    profile = copies.copy(f"datasets/{dataset}/profile.html", "profile.html")
+    card, rollout = (copies.copy(f"models/{number}/{name}", name) for name in ("card.html", "rollout.html"))
     found = [
-        Link("Data profile", "who is in the data, what is missing, how they were split"),
-        Link("Search leaderboard", "every trial, and the best of each model family"),
-        Link("Model card", "intended use, metrics with intervals, calibration, subgroups"),
-        Link("Rollout report", "each step on the way to the traffic"),
-    ]
-    names = [
-        copies.copy(f"datasets/{dataset}/profile.html", "profile.html"),
-        _leaderboard(tracking, version, copies.folder),
-        copies.copy(f"models/{number}/card.html", "card.html"),
-        copies.copy(f"models/{number}/rollout.html", "rollout.html"),
+        Link("Data profile", "who is in the data, what is missing, how they were split", profile),
+        Link(
+            "Search leaderboard",
+            "every trial, and the best of each model family",
+            _leaderboard(tracking, version, copies.folder),
+        ),
+        Link("Model card", "intended use, metrics with intervals, calibration, subgroups", card),
+        Link("Rollout report", "each step on the way to the traffic", rollout),
     ]
     for key in copies.storage.keys("simulations/"):
         simulation = _SIMULATION.match(key)
         if simulation is not None:
-            found.append(Link(f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch"))
-            names.append(copies.copy(key, f"simulation-{simulation[1]}.html"))
-    return [Link(link.title, link.about, name) for link, name in zip(found, names, strict=True)]
+            file = copies.copy(key, f"simulation-{simulation[1]}.html")
+            found.append(Link(f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
+    return found
 
 
 def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str:
@@ -125,7 +115,7 @@ def _batches(batches: Batches, copies: _Copies) -> list[Judged]:
     found = []
     for one in batches.decisions():
         number = int(one["batch"])
-        key = f"{number:02d}-{one['batch_digest'][:12]}"
+        key = batch_key(number, one["batch_digest"])
         found.append(
             Judged(
                 number=number,
@@ -141,7 +131,7 @@ def _batches(batches: Batches, copies: _Copies) -> list[Judged]:
 
 
 def _member(tracking: Tracking, version: ModelVersion) -> Member:
-    content = _evaluation(tracking, version)
+    content = evaluation(tracking, version)
     auc = content["on_test"]["metrics"]["auc"] if content else {}
     return Member(
         version=version.version,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from health_predict.adapters.batches import Batches
+from health_predict.adapters.batches import Batches, batch_key
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.target import Active, open_target
 from health_predict.core.errors import StateError
@@ -102,14 +102,19 @@ def _last(batches: Batches, decisions: list[dict[str, Any]]) -> LastDrift | None
     if not decisions:
         return None
     last = decisions[-1]
-    key = batches.report_key(f"{last['batch']:02d}-{last['batch_digest'][:12]}", "report.html")
+    key = batches.report_key(batch_key(last["batch"], last["batch_digest"]), "report.html")
     return LastDrift(int(last["batch"]), str(last["verdict"]), tuple(last["reasons"]), batches.storage.uri(key))
 
 
-def _metrics(tracking: Tracking, champion: ModelVersion) -> Mapping[str, Mapping[str, float]]:
+def evaluation(tracking: Tracking, version: ModelVersion) -> Mapping[str, Any] | None:
+    """What `register` stored about a version; None for one that another program registered."""
     try:
-        evaluation = tracking.read_json(champion.run_id, EVALUATION)
+        content: Mapping[str, Any] = tracking.read_json(version.run_id, EVALUATION)
     except StateError:
-        return {}  # registered by another program: what serves is still worth showing
-    found: Mapping[str, Mapping[str, float]] = evaluation["on_test"]["metrics"]
-    return found
+        return None
+    return content
+
+
+def _metrics(tracking: Tracking, champion: ModelVersion) -> Mapping[str, Mapping[str, float]]:
+    found = evaluation(tracking, champion)
+    return found["on_test"]["metrics"] if found else {}  # what serves is worth showing without them

@@ -12,14 +12,10 @@ import numpy as np
 from health_predict.adapters.batches import Batches
 from health_predict.core.cohort import target
 from health_predict.core.evaluation import Estimate
-from health_predict.core.performance import delong, observed_expected
+from health_predict.core.performance import auc_interval, observed_expected
 from health_predict.core.policy import Action
 from health_predict.report.timeline_report import timeline_page
 from health_predict.simulation.replay import Replay
-
-_Z95 = 1.959964
-# Kinds of change that no new model is asked for.
-HARMLESS = ("none", "delay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +86,13 @@ def moment(replay: Replay, number: int) -> Moment:
     """A batch that was settled."""
     batches = Batches(replay.settings)
     batch = batches.batch(number)
-    [settled] = [one for one in batches.settled() if one["batch"] == number]
+    settled = batches.settlement(batch.key)
+    assert settled is not None
     decision = batches.decision(batch.key) or {}
     predictions = batches.predictions(batch)
     scores = np.array([predictions[one]["probability"] for one in batch.ids], dtype=np.float64)
     labels = target(replay.batch(number)).astype(np.float64)
     served = sorted({str(predictions[one]["model_version"]) for one in batch.ids})
-    auc, variance = delong(labels, scores)
-    half = _Z95 * variance**0.5
     ratio, low, high, _ = observed_expected(labels, scores)
     findings = decision.get("findings") or {"inputs": {"alarm": False, "quality": []}, "rolling": None}
     return Moment(
@@ -105,7 +100,7 @@ def moment(replay: Replay, number: int) -> Moment:
         rows=len(labels),
         readmitted=int(labels.sum()),
         served_by=", ".join(served),
-        auc=Estimate(auc, max(0.0, auc - half), min(1.0, auc + half)),
+        auc=Estimate(*auc_interval(labels, scores)),
         observed_expected=Estimate(ratio, low, high),
         verdict=settled["verdict"],
         action=settled["action"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.adapters.batches import Batch, Batches, Labelled, trained_through
+from health_predict.adapters.batches import Batch, Batches, Labelled, batch_key, trained_through
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.storage import Storage, whole_file
 from health_predict.core.cohort import check, load_part, target
@@ -34,6 +34,7 @@ from health_predict.settings import Settings
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
+Records = Sequence[Mapping[str, Any]]
 
 FORMAT = 2  # of what is kept of a reference and of a labelled window: it changes with their fields
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
@@ -80,7 +81,7 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
         log.info("no batch waits")
         return _nothing(champion, files)
     found, problem = _arrived(batches, number)
-    key, digest = f"{number:02d}-{found[:12]}", found
+    key, digest = batch_key(number, found), found
     record = batches.decision(key)
     settled = batches.settlement(key)
     earlier = next((one for one in batches.settled() if one["batch_digest"] == digest and one["batch"] != number), None)
@@ -208,15 +209,16 @@ def _judged(
         reference = _reference(storage, champion, training, target(validation), validation_scores)
         first = trained_through(storage, champion)
         learned = int(champion.tags.get("estimator_batches", first))  # fewer, when it was recalibrated since
-        known = _windows(batches, champion)
-        matured = {number for one in batches.decisions() for number in one["matured"]}
+        decisions, state = batches.decisions(), batches.policy_state()
+        known = _windows(decisions, champion)
+        matured = {number for one in decisions for number in one["matured"]}
         labelled = {batch.number: batches.labelled(batch)}
         for number in batches.handled - {batch.number}:
             # Of what the estimator learned from, nothing more is asked.
             if number not in matured or number >= learned:
                 labelled[number] = batches.labelled(batches.batch(number))
         matured |= {number for number, one in labelled.items() if one.joined.matured}
-        available = _leading(batches, matured)
+        available = _leading(decisions, batches.handled, matured)
         performance = _performance(champion, pipeline, labelled, first, learned, known)
         rolling = _before(batches, batch.number)
         scores = _served(pipeline, champion, labelled[batch.number])
@@ -228,7 +230,7 @@ def _judged(
         waiting = {number: one.joined.waiting for number, one in sorted(labelled.items()) if one.joined.waiting}
         action, why = decide(
             Policy(settings.policy),
-            batches.policy_state(),
+            state,
             batch.number,
             verdict=findings.verdict,
             miscalibrated=findings.calibration is not None and findings.calibration.broken,
@@ -280,7 +282,7 @@ def _judged(
         else {"format": FORMAT, "batch": performance.labelled.batch.number, **asdict(findings.window)},
         findings=findings.to_json(),
         evidently=second_opinion,
-        state=batches.policy_state().to_json(),
+        state=state.to_json(),
     )
     _store(batches, key, record, page)
     return record
@@ -314,20 +316,20 @@ def _served(pipeline: Any, champion: ModelVersion, labelled: Labelled) -> Floats
     return scores
 
 
-def _leading(batches: Batches, matured: set[int]) -> int:
+def _leading(decisions: Records, handled: Collection[int], matured: set[int]) -> int:
     """How many batches from the first one on have known outcomes; what was not judged does not stand in the way."""
     count = number = 0
-    passed = {int(one["batch"]) for one in batches.decisions()} - batches.handled
+    passed = {int(one["batch"]) for one in decisions} - set(handled)
     while number in matured or number in passed:
         number += 1
         count = number if number - 1 in matured else count
     return count
 
 
-def _windows(batches: Batches, champion: ModelVersion) -> dict[int, LabelledWindow]:
+def _windows(decisions: Records, champion: ModelVersion) -> dict[int, LabelledWindow]:
     """What the champion was judged on before, by number of the batch."""
     found = {}
-    for record in batches.decisions():
+    for record in decisions:
         values = dict(record["window"] or {})
         if values.pop("format", None) == FORMAT and record["model_version"] == champion.version:
             number = int(values.pop("batch"))

@@ -256,14 +256,10 @@ def _champion(tracking: Tracking, champion: ModelVersion | None, validation: pd.
 def _clinical(frame: pd.DataFrame, labels: npt.NDArray[np.int8]) -> dict[str, list[float]]:
     """AUC of what clinicians use today, with its 95 % interval, on the same rows."""
     from health_predict.core.clinical_scores import clinical_scores
-    from health_predict.core.performance import delong
+    from health_predict.core.performance import auc_interval
 
-    found = {}
-    for name, points in clinical_scores(frame).items():
-        auc, variance = delong(labels.astype(np.float64), points)
-        half = 1.96 * variance**0.5
-        found[name] = [auc, auc - half, auc + half]
-    return found
+    known = labels.astype(np.float64)
+    return {name: list(auc_interval(known, points)) for name, points in clinical_scores(frame).items()}
 
 
 def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float64], points: int = 200) -> list[list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 
-from health_predict.adapters.batches import Batches
+from health_predict.adapters.batches import Batches, batch_key
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.core import policy
 from health_predict.core.errors import StateError
@@ -35,7 +35,7 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     if batch < 0:
         return Settlement.UNCHANGED
     batches = Batches(settings)
-    key = f"{batch:02d}-{batch_digest[:12]}"
+    key = batch_key(batch, batch_digest)
     known = batches.settlement(key)
     if known is not None:
         return Settlement(known["outcome"])

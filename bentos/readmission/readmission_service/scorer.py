@@ -146,10 +146,7 @@ class Scorer:
         for position, (value, known) in enumerate(zip(values, self._lookups, strict=True)):
             amounts = known.get(value)
             if amounts is None:
-                new = self._columns[position].amounts_of_new(value)
-                if new is None:
-                    raise MalformedCodeError([0])
-                amounts, seen = new
+                amounts, seen = _of_new(self._columns[position], value)
                 if not seen:
                     unseen.append(position)
             for at, amount in amounts:
@@ -224,12 +221,7 @@ class Scorer:
         amounts = []
         for column, value in zip(self._columns, values, strict=True):
             known = column.known.get(value)
-            if known is None:
-                new = column.amounts_of_new(value)
-                if new is None:
-                    raise MalformedCodeError([0])
-                known = new[0]
-            amounts.append(known)
+            amounts.append(_of_new(column, value)[0] if known is None else known)
         found = explainer.by_column(amounts, self._owners)
         order = np.argsort(-np.abs(found), kind="stable")
         return Explanation(
@@ -293,6 +285,14 @@ class _Column:
             return None
         text = MISSING if value is None else str(value)
         return self._table.of(text), text in self._table.seen
+
+
+def _of_new(column: _Column, value: Any) -> tuple[Any, bool]:
+    """`amounts_of_new` for the one encounter that is scored. Raises MalformedCodeError."""
+    found = column.amounts_of_new(value)
+    if found is None:
+        raise MalformedCodeError([0])
+    return found
 
 
 class _Entries(dict[Any, int]):
