@@ -1,12 +1,8 @@
 """When a verdict becomes an action: the policies of retraining, and the patience after a challenger that lost.
 
-A policy is a pure function of its state and of what was found about a batch. The caller stores the state:
-
-    state = load()
-    action, reason = decide(policy, state, batch, verdict=..., miscalibrated=...)
-    state = begin(state, action, batch); store(state)      # from here on a crash repeats the same action
-    outcome = ...                                          # recalibrate or retrain, and roll out
-    state = after(state, action, outcome, batch); store(state)
+A policy is a pure function of its state and of what was found about a batch. The stage `drift` stores the decision
+with the state it was taken in, before anything is done, so that a crash repeats the same action; the stage `settle`
+stores the state after it.
 """
 
 from __future__ import annotations
@@ -51,23 +47,21 @@ class PolicyState:
     """What a policy remembers between batches; batches by their number.
 
     `wait` is how many batches the last back-off takes (0: the last challenger won), `not_before` the first batch
-    that may retrain again. `pending` is an action that was begun at `pending_batch` and has no outcome yet.
+    that may retrain again.
     """
 
     last_retrain: int | None = None
     wait: int = 0
     not_before: int = 0
-    pending: Action = Action.NONE
-    pending_batch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A plain structure for `from_json`."""
-        return {**asdict(self), "pending": str(self.pending)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`. Raises TypeError for an unknown field and ValueError for an unknown action."""
-        return cls(**{**data, "pending": Action(data.get("pending", Action.NONE))})
+        """Inverse of `to_json`. Raises TypeError for an unknown field."""
+        return cls(**data)
 
 
 def decide(
@@ -84,12 +78,10 @@ def decide(
     `verdict` and `miscalibrated` (`Calibration.broken`) are of this batch; only the policy `drift` looks at them.
     `interval`: batches between retrainings of `scheduled`, whose first one follows batch `interval - 1` (batches
     are numbered from 0). While retraining backs off, a model whose calibration is off is recalibrated instead.
-    An action that was begun at this batch and has no outcome is given again. Raises ValueError when interval < 1.
+    Raises ValueError when interval < 1.
     """
     if interval < 1:
         raise ValueError(f"an interval of {interval} batches")
-    if state.pending is not Action.NONE and state.pending_batch == batch:
-        return state.pending, "It was begun before and has not ended."
     match policy:
         case Policy.NEVER:
             return Action.NONE, "The policy never changes the model."
@@ -116,22 +108,14 @@ def _by_verdict(state: PolicyState, batch: int, verdict: Verdict, miscalibrated:
     return Action.NONE, f"{backing_off}."
 
 
-def begin(state: PolicyState, action: Action, batch: int) -> PolicyState:
-    """The state to store before `action` is carried out, so that a crash in between repeats it."""
-    if action is Action.NONE:
-        return state
-    return replace(state, pending=action, pending_batch=batch)
-
-
 def after(state: PolicyState, action: Action, outcome: Outcome, batch: int) -> PolicyState:
     """The state once `action`, decided after `batch`, has ended.
 
     A challenger that lost makes the next one wait 2 batches, then 4, then `LONGEST_WAIT`; one that won resets this.
     """
-    ended = replace(state, pending=Action.NONE, pending_batch=None)
     if action is not Action.RETRAIN:
-        return ended
+        return state
     if outcome is Outcome.DEPLOYED:
-        return replace(ended, last_retrain=batch, wait=0, not_before=0)
+        return replace(state, last_retrain=batch, wait=0, not_before=0)
     wait = min(max(2, 2 * state.wait), LONGEST_WAIT)
-    return replace(ended, last_retrain=batch, wait=wait, not_before=batch + wait)
+    return replace(state, last_retrain=batch, wait=wait, not_before=batch + wait)

@@ -52,8 +52,7 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
         outcome = Settlement.UNCHANGED
     else:
         outcome = Settlement.DEPLOYED if after != decision["model_version"] else Settlement.LOST
-        state = policy.begin(PolicyState.from_json(decision["state"]), action, batch)
-        state = policy.after(state, action, policy.Outcome(outcome.value), batch)
+        state = policy.after(PolicyState.from_json(decision["state"]), action, policy.Outcome(outcome.value), batch)
     record = {
         "batch": batch,
         "batch_digest": batch_digest,
