@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from health_predict.adapters.kfp_cluster import ClusterPipelines
+from health_predict.adapters.kfp_cluster import ClusterPipelines, ClusterRun
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
 from tests.e2e import platform
@@ -94,6 +96,18 @@ def command(shell: dict[str, str], *arguments: str) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+Found = TypeVar("Found")
+
+
+def until(ask: Callable[[], Found], seconds: float) -> Found:
+    """What is asked for, once there is something."""
+    end = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(2)
+    return found
+
+
 def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:
     # when the pipeline runs in the cluster
     parameters = [word for pair in SMALL for word in ("-p", pair)]
@@ -130,3 +144,69 @@ def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: P
     finally:
         assert cluster.unschedule("training") == 1
     assert cluster.unschedule("training") == 0
+
+
+def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[str, str]) -> None:
+    # given the model of the first run, whose risks do not fit the first batch
+    before = command(shell, "status")
+    # when that batch is judged
+    run = command(shell, "pipeline", "run", "monitoring", "--timeout", "2000")
+    # then a new version was made, passed its gates, and serves
+    assert run["state"] == "SUCCEEDED"
+    after = command(shell, "status")
+    assert (after["drift"]["batch"], after["drift"]["action"]) == (0, "recalibrate")
+    assert int(after["champion"]) == int(before["champion"]) + 1
+    assert after["serving"]["model_version"] == after["champion"]
+    assert [link["problem"] for link in command(shell, "lineage") if link["problem"]] == []
+
+
+def test_a_search_outlives_the_tracking_server(shell: dict[str, str], tmp_path: Path) -> None:
+    from health_predict.adapters.mlflow import Tracking
+
+    # given a search under way
+    tracking = Tracking(Settings(**addresses(tmp_path)))  # type: ignore[arg-type]
+    parameters = [word for pair in (*SMALL[:-1], "trials=4", "seed=5") for word in ("-p", pair)]
+    run = command(shell, "pipeline", "run", "training", "--no-wait", *parameters)
+    parent = until(lambda: tracking.runs("tags.role = 'search' and attributes.status = 'RUNNING'"), 900)[0].run_id
+    until(lambda: tracking.children(parent), 300)
+    # when MLflow's pod dies
+    kubectl("-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/name=mlflow", "--grace-period=0", "--force")
+    # then the run ends well, with every trial once
+    cluster = ClusterPipelines(Settings(**addresses(tmp_path)))  # type: ignore[arg-type]
+    ended = cluster.wait(ClusterRun(run["run_id"], "training", "RUNNING", ""), 1500, lambda event: None)
+    assert ended.state == "SUCCEEDED"
+    children = [child for child in tracking.children(parent) if child.tags["role"] == "trial"]
+    assert sorted((child.tags["family"], child.tags["trial"]) for child in children) == [
+        (family, str(trial)) for family in ("LightGBM", "LogisticRegression") for trial in range(4)
+    ]
+    assert {child.status for child in tracking.children(parent)} == {"FINISHED"}
+
+
+def test_a_schedule_fires_and_does_not_catch_up(shell: dict[str, str], tmp_path: Path) -> None:
+    import pipelines
+
+    settings = Settings(**addresses(tmp_path))  # type: ignore[arg-type]
+    cluster = ClusterPipelines(settings)
+    controller = ("-n", "kubeflow", "scale", "deployment/ml-pipeline-scheduledworkflow")
+
+    def begun() -> list[str]:
+        return [str(run["run_id"]) for run in cluster.runs(100) if run["pipeline"].startswith("monitoring")]
+
+    earlier = set(begun())
+    try:
+        # given a schedule of every minute that has fired
+        cluster.schedule("monitoring", pipelines.PIPELINES["monitoring"], "b" * 40, "0 * * * * *", {})
+        (first,) = until(lambda: set(begun()) - earlier, 180)
+        # when its controller is away while it would have fired twice more
+        kubectl(*controller, "--replicas=0")
+        cluster.wait(ClusterRun(first, "monitoring", "RUNNING", ""), 900, lambda event: None)
+        back = time.monotonic() + 120
+        until(lambda: time.monotonic() > back, 180)
+        kubectl(*controller, "--replicas=1")
+        kubectl("-n", "kubeflow", "rollout", "status", "deployment/ml-pipeline-scheduledworkflow", "--timeout=120s")
+        # then what was missed is one run and not two
+        until(lambda: len(set(begun()) - earlier) > 1, 180)
+        assert len(set(begun()) - earlier) == 2
+    finally:
+        kubectl(*controller, "--replicas=1")
+        cluster.unschedule("monitoring")

@@ -37,10 +37,24 @@ STAGES: Mapping[str, Callable[..., Any]] = {
 }
 MOST_LINES = 40
 
-# A server that has imported the stages once; its children start in milliseconds.
+# A server that has imported once what the stages import when they need it; its children start in milliseconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["tests.stages.test_killed", "mlflow.sklearn", "bentoml", "skl2onnx", "lightgbm", "sklearn.pipeline"]
+    [
+        "tests.stages.test_killed",
+        "health_predict.adapters.evidently",
+        "bentoml",
+        "evidently.presets",
+        "lightgbm",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "mlflow.sklearn",
+        "onnxmltools",
+        "onnxruntime",
+        "pandera.pandas",
+        "skl2onnx",
+        "sklearn.pipeline",
+    ]
 )
 
 
