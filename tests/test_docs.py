@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from docs.generate_reference import pages
+from health_predict.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,8 +30,13 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?://)([^)]+)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -37,7 +46,34 @@ def test_files_named_in_the_text_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_make_targets_in_the_readme_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_make_targets_in_the_text_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z][a-z-]+)", page.read_text(), re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def said(page: Path) -> Iterator[list[str]]:
+    """The words of each `health-predict` command of a page, after the program's name."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    for line in [*blocks.splitlines(), *re.findall(r"`(health-predict [^`\n]+)`", prose)]:
+        for part in re.split(r"\s(?:\||;|&&)\s", line):
+            if "health-predict " not in part:
+                continue
+            words = [word for word in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", word)]
+            if words and words[0].rpartition("/")[2] == "health-predict":
+                yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_in_the_text_exist_with_their_options(page: Path) -> None:
+    for words in said(page):
+        command, rest = get_command(app), list(words)
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        known = {option for item in command.params for option in (*item.opts, *item.secondary_opts)} | {"--help"}
+        given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+        assert given <= known, f"health-predict {' '.join(words)}"
+        assert not getattr(command, "commands", {}) or not rest or rest[0].startswith(("-", "<")), words
