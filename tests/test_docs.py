@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 from typer.main import get_command
 
 from docs.generate_reference import pages
+from docs.terminal import Terminal
 from health_predict.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +80,24 @@ def test_commands_in_the_text_exist_with_their_options(page: Path) -> None:
         given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
         assert given <= known, f"health-predict {' '.join(words)}"
         assert not getattr(command, "commands", {}) or not rest or rest[0].startswith(("-", "<")), words
+
+
+def test_a_recording_is_small_complete_and_still_for_who_wants_no_motion() -> None:
+    # given three lines, one of them wider than the window
+    film = Terminal("make demo", 20)
+    shown = []
+    for second, line in enumerate(("one", "two <&> {three} four five six seven", "eight")):
+        film.print(Text(line))
+        shown.append((float(second), film.rows))
+    # when
+    picture = film.svg(2, "film", shown)
+    # then every row is there, and without an animation the last two are seen
+    texts = "".join(ElementTree.fromstring(picture).itertext()).replace("\xa0", " ")
+    assert all(word in texts for word in ("one", "two <&> {three}", "seven", "eight"))
+    style, _, animation = picture.partition("@media (prefers-reduced-motion: no-preference)")
+    assert film.rows == 4 and "translateY(-48.8px)" in style and "@keyframes" not in style
+    assert animation.count("@keyframes") == 2
+    # and the committed ones ask for nothing from elsewhere
+    for file in (ROOT / "docs" / "images").glob("*.svg"):
+        text = file.read_text()
+        assert len(text) < 100_000 and not re.search(r"url\([^#]|@import|href=", text), file.name
