@@ -68,6 +68,7 @@ def monitoring(
     done = dsl.OneOf(retrained.outputs["outcome"], recalibrated.outputs["outcome"], kept.outputs["outcome"])
     name_gate(done, "What to do?")
     settled = wire(
-        settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done), "Close the batch"
+        settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done),
+        "Close the batch",
     )
     return MonitoringOutputs(watched.outputs["verdict"], watched.outputs["action"], settled.outputs["outcome"])
