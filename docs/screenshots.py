@@ -129,7 +129,7 @@ def main() -> None:
         picture(page, (overview.parent / "card.html").as_uri(), "card", "Performance")
         picture(page, f"{open_target(settings).url}/", "service")
         for timeline in sorted(overview.parent.glob("simulation-*.html"))[-1:]:
-            picture(page, timeline.as_uri(), "timeline")
+            picture(page, timeline.as_uri(), "timeline", "Does the model rank patients?")
         chromium.close()
 
 
