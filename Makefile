@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-drift bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants screenshots mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-drift bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -92,6 +92,9 @@ soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTE
 
 kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
 	@$(RUN)python benchmarks/long/kill_simulation.py
+
+reference: $(READY) ## Write docs/reference/ from the code
+	@$(RUN)python docs/generate_reference.py
 
 screenshots: $(READY) ## The pictures of README and docs, from what `make demo` left; needs Chromium
 	@$(RUN)python docs/screenshots.py

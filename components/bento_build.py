@@ -14,7 +14,11 @@ def bento_build(
 
     Args:
         model_version: Version of the registered model.
+
+    Returns:
         bento: The Bento as one archive.
+        tag: Tag of the Bento, name:version.
+        digest: Digest of its content; the same version gives the same.
     """
     from pathlib import Path
 

@@ -21,9 +21,16 @@ def drift(
     Args:
         batch: Number of the batch, from 0; -1 takes the next one that was not handled.
         policy: never, every, scheduled or drift; empty takes the one of the settings.
+
+    Returns:
         report: Findings and verdict in words.
         evidently: Evidently's own report.
         metrics: The figures behind the verdict.
+        verdict: steady, recalibrate or retrain: what the batch says.
+        action: none, recalibrate or retrain: what the policy makes of it.
+        batch: Number of the batch; -1 when none waited.
+        batch_digest: Digest of its encounters.
+        labelled_batches: How many batches have known outcomes.
     """
     from pathlib import Path
 

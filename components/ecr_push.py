@@ -10,6 +10,9 @@ def ecr_push(model_version: str, bento: dsl.Input[dsl.Artifact]) -> str:
     Args:
         model_version: Version of the registered model.
         bento: The Bento as one archive.
+
+    Returns:
+        Output: URI of the image by digest.
     """
     from pathlib import Path
 

@@ -27,8 +27,11 @@ def hpo(
         seed: Seed of the search.
         train: Training encounters.
         validation: Validation encounters.
+
+    Returns:
         leaderboard: Every trial and the best model of each family.
         metrics: Validation metrics of the best model of each family.
+        parent_run_id: MLflow run of the search, the parent of its trials.
     """
     from pathlib import Path
 

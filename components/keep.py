@@ -13,6 +13,9 @@ def keep(gate: str, value: str, expected: str) -> NamedTuple("KeepOutputs", [("o
         gate: Name of the gate.
         value: Its value.
         expected: The value that means that nothing changes.
+
+    Returns:
+        outcome: Always unchanged.
     """
     from health_predict.core.errors import GateError
     from health_predict.stages.task import task

@@ -16,9 +16,12 @@ def recalibrate(
 
     Args:
         labelled_batches: How many batches have known outcomes.
+
+    Returns:
         validation: Encounters that the gates look at.
         test: Encounters that are read once for the card.
         metrics: The new map.
+        parent_run_id: MLflow run that holds the recalibrated model.
     """
     from pathlib import Path
 

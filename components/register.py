@@ -20,9 +20,13 @@ def register(
         parent_run_id: Parent run of the search.
         validation: Validation encounters, which the gates look at.
         test: Test encounters, read once for the card.
+
+    Returns:
         metrics: Test metrics with their intervals.
         roc: ROC curve and confusion matrix on the test set.
         model_card: The model card.
+        model_version: Version in MLflow's registry.
+        decision: promote or reject.
     """
     from pathlib import Path
 

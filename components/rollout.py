@@ -14,7 +14,10 @@ def rollout(image_uri: str, model_version: str, report: dsl.Output[dsl.HTML]) ->
     Args:
         image_uri: URI of the image by digest.
         model_version: Version of the registered model in the image.
+
+    Returns:
         report: What was checked and what became of it.
+        outcome: deployed or unchanged; a rollout that was undone fails.
     """
     from pathlib import Path
 

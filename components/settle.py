@@ -13,6 +13,9 @@ def settle(batch: int, batch_digest: str, done: str) -> NamedTuple("SettleOutput
         batch: Number of the batch; -1 when none waited.
         batch_digest: Digest of its encounters.
         done: Outcome of the action, which this step waits for.
+
+    Returns:
+        outcome: deployed, unchanged, lost (the challenger did not pass) or quarantined.
     """
     from health_predict.stages.settle import settle as stage
     from health_predict.stages.task import task

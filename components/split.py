@@ -26,11 +26,15 @@ def split(
         future_batches: How many batches the remaining encounters make.
         salt: Salt of the patient split.
         labelled_batches: How many future batches have labels by now and join the initial data.
+
+    Returns:
         train: Training encounters, Parquet.
         validation: Validation encounters, Parquet.
         test: Test encounters, Parquet.
         batches: Manifest of the data set, with the addresses of its future batches.
         profile: Data profile.
+        dataset_digest: Digest of the data set.
+        dataset_source: uci, custom or synthetic.
     """
     from pathlib import Path
 

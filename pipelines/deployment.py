@@ -3,7 +3,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 
 from components import bento_build, ecr_push, keep, rollout
-from pipelines.wiring import wire
+from pipelines.wiring import name_gate, wire
 
 
 class DeploymentOutputs(NamedTuple):
@@ -18,10 +18,13 @@ def deployment(model_version: str) -> DeploymentOutputs:
 
     Args:
         model_version: Version of the registered model.
+
+    Returns:
+        outcome: deployed or unchanged; a rollout that was undone fails.
     """
-    bento = wire(bento_build(model_version=model_version), "build the Bento", memory="1Gi", retries=1)
-    image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "push the image", retries=1)
-    served = wire(rollout(image_uri=image.output, model_version=model_version), "roll out", minutes=60, retries=0)
+    bento = wire(bento_build(model_version=model_version), "Build the Bento", memory="1Gi", retries=1)
+    image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "Push the image", retries=1)
+    served = wire(rollout(image_uri=image.output, model_version=model_version), "Roll out", minutes=60, retries=0)
     return DeploymentOutputs(served.outputs["outcome"])
 
 
@@ -30,5 +33,7 @@ def deployed_if_promoted(model_version: Any, decision: Any) -> Any:
     with dsl.If(decision == "promote", name="promoted"):
         deployed = deployment(model_version=model_version)
     with dsl.Else(name="not-promoted"):
-        kept = wire(keep(gate="decision", value=decision, expected="reject"), "keep what serves")
-    return dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])
+        kept = wire(keep(gate="decision", value=decision, expected="reject"), "Keep what serves")
+    outcome = dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])
+    name_gate(outcome, "Promote?")
+    return outcome

@@ -5,7 +5,7 @@ from kfp import dsl
 from components import drift, keep, settle
 from pipelines.readmission import readmission
 from pipelines.recalibration import recalibration
-from pipelines.wiring import wire
+from pipelines.wiring import name_gate, wire
 
 
 class MonitoringOutputs(NamedTuple):
@@ -43,8 +43,13 @@ def monitoring(
         families: Model families to search; empty takes all.
         trials: Trials of each family.
         seed: Seed of the search.
+
+    Returns:
+        verdict: steady, recalibrate or retrain.
+        action: none, recalibrate or retrain.
+        outcome: deployed, unchanged, lost or quarantined.
     """
-    watched = wire(drift(batch=batch, policy=policy), "drift", memory="1Gi")
+    watched = wire(drift(batch=batch, policy=policy), "Judge the batch", memory="1Gi")
     with dsl.If(watched.outputs["action"] == "retrain", name="retrain"):
         retrained = readmission(
             data_source=data_source,
@@ -59,9 +64,11 @@ def monitoring(
     with dsl.Elif(watched.outputs["action"] == "recalibrate", name="recalibrate"):
         recalibrated = recalibration(labelled_batches=watched.outputs["labelled_batches"])
     with dsl.Else(name="none"):
-        kept = wire(keep(gate="action", value=watched.outputs["action"], expected="none"), "keep what serves")
+        kept = wire(keep(gate="action", value=watched.outputs["action"], expected="none"), "Keep what serves")
     done = dsl.OneOf(retrained.outputs["outcome"], recalibrated.outputs["outcome"], kept.outputs["outcome"])
+    name_gate(done, "What to do?")
     settled = wire(
-        settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done), "settle"
+        settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done),
+        "Close the batch",
     )
     return MonitoringOutputs(watched.outputs["verdict"], watched.outputs["action"], settled.outputs["outcome"])

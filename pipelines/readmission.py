@@ -36,6 +36,11 @@ def readmission(
         families: Model families to search; empty takes all.
         trials: Trials of each family.
         seed: Seed of the search.
+
+    Returns:
+        model_version: Version in MLflow's registry.
+        decision: promote or reject.
+        outcome: deployed or unchanged; a rollout that was undone fails.
     """
     trained = training(
         data_source=data_source,

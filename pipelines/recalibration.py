@@ -24,15 +24,20 @@ def recalibration(labelled_batches: int) -> RecalibrationOutputs:
 
     Args:
         labelled_batches: How many batches have known outcomes.
+
+    Returns:
+        model_version: Version in MLflow's registry.
+        decision: promote or reject.
+        outcome: deployed or unchanged; a rollout that was undone fails.
     """
-    renewed = wire(recalibrate(labelled_batches=labelled_batches), "recalibrate", memory="1Gi", retries=1)
+    renewed = wire(recalibrate(labelled_batches=labelled_batches), "Recalibrate the champion", memory="1Gi", retries=1)
     registered = wire(
         register(
             parent_run_id=renewed.outputs["parent_run_id"],
             validation=renewed.outputs["validation"],
             test=renewed.outputs["test"],
         ),
-        "register",
+        "Register and ask the gates",
         memory="1Gi",
         retries=1,
     )

@@ -35,6 +35,10 @@ def training(
         families: Model families to search; empty takes all.
         trials: Trials of each family.
         seed: Seed of the search.
+
+    Returns:
+        model_version: Version in MLflow's registry.
+        decision: promote or reject.
     """
     data = wire(
         split(
@@ -44,7 +48,7 @@ def training(
             salt=salt,
             labelled_batches=labelled_batches,
         ),
-        "split",
+        "Split the data",
         memory="1Gi",
     )
     search = wire(
@@ -57,7 +61,7 @@ def training(
             train=data.outputs["train"],
             validation=data.outputs["validation"],
         ),
-        "hyper-parameter search",
+        "Search over the models",
         cpu="500m",  # as much as it gets; more would keep it off a node of two processors
         memory="2Gi",
         minutes=360,
@@ -68,7 +72,7 @@ def training(
             validation=data.outputs["validation"],
             test=data.outputs["test"],
         ),
-        "register",
+        "Register and ask the gates",
         memory="1Gi",
         retries=1,
     )

@@ -4,6 +4,8 @@ In a cluster the settings come from a ConfigMap and the credentials from a Secre
 ignored and the task inherits the environment of the command.
 """
 
+from typing import Any
+
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
@@ -40,3 +42,8 @@ def wire(
     task.set_caching_options(False)
     task.set_display_name(display_name)
     return task
+
+
+def name_gate(outcome: Any, display_name: str) -> None:
+    """Name the group of branches that a `dsl.OneOf` chooses from: the dashboard would show `condition-branches-1`."""
+    outcome.condition_branches_group.display_name = display_name

@@ -35,8 +35,18 @@ MANAGER = "health-predict-rollout"
 PREFIX = "health-predict/"
 # Annotations of the Deployment: what was committed, and since when.
 IMAGE, VERSION, SINCE, REPLICAS = (f"{PREFIX}{name}" for name in ("image", "model-version", "since", "replicas"))
-# Annotation of its pods.
-POD_VERSION = f"{PREFIX}model-version"
+# Annotations of the Deployment and of its pods: what the Bento says of itself in `IDENTITY_FILE`.
+ORIGIN = {
+    f"{PREFIX}bento": "bento_tag",
+    f"{PREFIX}run-id": "run_id",
+    f"{PREFIX}dataset-digest": "dataset_digest",
+    f"{PREFIX}git-commit": "git_commit",
+}
+IDENTITY_FILE = "src/identity.json"
+# What `kubectl rollout history` shows of a revision.
+CAUSE = "kubernetes.io/change-cause"
+# Label of both, for `kubectl get -L`.
+VERSION_LABEL = "app.kubernetes.io/version"
 # What the manifests name before the first rollout; the Deployment is paused then and has no pods.
 NO_IMAGE = "health-predict/readmission:none"
 CANDIDATE = {"app.kubernetes.io/name": "readmission-candidate", "app.kubernetes.io/part-of": "health-predict"}
@@ -327,6 +337,7 @@ class KubernetesRollout:
     image: str = ""
     version: str = ""
     switched: bool = False
+    _identity: dict[str, str] = field(default_factory=dict)
     _before: JsonObject = field(default_factory=dict)
 
     def clean_up(self) -> None:
@@ -347,6 +358,7 @@ class KubernetesRollout:
         """Start a pod of the Deployment's own template outside its Service, and see that it stays ready."""
         self.lease.check()
         self.image, self.version = image_uri, model_version
+        self._identity = {IMAGE: image_uri, VERSION: model_version, **_origin(folder)}
         self._tell("RolloutStarted", f"version {model_version}, {image_uri}")
         self.candidate = f"{self.names.deployment}-candidate-{secrets.token_hex(3)}"
         self.cluster.request("POST", self.names.pods, self._candidate_pod(), conflict=True)
@@ -365,7 +377,7 @@ class KubernetesRollout:
         self.lease.check()
         self._tell("TrafficSwitching", f"the candidate answered as expected; version {self.version} takes over")
         self.switched = True
-        self._apply(self.image, self.version, self._annotations(self._before), paused=False)
+        self._apply(self._identity, self._annotations(self._before), paused=False)
         self._scale_up()
         self._wait_rolled_out(self.settings.rollout_timeout)
         self._remove_candidate()
@@ -378,7 +390,7 @@ class KubernetesRollout:
             committed = self._committed()
             log.warning("leading the traffic back to %s", committed)
             annotations = self._annotations(self._before)
-            self._apply(committed, annotations.get(VERSION, ""), annotations, paused=committed == NO_IMAGE)
+            self._apply(annotations, annotations, paused=committed == NO_IMAGE)
             if committed == NO_IMAGE:
                 self._remove_replica_sets()
             else:
@@ -392,8 +404,8 @@ class KubernetesRollout:
         """Write down that this version is the one that serves."""
         self.lease.check()
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        committed = {IMAGE: self.image, VERSION: self.version, SINCE: since}
-        self._apply(self.image, self.version, committed, paused=False)
+        cause = f"model version {self.version}, {self.image}"
+        self._apply(self._identity, {**self._identity, SINCE: since, CAUSE: cause}, paused=False)
         self.switched = False
         self._tell("RolloutCommitted", f"version {self.version} serves")
 
@@ -410,22 +422,30 @@ class KubernetesRollout:
 
     def _annotations(self, deployment: JsonObject) -> dict[str, str]:
         found: dict[str, str] = deployment["metadata"].get("annotations", {})
-        return {name: found[name] for name in (IMAGE, VERSION, SINCE) if name in found}
+        return {name: found[name] for name in (IMAGE, VERSION, SINCE, CAUSE, *ORIGIN) if name in found}
 
     def _committed(self) -> str:
         return str(self._annotations(self._before).get(IMAGE, NO_IMAGE))
 
-    def _apply(self, image: str, version: str, annotations: Mapping[str, str], *, paused: bool) -> None:
-        """Server-side apply of the image and what says who it is; every other field is somebody else's."""
+    def _apply(self, serves: Mapping[str, str], committed: Mapping[str, str], *, paused: bool) -> None:
+        """Server-side apply of the image and what says who it is; every other field is somebody else's.
+
+        `serves` is the identity of the pods, `committed` are the annotations of the Deployment: until a version is
+        committed they are those of the one before.
+        """
         body = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"name": self.names.deployment, "annotations": dict(annotations)},
+            "metadata": {
+                "name": self.names.deployment,
+                "labels": _labels(committed),
+                "annotations": dict(committed),
+            },
             "spec": {
                 "paused": paused,
                 "template": {
-                    "metadata": {"annotations": {POD_VERSION: version}},
-                    "spec": {"containers": [{"name": CONTAINER, "image": image}]},
+                    "metadata": {"labels": _labels(serves), "annotations": _of_pods(serves)},
+                    "spec": {"containers": [{"name": CONTAINER, "image": serves.get(IMAGE, NO_IMAGE)}]},
                 },
             },
         }
@@ -493,14 +513,15 @@ class KubernetesRollout:
         for container in spec["containers"]:
             if container["name"] == CONTAINER:
                 container["image"] = self.image
-        annotations = {**template["metadata"].get("annotations", {}), POD_VERSION: self.version}
+        annotations = template["metadata"].get("annotations", {})
+        foreign = {name: value for name, value in annotations.items() if name not in (VERSION, *ORIGIN)}
         return {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "name": self.candidate,
-                "labels": {**template["metadata"].get("labels", {}), **CANDIDATE},
-                "annotations": annotations,
+                "labels": {**template["metadata"].get("labels", {}), **_labels(self._identity), **CANDIDATE},
+                "annotations": {**foreign, **_of_pods(self._identity)},
                 # It goes with the Deployment, whatever becomes of this process.
                 "ownerReferences": [
                     {
@@ -675,6 +696,24 @@ class _Lease:
                 self._write(found, self._holder)
             except Exception as error:  # whatever it is, the next attempt may do
                 log.warning("the lease could not be renewed: %s", error)
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """The Bento's own word on where it comes from, as annotations. Without it a rollout goes on: people miss it."""
+    try:
+        found = json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: str(found[key]) for name, key in ORIGIN.items() if found.get(key)}
+
+
+def _labels(identity: Mapping[str, str]) -> dict[str, str]:
+    return {VERSION_LABEL: identity[VERSION]} if identity.get(VERSION) else {}
+
+
+def _of_pods(identity: Mapping[str, str]) -> dict[str, str]:
+    """Annotations of the pods. Nothing that changes while a version serves: each change would replace them."""
+    return {name: identity[name] for name in (VERSION, *ORIGIN) if name in identity}
 
 
 def _selector(deployment: JsonObject) -> str:

@@ -46,7 +46,9 @@ def _pipelines() -> Mapping[str, Any]:
 
 @app.command("compile")
 def compile_(
-    out: Annotated[Path, typer.Option(help="Folder of the compiled pipelines")] = COMPILED,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the compiled pipelines", show_default="pipelines/compiled")
+    ] = COMPILED,
 ) -> None:
     """Compile every pipeline to YAML, the contract with a cluster."""
     for name, pipeline in _pipelines().items():

@@ -55,7 +55,7 @@ class PipelineProgress:
     def _print(self, text: str, style: str) -> None:
         self._last = time.monotonic()
         self._console.print(
-            f"[bold]{self._stage:<12}[/bold]{escape(text)}", style=style, highlight=False, soft_wrap=True
+            f"[bold]{self._stage:<11}[/bold] {escape(text)}", style=style, highlight=False, soft_wrap=True
         )
 
     def _tick(self) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 class HealthPredictError(Exception):
     """Base of all expected failures: shown as one line with its remedy, never as a stack trace.
 
-    `exit_code` is what the command line returns; the codes are documented in `docs/reference.md`.
+    `exit_code` is what the command line returns; the codes are documented in `docs/reference/commands.md`.
     """
 
     exit_code = 1

@@ -113,6 +113,11 @@ class Calibration:
     broken: bool
     collapsed: bool  # the slope is surely so low that no mapping of the scores helps
 
+    @property
+    def mendable(self) -> bool:
+        """Whether the risks are off and a new map from score to risk can set them right."""
+        return self.broken and not self.collapsed
+
     def sentence(self) -> str:
         """The finding in words."""
         word = "is off" if self.broken else "holds"

@@ -75,7 +75,7 @@ def decide(
 ) -> tuple[Action, str]:
     """The action after `batch`, and why, in a sentence.
 
-    `verdict` and `miscalibrated` (`Calibration.broken`) are of this batch; only the policy `drift` looks at them.
+    `verdict` and `miscalibrated` (`Calibration.mendable`) are of this batch; only the policy `drift` looks at them.
     `interval`: batches between retrainings of `scheduled`, whose first one follows batch `interval - 1` (batches
     are numbered from 0). While retraining backs off, a model whose calibration is off is recalibrated instead.
     Raises ValueError when interval < 1.

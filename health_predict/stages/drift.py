@@ -233,7 +233,7 @@ def _judged(
             state,
             batch.number,
             verdict=findings.verdict,
-            miscalibrated=findings.calibration is not None and findings.calibration.broken,
+            miscalibrated=findings.calibration is not None and findings.calibration.mendable,
             interval=settings.policy_interval,
         )
         if action is not Action.NONE and available <= first:

@@ -53,7 +53,7 @@ def test_every_component_is_described() -> None:
     for name in components.__all__:
         spec = getattr(components, name).component_spec
         assert spec.description
-        for parameter, item in (spec.inputs or {}).items():
+        for parameter, item in [*(spec.inputs or {}).items(), *(spec.outputs or {}).items()]:
             assert item.description, f"{name}.{parameter}"
 
 

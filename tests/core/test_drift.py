@@ -184,6 +184,9 @@ def test_a_collapsed_slope_asks_for_retraining_even_when_validation_is_too_small
     assert findings.calibration is not None
     assert findings.calibration.collapsed
     assert findings.verdict is Verdict.RETRAIN
+    # and while retraining waits for its turn, no recalibration is tried that could only fail
+    assert findings.calibration.broken
+    assert not findings.calibration.mendable
 
 
 def test_broken_calibration_on_other_patients_asks_for_recalibration_first(

@@ -215,6 +215,15 @@ def test_the_first_rollout_and_its_repetition(models: Models) -> None:
     )
     (digest,) = {pod["status"]["containerStatuses"][0]["imageID"].rpartition("@")[2] for pod in pods["items"]}
     assert links[1].identity.endswith(f"@{digest}")
+    # and kubectl shows which version that is, from which run and commit
+    for item in (deployment(), *pods["items"]):
+        assert item["metadata"]["labels"]["app.kubernetes.io/version"] == "1"
+        told = item["metadata"]["annotations"]
+        assert told["health-predict/run-id"] == models.tracking().version("1").run_id
+        assert told["health-predict/git-commit"] == "c" * 40
+    assert f"model version 1, {models.images['1']}" in kubectl(
+        "-n", NAMESPACE, "rollout", "history", "deployment/readmission-api"
+    )
     # and again changes nothing
     before = deployment()["metadata"]["generation"]
     assert models.rollout("1").outcome is Outcome.UNCHANGED

@@ -71,6 +71,16 @@ def test_every_pod_is_restricted_and_bounded(overlay: str) -> None:
 
 
 @needs_kubectl
+def test_every_workload_and_its_pods_say_what_they_are() -> None:
+    for item in render("kind"):
+        spec = item.get("spec", {})
+        template = spec.get("jobTemplate", spec).get("spec", spec).get("template", spec.get("template"))
+        if template is not None:
+            wanted = {f"app.kubernetes.io/{name}" for name in ("name", "component", "part-of")}
+            assert wanted <= set(item["metadata"]["labels"]) and wanted <= set(template["metadata"]["labels"])
+
+
+@needs_kubectl
 def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
     items = render("kind")
     assert not [item for item in items if item["kind"].startswith("ClusterRole")]

@@ -67,4 +67,15 @@ def test_no_task_is_cached(name: str) -> None:
 def test_every_parameter_is_explained(name: str) -> None:
     spec = PIPELINES[name].component_spec
     assert spec.description
-    assert all(item.description for item in (spec.inputs or {}).values())
+    assert all(item.description for item in [*(spec.inputs or {}).values(), *spec.outputs.values()])
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_dashboard_shows_names_for_people(name: str) -> None:
+    # A group of branches without a name would be `condition-branches-1` there, a task its function's name.
+    pipeline = specs(COMPILED / f"{name}.yaml")[0]
+    dags = [pipeline["root"]["dag"]] + [item["dag"] for item in pipeline["components"].values() if "dag" in item]
+    for key, task in (item for dag in dags for item in dag["tasks"].items()):
+        shown, component = task["taskInfo"]["name"], pipeline["components"][task["componentRef"]["name"]]
+        assert not shown.startswith("condition-"), key
+        assert "dag" in component or shown[0].isupper(), key
