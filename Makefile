@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-drift bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants screenshots mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-drift bench-image bench-search bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -80,6 +80,9 @@ mutants: $(READY) ## Spoil the Pulumi program in 31 places; the tests must notic
 
 bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours
 	@$(RUN)python benchmarks/serving.py
+
+bench-search: $(READY) ## A search by the usual script, Optuna alone, halving, and ours
+	@$(RUN)python benchmarks/search.py
 
 fuzz-serving: $(READY) ## 20,000 hostile bodies, slow clients and Schemathesis against a running service
 	@$(RUN)python benchmarks/long/fuzz_serving.py

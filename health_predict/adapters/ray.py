@@ -1,7 +1,14 @@
-"""Ray Tune: the trials of all families on reused actors that share one copy of the data.
+"""Ray: the trials of all families on reused actors that share one copy of the data.
 
-Process starts and imports cost more than most trials, so there is one Tuner for all families, its actors stay,
-and the matrices lie in Ray's object store, where actors read them without a copy.
+Process starts and imports cost more than most trials. So the actors stay, import what they need while the driver
+still prepares the data, and read the matrices from Ray's object store without a copy. As soon as a family's trials
+have ended its winner is fitted once more, beside the trials of the others.
+
+Ray's actors and not `ray.tune.Tuner`, for three reasons. Tune's schedulers and searchers act on whichever trial
+reports first, so that one seed gives different winners on different machines (`core/search.py` says what is done
+instead). Under `ray://` its loop runs inside the cluster and wants storage that all nodes share, where this one
+stays in the driver: it writes each trial to MLflow at once and needs nothing of the cluster but processors. And
+importing it costs each process four CPU-seconds more than Ray itself.
 """
 
 from __future__ import annotations
@@ -11,139 +18,345 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-import numpy.typing as npt
-
-from health_predict.core.errors import StateError, UnreachableError
+import health_predict
+from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.core.search import FamilySearch, Point, Prepared, Refit, Refitted, Trial
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 * 1024**2
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
+# What a search's result depends on besides our own code, and what fitted models are pickled with.
+LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy", "optuna")
+IMPORTS = ("sklearn.ensemble", "sklearn.linear_model", "xgboost", "lightgbm", "health_predict.core.evaluation")
+START_SECONDS = 300.0
+POLL_SECONDS = 2.0
+ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
+
+Job = Point | Refit
+# What an actor runs; both must be importable there.
+RunTrial = Callable[[Point, Prepared, int, int], tuple[Mapping[str, float], tuple[float, ...], bool]]
+RunRefit = Callable[[Refit, Prepared, int, int], Refitted]
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What every trial sees: rows (n, d) float32 and labels (n,) int8 of both parts."""
+@dataclass(slots=True)
+class Progress:
+    """Where a search is: numbers of trials, the best AUC of each family, seconds left (None: not known yet)."""
 
-    train_rows: npt.NDArray[np.float32]
-    train_labels: npt.NDArray[np.int8]
-    validation_rows: npt.NDArray[np.float32]
-    validation_labels: npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One point of a family's space and how it did; `error` is empty unless it failed."""
-
-    family: str
-    index: int
-    parameters: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    seconds: float
-    error: str = ""
+    total: int
+    done: int = 0
+    running: int = 0
+    stopped: int = 0
+    failed: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    seconds_left: float | None = None
 
 
-# Fits one point and gives its validation metrics; must be importable by the actors.
-Objective = Callable[[str, Mapping[str, Any], Prepared, int], Mapping[str, float]]
+class Pool:
+    """Actors on a Ray of our own, or on the cluster at `address`; ends with its block.
 
-
-def search(
-    points: Sequence[tuple[str, int, Mapping[str, Any]]],
-    objective: Objective,
-    data: Prepared,
-    *,
-    seed: int,
-    cpus: int = 0,
-    address: str = "",
-    done: Callable[[Trial], None],
-) -> list[Trial]:
-    """Run `objective` for every (family, index, parameters) and call `done` in this process as each one ends.
-
-    Ends with the trials in the order of `points`. A trial that raises is recorded with its reason; when all
-    failed, raises StateError that names the first cause. Raises UnreachableError when Ray does not start.
+    `cpus` cores are used here (0: all); `trial_cpus` and `trial_memory_mb` are what one trial gets. Raises
+    UnreachableError when Ray does not start, SettingsError when a trial does not fit.
     """
-    with _ray(cpus, address) as folder:
-        from ray import tune
 
-        results: dict[tuple[str, int], Trial] = {}
+    def __init__(
+        self,
+        *,
+        cpus: int = 0,
+        address: str = "",
+        trial_cpus: int = 1,
+        trial_memory_mb: int = 0,
+        seed: int,
+        imports: tuple[str, ...] = IMPORTS,
+    ) -> None:
+        self._imports = imports
+        self._cpus = cpus or os.cpu_count() or 1
+        self._address = address
+        self._trial_cpus = trial_cpus
+        self._trial_memory = trial_memory_mb * 1024**2
+        if not address and trial_cpus > self._cpus:
+            raise SettingsError(
+                f"a trial asks for {trial_cpus} cores, the search has {self._cpus}",
+                "lower HEALTH_PREDICT_TRIAL_CPUS or raise HEALTH_PREDICT_SEARCH_CPUS",
+            )
+        self._seed = seed
+        self._idle: list[Any] = []
+        self._actors = 0
 
-        def record(trial: Trial) -> None:
-            if (trial.family, trial.index) not in results:
-                results[trial.family, trial.index] = trial
-                done(trial)
-
-        trainable = tune.with_parameters(_run, objective=objective, data=data, seed=seed)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            param_space={
-                "point": tune.grid_search(
-                    [dict(zip(("family", "index", "parameters"), p, strict=True)) for p in points]
+    def __enter__(self) -> Pool:
+        self._ray_context = _ray(self._cpus, self._address)
+        self._ray = self._ray_context.__enter__()
+        try:
+            room = self._room()
+            if not room and not self._address:
+                raise SettingsError(
+                    f"a trial asks for {self._trial_memory // 1024**2} MiB, more than Ray has here",
+                    "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
                 )
-            },
-            tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="search", storage_path=str(folder), verbose=0, callbacks=[_callback(record)]
-            ),
+            # A cluster gets the others when there are trials for them.
+            for _ in range(1 if self._address else room):
+                self._idle.append(self._actor())
+        except BaseException:
+            self._ray_context.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._ray_context.__exit__(*raised)
+
+    def _room(self) -> int:
+        """How many trials fit at once."""
+        total = self._ray.cluster_resources()
+        room = int(total.get("CPU", 0) // self._trial_cpus)
+        if self._trial_memory:
+            room = min(room, int(total.get("memory", 0) // self._trial_memory))
+        return room
+
+    def _actor(self) -> Any:
+        self._actors += 1
+        needs: dict[str, Any] = {"num_cpus": self._trial_cpus, "max_restarts": 0}
+        if self._trial_memory:
+            needs["memory"] = self._trial_memory
+        return self._ray.remote(Worker).options(**needs).remote(self._imports)
+
+    def search(
+        self,
+        searches: Sequence[FamilySearch],
+        data: Prepared,
+        *,
+        run_trial: RunTrial,
+        run_refit: RunRefit,
+        recorded: Mapping[tuple[str, int], Trial] | None = None,
+        refitted_before: Collection[str] = (),
+        seconds: float = 0,
+        done: Callable[[Trial, Progress], None],
+        refitted: Callable[[Refitted], None],
+    ) -> None:
+        """Run all trials, then each family's winner once more.
+
+        Trials in `recorded` and the winners of families in `refitted_before` are taken as they are. `done` is called
+        with every other one as it ends, `refitted` with every winner, both in one thread beside this one, so that
+        trials go on while MLflow is slow. After `seconds` (0: no limit) no further trial begins. A trial that
+        raises, or whose process dies twice, is recorded with its reason; when all failed, raises StateError with
+        the first cause.
+        """
+        ray = self._ray
+        shared = ray.put(data)
+        self._check_libraries()
+        agenda = _Agenda(searches, recorded or {}, refitted_before, seconds)
+        running: dict[Any, tuple[Any, Job, int]] = {}  # with the number of attempts
+        again: list[tuple[Job, int]] = []
+        writes: list[Future[None]] = []
+        with ThreadPoolExecutor(1, "search-log") as writer:
+            try:
+                while True:
+                    while again or agenda.pending:
+                        if (actor := self._free(len(again) + len(agenda.pending))) is None:
+                            break
+                        job, attempts = again.pop() if again else (agenda.pending.pop(0), 0)
+                        run = run_trial if isinstance(job, Point) else run_refit
+                        reference = actor.run.remote(run, job, shared, self._seed, self._trial_cpus)
+                        running[reference] = (actor, job, attempts + 1)
+                    if not running:
+                        break
+                    for reference in ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)[0]:
+                        actor, job, attempts = running.pop(reference)
+                        outcome, took, alive = self._outcome(reference)
+                        if alive:
+                            self._idle.append(actor)
+                        else:
+                            self._actors -= 1
+                            if attempts < ATTEMPTS:
+                                log.warning("the process of %s died; trying once more", _name(job))
+                                again.append((job, attempts))
+                                continue
+                        if isinstance(job, Point):
+                            trial = _trial(job, outcome, took)
+                            progress = agenda.end(trial, [item for _, item, _ in running.values()])
+                            writes.append(writer.submit(done, trial, progress))
+                        elif isinstance(outcome, Refitted):
+                            writes.append(writer.submit(refitted, outcome))
+                        else:
+                            raise StateError(f"{_name(job)} could not be fitted again: {outcome}", "search again")
+                    for write in writes:
+                        if write.done():
+                            write.result()
+                for write in writes:
+                    write.result()
+            except BaseException:
+                writer.shutdown(wait=False, cancel_futures=True)
+                raise
+        _require_success([trial for search in searches for trial in search.ended.values()])
+
+    def _free(self, wanted: int) -> Any:
+        """An actor without a job, a new one while there is room; None when all are busy."""
+        if self._idle:
+            return self._idle.pop()
+        # Asked each time: a cluster may have grown.
+        return self._actor() if self._actors < max(1, self._room()) else None
+
+    def _outcome(self, reference: Any) -> tuple[Any, float, bool]:
+        """What a job gave or the text of its failure, its seconds, and whether its actor lives."""
+        errors = self._ray.exceptions
+        try:
+            return (*self._ray.get(reference), True)
+        except errors.RayTaskError as error:
+            # What it was sent, or what it answered, could not be read.
+            return f"{type(error.cause).__name__}: {error.cause}"[:300], 0.0, True
+        except errors.RayError as error:
+            out_of_memory = "memory" in f"{type(error).__name__} {error}".lower()
+            reason = "out of memory" if out_of_memory else type(error).__name__
+            return f"its process died {ATTEMPTS} times: {reason}", 0.0, False
+
+    def _check_libraries(self) -> None:
+        try:
+            theirs = self._ray.get(self._idle[0].libraries.remote(), timeout=START_SECONDS)
+        except self._ray.exceptions.GetTimeoutError as error:
+            raise UnreachableError(
+                f"no processor of the Ray cluster was free within {START_SECONDS:.0f} s",
+                "add workers to it, or wait for what runs there",
+            ) from error
+        except self._ray.exceptions.RayError as error:
+            raise UnreachableError(
+                f"Ray starts no worker: {_first_line(error)}", "the workers need this project's training libraries"
+            ) from error
+        ours = libraries()
+        different = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
+        if different:
+            raise StateError(
+                f"the workers of the Ray cluster have {', '.join(different)}",
+                "give them the image or the lock file of this version",
+            )
+
+
+class _Agenda:
+    """What is still to be done, in its order, and how far it got."""
+
+    def __init__(
+        self,
+        searches: Sequence[FamilySearch],
+        recorded: Mapping[tuple[str, int], Trial],
+        refitted_before: Collection[str],
+        seconds: float,
+    ) -> None:
+        self.pending: list[Job] = []
+        self._searches = {search.family.name: search for search in searches}
+        self._recorded = recorded
+        self._refits = set(refitted_before)
+        self._began = time.monotonic()
+        self._seconds = seconds
+        self._progress = Progress(sum(search.trials for search in searches))
+        self._refill(())
+
+    def end(self, trial: Trial, running: Collection[Job]) -> Progress:
+        """Take the result of a trial and put on the agenda what follows from it."""
+        self._count(trial)
+        self._refill(running)
+        gone = time.monotonic() - self._began
+        left = gone / self._progress.done * (self._progress.total - self._progress.done)
+        return replace(
+            self._progress,
+            running=sum(isinstance(job, Point) for job in running),
+            best=dict(self._progress.best),
+            seconds_left=min(left, max(0.0, self._seconds - gone)) if self._seconds else left,
         )
-        tuner.fit()
-    return collected(
-        [
-            results.get((family, index)) or Trial(family, index, parameters, {}, 0.0, "did not end")
-            for family, index, parameters in points
-        ]
-    )
+
+    def _count(self, trial: Trial) -> None:
+        progress = self._progress
+        self._searches[trial.family].end(trial)
+        progress.done += 1
+        progress.stopped += trial.stopped
+        progress.failed += bool(trial.error)
+        if not trial.error and not trial.stopped:
+            progress.best[trial.family] = max(trial.metrics["auc"], progress.best.get(trial.family, 0.0))
+
+    def _refill(self, running: Collection[Job]) -> None:
+        over = bool(self._seconds) and time.monotonic() - self._began >= self._seconds
+        if over:
+            self.pending = [job for job in self.pending if isinstance(job, Refit)]
+        for name, search in self._searches.items():
+            while not over and (wave := search.wave()):
+                for point in wave:
+                    known = self._recorded.get((name, point.index))
+                    if known is not None and _same(known.parameters, point.parameters):
+                        self._count(replace(known, parameters=point.parameters))  # recorded as text
+                    else:
+                        self.pending.append(point)
+            best = search.best()
+            busy = any(_family(job) == name for job in (*self.pending, *running))
+            if best is not None and name not in self._refits and not busy and (search.finished or over):
+                self._refits.add(name)
+                self.pending.append(Refit(best))
+        # Families in turn, so that every one has a result early; winners as soon as they are known.
+        self.pending.sort(key=lambda job: job.index if isinstance(job, Point) else -1)
 
 
-def collected(trials: list[Trial]) -> list[Trial]:
-    """The trials, when at least one succeeded. Raises StateError with the first cause when none did."""
+class Worker:
+    """An actor: keeps its imports from one trial to the next."""
+
+    def __init__(self, imports: Sequence[str]) -> None:
+        # While the driver prepares the data.
+        for name in imports:
+            import_module(name)
+
+    def libraries(self) -> dict[str, str]:
+        """Versions of what a result depends on."""
+        return libraries()
+
+    def run(self, run: Callable[..., Any], job: Job, data: Prepared, seed: int, threads: int) -> tuple[Any, float]:
+        """What `run` gives for a job, or the text of what it raised, and the seconds it took."""
+        began = time.monotonic()
+        try:
+            outcome = run(job, data, seed, threads)
+        except Exception as error:
+            # A failure that is answered keeps the actor; a raised one would say no more.
+            outcome = f"{type(error).__name__}: {error}"[:300]
+        return outcome, time.monotonic() - began
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that a search's result depends on, in this process."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _trial(point: Point, outcome: Any, seconds: float) -> Trial:
+    if isinstance(outcome, str):
+        return Trial(point.family, point.index, point.parameters, {}, seconds, error=outcome)
+    metrics, rungs, stopped = outcome
+    return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, stopped)
+
+
+def _require_success(trials: Sequence[Trial]) -> None:
     if all(trial.error for trial in trials):
-        raise StateError(
-            f"all {len(trials)} trials failed, the first one with: {trials[0].error}", "see the log of the stage"
-        )
-    return trials
+        first = f", the first one with: {trials[0].error}" if trials else ""
+        raise StateError(f"all {len(trials)} trials failed{first}", "see the log of the stage")
 
 
-def _run(config: dict[str, Any], objective: Objective, data: Prepared, seed: int) -> dict[str, Any]:
-    point = config["point"]
-    try:
-        return dict(objective(point["family"], point["parameters"], data, seed))
-    except Exception as error:
-        # A reported failure keeps the actor; a raised one would start a new one and its imports.
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
+def _same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return {name: str(value) for name, value in recorded.items()} == {name: str(v) for name, v in asked.items()}
 
 
-def _callback(record: Callable[[Trial], None]) -> Any:
-    from ray.tune import Callback
-
-    class Recorder(Callback):  # type: ignore[misc]
-        """Hands each ended trial to the driver at once."""
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            result = trial.last_result
-            found = {name: float(value) for name, value in result.items() if name in METRICS}
-            record(_trial(trial, found, str(result.get("error", ""))))
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            # Only the loss of the whole process comes here, such as running out of memory.
-            record(_trial(trial, {}, f"its process died: {type(trial.get_error()).__name__}"))
-
-    return Recorder()
+def _family(job: Job) -> str:
+    return job.family if isinstance(job, Point) else job.trial.family
 
 
-METRICS = ("auc", "average_precision", "f1", "brier")
+def _name(job: Job) -> str:
+    return f"{_family(job)}-{(job if isinstance(job, Point) else job.trial).index:03d}"
 
 
-def _trial(trial: Any, metrics: Mapping[str, float], error: str) -> Trial:
-    point = trial.config["point"]
-    seconds = float((trial.last_result or {}).get("time_total_s", 0.0))
-    return Trial(point["family"], int(point["index"]), point["parameters"], metrics, seconds, error)
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _require_listener(address: str) -> None:
@@ -155,6 +368,14 @@ def _require_listener(address: str) -> None:
 
 def _start(ray: Any, cpus: int, folder: Path) -> None:
     """Start a Ray of our own; once more where a busy machine needs longer than the half minute Ray gives itself."""
+    with suppress(OSError):
+        if shutil.disk_usage(SHARED_MEMORY).free < OBJECT_STORE_BYTES:
+            log.warning(
+                "%s has less than %d MiB free: Ray uses the temporary folder, which is slower "
+                "-> in a container: --shm-size=512m",
+                SHARED_MEMORY,
+                OBJECT_STORE_BYTES // 1024**2,
+            )
     for attempt in (1, 2):
         try:
             ray.init(
@@ -174,15 +395,12 @@ def _start(ray: Any, cpus: int, folder: Path) -> None:
 
 
 @contextmanager
-def _ray(cpus: int, address: str) -> Iterator[Path]:
-    """A Ray of our own that ends with the block, or the cluster at `address`; gives a folder for Tune's files."""
+def _ray(cpus: int, address: str) -> Iterator[Any]:
+    """Ray itself: started here and ended with the block, or connected to the cluster at `address`."""
     # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["RAY_DEDUP_LOGS"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
     # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
@@ -191,15 +409,21 @@ def _ray(cpus: int, address: str) -> Iterator[Path]:
         try:
             if address:
                 _require_listener(address)
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(
+                    address=address,
+                    # The workers run this code, whatever version of it their image holds.
+                    runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             else:
-                _start(ray, cpus or os.cpu_count() or 1, folder)
+                _start(ray, cpus, folder)
         except Exception as error:
             raise UnreachableError(
-                f"Ray did not start: {(str(error).strip().splitlines() or [type(error).__name__])[0][:300]}",
+                f"Ray did not start: {_first_line(error)}",
                 "check memory and /dev/shm with `health-predict doctor`, or HEALTH_PREDICT_RAY_ADDRESS",
             ) from error
-        yield folder
+        yield ray
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
