@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     trials: int = Field(6, ge=1, le=10_000, description="Trials of each family's search")
     seed: int = Field(17, ge=0, description="Seed of the search")
     search_seconds: float = Field(0, ge=0, description="Seconds after which no further trial begins; 0: no limit")
-    search_wave: int = Field(
-        2, ge=1, le=1000, description="Trials of a family that are drawn together; more keep a cluster busy"
+    search_concurrency: int = Field(
+        2, ge=1, le=1000, description="Trials of a family that run at once; more keep a cluster busy and learn later"
     )
     search_cpus: int = Field(0, ge=0, description="Processor cores of the search; 0: all")
     trial_cpus: int = Field(1, ge=1, le=256, description="Processor cores of one trial")

@@ -1,37 +1,32 @@
-"""Ray: the trials of all families on reused actors that share one copy of the data.
+"""Ray Tune: the trials of all families on reused actors that share one copy of the data.
 
-Process starts and imports cost more than most trials. So the actors stay, import what they need while the driver
-still prepares the data, and read the matrices from Ray's object store without a copy. As soon as a family's trials
-have ended its winner is fitted once more, beside the trials of the others.
-
-Ray's actors and not `ray.tune.Tuner`, for three reasons. Tune's schedulers and searchers act on whichever trial
-reports first, so that one seed gives different winners on different machines (`core/search.py` says what is done
-instead). Under `ray://` its loop runs inside the cluster and wants storage that all nodes share, where this one
-stays in the driver: it writes each trial to MLflow at once and needs nothing of the cluster but processors. And
-importing it costs each process four CPU-seconds more than Ray itself.
+Process starts and imports cost more than most trials, so there is one Tuner for all families, its actors stay,
+and the matrices lie in Ray's object store, where actors read them without a copy. Which point comes next and where
+a trial stops is told by `core/search.py`: `Course` puts its families behind Tune's `Searcher`. Ray starts in a thread,
+while the caller prepares the data. Nothing of a search is left with Ray: what ended is handed to the caller at once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import health_predict
-from health_predict.core.errors import SettingsError, StateError, UnreachableError
-from health_predict.core.search import FamilySearch, Point, Prepared, Refit, Refitted, Trial
+from health_predict.core.errors import HealthPredictError, SettingsError, StateError, UnreachableError
+from health_predict.core.search import FamilySearch, Point, Prepared, Trial
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +34,20 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
 # What a search's result depends on besides our own code, and what fitted models are pickled with.
 LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy", "optuna")
-IMPORTS = ("sklearn.ensemble", "sklearn.linear_model", "xgboost", "lightgbm", "health_predict.core.evaluation")
 START_SECONDS = 300.0
-POLL_SECONDS = 2.0
+POLL_SECONDS = 1.0
 ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
+TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a search as if it were whole
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # MLflow holds what a search is continued from
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
 
-Job = Point | Refit
-# What an actor runs; both must be importable there.
+# What an actor runs: metrics, AUCs at the rungs, whether it was stopped there. Must be importable there.
 RunTrial = Callable[[Point, Prepared, int, int], tuple[Mapping[str, float], tuple[float, ...], bool]]
-RunRefit = Callable[[Refit, Prepared, int, int], Refitted]
 
 
 @dataclass(slots=True)
@@ -55,32 +55,25 @@ class Progress:
     """Where a search is: numbers of trials, the best AUC of each family, seconds left (None: not known yet)."""
 
     total: int
-    done: int = 0
-    running: int = 0
-    stopped: int = 0
-    failed: int = 0
+    done: int
+    running: int
+    stopped: int
+    failed: int
     best: dict[str, float] = field(default_factory=dict)
     seconds_left: float | None = None
 
 
-class Pool:
-    """Actors on a Ray of our own, or on the cluster at `address`; ends with its block.
+Tell = Callable[[Trial, Progress], object]
+
+
+class Cluster:
+    """A Ray of our own, or the cluster at `address`: starts with its block, in a thread, and ends with it.
 
     `cpus` cores are used here (0: all); `trial_cpus` and `trial_memory_mb` are what one trial gets. Raises
-    UnreachableError when Ray does not start, SettingsError when a trial does not fit.
+    SettingsError when a trial never fits.
     """
 
-    def __init__(
-        self,
-        *,
-        cpus: int = 0,
-        address: str = "",
-        trial_cpus: int = 1,
-        trial_memory_mb: int = 0,
-        seed: int,
-        imports: tuple[str, ...] = IMPORTS,
-    ) -> None:
-        self._imports = imports
+    def __init__(self, *, cpus: int = 0, address: str = "", trial_cpus: int = 1, trial_memory_mb: int = 0) -> None:
         self._cpus = cpus or os.cpu_count() or 1
         self._address = address
         self._trial_cpus = trial_cpus
@@ -90,45 +83,49 @@ class Pool:
                 f"a trial asks for {trial_cpus} cores, the search has {self._cpus}",
                 "lower HEALTH_PREDICT_TRIAL_CPUS or raise HEALTH_PREDICT_SEARCH_CPUS",
             )
-        self._seed = seed
-        self._idle: list[Any] = []
-        self._actors = 0
 
-    def __enter__(self) -> Pool:
-        self._ray_context = _ray(self._cpus, self._address)
-        self._ray = self._ray_context.__enter__()
-        try:
-            room = self._room()
-            if not room and not self._address:
-                raise SettingsError(
-                    f"a trial asks for {self._trial_memory // 1024**2} MiB, more than Ray has here",
-                    "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
-                )
-            # A cluster gets the others when there are trials for them.
-            for _ in range(1 if self._address else room):
-                self._idle.append(self._actor())
-        except BaseException:
-            self._ray_context.__exit__(None, None, None)
-            raise
+    def __enter__(self) -> Cluster:
+        # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
+        self._folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
+        self._thread = ThreadPoolExecutor(1, "ray-start")
+        self._started = self._thread.submit(self._start)
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self._ray_context.__exit__(*raised)
+    def __exit__(self, *raised: object) -> None:
+        with suppress(HealthPredictError):
+            self._started.result()
+        self._thread.shutdown()
+        import ray
 
-    def _room(self) -> int:
-        """How many trials fit at once."""
-        total = self._ray.cluster_resources()
-        room = int(total.get("CPU", 0) // self._trial_cpus)
-        if self._trial_memory:
-            room = min(room, int(total.get("memory", 0) // self._trial_memory))
-        return room
+        ray.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _actor(self) -> Any:
-        self._actors += 1
-        needs: dict[str, Any] = {"num_cpus": self._trial_cpus, "max_restarts": 0}
-        if self._trial_memory:
-            needs["memory"] = self._trial_memory
-        return self._ray.remote(Worker).options(**needs).remote(self._imports)
+    def _start(self) -> Any:
+        """Ray itself, started or connected. Raises UnreachableError when it does not."""
+        # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_DEDUP_LOGS"] = "0"
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+
+            if self._address:
+                _require_listener(self._address)
+                ray.init(
+                    address=self._address,
+                    # The workers run this code, whatever version of it their image holds.
+                    runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            else:
+                _start_here(ray, self._cpus, self._folder)
+            return ray
+        except Exception as error:
+            raise UnreachableError(
+                f"Ray did not start: {_first_line(error)}",
+                "check memory and /dev/shm with `health-predict doctor`, or HEALTH_PREDICT_RAY_ADDRESS",
+            ) from error
 
     def search(
         self,
@@ -136,98 +133,70 @@ class Pool:
         data: Prepared,
         *,
         run_trial: RunTrial,
-        run_refit: RunRefit,
-        recorded: Mapping[tuple[str, int], Trial] | None = None,
-        refitted_before: Collection[str] = (),
+        seed: int,
         seconds: float = 0,
-        done: Callable[[Trial, Progress], None],
-        refitted: Callable[[Refitted], None],
-    ) -> None:
-        """Run all trials, then each family's winner once more.
+        done: Tell,
+    ) -> Sequence[FamilySearch]:
+        """The searches with all their trials done; `done` is called with each trial as it ends.
 
-        Trials in `recorded` and the winners of families in `refitted_before` are taken as they are. `done` is called
-        with every other one as it ends, `refitted` with every winner, both in one thread beside this one, so that
-        trials go on while MLflow is slow. After `seconds` (0: no limit) no further trial begins. A trial that
-        raises, or whose process dies twice, is recorded with its reason; when all failed, raises StateError with
-        the first cause.
+        It is called in one thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no
+        limit) no further trial begins. A trial that raises, or whose process dies twice, is recorded with its reason;
+        when all failed, raises StateError with the first cause.
         """
-        ray = self._ray
-        shared = ray.put(data)
-        self._check_libraries()
-        agenda = _Agenda(searches, recorded or {}, refitted_before, seconds)
-        running: dict[Any, tuple[Any, Job, int]] = {}  # with the number of attempts
-        again: list[tuple[Job, int]] = []
-        writes: list[Future[None]] = []
+        ray = self._started.result()
+        # As many as can run at once are asked for in advance.
+        ahead = self._room(ray)
+        if self._address:
+            self._check_libraries(ray)
+            ahead = sum(search.concurrency for search in searches)
+        needs = {"cpu": self._trial_cpus, **({"memory": self._trial_memory} if self._trial_memory else {})}
+        course = Course(searches, seconds)
+        writes: list[Future[object]] = []
         with ThreadPoolExecutor(1, "search-log") as writer:
-            try:
-                while True:
-                    while again or agenda.pending:
-                        if (actor := self._free(len(again) + len(agenda.pending))) is None:
-                            break
-                        job, attempts = again.pop() if again else (agenda.pending.pop(0), 0)
-                        run = run_trial if isinstance(job, Point) else run_refit
-                        reference = actor.run.remote(run, job, shared, self._seed, self._trial_cpus)
-                        running[reference] = (actor, job, attempts + 1)
-                    if not running:
-                        break
-                    for reference in ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)[0]:
-                        actor, job, attempts = running.pop(reference)
-                        outcome, took, alive = self._outcome(reference)
-                        if alive:
-                            self._idle.append(actor)
-                        else:
-                            self._actors -= 1
-                            if attempts < ATTEMPTS:
-                                log.warning("the process of %s died; trying once more", _name(job))
-                                again.append((job, attempts))
-                                continue
-                        if isinstance(job, Point):
-                            trial = _trial(job, outcome, took)
-                            progress = agenda.end(trial, [item for _, item, _ in running.values()])
-                            writes.append(writer.submit(done, trial, progress))
-                        elif isinstance(outcome, Refitted):
-                            writes.append(writer.submit(refitted, outcome))
-                        else:
-                            raise StateError(f"{_name(job)} could not be fitted again: {outcome}", "search again")
-                    for write in writes:
-                        if write.done():
-                            write.result()
+
+            def tell(trial: Trial, progress: Progress) -> None:
+                writes.append(writer.submit(done, trial, progress))
                 for write in writes:
-                    write.result()
+                    if write.done():
+                        write.result()
+
+            try:
+                tune = (course, data, run_trial, seed, needs, ahead)
+                searches = _tune_inside(ray, tune, tell) if "://" in self._address else _tune(*tune, tell)
             except BaseException:
                 writer.shutdown(wait=False, cancel_futures=True)
+                for write in writes:
+                    if write.done() and not write.cancelled():
+                        write.result()  # what could not be written is the cause of what Tune raised
                 raise
+        for write in writes:
+            write.result()
         _require_success([trial for search in searches for trial in search.ended.values()])
+        return searches
 
-    def _free(self, wanted: int) -> Any:
-        """An actor without a job, a new one while there is room; None when all are busy."""
-        if self._idle:
-            return self._idle.pop()
-        # Asked each time: a cluster may have grown.
-        return self._actor() if self._actors < max(1, self._room()) else None
+    def _room(self, ray: Any) -> int:
+        """How many trials fit at once. Raises SettingsError when none does, unless a cluster may grow."""
+        total = ray.cluster_resources()
+        room = int(total.get("CPU", 0) // self._trial_cpus)
+        if self._trial_memory:
+            room = min(room, int(total.get("memory", 0) // self._trial_memory))
+        if not room and not self._address:
+            raise SettingsError(
+                f"a trial asks for {self._trial_memory // 1024**2} MiB, more than Ray has here",
+                "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
+            )
+        return room
 
-    def _outcome(self, reference: Any) -> tuple[Any, float, bool]:
-        """What a job gave or the text of its failure, its seconds, and whether its actor lives."""
-        errors = self._ray.exceptions
+    def _check_libraries(self, ray: Any) -> None:
         try:
-            return (*self._ray.get(reference), True)
-        except errors.RayTaskError as error:
-            # What it was sent, or what it answered, could not be read.
-            return f"{type(error.cause).__name__}: {error.cause}"[:300], 0.0, True
-        except errors.RayError as error:
-            out_of_memory = "memory" in f"{type(error).__name__} {error}".lower()
-            reason = "out of memory" if out_of_memory else type(error).__name__
-            return f"its process died {ATTEMPTS} times: {reason}", 0.0, False
-
-    def _check_libraries(self) -> None:
-        try:
-            theirs = self._ray.get(self._idle[0].libraries.remote(), timeout=START_SECONDS)
-        except self._ray.exceptions.GetTimeoutError as error:
+            asked = ray.remote(libraries).options(num_cpus=self._trial_cpus).remote()
+            theirs = ray.get(asked, timeout=START_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
             raise UnreachableError(
                 f"no processor of the Ray cluster was free within {START_SECONDS:.0f} s",
                 "add workers to it, or wait for what runs there",
             ) from error
-        except self._ray.exceptions.RayError as error:
+        except ray.exceptions.RayError as error:
             raise UnreachableError(
                 f"Ray starts no worker: {_first_line(error)}", "the workers need this project's training libraries"
             ) from error
@@ -240,89 +209,157 @@ class Pool:
             )
 
 
-class _Agenda:
-    """What is still to be done, in its order, and how far it got."""
+class Course:
+    """What all families together try next, and how far they are."""
 
-    def __init__(
-        self,
-        searches: Sequence[FamilySearch],
-        recorded: Mapping[tuple[str, int], Trial],
-        refitted_before: Collection[str],
-        seconds: float,
-    ) -> None:
-        self.pending: list[Job] = []
-        self._searches = {search.family.name: search for search in searches}
-        self._recorded = recorded
-        self._refits = set(refitted_before)
-        self._began = time.monotonic()
+    def __init__(self, searches: Sequence[FamilySearch], seconds: float) -> None:
+        self.searches = searches
         self._seconds = seconds
-        self._progress = Progress(sum(search.trials for search in searches))
-        self._refill(())
+        self._began = time.monotonic()
 
-    def end(self, trial: Trial, running: Collection[Job]) -> Progress:
-        """Take the result of a trial and put on the agenda what follows from it."""
-        self._count(trial)
-        self._refill(running)
+    @property
+    def over(self) -> bool:
+        """Whether no further trial may begin."""
+        spent = all(search.begun == search.trials for search in self.searches)
+        return spent or (bool(self._seconds) and time.monotonic() - self._began >= self._seconds)
+
+    def next(self) -> Point | None:
+        """A point of the family that has most to do, so that all end together; None while all have to wait."""
+        for search in sorted(self.searches, key=_to_do, reverse=True):
+            point = search.next()
+            if point is not None:
+                return point
+        return None
+
+    def end(self, trial: Trial, running: int) -> Progress:
+        """Take the result of a trial; `running` others are under way."""
+        next(search for search in self.searches if search.family.name == trial.family).end(trial)
+        ended = [trial for search in self.searches for trial in search.ended.values()]
+        total = sum(search.trials for search in self.searches)
         gone = time.monotonic() - self._began
-        left = gone / self._progress.done * (self._progress.total - self._progress.done)
-        return replace(
-            self._progress,
-            running=sum(isinstance(job, Point) for job in running),
-            best=dict(self._progress.best),
-            seconds_left=min(left, max(0.0, self._seconds - gone)) if self._seconds else left,
+        left = gone / len(ended) * (total - len(ended))
+        best = {search.family.name: found.metrics["auc"] for search in self.searches if (found := search.best())}
+        return Progress(
+            total,
+            len(ended),
+            running,
+            sum(trial.stopped for trial in ended),
+            sum(bool(trial.error) for trial in ended),
+            best,
+            min(left, max(0.0, self._seconds - gone)) if self._seconds else left,
         )
 
-    def _count(self, trial: Trial) -> None:
-        progress = self._progress
-        self._searches[trial.family].end(trial)
-        progress.done += 1
-        progress.stopped += trial.stopped
-        progress.failed += bool(trial.error)
-        if not trial.error and not trial.stopped:
-            progress.best[trial.family] = max(trial.metrics["auc"], progress.best.get(trial.family, 0.0))
 
-    def _refill(self, running: Collection[Job]) -> None:
-        over = bool(self._seconds) and time.monotonic() - self._began >= self._seconds
-        if over:
-            self.pending = [job for job in self.pending if isinstance(job, Refit)]
-        for name, search in self._searches.items():
-            while not over and (wave := search.wave()):
-                for point in wave:
-                    known = self._recorded.get((name, point.index))
-                    if known is not None and _same(known.parameters, point.parameters):
-                        self._count(replace(known, parameters=point.parameters))  # recorded as text
-                    else:
-                        self.pending.append(point)
-            best = search.best()
-            busy = any(_family(job) == name for job in (*self.pending, *running))
-            if best is not None and name not in self._refits and not busy and (search.finished or over):
-                self._refits.add(name)
-                self.pending.append(Refit(best))
-        # Families in turn, so that every one has a result early; winners as soon as they are known.
-        self.pending.sort(key=lambda job: job.index if isinstance(job, Point) else -1)
+def _to_do(search: FamilySearch) -> tuple[float, int]:
+    """Seconds that the rest of a family takes (unknown: infinite), then the fewer were begun."""
+    left = search.trials - search.begun
+    seconds = [trial.seconds for trial in search.ended.values()]
+    return (left * sum(seconds) / len(seconds) if seconds else math.inf if left else 0.0, -search.begun)
 
 
-class Worker:
-    """An actor: keeps its imports from one trial to the next."""
+def _tune(
+    course: Course, data: Prepared, run_trial: RunTrial, seed: int, needs: Mapping[str, float], ahead: int, tell: Tell
+) -> Sequence[FamilySearch]:
+    """Run a course with `ray.tune`, `ahead` trials asked for in advance; its searches."""
+    os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(ahead))
+    from ray import tune
+    from ray.tune.search import Searcher
 
-    def __init__(self, imports: Sequence[str]) -> None:
-        # While the driver prepares the data.
-        for name in imports:
-            import_module(name)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-    def libraries(self) -> dict[str, str]:
-        """Versions of what a result depends on."""
-        return libraries()
+    class Fit(tune.Trainable):  # type: ignore[misc]
+        """An actor: its imports stay from one trial to the next."""
 
-    def run(self, run: Callable[..., Any], job: Job, data: Prepared, seed: int, threads: int) -> tuple[Any, float]:
-        """What `run` gives for a job, or the text of what it raised, and the seconds it took."""
-        began = time.monotonic()
-        try:
-            outcome = run(job, data, seed, threads)
-        except Exception as error:
-            # A failure that is answered keeps the actor; a raised one would say no more.
-            outcome = f"{type(error).__name__}: {error}"[:300]
-        return outcome, time.monotonic() - began
+        def setup(self, config: dict[str, Any], data: Prepared) -> None:
+            self.data = data
+
+        def reset_config(self, config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {"trial": _fit(run_trial, self.config["point"], self.data, seed, int(needs["cpu"])), "done": True}
+
+    class Points(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            point = None if course.over else course.next()
+            return {"point": point} if point else Searcher.FINISHED if course.over else None
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            """`Ended` takes it: it is told why a process died."""
+
+        def save(self, path: str) -> None:
+            """MLflow holds what a search is continued from."""
+
+    class Ended(tune.Callback):  # type: ignore[misc]
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Tune saves its callbacks; this one is of no use to another process.
+            return tune.Callback, ()
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            point = trial.config["point"]
+            log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._end(trial.last_result["trial"], trial, trials)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            # Only the loss of the whole process comes here.
+            cause = trial.get_error()
+            out_of_memory = "memory" in f"{type(cause).__name__} {cause}".lower()
+            reason = "out of memory" if out_of_memory else type(cause).__name__
+            point = trial.config["point"]
+            died = f"its process died {ATTEMPTS} times: {reason}"
+            self._end(Trial(point.family, point.index, point.parameters, {}, 0.0, error=died), trial, trials)
+
+        def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
+            running = sum(other.status == "RUNNING" and other is not trial for other in trials)
+            tell(ended, course.end(ended, running))
+
+    with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(Fit, data=data), dict(needs)),
+            tune_config=tune.TuneConfig(
+                search_alg=Points(), num_samples=sum(search.trials for search in course.searches), reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[Ended()],
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+    return course.searches
+
+
+def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
+    began = time.monotonic()
+    try:
+        metrics, rungs, stopped = run_trial(point, data, seed, threads)
+    except Exception as error:
+        # A failure that is reported keeps the actor; a raised one would start a new one and its imports.
+        reason = f"{type(error).__name__}: {error}"[:300]
+        return Trial(point.family, point.index, point.parameters, {}, time.monotonic() - began, error=reason)
+    return Trial(point.family, point.index, point.parameters, metrics, time.monotonic() - began, rungs, stopped)
+
+
+def _tune_inside(ray: Any, tune: tuple[Any, ...], tell: Tell) -> Sequence[FamilySearch]:
+    """`_tune` in a task of a cluster to which only Ray's client port leads; what ended comes back through a queue."""
+    from ray.util.queue import Empty, Queue
+
+    course, data, *others = tune
+    ended = Queue()
+    task = ray.remote(_tune).options(num_cpus=0).remote(course, ray.put(data), *others, lambda *event: ended.put(event))
+    over = False
+    while not over:
+        # Looked at before the queue, so that nothing that was sent in between is left there.
+        over = bool(ray.wait([task], timeout=0)[0])
+        with suppress(Empty):
+            while True:
+                tell(*ended.get(block=not over, timeout=POLL_SECONDS))
+    found: Sequence[FamilySearch] = ray.get(task)
+    return found
 
 
 def libraries() -> dict[str, str]:
@@ -330,29 +367,10 @@ def libraries() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def _trial(point: Point, outcome: Any, seconds: float) -> Trial:
-    if isinstance(outcome, str):
-        return Trial(point.family, point.index, point.parameters, {}, seconds, error=outcome)
-    metrics, rungs, stopped = outcome
-    return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, stopped)
-
-
 def _require_success(trials: Sequence[Trial]) -> None:
     if all(trial.error for trial in trials):
         first = f", the first one with: {trials[0].error}" if trials else ""
         raise StateError(f"all {len(trials)} trials failed{first}", "see the log of the stage")
-
-
-def _same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return {name: str(value) for name, value in recorded.items()} == {name: str(v) for name, v in asked.items()}
-
-
-def _family(job: Job) -> str:
-    return job.family if isinstance(job, Point) else job.trial.family
-
-
-def _name(job: Job) -> str:
-    return f"{_family(job)}-{(job if isinstance(job, Point) else job.trial).index:03d}"
 
 
 def _first_line(error: Exception) -> str:
@@ -366,7 +384,7 @@ def _require_listener(address: str) -> None:
         socket.create_connection((where.hostname, where.port), timeout=10).close()
 
 
-def _start(ray: Any, cpus: int, folder: Path) -> None:
+def _start_here(ray: Any, cpus: int, folder: Path) -> None:
     """Start a Ray of our own; once more where a busy machine needs longer than the half minute Ray gives itself."""
     with suppress(OSError):
         if shutil.disk_usage(SHARED_MEMORY).free < OBJECT_STORE_BYTES:
@@ -392,38 +410,3 @@ def _start(ray: Any, cpus: int, folder: Path) -> None:
             if attempt == 2:
                 raise
             log.warning("Ray did not start in time; trying once more")
-
-
-@contextmanager
-def _ray(cpus: int, address: str) -> Iterator[Any]:
-    """Ray itself: started here and ended with the block, or connected to the cluster at `address`."""
-    # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_DEDUP_LOGS"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
-    folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
-    try:
-        try:
-            if address:
-                _require_listener(address)
-                ray.init(
-                    address=address,
-                    # The workers run this code, whatever version of it their image holds.
-                    runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
-            else:
-                _start(ray, cpus, folder)
-        except Exception as error:
-            raise UnreachableError(
-                f"Ray did not start: {_first_line(error)}",
-                "check memory and /dev/shm with `health-predict doctor`, or HEALTH_PREDICT_RAY_ADDRESS",
-            ) from error
-        yield ray
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,17 +3,17 @@
 Optuna's tree-structured Parzen estimator (Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011)
 proposes, and the rule of ASHA (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020) stops. Both
 learn from the trials that ended before, and in their usual form from whichever happened to end first: the winner
-would then depend on the load of the machine. Here a family's trials come in waves of fixed size. All points of a wave
-are drawn, and its trials judged, by what the waves before it found. So the same seed gives the same trials and
-the same winner on any number of cores, on a cluster, and after a search was killed and continued; and what a trial
-must reach is known when it starts, so that its process asks nobody whether to go on.
+would then depend on the load of the machine. Here a family has a fixed concurrency c: trial i is drawn, and judged,
+by trials 0 to i - c, all of which must have ended, and by no other. So the same seed gives the same trials and the
+same winner on any number of cores, on a cluster, and after a search was killed and continued; and what a trial must
+reach is known when it starts, so that its process asks nobody whether to go on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,15 +69,8 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Refit:
-    """A winner that is to be fitted once more, whole and with its learning curve."""
-
-    trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
 class Refitted:
-    """The fitted estimator of a winner, and (rounds, training AUC, validation AUC) on the way there."""
+    """A winner fitted once more, and (rounds, training AUC, validation AUC) on the way there."""
 
     trial: Trial
     estimator: Any
@@ -85,19 +78,32 @@ class Refitted:
 
 
 class FamilySearch:
-    """Proposes a family's trials in waves: take `wave()`, give each of its trials to `end()`, take the next."""
+    """Proposes a family's trials: take `next()` as long as it gives points, and give each trial to `end()`."""
 
-    def __init__(self, family: Family, *, trials: int, wave: int, seed: int) -> None:
-        """`trials` is the whole budget, `wave` how many are drawn together."""
+    def __init__(
+        self,
+        family: Family,
+        *,
+        trials: int,
+        concurrency: int,
+        seed: int,
+        recorded: Mapping[int, Trial] | None = None,
+    ) -> None:
+        """`trials` is the whole budget, of which `concurrency` may be under way at once.
+
+        `recorded` trials, by index, are taken as they are instead of being proposed; their parameters may be text.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.family = family
         self.trials = trials
+        self.begun = 0
         self.ended: dict[int, Trial] = {}
-        self._size = wave
-        self._open: dict[int, Any] = {}  # index -> Optuna's trial of the wave under way
-        self._optuna = optuna
+        self.concurrency = concurrency
+        self._recorded = dict(recorded or {})
+        self._asked: list[Any] = []  # Optuna's trials
+        self._told = 0
         self._distributions = {name: _distribution(optuna, space) for name, space in family.space.items()}
         self._study = optuna.create_study(
             direction="maximize",
@@ -106,26 +112,27 @@ class FamilySearch:
         for point in draws(family, min(STARTUP, trials), seed):
             self._study.enqueue_trial(point)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the whole budget is spent."""
-        return len(self.ended) == self.trials
-
-    def wave(self) -> list[Point]:
-        """The next points; none while a trial of the last wave is missing, and none when the budget is spent."""
-        if self._open and any(index not in self.ended for index in self._open):
-            return []
-        for index, asked in sorted(self._open.items()):
-            self._tell(asked, self.ended[index])
-        begun = len(self.ended)
-        cutoffs = self._cutoffs()
-        self._open = {
-            index: self._study.ask(self._distributions) for index in range(begun, min(begun + self._size, self.trials))
-        }
-        return [Point(self.family.name, index, asked.params, cutoffs) for index, asked in self._open.items()]
+    def next(self) -> Point | None:
+        """The next point; None while a trial that it learns from is missing, and when the budget is spent."""
+        while self.begun < self.trials:
+            known = max(0, self.begun - self.concurrency + 1)
+            if any(index not in self.ended for index in range(known)):
+                return None
+            for index in range(self._told, known):
+                self._tell(self._asked[index], self.ended[index])
+            self._told = known
+            asked = self._study.ask(self._distributions)
+            self._asked.append(asked)
+            point = Point(self.family.name, self.begun, asked.params, self._cutoffs(known))
+            self.begun += 1
+            recorded = self._recorded.get(point.index)
+            if recorded is None or _text(recorded.parameters) != _text(point.parameters):
+                return point
+            self.end(replace(recorded, parameters=point.parameters))
+        return None
 
     def end(self, trial: Trial) -> None:
-        """Take the result of a trial of this wave."""
+        """Take the result of a trial."""
         self.ended[trial.index] = trial
 
     def best(self) -> Trial | None:
@@ -133,24 +140,29 @@ class FamilySearch:
         whole = [trial for trial in self.ended.values() if not trial.error and not trial.stopped]
         return max(whole, key=lambda trial: (trial.metrics["auc"], -trial.index), default=None)
 
-    def _cutoffs(self) -> tuple[float, ...]:
+    def _cutoffs(self, known: int) -> tuple[float, ...]:
         found = []
         for rung in range(len(RUNGS)):
-            reached = [trial.rungs[rung] for trial in self.ended.values() if len(trial.rungs) > rung]
+            reached = [self.ended[index].rungs[rung] for index in range(known) if len(self.ended[index].rungs) > rung]
             found.append(float(np.quantile(reached, 1 - 1 / REDUCTION)) if reached else -math.inf)
         return tuple(found)
 
     def _tell(self, asked: Any, trial: Trial) -> None:
-        states = self._optuna.trial.TrialState
+        from optuna.trial import TrialState
+
         if trial.error:
-            self._study.tell(asked, state=states.FAIL)
+            self._study.tell(asked, state=TrialState.FAIL)
             return
         for rung, auc in enumerate(trial.rungs):
             asked.report(auc, rung)
         if trial.stopped:
-            self._study.tell(asked, state=states.PRUNED)
+            self._study.tell(asked, state=TrialState.PRUNED)
         else:
             self._study.tell(asked, trial.metrics["auc"])
+
+
+def _text(parameters: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items()}
 
 
 def _distribution(optuna: Any, space: Range | Choice) -> Any:
@@ -199,7 +211,7 @@ def run_trial(
     return {name: found[name] for name in METRICS}, tuple(rungs), stopped
 
 
-def run_refit(refit: Refit, data: Prepared, seed: int, threads: int) -> Refitted:
+def run_refit(trial: Trial, data: Prepared, seed: int, threads: int) -> Refitted:
     """Fit a winner once more, with a learning curve of the validation rows and the first training rows.
 
     On the training rows alone: the threshold and the gates of `register` need validation rows that the model has
@@ -217,8 +229,8 @@ def run_refit(refit: Refit, data: Prepared, seed: int, threads: int) -> Refitted
         )
         return False
 
-    estimator = FAMILIES[refit.trial.family].fit(
-        refit.trial.parameters,
+    estimator = FAMILIES[trial.family].fit(
+        trial.parameters,
         data.train_rows,
         data.train_labels,
         seed=seed,
@@ -226,4 +238,4 @@ def run_refit(refit: Refit, data: Prepared, seed: int, threads: int) -> Refitted
         shares=CURVE,
         watch=watch,
     )
-    return Refitted(refit.trial, estimator, tuple(curve))
+    return Refitted(trial, estimator, tuple(curve))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,14 +98,13 @@ def _new_search(
     from health_predict.report.leaderboard import leaderboard_page
 
     log.info("searching %d trials of %d families; Ray starts", settings.trials * len(chosen), len(chosen))
-    # First, because its processes import their libraries while this one prepares the data.
-    with ray.Pool(
+    # First, because it starts while this process prepares the data.
+    with ray.Cluster(
         cpus=settings.search_cpus,
         address=settings.ray_address,
         trial_cpus=settings.trial_cpus,
         trial_memory_mb=settings.trial_memory_mb,
-        seed=settings.seed,
-    ) as pool:
+    ) as cluster:
         train_frame, validation_frame = load_part(train), load_part(validation)
         log.info("encoding %d training and %d validation encounters", len(train_frame), len(validation_frame))
         preprocessor = EncounterFeatures().fit(train_frame)
@@ -126,7 +127,7 @@ def _new_search(
             },
         )
         try:
-            _search(settings, chosen, pool, data, preprocessor, tracking, parent, tags)
+            _search(settings, chosen, cluster, data, preprocessor, tracking, parent, tags)
             best = max(_best_metrics(tracking, parent).values(), key=lambda found: found["f1"])
             children = tracking.children(parent)
             curves = {
@@ -153,7 +154,7 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
         "families": [family.name for family in chosen],
         "trials": settings.trials,
         "seconds": settings.search_seconds,
-        "wave": settings.search_wave,
+        "concurrency": settings.search_concurrency,
         "threads": settings.trial_cpus,
         "seed": settings.seed,
         "libraries": ray.libraries(),
@@ -177,7 +178,7 @@ def _validated(estimator: Any, data: Prepared) -> tuple[dict[str, float], float]
 def _search(
     settings: Settings,
     chosen: tuple[Family, ...],
-    pool: ray.Pool,
+    cluster: ray.Cluster,
     data: Prepared,
     preprocessor: EncounterFeatures,
     tracking: Tracking,
@@ -186,7 +187,7 @@ def _search(
 ) -> None:
     """Run what is missing of the search and log each trial and each family's winner as it ends."""
     finished = [run for run in tracking.children(parent) if run.status == "FINISHED"]
-    recorded = {(trial.family, trial.index): trial for trial in map(_recorded, finished) if trial is not None}
+    recorded = [_recorded(run) for run in finished if run.tags["role"] == "trial"]
     if recorded:
         log.info("continuing search %s: %d trials are done", parent, len(recorded))
 
@@ -221,44 +222,63 @@ def _search(
             extra={"progress": asdict(progress)},
         )
 
-    def refitted(result: Refitted) -> None:
-        family = families.FAMILIES[result.trial.family]
-        found, threshold = _validated(result.estimator, data)
-        run_id = tracking.log_best(
-            parent,
-            family.name,
-            _pipeline(preprocessor, result.estimator),
-            {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-            {**family.fixed, **result.trial.parameters, "threshold": repr(threshold), "trial": result.trial.index},
-            {f"validation_{name}": value for name, value in found.items()},
-            {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
-            {name: [(step[0], step[column]) for step in result.curve] for column, name in enumerate(_CURVES, start=1)},
-        )
-        log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, found["auc"], found["f1"], run_id)
-
-    searches = [
-        FamilySearch(family, trials=settings.trials, wave=settings.search_wave, seed=settings.seed) for family in chosen
-    ]
-    pool.search(
-        searches,
+    searches = cluster.search(
+        [
+            FamilySearch(
+                family,
+                trials=settings.trials,
+                concurrency=settings.search_concurrency,
+                seed=settings.seed,
+                recorded={trial.index: trial for trial in recorded if trial.family == family.name},
+            )
+            for family in chosen
+        ],
         data,
         run_trial=run_trial,
-        run_refit=run_refit,
-        recorded=recorded,
-        refitted_before={run.tags["family"] for run in finished if run.tags["role"] == "best"},
+        seed=settings.seed,
         seconds=settings.search_seconds,
         done=done,
-        refitted=refitted,
     )
+    there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
+    winners = []
     for search in searches:
-        if search.best() is None:
+        best = search.best()
+        if best is None:
             log.warning("%s has no successful trial and so no best model", search.family.name)
+        elif (best.family, str(best.index)) not in there:
+            winners.append(best)
+    winners.sort(key=lambda trial: -trial.seconds)
+    with ThreadPoolExecutor((settings.search_cpus or os.cpu_count() or 1) // settings.trial_cpus or 1) as threads:
+        fits = [threads.submit(run_refit, trial, data, settings.seed, settings.trial_cpus) for trial in winners]
+        for fit in as_completed(fits):
+            _log_best(tracking, parent, tags, fit.result(), data, preprocessor)
 
 
-def _recorded(run: RunRecord) -> Trial | None:
+def _log_best(
+    tracking: Tracking,
+    parent: str,
+    tags: Mapping[str, str],
+    result: Refitted,
+    data: Prepared,
+    preprocessor: EncounterFeatures,
+) -> None:
+    family = families.FAMILIES[result.trial.family]
+    found, threshold = _validated(result.estimator, data)
+    run_id = tracking.log_best(
+        parent,
+        family.name,
+        _pipeline(preprocessor, result.estimator),
+        {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
+        {**family.fixed, **result.trial.parameters, "threshold": repr(threshold), "trial": result.trial.index},
+        {f"validation_{name}": value for name, value in found.items()},
+        {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
+        {name: [(step[0], step[column]) for step in result.curve] for column, name in enumerate(_CURVES, start=1)},
+    )
+    log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, found["auc"], found["f1"], run_id)
+
+
+def _recorded(run: RunRecord) -> Trial:
     """A trial as its finished run holds it; its parameters are text."""
-    if run.tags.get("role") != "trial":
-        return None
     return Trial(
         run.tags["family"],
         int(run.tags["trial"]),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from health_predict.core.families import FAMILIES, draws
-from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Refit, Trial, run_refit, run_trial
+from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Trial, run_refit, run_trial
 
 
 def fitted(point: Point) -> Trial:
@@ -23,15 +25,22 @@ def fitted(point: Point) -> Trial:
     return Trial(point.family, point.index, point.parameters, {"auc": auc}, 1.0, tuple(rungs))
 
 
-def searched(order: random.Random, *, trials: int = 20, wave: int = 4, broken: Sequence[int] = ()) -> FamilySearch:
-    search = FamilySearch(FAMILIES["XGBoost"], trials=trials, wave=wave, seed=3)
-    while points := search.wave():
-        order.shuffle(points)
-        for point in points:
-            assert search.wave() == []
-            failed = Trial(point.family, point.index, point.parameters, {}, 0.0, error="no luck")
-            search.end(failed if point.index in broken else fitted(point))
-    assert search.finished
+def searched(
+    chance: random.Random, *, trials: int = 20, concurrency: int = 4, broken: Sequence[int] = (), **values: Any
+) -> FamilySearch:
+    """A search whose trials end in any order."""
+    search = FamilySearch(FAMILIES["XGBoost"], trials=trials, concurrency=concurrency, seed=3, **values)
+    running: list[Point] = []
+    while True:
+        while (point := search.next()) is not None:
+            running.append(point)
+        assert len(running) <= concurrency
+        if not running:
+            break
+        point = running.pop(chance.randrange(len(running)))
+        failed = Trial(point.family, point.index, point.parameters, {}, 0.0, error="no luck")
+        search.end(failed if point.index in broken else fitted(point))
+    assert len(search.ended) == trials
     return search
 
 
@@ -39,6 +48,25 @@ def test_the_winner_does_not_depend_on_which_trial_ends_first() -> None:
     one, two = searched(random.Random(1)), searched(random.Random(2))
     assert [one.ended[index] for index in range(20)] == [two.ended[index] for index in range(20)]
     assert one.best() == two.best()
+
+
+def test_a_search_goes_on_from_the_trials_that_were_recorded() -> None:
+    whole = searched(random.Random(1))
+    # given some of its trials as they come back from a store, one of them of another search
+    recorded = {
+        index: replace(trial, parameters={name: str(value) for name, value in trial.parameters.items()})
+        for index, trial in whole.ended.items()
+        if index in (0, 1, 2, 5, 9)
+    }
+    recorded[9] = replace(recorded[9], parameters={})
+    fresh: list[int] = []
+    search = FamilySearch(FAMILIES["XGBoost"], trials=20, concurrency=4, seed=3, recorded=recorded)
+    while (point := search.next()) is not None:
+        fresh.append(point.index)
+        search.end(fitted(point))
+    # then only the others are done, and it ends as the whole one
+    assert fresh == [index for index in range(20) if index not in (0, 1, 2, 5)]
+    assert search.ended == whole.ended
 
 
 def test_the_search_begins_with_the_first_point_and_learns() -> None:
@@ -80,7 +108,7 @@ def test_a_trial_reports_on_its_way_and_its_refit_is_the_same_model(name: str, d
     assert not stopped
     assert len(rungs) == (len(RUNGS) if family.rounds else 0)
     # then the winner's refit scores the same at its end and at the same rounds on the way
-    curve = run_refit(Refit(Trial(name, 0, point.parameters, metrics, 1.0)), data, 1, 1).curve
+    curve = run_refit(Trial(name, 0, point.parameters, metrics, 1.0), data, 1, 1).curve
     if family.rounds:
         validation = [auc for _, _, auc in curve]
         assert validation[-1] == pytest.approx(metrics["auc"], abs=1e-9)

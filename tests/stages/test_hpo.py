@@ -15,7 +15,7 @@ from health_predict.adapters import ray
 from health_predict.adapters.mlflow import Tracking
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.core.families import FAMILIES, choose
-from health_predict.core.search import METRICS, FamilySearch, Point, Prepared, Refit, Refitted, Trial
+from health_predict.core.search import METRICS, FamilySearch, Point, Prepared, Trial, run_trial
 from health_predict.settings import Settings
 from health_predict.stages.hpo import hpo, search_digest
 from tests.conftest import Parts
@@ -100,14 +100,14 @@ def test_the_search_digest_changes_with_what_matters(make_settings: Callable[...
         search_digest(make_settings(), "e", families),
         search_digest(make_settings(trials=7), "d", families),
         search_digest(make_settings(seed=1), "d", families),
-        search_digest(make_settings(search_wave=3), "d", families),
+        search_digest(make_settings(search_concurrency=3), "d", families),
         search_digest(make_settings(), "d", choose(("XGBoost",))),
     }
     assert len(others | {base}) == 6
 
 
 def one_trial_of(*names: str) -> list[FamilySearch]:
-    return [FamilySearch(FAMILIES[name], trials=1, wave=1, seed=1) for name in names]
+    return [FamilySearch(FAMILIES[name], trials=1, concurrency=1, seed=1) for name in names]
 
 
 EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
@@ -122,51 +122,45 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
             os._exit(1)
         return dict.fromkeys(METRICS, 0.6), (), False
 
-    def refit(job: Refit, *data: object) -> Refitted:
-        return Refitted(job.trial, "estimator", ())
-
     ended: dict[str, Trial] = {}
-    winners: list[Refitted] = []
-    searches = one_trial_of("XGBoost", "RandomForest", "LightGBM")
+    seen: list[ray.Progress] = []
 
-    def search(searches: list[FamilySearch]) -> None:
-        pool.search(
-            searches,
-            EMPTY,
-            run_trial=broken,
-            run_refit=refit,
-            done=lambda trial, progress: ended.update({trial.family: trial}),
-            refitted=winners.append,
-        )
+    def done(trial: Trial, progress: ray.Progress) -> None:
+        ended[trial.family] = trial
+        seen.append(progress)
 
     # given one core
-    with ray.Pool(cpus=1, seed=1, imports=()) as pool:
+    with ray.Cluster(cpus=1) as cluster:
         # when a trial raises, and the process of another dies
-        search(searches)
+        searches = cluster.search(
+            one_trial_of("XGBoost", "RandomForest", "LightGBM"), EMPTY, run_trial=broken, seed=1, done=done
+        )
         # then both are recorded with their reason, and the others are whole
         assert ended["XGBoost"].error == "MemoryError: no luck with XGBoost"
         assert ended["RandomForest"].error.startswith("its process died 2 times")
         assert (ended["LightGBM"].error, ended["LightGBM"].metrics["auc"]) == ("", 0.6)
-        assert [winner.trial.family for winner in winners] == ["LightGBM"]
+        assert [search.best() for search in searches] == [None, None, ended["LightGBM"]]
+        assert (seen[-1].done, seen[-1].failed, seen[-1].best) == (3, 2, {"LightGBM": 0.6})
         # when no trial succeeds, the first cause is named
         with pytest.raises(StateError, match="all 1 trials failed, the first one with: MemoryError: no luck"):
-            search(one_trial_of("XGBoost"))
+            cluster.search(one_trial_of("XGBoost"), EMPTY, run_trial=broken, seed=1, done=done)
         # when what is told of a trial cannot be written, the search ends with that
         with pytest.raises(UnreachableError, match="disk"):
-            pool.search(
-                one_trial_of("LightGBM"), EMPTY, run_trial=broken, run_refit=refit, done=fail, refitted=winners.append
-            )
+            cluster.search(one_trial_of("LightGBM"), EMPTY, run_trial=broken, seed=1, done=fail)
 
 
 def fail(trial: Trial, progress: ray.Progress) -> None:
     raise UnreachableError("the disk is full", "")
 
 
-def test_a_trial_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_never_fits_is_refused() -> None:
     with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRIAL_CPUS"):
-        ray.Pool(cpus=1, trial_cpus=2, seed=1)
+        ray.Cluster(cpus=1, trial_cpus=2)
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
-    with pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"), ray.Pool(address="127.0.0.1:1", seed=1):
-        pass
+    with (
+        ray.Cluster(address="127.0.0.1:1") as cluster,
+        pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"),
+    ):
+        cluster.search([], EMPTY, run_trial=run_trial, seed=1, done=fail)
