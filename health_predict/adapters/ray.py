@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import health_predict
-from health_predict.core.errors import HealthPredictError, SettingsError, StateError, UnreachableError
+from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.core.search import FamilySearch, Point, Prepared, Trial
 
 log = logging.getLogger(__name__)
@@ -92,13 +92,19 @@ class Cluster:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        with suppress(HealthPredictError):
-            self._started.result()
+        self.end()
         self._thread.shutdown()
-        import ray
-
-        ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """Let Ray end beside what the caller does next; it takes seconds."""
+
+        def shut_down() -> None:
+            import ray
+
+            ray.shutdown()
+
+        self._thread.submit(shut_down)
 
     def _start(self) -> Any:
         """Ray itself, started or connected. Raises UnreachableError when it does not."""
@@ -106,6 +112,9 @@ class Cluster:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_DEDUP_LOGS"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Tune's actors have an environment of their own: processes started in advance would stay idle.
+        os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112 - Ray's spelling
+        os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
         try:
             import ray
 

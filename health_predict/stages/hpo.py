@@ -239,6 +239,7 @@ def _search(
         seconds=settings.search_seconds,
         done=done,
     )
+    cluster.end()
     there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
     winners = []
     for search in searches:
