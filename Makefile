@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-drift bench-image bench-serving fuzz-serving soak-serving kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-drift bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -84,11 +84,17 @@ mutants: $(READY) ## Spoil the Pulumi program in 31 places; the tests must notic
 bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours
 	@$(RUN)python benchmarks/serving.py
 
+bench-search: $(READY) ## A search by the usual script, Optuna alone, halving, and ours
+	@$(RUN)python benchmarks/search.py
+
 fuzz-serving: $(READY) ## 20,000 hostile bodies, slow clients and Schemathesis against a running service
 	@$(RUN)python benchmarks/long/fuzz_serving.py
 
 soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTERM
 	@$(RUN)python benchmarks/long/soak_serving.py
+
+kill-search: $(READY) ## A search on a separate cluster, with an MLflow that dies, and killed with -9: the same winners
+	@$(RUN)python -m benchmarks.long.kill_search
 
 kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
 	@$(RUN)python benchmarks/long/kill_simulation.py

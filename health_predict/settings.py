@@ -76,13 +76,22 @@ class Settings(BaseSettings):
     )
 
     mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")
+    mlflow_patience: float = Field(
+        300, ge=0, description="Seconds that a search waits for an MLflow which stopped answering"
+    )
     mlflow_experiment: str = Field("readmission", min_length=1, description="MLflow experiment of the searches")
     registered_model: str = Field("readmission", min_length=1, description="Name in MLflow's model registry")
 
     families: tuple[str, ...] = Field((), description="Model families to search, as a JSON list; empty: all")
     trials: int = Field(6, ge=1, le=10_000, description="Trials of each family's search")
     seed: int = Field(17, ge=0, description="Seed of the search")
+    search_seconds: float = Field(0, ge=0, description="Seconds after which no further trial begins; 0: no limit")
+    search_concurrency: int = Field(
+        2, ge=1, le=1000, description="Trials of a family that run at once; more keep a cluster busy and learn later"
+    )
     search_cpus: int = Field(0, ge=0, description="Processor cores of the search; 0: all")
+    trial_cpus: int = Field(1, ge=1, le=256, description="Processor cores of one trial")
+    trial_memory_mb: int = Field(0, ge=0, description="Memory that Ray sets aside for one trial, in MiB; 0: none")
     ray_address: str = Field("", description="Existing Ray cluster (ray://host:10001); empty: Ray on this machine")
 
     image_registry: str = Field("", description="Where images go: oci:/folder or registry.host/repository")

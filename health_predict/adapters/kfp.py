@@ -28,11 +28,15 @@ _ERRORS = {error.exit_code: error for error in HealthPredictError.__subclasses__
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a running pipeline said: a task that begins (`message` empty), or a line of a stage's log."""
+    """Something a running pipeline said: a task that begins (`message` empty), or a line of a stage's log.
+
+    `progress` is where a search is, with the fields of `adapters.ray.Progress`.
+    """
 
     stage: str
     message: str
     level: str = "info"
+    progress: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,7 @@ class _Listener:
         if "exit_code" in said:
             self.error = _ERRORS.get(int(said["exit_code"]), HealthPredictError)(message, str(said.get("remedy", "")))
         else:
-            self._tell(Event(str(said.get("stage", self.stage)), message, level))
+            self._tell(Event(str(said.get("stage", self.stage)), message, level, said.get("progress")))
 
 
 class _Lines(io.TextIOBase):

@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from health_predict.adapters.storage import disk_error
@@ -48,7 +49,17 @@ TRUSTED_TYPES = [
     "xgboost.core.Booster",
     "xgboost.sklearn.XGBClassifier",
 ]
-_UNFINISHED = "attributes.status = 'RUNNING'"
+# What a server answers, or a proxy in its place, that will be up again.
+_PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_PASSING = re.compile(r"failed with exception|error code (429|5\d\d)")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between attempts
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class _AwayError(UnreachableError):
+    """MLflow does not answer at the moment: asking again may help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +88,13 @@ class ModelVersion:
 class Tracking:
     """The tracking store and registry that the settings name.
 
-    Raises UnreachableError when it does not answer, StateError when a run or version is absent.
+    Raises UnreachableError when it does not answer, StateError when a run or version is absent. What a search writes
+    is tried again for `patience` seconds after MLflow went away; a repeat changes nothing that was written already.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patience: float = 0) -> None:
         self.uri = settings.tracking_uri
+        self.patience = patience
         self.registered_model = settings.registered_model
         self._experiment_name = settings.mlflow_experiment
         self._artifacts = (settings.home / "mlartifacts").as_uri()
@@ -114,17 +127,36 @@ class Tracking:
                 raise StateError(f"MLflow: {error.message}", "run the stage that writes it") from error
             # A server that is away is wrapped in the whole history of its retries, which is no news to anybody.
             away = "failed with exception" in error.message
-            raise UnreachableError(
+            passing = error.error_code in _PASSING_CODES or _PASSING.search(error.message)
+            raise (_AwayError if passing else UnreachableError)(
                 f"MLflow at {self.uri} {'does not answer' if away else 'says: ' + _first_line(error)}",
                 "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
             ) from error
         except (RequestException, SQLAlchemyError) as error:
-            raise UnreachableError(
+            raise _AwayError(
                 f"MLflow at {self.uri} does not answer: {_first_line(error)}",
                 "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
             ) from error
         except OSError as error:
             raise disk_error(error, Path(str(error.filename or self.uri))) from error
+
+    def _insist(self, write: Callable[[bool], Result]) -> Result:
+        """What `write` gives, tried again while MLflow is away; it is told whether it was tried before."""
+        end = time.monotonic() + self.patience
+        pause, again = _FIRST_PAUSE, False
+        while True:
+            try:
+                with self._answering():
+                    return write(again)
+            except _AwayError as error:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise
+                if not again:
+                    log.warning("%s; what it missed waits up to %.0f s for it", error.problem, self.patience)
+                again = True
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._experiment_name)
@@ -148,14 +180,14 @@ class Tracking:
 
     def run(self, run_id: str) -> RunRecord:
         """A run by its id."""
-        with self._answering():
-            return _record(self._client.get_run(run_id))
+        return _record(self._insist(lambda again: self._client.get_run(run_id)))
 
     def runs(self, where: str) -> list[RunRecord]:
         """The experiment's runs that MLflow's filter selects, newest first."""
-        found: list[RunRecord] = []
-        token: str | None = None
-        with self._answering():
+
+        def read(again: bool) -> list[RunRecord]:
+            found: list[RunRecord] = []
+            token: str | None = None
             while True:
                 page = self._client.search_runs(
                     [self._experiment_id],
@@ -169,6 +201,8 @@ class Tracking:
                 if not token:
                     return found
 
+        return self._insist(read)
+
     def children(self, parent_id: str) -> list[RunRecord]:
         """Runs below a parent."""
         return self.runs(f"tags.`mlflow.parentRunId` = '{parent_id}'")
@@ -178,21 +212,46 @@ class Tracking:
         where = f"tags.search_digest = '{search_digest}' and tags.role = 'search' and attributes.status = 'FINISHED'"
         return next(iter(self.runs(where)), None)
 
-    def end_abandoned(self, search_digest: str) -> int:
-        """Mark runs of this search KILLED that a killed process left RUNNING; how many there were."""
-        abandoned = self.runs(f"tags.search_digest = '{search_digest}' and {_UNFINISHED}")
-        with self._answering():
-            for run in abandoned:
-                self._client.set_terminated(run.run_id, "KILLED")
-        return len(abandoned)
+    def resume_search(self, search_digest: str) -> str | None:
+        """Reopen the newest unfinished parent run of this search, None when there is none.
+
+        Of its children the finished ones stay. The others go: their trials will be done again. Other unfinished
+        parents of the same search are marked KILLED.
+        """
+        where = f"tags.search_digest = '{search_digest}' and tags.role = 'search' and attributes.status != 'FINISHED'"
+        unfinished = self.runs(where)
+        if not unfinished:
+            return None
+        newest, *others = unfinished
+        for run in others:
+            if run.status == "RUNNING":
+                self._end(run.run_id, "KILLED")
+        for child in self.children(newest.run_id):
+            if child.status != "FINISHED":
+                self._delete(child.run_id)
+        self._insist(lambda again: self._client.update_run(newest.run_id, status="RUNNING"))
+        return newest.run_id
+
+    def _end(self, run_id: str, status: str) -> None:
+        self._insist(lambda again: self._client.set_terminated(run_id, status))
+
+    def _delete(self, run_id: str) -> None:
+        self._insist(lambda again: self._client.delete_run(run_id))
 
     def start_search(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Open a parent run; its id."""
-        with self._answering():
-            run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "role": "search"})
-            self._log(run.info.run_id, {}, params)
-            self._log_dataset(run.info.run_id, tags)
-            return str(run.info.run_id)
+
+        def write(again: bool) -> str:
+            # An attempt whose answer got lost may have made the run.
+            run_id = self.resume_search(tags.get("search_digest", "")) if again else None
+            if run_id is None:
+                run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "role": "search"})
+                run_id = str(run.info.run_id)
+            self._log(run_id, {}, params)
+            self._log_dataset(run_id, tags)
+            return run_id
+
+        return self._insist(write)
 
     def _log_dataset(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Name the dataset of a search, so that MLflow's pages show and filter it."""
@@ -210,10 +269,23 @@ class Tracking:
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
     def end_search(self, run_id: str, metrics: Mapping[str, float], status: str = "FINISHED") -> None:
-        """Close a parent run."""
-        with self._answering():
+        """Close a parent run. Of children with one name, which an answer that got lost leaves, one stays."""
+        for doubles in self._by_name(run_id).values():
+            doubles.sort(key=lambda child: child.status == "RUNNING")
+            for child in doubles[1:]:
+                self._delete(child.run_id)
+
+        def write(again: bool) -> None:
             self._log(run_id, metrics, {})
             self._client.set_terminated(run_id, status)
+
+        self._insist(write)
+
+    def _by_name(self, parent_id: str) -> dict[str, list[RunRecord]]:
+        found: dict[str, list[RunRecord]] = {}
+        for child in self.children(parent_id):
+            found.setdefault(child.name, []).append(child)
+        return found
 
     def log_trial(
         self,
@@ -226,15 +298,20 @@ class Tracking:
         failed: bool = False,
     ) -> str:
         """Write a finished trial as a child run; its id."""
-        with self._answering():
-            run = self._client.create_run(
-                self._experiment_id,
-                run_name=name,
-                tags={**tags, "role": "trial", "mlflow.parentRunId": parent_id},
-            )
-            self._log(run.info.run_id, metrics, params)
-            self._client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
-            return str(run.info.run_id)
+
+        def write(again: bool) -> str:
+            # An attempt whose answer got lost may have made the run.
+            made = self._by_name(parent_id).get(name, []) if again else []
+            run_id = made[0].run_id if made else self._create_child(parent_id, name, tags, "trial")
+            self._log(run_id, metrics, params)
+            self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+            return run_id
+
+        return self._insist(write)
+
+    def _create_child(self, parent_id: str, name: str, tags: Mapping[str, str], role: str) -> str:
+        tags = {**tags, "role": role, "mlflow.parentRunId": parent_id}
+        return str(self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id)
 
     def log_best(
         self,
@@ -245,43 +322,62 @@ class Tracking:
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         files: Mapping[str, Any],
+        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     ) -> str:
-        """Write a `Best_<Family>_Model` run: the fitted pipeline, its preprocessor beside it, and JSON files."""
-        with self._answering():
-            run = self._client.create_run(
-                self._experiment_id,
-                run_name=f"Best_{family}_Model",
-                tags={**tags, "role": "best", "mlflow.parentRunId": parent_id},
-            )
-            run_id = str(run.info.run_id)
+        """Write a `Best_<Family>_Model` run: the fitted pipeline, its preprocessor beside it, and JSON files.
+
+        `curves` are metrics over steps.
+        """
+        name = f"Best_{family}_Model"
+
+        def write(again: bool) -> str:
+            for half in self._by_name(parent_id).get(name, []) if again else []:
+                self._client.delete_run(half.run_id)
+            run_id = self._create_child(parent_id, name, tags, "best")
             try:
-                self._log(run_id, metrics, params)
+                self._log(run_id, metrics, params, curves)
                 for path, content in files.items():
                     self._client.log_dict(run_id, content, path)
                 with self._mlflow.start_run(run_id=run_id):
                     requirements = _requirements()
-                    for name, part in ((PREPROCESSOR, pipeline.named_steps["features"]), (MODEL, pipeline)):
+                    for part_name, part in ((PREPROCESSOR, pipeline.named_steps["features"]), (MODEL, pipeline)):
                         self._mlflow.sklearn.log_model(
                             part,
-                            name=name,
+                            name=part_name,
                             serialization_format="skops",
                             skops_trusted_types=TRUSTED_TYPES,
                             pip_requirements=requirements,
                         )
             except BaseException:
-                self._client.set_terminated(run_id, "FAILED")
+                with suppress(Exception):  # the cause is what counts
+                    self._client.set_terminated(run_id, "FAILED")
                 raise
             return run_id
 
-    def _log(self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> None:
+        return self._insist(write)
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any],
+        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    ) -> None:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
+        values = [(name, float(value), 0) for name, value in metrics.items()]
+        values += [(name, float(value), step) for name, curve in (curves or {}).items() for step, value in curve]
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()],
+            metrics=[Metric(name, value, now, step) for name, value, step in values],
             params=[Param(name, str(value)) for name, value in params.items()],
         )
+
+    def curve(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """A metric over its steps, as (step, value); empty when there is none."""
+        history = self._insist(lambda again: self._client.get_metric_history(run_id, name))
+        return sorted((int(item.step), float(item.value)) for item in history)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics to a run."""
@@ -295,8 +391,7 @@ class Tracking:
 
     def log_text(self, run_id: str, path: str, text: str) -> None:
         """Store a text file of a run."""
-        with self._answering():
-            self._client.log_text(run_id, text, path)
+        self._insist(lambda again: self._client.log_text(run_id, text, path))
 
     def read_text(self, run_id: str, path: str) -> str:
         """Read a text file of a run. Raises StateError when there is none."""

@@ -1,149 +1,389 @@
 """Ray Tune: the trials of all families on reused actors that share one copy of the data.
 
 Process starts and imports cost more than most trials, so there is one Tuner for all families, its actors stay,
-and the matrices lie in Ray's object store, where actors read them without a copy.
+and the matrices lie in Ray's object store, where actors read them without a copy. Which point comes next and where
+a trial stops is told by `core/search.py`: `Course` puts its families behind Tune's `Searcher`. Ray starts in a thread,
+while the caller prepares the data. Nothing of a search is left with Ray: what ended is handed to the caller at once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-import numpy.typing as npt
-
-from health_predict.core.errors import StateError, UnreachableError
+import health_predict
+from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.core.search import FamilySearch, Point, Prepared, Trial
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 * 1024**2
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
+# What a search's result depends on besides our own code, and what fitted models are pickled with.
+LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy", "optuna")
+START_SECONDS = 300.0
+POLL_SECONDS = 1.0
+ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
+TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a search as if it were whole
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # MLflow holds what a search is continued from
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+# What an actor runs: metrics, AUCs at the rungs, whether it was stopped there. Must be importable there.
+RunTrial = Callable[[Point, Prepared, int, int], tuple[Mapping[str, float], tuple[float, ...], bool]]
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What every trial sees: rows (n, d) float32 and labels (n,) int8 of both parts."""
+@dataclass(slots=True)
+class Progress:
+    """Where a search is: numbers of trials, the best AUC of each family, seconds left (None: not known yet)."""
 
-    train_rows: npt.NDArray[np.float32]
-    train_labels: npt.NDArray[np.int8]
-    validation_rows: npt.NDArray[np.float32]
-    validation_labels: npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One point of a family's space and how it did; `error` is empty unless it failed."""
-
-    family: str
-    index: int
-    parameters: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    seconds: float
-    error: str = ""
+    total: int
+    done: int
+    running: int
+    stopped: int
+    failed: int
+    best: dict[str, float] = field(default_factory=dict)
+    seconds_left: float | None = None
 
 
-# Fits one point and gives its validation metrics; must be importable by the actors.
-Objective = Callable[[str, Mapping[str, Any], Prepared, int], Mapping[str, float]]
+Tell = Callable[[Trial, Progress], object]
 
 
-def search(
-    points: Sequence[tuple[str, int, Mapping[str, Any]]],
-    objective: Objective,
-    data: Prepared,
-    *,
-    seed: int,
-    cpus: int = 0,
-    address: str = "",
-    done: Callable[[Trial], None],
-) -> list[Trial]:
-    """Run `objective` for every (family, index, parameters) and call `done` in this process as each one ends.
+class Cluster:
+    """A Ray of our own, or the cluster at `address`: starts with its block, in a thread, and ends with it.
 
-    Ends with the trials in the order of `points`. A trial that raises is recorded with its reason; when all
-    failed, raises StateError that names the first cause. Raises UnreachableError when Ray does not start.
+    `cpus` cores are used here (0: all); `trial_cpus` and `trial_memory_mb` are what one trial gets. Raises
+    SettingsError when a trial never fits.
     """
-    with _ray(cpus, address) as folder:
-        from ray import tune
 
-        results: dict[tuple[str, int], Trial] = {}
+    def __init__(self, *, cpus: int = 0, address: str = "", trial_cpus: int = 1, trial_memory_mb: int = 0) -> None:
+        self._cpus = cpus or os.cpu_count() or 1
+        self._address = address
+        self._trial_cpus = trial_cpus
+        self._trial_memory = trial_memory_mb * 1024**2
+        if not address and trial_cpus > self._cpus:
+            raise SettingsError(
+                f"a trial asks for {trial_cpus} cores, the search has {self._cpus}",
+                "lower HEALTH_PREDICT_TRIAL_CPUS or raise HEALTH_PREDICT_SEARCH_CPUS",
+            )
 
-        def record(trial: Trial) -> None:
-            if (trial.family, trial.index) not in results:
-                results[trial.family, trial.index] = trial
-                done(trial)
+    def __enter__(self) -> Cluster:
+        # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
+        self._folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
+        self._thread = ThreadPoolExecutor(1, "ray-start")
+        self._started = self._thread.submit(self._start)
+        return self
 
-        trainable = tune.with_parameters(_run, objective=objective, data=data, seed=seed)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            param_space={
-                "point": tune.grid_search(
-                    [dict(zip(("family", "index", "parameters"), p, strict=True)) for p in points]
+    def __exit__(self, *raised: object) -> None:
+        self.end()
+        self._thread.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """Let Ray end beside what the caller does next; it takes seconds."""
+
+        def shut_down() -> None:
+            import ray
+
+            ray.shutdown()
+
+        self._thread.submit(shut_down)
+
+    def _start(self) -> Any:
+        """Ray itself, started or connected. Raises UnreachableError when it does not."""
+        # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_DEDUP_LOGS"] = "0"
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Tune's actors have an environment of their own: processes started in advance would stay idle.
+        os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112 - Ray's spelling
+        os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
+        try:
+            import ray
+
+            if self._address:
+                _require_listener(self._address)
+                ray.init(
+                    address=self._address,
+                    # The workers run this code, whatever version of it their image holds.
+                    runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
                 )
-            },
-            tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="search", storage_path=str(folder), verbose=0, callbacks=[_callback(record)]
-            ),
+            else:
+                _start_here(ray, self._cpus, self._folder)
+            return ray
+        except Exception as error:
+            raise UnreachableError(
+                f"Ray did not start: {_first_line(error)}",
+                "check memory and /dev/shm with `health-predict doctor`, or HEALTH_PREDICT_RAY_ADDRESS",
+            ) from error
+
+    def search(
+        self,
+        searches: Sequence[FamilySearch],
+        data: Prepared,
+        *,
+        run_trial: RunTrial,
+        seed: int,
+        seconds: float = 0,
+        done: Tell,
+    ) -> Sequence[FamilySearch]:
+        """The searches with all their trials done; `done` is called with each trial as it ends.
+
+        It is called in one thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no
+        limit) no further trial begins. A trial that raises, or whose process dies twice, is recorded with its reason;
+        when all failed, raises StateError with the first cause.
+        """
+        ray = self._started.result()
+        # As many as can run at once are asked for in advance.
+        ahead = self._room(ray)
+        if self._address:
+            self._check_libraries(ray)
+            ahead = sum(search.concurrency for search in searches)
+        needs = {"cpu": self._trial_cpus, **({"memory": self._trial_memory} if self._trial_memory else {})}
+        course = Course(searches, seconds)
+        writes: list[Future[object]] = []
+        with ThreadPoolExecutor(1, "search-log") as writer:
+
+            def tell(trial: Trial, progress: Progress) -> None:
+                writes.append(writer.submit(done, trial, progress))
+                for write in writes:
+                    if write.done():
+                        write.result()
+
+            try:
+                tune = (course, data, run_trial, seed, needs, ahead)
+                searches = _tune_inside(ray, tune, tell) if "://" in self._address else _tune(*tune, tell)
+            except BaseException:
+                writer.shutdown(wait=False, cancel_futures=True)
+                for write in writes:
+                    if write.done() and not write.cancelled():
+                        write.result()  # what could not be written is the cause of what Tune raised
+                raise
+        for write in writes:
+            write.result()
+        _require_success([trial for search in searches for trial in search.ended.values()])
+        return searches
+
+    def _room(self, ray: Any) -> int:
+        """How many trials fit at once. Raises SettingsError when none does, unless a cluster may grow."""
+        total = ray.cluster_resources()
+        room = int(total.get("CPU", 0) // self._trial_cpus)
+        if self._trial_memory:
+            room = min(room, int(total.get("memory", 0) // self._trial_memory))
+        if not room and not self._address:
+            raise SettingsError(
+                f"a trial asks for {self._trial_memory // 1024**2} MiB, more than Ray has here",
+                "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
+            )
+        return room
+
+    def _check_libraries(self, ray: Any) -> None:
+        try:
+            asked = ray.remote(libraries).options(num_cpus=self._trial_cpus).remote()
+            theirs = ray.get(asked, timeout=START_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
+            raise UnreachableError(
+                f"no processor of the Ray cluster was free within {START_SECONDS:.0f} s",
+                "add workers to it, or wait for what runs there",
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise UnreachableError(
+                f"Ray starts no worker: {_first_line(error)}", "the workers need this project's training libraries"
+            ) from error
+        ours = libraries()
+        different = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
+        if different:
+            raise StateError(
+                f"the workers of the Ray cluster have {', '.join(different)}",
+                "give them the image or the lock file of this version",
+            )
+
+
+class Course:
+    """What all families together try next, and how far they are."""
+
+    def __init__(self, searches: Sequence[FamilySearch], seconds: float) -> None:
+        self.searches = searches
+        self._seconds = seconds
+        self._began = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether no further trial may begin."""
+        spent = all(search.begun == search.trials for search in self.searches)
+        return spent or (bool(self._seconds) and time.monotonic() - self._began >= self._seconds)
+
+    def next(self) -> Point | None:
+        """A point of the family that has most to do, so that all end together; None while all have to wait."""
+        for search in sorted(self.searches, key=_to_do, reverse=True):
+            point = search.next()
+            if point is not None:
+                return point
+        return None
+
+    def end(self, trial: Trial, running: int) -> Progress:
+        """Take the result of a trial; `running` others are under way."""
+        next(search for search in self.searches if search.family.name == trial.family).end(trial)
+        ended = [trial for search in self.searches for trial in search.ended.values()]
+        total = sum(search.trials for search in self.searches)
+        gone = time.monotonic() - self._began
+        left = gone / len(ended) * (total - len(ended))
+        best = {search.family.name: found.metrics["auc"] for search in self.searches if (found := search.best())}
+        return Progress(
+            total,
+            len(ended),
+            running,
+            sum(trial.stopped for trial in ended),
+            sum(bool(trial.error) for trial in ended),
+            best,
+            min(left, max(0.0, self._seconds - gone)) if self._seconds else left,
         )
-        tuner.fit()
-    return collected(
-        [
-            results.get((family, index)) or Trial(family, index, parameters, {}, 0.0, "did not end")
-            for family, index, parameters in points
-        ]
-    )
 
 
-def collected(trials: list[Trial]) -> list[Trial]:
-    """The trials, when at least one succeeded. Raises StateError with the first cause when none did."""
-    if all(trial.error for trial in trials):
-        raise StateError(
-            f"all {len(trials)} trials failed, the first one with: {trials[0].error}", "see the log of the stage"
-        )
-    return trials
+def _to_do(search: FamilySearch) -> tuple[float, int]:
+    """Seconds that the rest of a family takes (unknown: infinite), then the fewer were begun."""
+    left = search.trials - search.begun
+    seconds = [trial.seconds for trial in search.ended.values()]
+    return (left * sum(seconds) / len(seconds) if seconds else math.inf if left else 0.0, -search.begun)
 
 
-def _run(config: dict[str, Any], objective: Objective, data: Prepared, seed: int) -> dict[str, Any]:
-    point = config["point"]
-    try:
-        return dict(objective(point["family"], point["parameters"], data, seed))
-    except Exception as error:
-        # A reported failure keeps the actor; a raised one would start a new one and its imports.
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
+def _tune(
+    course: Course, data: Prepared, run_trial: RunTrial, seed: int, needs: Mapping[str, float], ahead: int, tell: Tell
+) -> Sequence[FamilySearch]:
+    """Run a course with `ray.tune`, `ahead` trials asked for in advance; its searches."""
+    os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(ahead))
+    from ray import tune
+    from ray.tune.search import Searcher
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-def _callback(record: Callable[[Trial], None]) -> Any:
-    from ray.tune import Callback
+    class Fit(tune.Trainable):  # type: ignore[misc]
+        """An actor: its imports stay from one trial to the next."""
 
-    class Recorder(Callback):  # type: ignore[misc]
-        """Hands each ended trial to the driver at once."""
+        def setup(self, config: dict[str, Any], data: Prepared) -> None:
+            self.data = data
+
+        def reset_config(self, config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {"trial": _fit(run_trial, self.config["point"], self.data, seed, int(needs["cpu"])), "done": True}
+
+    class Points(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            point = None if course.over else course.next()
+            return {"point": point} if point else Searcher.FINISHED if course.over else None
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            """`Ended` takes it: it is told why a process died."""
+
+        def save(self, path: str) -> None:
+            """MLflow holds what a search is continued from."""
+
+    class Ended(tune.Callback):  # type: ignore[misc]
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Tune saves its callbacks; this one is of no use to another process.
+            return tune.Callback, ()
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            point = trial.config["point"]
+            log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            result = trial.last_result
-            found = {name: float(value) for name, value in result.items() if name in METRICS}
-            record(_trial(trial, found, str(result.get("error", ""))))
+            self._end(trial.last_result["trial"], trial, trials)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            # Only the loss of the whole process comes here, such as running out of memory.
-            record(_trial(trial, {}, f"its process died: {type(trial.get_error()).__name__}"))
+            # Only the loss of the whole process comes here.
+            cause = trial.get_error()
+            out_of_memory = "memory" in f"{type(cause).__name__} {cause}".lower()
+            reason = "out of memory" if out_of_memory else type(cause).__name__
+            point = trial.config["point"]
+            died = f"its process died {ATTEMPTS} times: {reason}"
+            self._end(Trial(point.family, point.index, point.parameters, {}, 0.0, error=died), trial, trials)
 
-    return Recorder()
+        def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
+            running = sum(other.status == "RUNNING" and other is not trial for other in trials)
+            tell(ended, course.end(ended, running))
+
+    with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(Fit, data=data), dict(needs)),
+            tune_config=tune.TuneConfig(
+                search_alg=Points(), num_samples=sum(search.trials for search in course.searches), reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[Ended()],
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+    return course.searches
 
 
-METRICS = ("auc", "average_precision", "f1", "brier")
+def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
+    began = time.monotonic()
+    try:
+        metrics, rungs, stopped = run_trial(point, data, seed, threads)
+    except Exception as error:
+        # A failure that is reported keeps the actor; a raised one would start a new one and its imports.
+        reason = f"{type(error).__name__}: {error}"[:300]
+        return Trial(point.family, point.index, point.parameters, {}, time.monotonic() - began, error=reason)
+    return Trial(point.family, point.index, point.parameters, metrics, time.monotonic() - began, rungs, stopped)
 
 
-def _trial(trial: Any, metrics: Mapping[str, float], error: str) -> Trial:
-    point = trial.config["point"]
-    seconds = float((trial.last_result or {}).get("time_total_s", 0.0))
-    return Trial(point["family"], int(point["index"]), point["parameters"], metrics, seconds, error)
+def _tune_inside(ray: Any, tune: tuple[Any, ...], tell: Tell) -> Sequence[FamilySearch]:
+    """`_tune` in a task of a cluster to which only Ray's client port leads; what ended comes back through a queue."""
+    from ray.util.queue import Empty, Queue
+
+    course, data, *others = tune
+    ended = Queue()
+    task = ray.remote(_tune).options(num_cpus=0).remote(course, ray.put(data), *others, lambda *event: ended.put(event))
+    over = False
+    while not over:
+        # Looked at before the queue, so that nothing that was sent in between is left there.
+        over = bool(ray.wait([task], timeout=0)[0])
+        with suppress(Empty):
+            while True:
+                tell(*ended.get(block=not over, timeout=POLL_SECONDS))
+    found: Sequence[FamilySearch] = ray.get(task)
+    return found
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that a search's result depends on, in this process."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _require_success(trials: Sequence[Trial]) -> None:
+    if all(trial.error for trial in trials):
+        first = f", the first one with: {trials[0].error}" if trials else ""
+        raise StateError(f"all {len(trials)} trials failed{first}", "see the log of the stage")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _require_listener(address: str) -> None:
@@ -153,8 +393,16 @@ def _require_listener(address: str) -> None:
         socket.create_connection((where.hostname, where.port), timeout=10).close()
 
 
-def _start(ray: Any, cpus: int, folder: Path) -> None:
+def _start_here(ray: Any, cpus: int, folder: Path) -> None:
     """Start a Ray of our own; once more where a busy machine needs longer than the half minute Ray gives itself."""
+    with suppress(OSError):
+        if shutil.disk_usage(SHARED_MEMORY).free < OBJECT_STORE_BYTES:
+            log.warning(
+                "%s has less than %d MiB free: Ray uses the temporary folder, which is slower "
+                "-> in a container: --shm-size=512m",
+                SHARED_MEMORY,
+                OBJECT_STORE_BYTES // 1024**2,
+            )
     for attempt in (1, 2):
         try:
             ray.init(
@@ -171,35 +419,3 @@ def _start(ray: Any, cpus: int, folder: Path) -> None:
             if attempt == 2:
                 raise
             log.warning("Ray did not start in time; trying once more")
-
-
-@contextmanager
-def _ray(cpus: int, address: str) -> Iterator[Path]:
-    """A Ray of our own that ends with the block, or the cluster at `address`; gives a folder for Tune's files."""
-    # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["RAY_DEDUP_LOGS"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    import ray
-
-    # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
-    folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
-    try:
-        try:
-            if address:
-                _require_listener(address)
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            else:
-                _start(ray, cpus or os.cpu_count() or 1, folder)
-        except Exception as error:
-            raise UnreachableError(
-                f"Ray did not start: {(str(error).strip().splitlines() or [type(error).__name__])[0][:300]}",
-                "check memory and /dev/shm with `health-predict doctor`, or HEALTH_PREDICT_RAY_ADDRESS",
-            ) from error
-        yield folder
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,14 +1,14 @@
 """Model families and their search spaces: one entry here is all that a new family needs.
 
-A family says what is searched, what is fixed, and how its estimator is built; `docs/extend.md` shows an example.
-Estimators take the dense float32 matrix of `EncounterFeatures` and answer `predict_proba`. None weighs the classes:
-scores stay probabilities, and the threshold does the deciding.
+A family says what is searched, what is fixed, how its estimator is built, and how its fit is watched while it goes
+on; `docs/extend.md` shows an example. Estimators take the dense float32 matrix of `EncounterFeatures` and answer
+`predict_proba`. None weighs the classes: scores stay probabilities, and the threshold does the deciding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,15 +37,26 @@ class Choice:
     options: tuple[Any, ...]
 
 
+Rows = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int8]
 Space = Mapping[str, Range | Choice]
 Build = Callable[[Mapping[str, Any], int, int], Any]
+# Probabilities (n,) of the model as it is now, for rows (n, d).
+Score = Callable[[Rows], npt.NDArray[Any]]
+# Told the rounds done and the model so far; True ends the fit there.
+Watch = Callable[[int, Score], bool]
+# Fits an unfitted estimator and tells the watcher after each number of rounds in the sequence.
+Watched = Callable[[Any, Rows, Labels, Sequence[int], Watch], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """One kind of model.
 
-    `build(parameters, seed, threads)` gives an unfitted estimator; `first` is tried before anything is drawn.
+    `build(parameters, seed, threads)` gives an unfitted estimator; `first` is tried before anything is drawn. A
+    family that grows in rounds names the parameter that counts them in `rounds` and tells in `watched` how its fit
+    is looked at on the way; one without reports once, at its end. A fit that is watched to its end gives the very
+    model of one that is not.
     """
 
     name: str
@@ -53,23 +64,35 @@ class Family:
     first: Mapping[str, Any]
     build: Build
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    rounds: str = ""
+    watched: Watched | None = None
 
     def fit(
         self,
         parameters: Mapping[str, Any],
-        rows: npt.NDArray[np.float32],
-        labels: npt.NDArray[np.int8],
+        rows: Rows,
+        labels: Labels,
         *,
         seed: int,
         threads: int = 1,
+        shares: Sequence[float] = (),
+        watch: Watch | None = None,
     ) -> Any:
-        """A fitted estimator; rows (n, d), labels (n,)."""
+        """A fitted estimator; rows (n, d), labels (n,).
+
+        `watch` is told of the model after each of these shares (between 0 and 1) of its rounds.
+        """
         # Search libraries hand whole numbers back as floats.
         exact = {
             name: int(value) if isinstance(self.space.get(name), Range) and self.space[name].integer else value  # type: ignore[union-attr]
             for name, value in parameters.items()
         }
-        return self.build({**self.fixed, **exact}, seed, threads).fit(rows, labels)
+        whole = {**self.fixed, **exact}
+        estimator = self.build(whole, seed, threads)
+        if watch is None or self.watched is None:
+            return estimator.fit(rows, labels)
+        at = sorted({max(1, round(share * whole[self.rounds])) for share in shares})
+        return self.watched(estimator, rows, labels, at, watch)
 
 
 class StandardizedLogisticRegression:
@@ -116,6 +139,45 @@ def _lightgbm(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
     return LGBMClassifier(random_state=seed, n_jobs=threads, **parameters)
 
 
+def warm_start(rounds: str) -> Watched:
+    """Watches a scikit-learn ensemble by fitting it on from one number of rounds to the next."""
+
+    def watched(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
+        whole = estimator.get_params()[rounds]
+        estimator.set_params(warm_start=True)
+        for done in at:
+            estimator.set_params(**{rounds: done}).fit(rows, labels)
+            if watch(done, lambda matrix: estimator.predict_proba(matrix)[:, 1]) or done == whole:
+                break
+        else:
+            estimator.set_params(**{rounds: whole}).fit(rows, labels)
+        return estimator.set_params(warm_start=False)
+
+    return watched
+
+
+def _watched_xgboost(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
+    from xgboost.callback import TrainingCallback
+
+    class Watcher(TrainingCallback):  # type: ignore[misc]
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            return epoch + 1 in at and watch(epoch + 1, model.inplace_predict)
+
+    # A fitted model must not carry the callback along.
+    return estimator.set_params(callbacks=[Watcher()]).fit(rows, labels).set_params(callbacks=None)
+
+
+def _watched_lightgbm(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
+    from lightgbm.callback import EarlyStopException
+
+    def watcher(state: Any) -> None:
+        done = state.iteration + 1
+        if done in at and watch(done, state.model.predict):
+            raise EarlyStopException(state.iteration, [])
+
+    return estimator.fit(rows, labels, callbacks=[watcher])
+
+
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
@@ -135,6 +197,8 @@ FAMILIES: Mapping[str, Family] = {
             first={"min_samples_leaf": 10, "max_features": "sqrt", "max_depth": 24},
             build=_random_forest,
             fixed={"n_estimators": 200},
+            rounds="n_estimators",
+            watched=warm_start("n_estimators"),
         ),
         Family(
             "XGBoost",
@@ -156,6 +220,8 @@ FAMILIES: Mapping[str, Family] = {
             },
             build=_xgboost,
             fixed={"subsample": 0.8, "tree_method": "hist", "objective": "binary:logistic"},
+            rounds="n_estimators",
+            watched=_watched_xgboost,
         ),
         Family(
             "LightGBM",
@@ -177,6 +243,8 @@ FAMILIES: Mapping[str, Family] = {
             },
             build=_lightgbm,
             fixed={"subsample": 0.8, "subsample_freq": 1, "verbose": -1, "deterministic": True, "force_row_wise": True},
+            rounds="n_estimators",
+            watched=_watched_lightgbm,
         ),
     )
 }

@@ -317,6 +317,32 @@ def interval_dots(
         return _plot(figure, title, description, [label_heading, f"{value_label} (interval)"], rows)
 
 
+def scatter(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    hollow: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+    digits: int = 3,
+) -> Plot:
+    """Groups of (x, y) points, x on a log scale; `hollow` ones belong to the same groups and are drawn as rings."""
+    with _canvas(3.2) as (figure, axes):
+        rows = []
+        for (name, group), (colour, _, marker) in zip(points.items(), _styles(), strict=False):
+            rings = hollow.get(name, ())
+            axes.scatter(*zip(*group, strict=True), color=colour, marker=marker, s=22, label=name) if group else None
+            if rings:
+                axes.scatter(*zip(*rings, strict=True), facecolors="none", edgecolors=colour, marker=marker, s=22)
+            rows += [[name, number(x, 1), number(y, digits)] for x, y in sorted([*group, *rings])]
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _decorate(axes, x_label, y_label, "both")
+        _legend(figure, axes)
+        return _plot(figure, title, description, ["", x_label, y_label], rows)
+
+
 def roc(
     outcomes: npt.ArrayLike,
     probabilities: Mapping[str, npt.NDArray[Any]],

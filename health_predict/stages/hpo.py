@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,9 @@ from health_predict.adapters import ray
 from health_predict.adapters.mlflow import RunRecord, Tracking
 from health_predict.adapters.storage import whole_file
 from health_predict.core import families
-from health_predict.core.errors import StateError
-from health_predict.core.families import BASELINE, FAMILIES, Family
+from health_predict.core.errors import HealthPredictError, StateError
+from health_predict.core.families import BASELINE, Family
+from health_predict.core.search import METRICS, RUNGS, FamilySearch, Prepared, Refitted, Trial, run_refit, run_trial
 from health_predict.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A search is the same when these are: another version of any fits other models.
-_LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy")
-_SOURCES = ("columns", "row_encoder", "features", "families", "evaluation")
+# A search is the same when this code is.
+_SOURCES = ("columns", "row_encoder", "features", "families", "evaluation", "search")
 LEADERBOARD = "leaderboard.html"
+_RUNG = "auc_rung_{}"
+_CURVES = ("curve_training_auc", "curve_validation_auc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,13 @@ def hpo(
 ) -> HpoResult:
     """Search every family of the settings on `train`, judge on `validation`, and log it all in MLflow.
 
-    The same search (data, families, trials, seed, code, libraries) is done once: a repeat gives the same parent
-    run. A search that was killed leaves its runs marked KILLED and is done anew. Trials are ranked by AUC on the
-    validation rows, the least noisy of the metrics; families are compared by F1 in `register`.
+    The same search (data, families, budget, seed, code, libraries) is done once: a repeat gives the same parent
+    run. One that was killed goes on in its parent run with the trials that it had finished. Trials are ranked by AUC
+    on the validation rows, the least noisy of the metrics; families are compared by F1 in `register`.
     """
     chosen = families.choose(settings.families)
     digest = search_digest(settings, dataset_digest, chosen)
-    tracking = Tracking(settings)
+    tracking = Tracking(settings, patience=settings.mlflow_patience)
     existing = tracking.finished_search(digest)
     if existing is not None:
         log.info("the same search is there already: run %s", existing.run_id)
@@ -93,39 +97,51 @@ def _new_search(
     from health_predict.core.features import EncounterFeatures
     from health_predict.report.leaderboard import leaderboard_page
 
-    abandoned = tracking.end_abandoned(tags["search_digest"])
-    if abandoned:
-        log.info("%d runs of an earlier, killed search are marked KILLED", abandoned)
-    train_frame, validation_frame = load_part(train), load_part(validation)
-    log.info("encoding %d training and %d validation encounters", len(train_frame), len(validation_frame))
-    preprocessor = EncounterFeatures().fit(train_frame)
-    data = ray.Prepared(
-        preprocessor.transform(train_frame),
-        target(train_frame),
-        preprocessor.transform(validation_frame),
-        target(validation_frame),
-    )
-    parent = tracking.start_search(
-        f"search-{tags['search_digest'][:8]}",
-        tags,
-        {
-            "families": ",".join(family.name for family in chosen),
-            "trials": settings.trials,
-            "seed": settings.seed,
-            "train_rows": len(train_frame),
-            "validation_rows": len(validation_frame),
-            "positions": data.train_rows.shape[1],
-        },
-    )
-    try:
-        trials = _search(settings, chosen, data, tracking, parent, tags)
-        _log_best(settings, chosen, trials, data, preprocessor, tracking, parent, tags)
-        best = max(_best_metrics(tracking, parent).values(), key=lambda found: found["f1"])
-        page = leaderboard_page(tracking.run(parent), tracking.children(parent))
-        tracking.log_text(parent, LEADERBOARD, page)
-    except BaseException:
-        tracking.end_search(parent, {}, "FAILED")
-        raise
+    log.info("searching %d trials of %d families; Ray starts", settings.trials * len(chosen), len(chosen))
+    # First, because it starts while this process prepares the data.
+    with ray.Cluster(
+        cpus=settings.search_cpus,
+        address=settings.ray_address,
+        trial_cpus=settings.trial_cpus,
+        trial_memory_mb=settings.trial_memory_mb,
+    ) as cluster:
+        train_frame, validation_frame = load_part(train), load_part(validation)
+        log.info("encoding %d training and %d validation encounters", len(train_frame), len(validation_frame))
+        preprocessor = EncounterFeatures().fit(train_frame)
+        data = Prepared(
+            preprocessor.transform(train_frame),
+            target(train_frame),
+            preprocessor.transform(validation_frame),
+            target(validation_frame),
+        )
+        parent = tracking.resume_search(tags["search_digest"]) or tracking.start_search(
+            f"search-{tags['search_digest'][:8]}",
+            tags,
+            {
+                "families": ",".join(family.name for family in chosen),
+                "trials": settings.trials,
+                "seed": settings.seed,
+                "train_rows": len(train_frame),
+                "validation_rows": len(validation_frame),
+                "positions": data.train_rows.shape[1],
+            },
+        )
+        try:
+            _search(settings, chosen, cluster, data, preprocessor, tracking, parent, tags)
+            best = max(_best_metrics(tracking, parent).values(), key=lambda found: found["f1"])
+            children = tracking.children(parent)
+            curves = {
+                run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES]
+                for run in children
+                if run.tags["role"] == "best"
+            }
+            page = leaderboard_page(tracking.run(parent), children, curves)
+            tracking.log_text(parent, LEADERBOARD, page)
+        except BaseException:
+            tracking.patience = 0
+            with suppress(HealthPredictError):
+                tracking.end_search(parent, {}, "FAILED")
+            raise
     # Last: only a whole search counts as finished.
     tracking.end_search(parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
     return parent, page
@@ -137,8 +153,11 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
         "dataset": dataset_digest,
         "families": [family.name for family in chosen],
         "trials": settings.trials,
+        "seconds": settings.search_seconds,
+        "concurrency": settings.search_concurrency,
+        "threads": settings.trial_cpus,
         "seed": settings.seed,
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": ray.libraries(),
         "code": {
             name: hashlib.sha256((Path(health_predict.core.__path__[0]) / f"{name}.py").read_bytes()).hexdigest()
             for name in _SOURCES
@@ -147,14 +166,7 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def objective(family: str, parameters: Mapping[str, Any], data: ray.Prepared, seed: int) -> dict[str, float]:
-    """Validation metrics of one point; runs in Ray's actors, on one thread."""
-    estimator = FAMILIES[family].fit(parameters, data.train_rows, data.train_labels, seed=seed)
-    found, _ = _validated(estimator, data)
-    return {name: found[name] for name in ray.METRICS}
-
-
-def _validated(estimator: Any, data: ray.Prepared) -> tuple[dict[str, float], float]:
+def _validated(estimator: Any, data: Prepared) -> tuple[dict[str, float], float]:
     """All metrics on the validation rows at the threshold with the largest F1, and that threshold."""
     from health_predict.core.evaluation import f1_threshold, metrics
 
@@ -166,18 +178,20 @@ def _validated(estimator: Any, data: ray.Prepared) -> tuple[dict[str, float], fl
 def _search(
     settings: Settings,
     chosen: tuple[Family, ...],
-    data: ray.Prepared,
+    cluster: ray.Cluster,
+    data: Prepared,
+    preprocessor: EncounterFeatures,
     tracking: Tracking,
     parent: str,
     tags: Mapping[str, str],
-) -> list[ray.Trial]:
-    points = {family.name: families.draws(family, settings.trials, settings.seed) for family in chosen}
-    # Families in turn, so that every one has a result early.
-    order = [(name, index, points[name][index]) for index in range(settings.trials) for name in points]
-    ended: list[ray.Trial] = []
+) -> None:
+    """Run what is missing of the search and log each trial and each family's winner as it ends."""
+    finished = [run for run in tracking.children(parent) if run.status == "FINISHED"]
+    recorded = [_recorded(run) for run in finished if run.tags["role"] == "trial"]
+    if recorded:
+        log.info("continuing search %s: %d trials are done", parent, len(recorded))
 
-    def done(trial: ray.Trial) -> None:
-        ended.append(trial)
+    def done(trial: Trial, progress: ray.Progress) -> None:
         tracking.log_trial(
             parent,
             f"{trial.family}-{trial.index:03d}",
@@ -185,58 +199,96 @@ def _search(
                 **tags,
                 "family": trial.family,
                 "trial": str(trial.index),
+                "stopped_early": str(trial.stopped).lower(),
                 **({"error": trial.error} if trial.error else {}),
             },
             trial.parameters,
-            {**trial.metrics, "seconds": trial.seconds},
+            {
+                **trial.metrics,
+                **{_RUNG.format(rung): auc for rung, auc in enumerate(trial.rungs)},
+                "seconds": trial.seconds,
+            },
             failed=bool(trial.error),
         )
-        best = max((t for t in ended if not t.error), key=lambda t: t.metrics["auc"], default=None)
+        best = max(progress.best, key=lambda name: progress.best[name], default=None)
+        result = "stopped early at" if trial.stopped else ""
         log.info(
             "trial %d of %d: %s %s; best %s",
-            len(ended),
-            len(order),
+            progress.done,
+            progress.total,
             trial.family,
-            trial.error or f"AUC {trial.metrics['auc']:.4f} in {trial.seconds:.1f} s",
-            f"{best.family} {best.metrics['auc']:.4f}" if best else "none yet",
+            trial.error or f"{result} AUC {trial.metrics['auc']:.4f} in {trial.seconds:.1f} s".strip(),
+            f"{best} {progress.best[best]:.4f}" if best else "none yet",
+            extra={"progress": asdict(progress)},
         )
 
-    log.info("searching %d trials of %d families; Ray starts", len(order), len(chosen))
-    return ray.search(
-        order, objective, data, seed=settings.seed, cpus=settings.search_cpus, address=settings.ray_address, done=done
+    searches = cluster.search(
+        [
+            FamilySearch(
+                family,
+                trials=settings.trials,
+                concurrency=settings.search_concurrency,
+                seed=settings.seed,
+                recorded={trial.index: trial for trial in recorded if trial.family == family.name},
+            )
+            for family in chosen
+        ],
+        data,
+        run_trial=run_trial,
+        seed=settings.seed,
+        seconds=settings.search_seconds,
+        done=done,
     )
+    cluster.end()
+    there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
+    winners = []
+    for search in searches:
+        best = search.best()
+        if best is None:
+            log.warning("%s has no successful trial and so no best model", search.family.name)
+        elif (best.family, str(best.index)) not in there:
+            winners.append(best)
+    winners.sort(key=lambda trial: -trial.seconds)
+    with ThreadPoolExecutor((settings.search_cpus or os.cpu_count() or 1) // settings.trial_cpus or 1) as threads:
+        fits = [threads.submit(run_refit, trial, data, settings.seed, settings.trial_cpus) for trial in winners]
+        for fit in as_completed(fits):
+            _log_best(tracking, parent, tags, fit.result(), data, preprocessor)
 
 
 def _log_best(
-    settings: Settings,
-    chosen: tuple[Family, ...],
-    trials: list[ray.Trial],
-    data: ray.Prepared,
-    preprocessor: EncounterFeatures,
     tracking: Tracking,
     parent: str,
     tags: Mapping[str, str],
+    result: Refitted,
+    data: Prepared,
+    preprocessor: EncounterFeatures,
 ) -> None:
-    for family in chosen:
-        mine = [trial for trial in trials if trial.family == family.name and not trial.error]
-        if not mine:
-            log.warning("%s has no successful trial and so no best model", family.name)
-            continue
-        # Ties go to the earlier trial, so that the winner does not depend on which ended first.
-        best = max(mine, key=lambda trial: (trial.metrics["auc"], -trial.index))
-        # One thread, as in the trial: the same sums in the same order.
-        estimator = family.fit(best.parameters, data.train_rows, data.train_labels, seed=settings.seed)
-        found, threshold = _validated(estimator, data)
-        run_id = tracking.log_best(
-            parent,
-            family.name,
-            _pipeline(preprocessor, estimator),
-            {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-            {**family.fixed, **best.parameters, "threshold": repr(threshold), "trial": best.index},
-            {f"validation_{name}": value for name, value in found.items()},
-            {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
-        )
-        log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, found["auc"], found["f1"], run_id)
+    family = families.FAMILIES[result.trial.family]
+    found, threshold = _validated(result.estimator, data)
+    run_id = tracking.log_best(
+        parent,
+        family.name,
+        _pipeline(preprocessor, result.estimator),
+        {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
+        {**family.fixed, **result.trial.parameters, "threshold": repr(threshold), "trial": result.trial.index},
+        {f"validation_{name}": value for name, value in found.items()},
+        {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
+        {name: [(step[0], step[column]) for step in result.curve] for column, name in enumerate(_CURVES, start=1)},
+    )
+    log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, found["auc"], found["f1"], run_id)
+
+
+def _recorded(run: RunRecord) -> Trial:
+    """A trial as its finished run holds it; its parameters are text."""
+    return Trial(
+        run.tags["family"],
+        int(run.tags["trial"]),
+        run.params,
+        {name: run.metrics[name] for name in METRICS},
+        run.metrics["seconds"],
+        tuple(run.metrics[name] for rung in range(len(RUNGS)) if (name := _RUNG.format(rung)) in run.metrics),
+        run.tags["stopped_early"] == "true",
+    )
 
 
 def _pipeline(preprocessor: EncounterFeatures, estimator: Any) -> Pipeline:
@@ -255,6 +307,10 @@ def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:
 
 def _best_metrics(tracking: Tracking, parent: str) -> dict[str, dict[str, float]]:
     return {
-        run.tags["family"]: {name.removeprefix("validation_"): value for name, value in run.metrics.items()}
+        run.tags["family"]: {
+            name.removeprefix("validation_"): value
+            for name, value in run.metrics.items()
+            if name.startswith("validation_")
+        }
         for run in best_runs(tracking, parent)
     }

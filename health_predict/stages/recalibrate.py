@@ -112,7 +112,6 @@ def _fit(
     from health_predict.core.cohort import target
     from health_predict.core.evaluation import f1_threshold, metrics
 
-    tracking.end_abandoned(digest)
     pipeline = tracking.load_pipeline(champion.version)
     features = pipeline.named_steps["features"]
     calibrated = CalibratedClassifier.fitted(pipeline.named_steps["estimator"], features.transform(fit), target(fit))
@@ -140,7 +139,9 @@ def _fit(
         ),
     }
     curve = {"intercept": repr(calibrated.intercept), "slope": repr(calibrated.slope)}
-    parent = tracking.start_search(f"recalibration-{digest[:8]}", tags, {**curve, "rows": size})
+    parent = tracking.resume_search(digest) or tracking.start_search(
+        f"recalibration-{digest[:8]}", tags, {**curve, "rows": size}
+    )
     try:
         parameters = dict(tracking.run(champion.run_id).params)
         tracking.log_best(

@@ -40,7 +40,7 @@ def task(stage: str, **overrides: Any) -> Iterator[Settings]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record: time, level, stage, message, and what an error carries."""
+    """One JSON object a record: time, level, stage, message, and what an error or a search's progress carries."""
 
     def __init__(self, stage: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class JsonLines(logging.Formatter):
             "stage": self.stage,
             "message": record.getMessage(),
         }
-        for name in ("remedy", "exit_code"):
+        for name in ("remedy", "exit_code", "progress"):
             if hasattr(record, name):
                 line[name] = getattr(record, name)
         if record.exc_info:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +20,7 @@ from health_predict.core.errors import StateError, UnreachableError
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.settings import Settings
+from tests.mlflow_server import mlflow_server
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +114,31 @@ def test_a_search_is_found_again_only_when_it_ended(tracking: Tracking) -> None:
     assert [child.params["C"] for child in tracking.children(parent)] == ["1"]
 
 
-def test_runs_that_a_killed_process_left_are_ended(tracking: Tracking) -> None:
-    # given a search that ended, and one that did not
-    ended = tracking.start_search("a", {"search_digest": "s"}, {})
-    tracking.end_search(ended, {})
-    left = tracking.start_search("b", {"search_digest": "s"}, {})
-    # when they are looked after
-    assert tracking.end_abandoned("s") == 1
-    # then none is left running
-    assert tracking.run(left).status == "KILLED"
-    assert tracking.run(ended).status == "FINISHED"
-    assert tracking.end_abandoned("s") == 0
+def test_a_killed_search_is_resumed_with_its_finished_trials(tracking: Tracking) -> None:
+    # given two unfinished searches, the newer with a finished, a failed and a half-written trial
+    older = tracking.start_search("a", {"search_digest": "s"}, {})
+    newer = tracking.start_search("b", {"search_digest": "s"}, {})
+    kept = tracking.log_trial(newer, "t-0", {}, {"C": 1}, {"auc": 0.6})
+    tracking.log_trial(newer, "t-1", {"error": "no luck"}, {}, {}, failed=True)
+    tracking._create_child(newer, "t-2", {}, "trial")
+    # when the search is resumed
+    assert tracking.resume_search("s") == newer
+    # then it goes on under the same id, and what is to be done again is gone
+    assert tracking.run(newer).status == "RUNNING"
+    assert [child.run_id for child in tracking.children(newer)] == [kept]
+    assert tracking.run(older).status == "KILLED"
+    # and once it ended there is nothing to resume but the search that was given up
+    tracking.end_search(newer, {})
+    assert tracking.resume_search("t") is None
+
+
+def test_of_a_trial_that_was_written_twice_one_stays(tracking: Tracking) -> None:
+    # given a child whose creation was answered too late, so that it was made again
+    parent = tracking.start_search("a", {"search_digest": "s"}, {})
+    tracking._create_child(parent, "t-0", {}, "trial")
+    kept = tracking.log_trial(parent, "t-0", {}, {}, {"auc": 0.6})
+    tracking.end_search(parent, {})
+    assert [child.run_id for child in tracking.children(parent)] == [kept]
 
 
 def test_registering_twice_gives_one_version(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
@@ -146,8 +155,8 @@ def test_a_server_registers_what_a_file_does(
     settings: Settings, pipelines: dict[str, Pipeline], cohort: pd.DataFrame, tmp_path: Path
 ) -> None:
     # given MLflow's server, which checks more than the store that it keeps
-    with mlflow_server(settings.home / "mlflow.db", tmp_path / "artifacts") as uri:
-        tracking = Tracking(settings.model_copy(update={"mlflow_tracking_uri": uri}))
+    with mlflow_server(settings.home / "mlflow.db", tmp_path / "artifacts") as server:
+        tracking = Tracking(settings.model_copy(update={"mlflow_tracking_uri": server.uri}), patience=200)
         run_id = log_best(tracking, pipelines["LogisticRegression"])
         # when its model is registered
         version = tracking.register(run_id, {"family": "x"}, "text")
@@ -155,28 +164,47 @@ def test_a_server_registers_what_a_file_does(
         assert tracking.version(version.version).tags["family"] == "x"
         loaded = tracking.load_run_pipeline(run_id)
         assert len(loaded.predict_proba(cohort.head(5))) == 5
+        # when it is killed in the middle of a search, and comes back
+        parent = tracking.start_search("search", {"search_digest": "s"}, {"trials": 4})
+        tracking.log_trial(parent, "t-0", {}, {"C": 1}, {"auc": 0.6})
+        server.kill()
+        restarting = threading.Thread(target=server.start)
+        restarting.start()
+        for number in range(1, 4):
+            tracking.log_trial(parent, f"t-{number}", {}, {"C": 1}, {"auc": 0.6})
+        tracking.end_search(parent, {})
+        restarting.join()
+        # then each trial is there, once and whole
+        children = tracking.children(parent)
+        assert sorted(child.name for child in children) == ["t-0", "t-1", "t-2", "t-3"]
+        assert {(child.status, child.metrics["auc"]) for child in children} == {("FINISHED", 0.6)}
 
 
-@contextmanager
-def mlflow_server(database: Path, artifacts: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(artifacts)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with database.with_suffix(".log").open("w+") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            end = time.monotonic() + 300
-            while True:
-                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-                assert server.poll() is None and time.monotonic() < end, database.with_suffix(".log").read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
+def test_a_server_that_answers_503_may_be_asked_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a proxy whose server is away for two answers, then gone
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracking = Tracking(settings, patience=60)
+    asked = 0
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal asked
+            asked += 1
+            self.send_response(503 if asked < 3 else 404)
+            self.end_headers()
+
+        def log_message(self, *message: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{proxy.server_port}"
+        tracking._client = tracking._mlflow.MlflowClient(uri, uri)
+        # then it is asked until it answers something else
+        with pytest.raises(UnreachableError, match="404"):
+            tracking.run("0" * 32)
+        assert asked == 3
+        proxy.shutdown()
 
 
 def test_aliases_move_and_go(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from health_predict.core import families
 from health_predict.core.errors import SettingsError
-from health_predict.core.families import BASELINE, FAMILIES, Choice, Range, choose, draws
+from health_predict.core.families import BASELINE, FAMILIES, Choice, Family, Range, choose, draws
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +70,21 @@ def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(SettingsError, match="CatBoost"):
         choose(("CatBoost",))
     assert Range(1, 2) != Choice((1, 2))
+
+
+def test_the_documented_example_is_a_family(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    # given the example of docs/extend.md, as it stands there
+    page = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.S)
+    scope = dict(vars(families))
+    exec(code.replace("\nFamily(", "\nexample = Family("), scope)
+    family: Family = scope["example"]
+    seen: list[int] = []
+    # when it is fitted and watched
+    model = family.fit(
+        family.first, *rows, seed=1, shares=(0.25, 0.5), watch=lambda done, score: seen.append(done) or False
+    )
+    # then it told of itself on the way, and is the model of a fit that nobody watches
+    assert seen == [50, 100]
+    plain = family.fit(family.first, *rows, seed=1)
+    np.testing.assert_allclose(model.predict_proba(rows[0]), plain.predict_proba(rows[0]), atol=1e-9)

@@ -13,8 +13,9 @@ import pytest
 
 from health_predict.adapters import ray
 from health_predict.adapters.mlflow import Tracking
-from health_predict.core.errors import StateError, UnreachableError
+from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.core.families import FAMILIES, choose
+from health_predict.core.search import METRICS, FamilySearch, Point, Prepared, Trial, run_trial
 from health_predict.settings import Settings
 from health_predict.stages.hpo import hpo, search_digest
 from tests.conftest import Parts
@@ -33,14 +34,24 @@ def test_a_search_is_logged_whole_and_done_once(
 ) -> None:
     settings = make_settings(families=("LogisticRegression", "LightGBM"), trials=2, git_commit="abc")
     tracking = Tracking(settings)
-    # given a parent and a child that a killed search left running
+    # given a search that was killed after one trial, in the middle of another
     digest = search_digest(settings, IDENTITY["dataset_digest"], choose(settings.families))
-    left = tracking.start_search("search", {"search_digest": digest}, {})
+    tags = {"search_digest": digest, **IDENTITY, "git_commit": "abc"}
+    left = tracking.start_search("search", tags, {"seed": settings.seed})
+    first = FAMILIES["LogisticRegression"].first
+    tags = {"family": "LogisticRegression", "trial": "0", "stopped_early": "false"}
+    finished = tracking.log_trial(
+        left, "LogisticRegression-000", tags, first, {**dict.fromkeys(METRICS, 0.99), "seconds": 1.0}
+    )
+    tracking._create_child(left, "LightGBM-000", {"family": "LightGBM"}, "trial")
 
     # when the search runs
     result = run(settings, parts, tmp_path)
 
-    # then there is one child a trial and one Best_ run a family, and nothing is left running
+    # then it went on where it was: the same parent, the finished trial as it is
+    assert result.parent_run_id == left
+    assert tracking.run(finished).metrics["auc"] == 0.99
+    # and there is one child a trial and one Best_ run a family, and nothing is left running
     children = tracking.children(result.parent_run_id)
     assert sorted(child.name for child in children) == [
         "Best_LightGBM_Model",
@@ -52,10 +63,10 @@ def test_a_search_is_logged_whole_and_done_once(
     ]
     assert {child.status for child in children} == {"FINISHED"}
     assert tracking.runs("attributes.status = 'RUNNING'") == []
-    assert tracking.run(left).status == "KILLED"
     # and a Best_ run says what it is and holds model and preprocessor
     best = next(child for child in children if child.name == "Best_LogisticRegression_Model")
     assert best.tags["baseline"] == "true"
+    assert best.params["trial"] == "0"
     assert {name: best.tags[name] for name in ("family", "git_commit", "dataset_digest", "stage")} == {
         "family": "LogisticRegression",
         "git_commit": "abc",
@@ -64,6 +75,11 @@ def test_a_search_is_logged_whole_and_done_once(
     }
     assert 0.4 < best.metrics["validation_auc"] < 0.9
     assert tracking.preprocessor_matches(best.run_id, tracking.load_run_pipeline(best.run_id))
+    # and a family that grows in rounds has a learning curve
+    grown = next(child for child in children if child.name == "Best_LightGBM_Model")
+    curve = tracking.curve(grown.run_id, "curve_validation_auc")
+    assert len(curve) == 8
+    assert curve[-1] == (int(grown.params["n_estimators"]), pytest.approx(grown.metrics["validation_auc"], abs=1e-9))
     # and the page shows every trial
     page = (tmp_path / "board.html").read_text()
     assert all(child.name in page for child in children if child.tags["role"] == "trial")
@@ -84,47 +100,67 @@ def test_the_search_digest_changes_with_what_matters(make_settings: Callable[...
         search_digest(make_settings(), "e", families),
         search_digest(make_settings(trials=7), "d", families),
         search_digest(make_settings(seed=1), "d", families),
+        search_digest(make_settings(search_concurrency=3), "d", families),
         search_digest(make_settings(), "d", choose(("XGBoost",))),
     }
-    assert len(others | {base}) == 5
+    assert len(others | {base}) == 6
+
+
+def one_trial_of(*names: str) -> list[FamilySearch]:
+    return [FamilySearch(FAMILIES[name], trials=1, concurrency=1, seed=1) for name in names]
+
+
+EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
-    # given an objective that raises for one family and dies for another; being a closure, it travels by value, and
-    # the actors need not import this module
-    def broken(family: str, parameters: Mapping[str, Any], data: ray.Prepared, seed: int) -> Mapping[str, float]:
-        if family == "XGBoost":
-            raise ValueError(f"no luck with {family}")
-        if family == "RandomForest":
+    # Local, so that the actors need not import this module and all that its fixtures do.
+    def broken(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
+        if point.family == "XGBoost":
+            raise MemoryError(f"no luck with {point.family}")
+        if point.family == "RandomForest":
             os._exit(1)
-        return {"auc": 0.6, "average_precision": 0.2, "f1": 0.2, "brier": 0.1}
+        return dict.fromkeys(METRICS, 0.6), (), False
 
-    rows, labels = np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)
-    points = [("XGBoost", 0, {}), ("RandomForest", 0, {}), ("LightGBM", 0, {"num_leaves": 4})]
-    ended: list[ray.Trial] = []
-    raised, died, fine = ray.search(
-        points, broken, ray.Prepared(rows, labels, rows, labels), seed=1, cpus=1, done=ended.append
-    )
-    assert raised.error == "ValueError: no luck with XGBoost"
-    assert "died" in died.error
-    assert (fine.error, fine.metrics["auc"], fine.parameters) == ("", 0.6, {"num_leaves": 4})
-    assert len(ended) == 3
+    ended: dict[str, Trial] = {}
+    seen: list[ray.Progress] = []
+
+    def done(trial: Trial, progress: ray.Progress) -> None:
+        ended[trial.family] = trial
+        seen.append(progress)
+
+    # given one core
+    with ray.Cluster(cpus=1) as cluster:
+        # when a trial raises, and the process of another dies
+        searches = cluster.search(
+            one_trial_of("XGBoost", "RandomForest", "LightGBM"), EMPTY, run_trial=broken, seed=1, done=done
+        )
+        # then both are recorded with their reason, and the others are whole
+        assert ended["XGBoost"].error == "MemoryError: no luck with XGBoost"
+        assert ended["RandomForest"].error.startswith("its process died 2 times")
+        assert (ended["LightGBM"].error, ended["LightGBM"].metrics["auc"]) == ("", 0.6)
+        assert [search.best() for search in searches] == [None, None, ended["LightGBM"]]
+        assert (seen[-1].done, seen[-1].failed, seen[-1].best) == (3, 2, {"LightGBM": 0.6})
+        # when no trial succeeds, the first cause is named
+        with pytest.raises(StateError, match="all 1 trials failed, the first one with: MemoryError: no luck"):
+            cluster.search(one_trial_of("XGBoost"), EMPTY, run_trial=broken, seed=1, done=done)
+        # when what is told of a trial cannot be written, the search ends with that
+        with pytest.raises(UnreachableError, match="disk"):
+            cluster.search(one_trial_of("LightGBM"), EMPTY, run_trial=broken, seed=1, done=fail)
 
 
-def test_a_search_without_any_success_names_the_first_cause() -> None:
-    failed = [ray.Trial("XGBoost", index, {}, {}, 0.0, f"cause {index}") for index in range(2)]
-    with pytest.raises(StateError, match="all 2 trials failed, the first one with: cause 0"):
-        ray.collected(failed)
+def fail(trial: Trial, progress: ray.Progress) -> None:
+    raise UnreachableError("the disk is full", "")
+
+
+def test_a_trial_that_never_fits_is_refused() -> None:
+    with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRIAL_CPUS"):
+        ray.Cluster(cpus=1, trial_cpus=2)
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
-    rows, labels = np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)
-    with pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"):
-        ray.search(
-            [("XGBoost", 0, FAMILIES["XGBoost"].first)],
-            lambda *_: {},
-            ray.Prepared(rows, labels, rows, labels),
-            seed=1,
-            address="127.0.0.1:1",
-            done=lambda trial: None,
-        )
+    with (
+        ray.Cluster(address="127.0.0.1:1") as cluster,
+        pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"),
+    ):
+        cluster.search([], EMPTY, run_trial=run_trial, seed=1, done=fail)

@@ -1,0 +1,263 @@
+"""What a search survives, and where its winners stay the same: on a small synthetic cohort, with every part real.
+
+    cluster   a Ray cluster of two nodes that was started separately: by the address of its head, and as a client
+    server    100 trials with an MLflow server that is killed and started again twice
+    kills     the search is killed with -9 at random trials, and run again
+
+Each ends with the winners of an undisturbed search on this machine, with one child run a trial, all of them finished,
+and with nothing left running. Last line: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from health_predict.adapters.mlflow import Tracking
+from health_predict.core.cohort import exclude_not_readmittable, save_part
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import PREFIX, Settings, load_settings
+from health_predict.stages.hpo import hpo
+from tests.mlflow_server import mlflow_server
+
+MARK = "KILL_SEARCH"
+FAMILIES = ("LogisticRegression", "LightGBM", "XGBoost")
+TRIALS, MANY = 4, 50  # of a family
+PARTS = ("cluster", "server", "kills")
+DEADLINE = 1200.0
+LEAVE_SECONDS = 30.0
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=PARTS, choices=(*PARTS, "search"))
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    if chosen.parts == ["search"]:
+        search()
+        return
+    os.environ[MARK] = str(os.getpid())
+    # Whoever reaches the ports of a cluster runs code on it.
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="hp-kill-") as name:
+        folder = Path(name)
+        cohort = exclude_not_readmittable(synthesize(6000, seed=3))
+        for part, rows in (("train", cohort[:4000]), ("validation", cohort[4000:])):
+            save_part(rows.reset_index(drop=True), folder / part)
+        calm = Search(folder, "calm")
+        calm.run()
+        expected = winners(calm.tracking())
+        print("undisturbed:", expected, flush=True)
+        if "cluster" in chosen.parts:
+            found["same_winners_on_a_cluster"] = on_a_cluster(folder, expected)
+        if "server" in chosen.parts:
+            found["finished_with_a_server_killed_twice"] = with_a_dying_server(folder)
+        if "kills" in chosen.parts:
+            found["kills"] = with_kills(folder, chosen.kills, random.Random(chosen.seed), expected)
+    left = marked()
+    _, left = psutil.wait_procs(left, timeout=LEAVE_SECONDS)
+    found["left_running"] = [process.name() for process in left]
+    print(json.dumps(found))
+    sys.exit(1 if left else 0)
+
+
+def search() -> None:
+    """The stage with the settings of the environment: what the processes of this script run."""
+    settings = load_settings()
+    parts = settings.home.parent
+    hpo(
+        settings,
+        dataset_digest="0" * 64,
+        dataset_source="synthetic",
+        train=parts / "train",
+        validation=parts / "validation",
+        leaderboard=settings.home / "leaderboard.html",
+    )
+
+
+class Search:
+    """A search in a home and a process of its own."""
+
+    def __init__(self, folder: Path, name: str, **values: object) -> None:
+        values = {"home": folder / name, "families": json.dumps(FAMILIES), "trials": TRIALS, **values}
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+        self._environment = {**plain, **{PREFIX + key.upper(): str(value) for key, value in values.items()}}
+        self._log = folder / f"{name}.log"
+        uri = values.get("mlflow_tracking_uri", "")
+        self._settings = Settings(home=folder / name, mlflow_tracking_uri=str(uri))
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the process."""
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", "benchmarks.long.kill_search", "search"]
+            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def require_success(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for its end."""
+        if process.wait(DEADLINE):
+            raise SystemExit(f"the search failed:\n{self._log.read_text()[-3000:]}")
+
+    def run(self) -> None:
+        """To the end."""
+        self.require_success(self.start())
+
+    def tracking(self) -> Tracking:
+        """Its MLflow."""
+        return Tracking(self._settings)
+
+    def trials(self) -> int:
+        """How many trials are recorded."""
+        return len(self.tracking().runs("tags.role = 'trial'"))
+
+
+def winners(tracking: Tracking) -> dict[str, tuple[str, float]]:
+    """Trial and AUC of each family's best model. Fails when a run is missing, doubled or not finished."""
+    [parent] = tracking.runs("tags.role = 'search'")
+    children = tracking.children(parent.run_id)
+    names = sorted(child.name for child in children)
+    expected = [f"{name}-{index:03d}" for name in FAMILIES for index in range(int(parent.params["trials"]))]
+    assert parent.params["families"] == ",".join(FAMILIES)
+    assert names == sorted([*expected, *(f"Best_{name}_Model" for name in FAMILIES)]), names
+    assert {run.status for run in (parent, *children)} == {"FINISHED"}
+    return {
+        run.tags["family"]: (run.params["trial"], round(run.metrics["validation_auc"], 9))
+        for run in children
+        if run.tags["role"] == "best"
+    }
+
+
+def on_a_cluster(folder: Path, expected: dict[str, Any]) -> list[str]:
+    """The kinds of address under which the winners were the same."""
+    same = []
+    with cluster() as (head, client):
+        for name, address in (("head", head), ("client", f"ray://{client}")):
+            there = Search(folder, name, ray_address=address)
+            began = time.monotonic()
+            there.run()
+            found = winners(there.tracking())
+            print(f"{name}: {found} in {time.monotonic() - began:.0f} s", flush=True)
+            if found == expected:
+                same.append(name)
+    return same
+
+
+@contextmanager
+def cluster() -> Iterator[tuple[str, str]]:
+    """A head with one core and a second node with another; the head's address and its client's port."""
+    ports = [free_port() for _ in range(2)]
+    head, client = (f"127.0.0.1:{port}" for port in ports)
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=200000000", "--disable-usage-stats"]
+    nodes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="hp-ray-", ignore_cleanup_errors=True) as folder:
+        starts = (
+            f"--head --port={ports[0]} --ray-client-server-port={ports[1]} --temp-dir={folder}",
+            f"--address={head}",
+        )
+        try:
+            for start in starts:
+                command = [str(Path(sys.executable).parent / "ray"), "start", "--block", *start.split(), *common]
+                log = Path(folder) / f"{len(nodes)}.log"
+                with log.open("wb") as output:
+                    nodes.append(subprocess.Popen(command, stdout=output, stderr=output))
+                wait_for(log, "Ray runtime started", nodes[-1])
+            yield head, client
+        finally:
+            for node in reversed(nodes):
+                node.terminate()
+                node.wait(LEAVE_SECONDS)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process wrote something."""
+    end = time.monotonic() + DEADLINE
+    while text not in log.read_text():
+        if process.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"Ray did not start:\n{log.read_text()[-3000:]}")
+        time.sleep(0.5)
+
+
+def with_a_dying_server(folder: Path) -> int:
+    """Finished trials of a search whose MLflow server was killed twice on the way."""
+    families = FAMILIES[:2]
+    with mlflow_server(folder / "server.db", folder / "artifacts") as server:
+        many = Search(folder, "server", mlflow_tracking_uri=server.uri, trials=MANY, families=json.dumps(families))
+        process = many.start()
+        for least in (MANY // 2, MANY):
+            while process.poll() is None and many.trials() < least:
+                time.sleep(1)
+            server.kill()
+            print(f"the server was killed after {least} trials or more", flush=True)
+            time.sleep(5)
+            server.start()
+        many.require_success(process)
+        tracking = many.tracking()
+        [parent] = tracking.runs("tags.role = 'search'")
+        runs = [run for run in tracking.children(parent.run_id) if run.tags["role"] == "trial"]
+    assert parent.status == "FINISHED"
+    assert len({run.name for run in runs}) == len(runs) == MANY * len(families), len(runs)
+    assert {run.status for run in runs} == {"FINISHED"}
+    return len(runs)
+
+
+def with_kills(folder: Path, kills: int, chance: random.Random, expected: dict[str, Any]) -> int:
+    """How often the search was killed, before it ended as the undisturbed one."""
+    killed = Search(folder, "killed")
+    deaths = 0
+    while deaths < kills:
+        before = killed.trials() if deaths else 0
+        process = killed.start()
+        least = before + chance.randint(1, 3)
+        while process.poll() is None and killed.trials() < least:
+            time.sleep(0.2)
+        if process.poll() is not None:
+            break
+        time.sleep(chance.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        deaths += 1
+        print(f"kill {deaths}: {killed.trials()} trials are recorded", flush=True)
+        _, left = psutil.wait_procs(marked(), timeout=LEAVE_SECONDS)
+        assert not left, f"a killed search left {[process.name() for process in left]}"
+    killed.run()
+    assert winners(killed.tracking()) == expected
+    return deaths
+
+
+def marked() -> list[psutil.Process]:
+    """Processes of this script's, but for itself."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A search by the usual Ray Tune script, by Optuna alone, by HalvingRandomSearchCV, and by the hpo stage.
+
+The same spaces, the same encounters, one machine, one run; start-up counts. Every contender is a process tree of its
+own (`parts/searches.py`), of which the wall clock, the CPU time and the largest memory (PSS) are taken. All write
+each trial to MLflow; ours also stores the winners' models, learning curves and a page.
+
+    usual     ray.tune: each trial reads the CSV, fits its preprocessor, logs with the fluent API
+    optuna    one process, TPE, median pruning a family
+    halving   HalvingRandomSearchCV a family, two processes
+    ours      the hpo stage
+
+Needs the real data (HEALTH_PREDICT_DATA_SOURCE); without, it takes synthetic encounters and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv
+from health_predict.core.synthetic import synthesize
+from health_predict.settings import Settings
+from health_predict.stages.split import split
+
+MARK = "BENCH_SEARCH"
+FAMILIES = 3
+FEW, MANY = 24, int(os.environ.get("BENCH_MANY_TRIALS", "99"))  # of all families together
+SAMPLE_SECONDS = 0.3
+LIMIT_SECONDS = 3600
+LEAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a contender's processes took."""
+
+    wall: float
+    cpu: float
+    gib: float
+    auc: float
+
+
+def main() -> None:
+    """Run all contenders, print the table and the ratios."""
+    with tempfile.TemporaryDirectory(prefix="bench-search-") as name:
+        folder = Path(name)
+        prepare(folder)
+        print(f"{'contender':<10} {'trials':>6} {'wall s':>8} {'CPU s':>8} {'GiB':>6} {'AUC':>8}")
+        few = {contender: measure(contender, FEW, folder) for contender in ("usual", "optuna", "halving", "ours")}
+        many = {contender: measure(contender, MANY, folder) for contender in ("optuna", "ours")}
+    ratios = {
+        "wall_vs_usual": few["usual"].wall / few["ours"].wall,
+        "cpu_vs_usual": few["usual"].cpu / few["ours"].cpu,
+        "wall_vs_optuna_24": few["ours"].wall / few["optuna"].wall,
+        "wall_vs_optuna_100": many["ours"].wall / many["optuna"].wall,
+        "auc_minus_usual": few["ours"].auc - few["usual"].auc,
+    }
+    print(json.dumps({key: round(value, 4) for key, value in ratios.items()}))
+
+
+def prepare(folder: Path) -> None:
+    """Leave train.csv and validation.csv in the folder."""
+    source = os.environ.get("HEALTH_PREDICT_DATA_SOURCE", "")
+    if source:
+        files = {name: folder / name for name in ("train", "validation", "test", "batches", "profile")}
+        split(Settings(home=folder / "split", data_source=source), labelled_batches=0, **files)
+        for name in ("train", "validation"):
+            save_csv(load_part(files[name]), folder / f"{name}.csv")
+        return
+    print("SYNTHETIC encounters: HEALTH_PREDICT_DATA_SOURCE names no file")
+    encounters = exclude_not_readmittable(synthesize(20_000, seed=1))
+    save_csv(encounters[:14_000], folder / "train.csv")
+    save_csv(encounters[14_000:17_000], folder / "validation.csv")
+
+
+def measure(contender: str, trials: int, folder: Path) -> Measured:
+    """Run one contender to its end; nothing of it may be left running."""
+    mark = uuid.uuid4().hex
+    home = Path(tempfile.mkdtemp(dir=folder))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEALTH_PREDICT_")}
+    command = [sys.executable, str(Path(__file__).parent / "parts" / "searches.py")]
+    command += [contender, str(trials // FAMILIES), str(folder), str(home)]
+    began = time.monotonic()
+    with (home / "output").open("w+") as output:
+        process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=output, stderr=output)
+        tree = Tree(mark)
+        while process.poll() is None:
+            tree.sample()
+            if time.monotonic() - began > LIMIT_SECONDS:
+                process.kill()
+            time.sleep(SAMPLE_SECONDS)
+        wall = time.monotonic() - began
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        raise SystemExit(f"{contender} failed:\n{text[-3000:]}")
+    tree.require_end(contender)
+    found = Measured(wall, tree.cpu, tree.peak / 2**30, json.loads(text.strip().splitlines()[-1])["auc"])
+    print(
+        f"{contender:<10} {trials:>6} {found.wall:>8.1f} {found.cpu:>8.1f} {found.gib:>6.2f} {found.auc:>8.4f}",
+        flush=True,
+    )
+    return found
+
+
+class Tree:
+    """All processes that carry a mark in their environment, daemons too."""
+
+    def __init__(self, mark: str) -> None:
+        self.peak = 0
+        self._mark = mark
+        self._seconds: dict[int, float] = {}
+        self._ours: dict[int, psutil.Process] = {}
+        self._others: set[int] = set()
+
+    @property
+    def cpu(self) -> float:
+        """CPU-seconds of all of them, as far as they were seen."""
+        return sum(self._seconds.values())
+
+    def sample(self) -> None:
+        """Look at all of them."""
+        memory = 0
+        for process in psutil.process_iter():
+            if process.pid in self._others:
+                continue
+            try:
+                if process.pid not in self._ours:
+                    if process.environ().get(MARK) != self._mark:
+                        self._others.add(process.pid)
+                        continue
+                    self._ours[process.pid] = process
+                times = process.cpu_times()
+                self._seconds[process.pid] = times.user + times.system
+                full = process.memory_full_info()
+                memory += getattr(full, "pss", full.rss)
+            except psutil.Error:
+                continue
+        self.peak = max(self.peak, memory)
+
+    def require_end(self, contender: str) -> None:
+        """Fail when one of them outlives the command."""
+        _, left = psutil.wait_procs(list(self._ours.values()), timeout=LEAVE_SECONDS)
+        if left:
+            raise SystemExit(f"{contender} left {[process.name() for process in left]} running")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The search over one family: which point is tried next, which trial is stopped early, and which one wins.
+
+Optuna's tree-structured Parzen estimator (Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011)
+proposes, and the rule of ASHA (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020) stops. Both
+learn from the trials that ended before, and in their usual form from whichever happened to end first: the winner
+would then depend on the load of the machine. Here a family has a fixed concurrency c: trial i is drawn, and judged,
+by trials 0 to i - c, all of which must have ended, and by no other. So the same seed gives the same trials and the
+same winner on any number of cores, on a cluster, and after a search was killed and continued; and what a trial must
+reach is known when it starts, so that its process asks nobody whether to go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from health_predict.core.families import FAMILIES, Choice, Family, Range, draws
+
+METRICS = ("auc", "average_precision", "f1", "brier")
+# A trial is judged after these shares of its rounds. It goes on when its AUC is not below the median there.
+RUNGS = (0.25, 0.5)
+REDUCTION = 2
+# Of a family's trials, the ones spread evenly over its space before the estimator takes over.
+STARTUP = 6
+CURVE = tuple(share / 8 for share in range(1, 9))
+CURVE_ROWS = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What every trial sees: rows (n, d) float32 and labels (n,) int8 of both parts."""
+
+    train_rows: npt.NDArray[np.float32]
+    train_labels: npt.NDArray[np.int8]
+    validation_rows: npt.NDArray[np.float32]
+    validation_labels: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A trial that is to be done, and the AUC it must reach at each of the RUNGS (minus infinity: any)."""
+
+    family: str
+    index: int
+    parameters: Mapping[str, Any]
+    cutoffs: tuple[float, ...] = (-math.inf,) * len(RUNGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A point and how it did.
+
+    `rungs` are its AUCs at the RUNGS that it reached; `stopped` when it ended there. `error` is empty unless it failed.
+    """
+
+    family: str
+    index: int
+    parameters: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    seconds: float
+    rungs: tuple[float, ...] = ()
+    stopped: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refitted:
+    """A winner fitted once more, and (rounds, training AUC, validation AUC) on the way there."""
+
+    trial: Trial
+    estimator: Any
+    curve: tuple[tuple[int, float, float], ...]
+
+
+class FamilySearch:
+    """Proposes a family's trials: take `next()` as long as it gives points, and give each trial to `end()`."""
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        trials: int,
+        concurrency: int,
+        seed: int,
+        recorded: Mapping[int, Trial] | None = None,
+    ) -> None:
+        """`trials` is the whole budget, of which `concurrency` may be under way at once.
+
+        `recorded` trials, by index, are taken as they are instead of being proposed; their parameters may be text.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.family = family
+        self.trials = trials
+        self.begun = 0
+        self.ended: dict[int, Trial] = {}
+        self.concurrency = concurrency
+        self._recorded = dict(recorded or {})
+        self._asked: list[Any] = []  # Optuna's trials
+        self._told = 0
+        self._distributions = {name: _distribution(optuna, space) for name, space in family.space.items()}
+        self._study = optuna.create_study(
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(STARTUP, trials)),
+        )
+        for point in draws(family, min(STARTUP, trials), seed):
+            self._study.enqueue_trial(point)
+
+    def next(self) -> Point | None:
+        """The next point; None while a trial that it learns from is missing, and when the budget is spent."""
+        while self.begun < self.trials:
+            known = max(0, self.begun - self.concurrency + 1)
+            if any(index not in self.ended for index in range(known)):
+                return None
+            for index in range(self._told, known):
+                self._tell(self._asked[index], self.ended[index])
+            self._told = known
+            asked = self._study.ask(self._distributions)
+            self._asked.append(asked)
+            point = Point(self.family.name, self.begun, asked.params, self._cutoffs(known))
+            self.begun += 1
+            recorded = self._recorded.get(point.index)
+            if recorded is None or _text(recorded.parameters) != _text(point.parameters):
+                return point
+            self.end(replace(recorded, parameters=point.parameters))
+        return None
+
+    def end(self, trial: Trial) -> None:
+        """Take the result of a trial."""
+        self.ended[trial.index] = trial
+
+    def best(self) -> Trial | None:
+        """The winner: the largest AUC of the trials that ran to their end, ties to the earlier one."""
+        whole = [trial for trial in self.ended.values() if not trial.error and not trial.stopped]
+        return max(whole, key=lambda trial: (trial.metrics["auc"], -trial.index), default=None)
+
+    def _cutoffs(self, known: int) -> tuple[float, ...]:
+        found = []
+        for rung in range(len(RUNGS)):
+            reached = [self.ended[index].rungs[rung] for index in range(known) if len(self.ended[index].rungs) > rung]
+            found.append(float(np.quantile(reached, 1 - 1 / REDUCTION)) if reached else -math.inf)
+        return tuple(found)
+
+    def _tell(self, asked: Any, trial: Trial) -> None:
+        from optuna.trial import TrialState
+
+        if trial.error:
+            self._study.tell(asked, state=TrialState.FAIL)
+            return
+        for rung, auc in enumerate(trial.rungs):
+            asked.report(auc, rung)
+        if trial.stopped:
+            self._study.tell(asked, state=TrialState.PRUNED)
+        else:
+            self._study.tell(asked, trial.metrics["auc"])
+
+
+def _text(parameters: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items()}
+
+
+def _distribution(optuna: Any, space: Range | Choice) -> Any:
+    if isinstance(space, Choice):
+        return optuna.distributions.CategoricalDistribution(space.options)
+    if space.integer:
+        return optuna.distributions.IntDistribution(int(space.low), int(space.high), log=space.log)
+    return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
+
+
+def _auc(labels: npt.NDArray[np.int8], scores: npt.NDArray[Any]) -> float:
+    from health_predict.core.evaluation import metrics
+
+    return metrics(labels, scores.astype(float), 0.5)["auc"]
+
+
+def run_trial(
+    point: Point, data: Prepared, seed: int, threads: int
+) -> tuple[dict[str, float], tuple[float, ...], bool]:
+    """Fit one point: its validation metrics, its AUCs at the RUNGS, and whether it was stopped at the last of them.
+
+    The metrics are those at the threshold with the largest F1.
+    """
+    from health_predict.core.evaluation import f1_threshold, metrics
+
+    rungs: list[float] = []
+    stopped = False
+
+    def watch(rounds: int, score: Any) -> bool:
+        nonlocal stopped
+        rungs.append(_auc(data.validation_labels, score(data.validation_rows)))
+        stopped = rungs[-1] < point.cutoffs[len(rungs) - 1]
+        return stopped
+
+    estimator = FAMILIES[point.family].fit(
+        point.parameters,
+        data.train_rows,
+        data.train_labels,
+        seed=seed,
+        threads=threads,
+        shares=RUNGS,
+        watch=watch,
+    )
+    scores = estimator.predict_proba(data.validation_rows)[:, 1].astype(float)
+    found = metrics(data.validation_labels, scores, f1_threshold(data.validation_labels, scores))
+    return {name: found[name] for name in METRICS}, tuple(rungs), stopped
+
+
+def run_refit(trial: Trial, data: Prepared, seed: int, threads: int) -> Refitted:
+    """Fit a winner once more, with a learning curve of the validation rows and the first training rows.
+
+    On the training rows alone: the threshold and the gates of `register` need validation rows that the model has
+    not seen.
+    """
+    curve: list[tuple[int, float, float]] = []
+
+    def watch(rounds: int, score: Any) -> bool:
+        curve.append(
+            (
+                rounds,
+                _auc(data.train_labels[:CURVE_ROWS], score(data.train_rows[:CURVE_ROWS])),
+                _auc(data.validation_labels, score(data.validation_rows)),
+            )
+        )
+        return False
+
+    estimator = FAMILIES[trial.family].fit(
+        trial.parameters,
+        data.train_rows,
+        data.train_labels,
+        seed=seed,
+        threads=threads,
+        shares=CURVE,
+        watch=watch,
+    )
+    return Refitted(trial, estimator, tuple(curve))
