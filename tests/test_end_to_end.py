@@ -195,7 +195,7 @@ def test_a_second_demo_finds_nothing_to_do(shell: Shell, demo: str) -> None:
     # given a demo that ended
     before = shell.json("status")
     # when it is asked for again
-    output = shell.run("demo")
+    output = shell.ask("demo")
     # then no stage runs, what serves is verified and reported as before
     assert "begins" not in output
     assert "every link from the endpoint to the data verified" in output

@@ -70,7 +70,7 @@ def _inputs(settings: Settings, raw_sha256: str) -> str:
         "raw": raw_sha256,
         "code": [content_digest(root / name) for name in code],
         "commit": settings.git_commit or commit(),
-        "libraries": sorted(f"{found.name}=={found.version}" for found in distributions()),
+        "libraries": sorted({f"{found.name}=={found.version}" for found in distributions()}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

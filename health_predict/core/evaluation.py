@@ -101,9 +101,6 @@ class _Ranked:
         hits = np.cumsum(positive)
         flagged = np.cumsum(w)
         group_hits = np.diff(hits[self.ends], prepend=0.0)
-        group_misses = np.diff((flagged - hits)[self.ends], prepend=0.0)
-        beaten = negatives - np.cumsum(group_misses)
-        auc = float((group_hits * (beaten + group_misses / 2)).sum() / (positives * negatives))
         precision = np.divide(
             hits[self.ends], flagged[self.ends], out=np.zeros(len(self.ends)), where=flagged[self.ends] > 0
         )
@@ -112,7 +109,7 @@ class _Ranked:
         true_positives = float(hits[decided - 1]) if decided else 0.0
         predicted = float(flagged[decided - 1]) if decided else 0.0
         values = {
-            "auc": auc,
+            "auc": self._auc(hits, flagged),
             "average_precision": average_precision,
             "f1": 2 * true_positives / (predicted + positives),
             "precision": true_positives / predicted if predicted else 0.0,
@@ -127,6 +124,20 @@ class _Ranked:
             values[f"sensitivity_top{int(share * 100)}"] = found / positives
             values[f"ppv_top{int(share * 100)}"] = found / seen if seen else 0.0
         return values
+
+    def auc(self, weights: Floats) -> float:
+        """`metrics` of which nothing else is wanted."""
+        w = weights[self.order]
+        return self._auc(np.cumsum(w * self.labels), np.cumsum(w))
+
+    def _auc(self, hits: Floats, flagged: Floats) -> float:
+        positives, negatives = float(hits[-1]), float(flagged[-1] - hits[-1])
+        if positives == 0 or negatives == 0:
+            return math.nan
+        group_hits = np.diff(hits[self.ends], prepend=0.0)
+        group_misses = np.diff((flagged - hits)[self.ends], prepend=0.0)
+        beaten = negatives - np.cumsum(group_misses)
+        return float((group_hits * (beaten + group_misses / 2)).sum() / (positives * negatives))
 
     def _ece(self, w: Floats, positive: Floats, flagged: Floats, total: float, bins: int = 10) -> float:
         bin_of = np.minimum(((flagged - w / 2) / total * bins).astype(int), bins - 1)
@@ -181,13 +192,14 @@ def paired_difference(
 ) -> Estimate:
     """metric(scores) - metric(other_scores) on the same rows and the same bootstrap samples. Shapes (n,)."""
     one, two = _Ranked(labels, scores), _Ranked(labels, other_scores)
-    every = np.ones(len(labels))
-    point = one.metrics(threshold, every)[metric] - two.metrics(other_threshold, every)[metric]
-    samples = [
-        one.metrics(threshold, w)[metric] - two.metrics(other_threshold, w)[metric]
-        for w in _patient_weights(patients, resamples, seed)
-    ]
-    return _interval(point, np.array(samples))
+
+    def difference(weights: Floats) -> float:
+        if metric == "auc":
+            return one.auc(weights) - two.auc(weights)
+        return one.metrics(threshold, weights)[metric] - two.metrics(other_threshold, weights)[metric]
+
+    samples = [difference(weights) for weights in _patient_weights(patients, resamples, seed)]
+    return _interval(difference(np.ones(len(labels))), np.array(samples))
 
 
 def subgroup_levels(frame: pd.DataFrame, minimum_rows: int = 100) -> dict[tuple[str, str], npt.NDArray[np.bool_]]:
