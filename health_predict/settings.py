@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     families: tuple[str, ...] = Field((), description="Model families to search, as a JSON list; empty: all")
     trials: int = Field(6, ge=1, le=10_000, description="Trials of each family's search")
     seed: int = Field(17, ge=0, description="Seed of the search")
-    search_seconds: float = Field(0, ge=0, description="Seconds after which no further trial begins; 0: no limit")
+    search_seconds: float = Field(0, ge=0, description="Seconds after which no further trial is drawn; 0: no limit")
     search_concurrency: int = Field(
         2, ge=1, le=1000, description="Trials of a family that run at once; more keep a cluster busy and learn later"
     )

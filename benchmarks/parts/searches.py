@@ -180,6 +180,7 @@ def halving(trials: int, folder: Path, home: Path) -> float:
             estimator,
             {prefix + key: space(value) for key, value in family.space.items()},
             n_candidates=trials,
+            min_resources="exhaust",
             cv=fold,
             scoring="roc_auc",
             random_state=SEED,

@@ -149,7 +149,7 @@ class Cluster:
         """The searches with all their trials done; `done` is called with each trial as it ends.
 
         It is called in one thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no
-        limit) no further trial begins. A trial that raises, or whose process dies twice, is recorded with its reason;
+        limit) no further trial is drawn. A trial that raises, or whose process dies twice, is recorded with its reason;
         when all failed, raises StateError with the first cause.
         """
         ray = self._started.result()
@@ -233,8 +233,12 @@ class Course:
         return spent or (bool(self._seconds) and time.monotonic() - self._began >= self._seconds)
 
     def next(self) -> Point | None:
-        """A point of the family that has most to do, so that all end together; None while all have to wait."""
-        for search in sorted(self.searches, key=_to_do, reverse=True):
+        """The next point; None while all families have to wait.
+
+        It is of the slowest family that has one, so that its winner is fitted again beside the trials of the others;
+        where seconds are the budget, families take turns.
+        """
+        for search in sorted(self.searches, key=_turn if self._seconds else _slowness):
             point = search.next()
             if point is not None:
                 return point
@@ -259,11 +263,14 @@ class Course:
         )
 
 
-def _to_do(search: FamilySearch) -> tuple[float, int]:
-    """Seconds that the rest of a family takes (unknown: infinite), then the fewer were begun."""
-    left = search.trials - search.begun
+def _turn(search: FamilySearch) -> float:
+    return search.begun
+
+
+def _slowness(search: FamilySearch) -> tuple[float, int]:
+    # Until its first trial ended a family may be the slowest.
     seconds = [trial.seconds for trial in search.ended.values()]
-    return (left * sum(seconds) / len(seconds) if seconds else math.inf if left else 0.0, -search.begun)
+    return (-sum(seconds) / len(seconds) if seconds else -math.inf, search.begun)
 
 
 def _tune(

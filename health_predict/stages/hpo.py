@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,6 +191,25 @@ def _search(
     if recorded:
         log.info("continuing search %s: %d trials are done", parent, len(recorded))
 
+    there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
+    searches = {
+        family.name: FamilySearch(
+            family,
+            trials=settings.trials,
+            concurrency=settings.search_concurrency,
+            seed=settings.seed,
+            recorded={trial.index: trial for trial in recorded if trial.family == family.name},
+        )
+        for family in chosen
+    }
+    fits: dict[str, Future[Refitted]] = {}
+
+    def refit(search: FamilySearch) -> None:
+        """Fit a family's winner once more, in a thread of this process: it has imported what that takes."""
+        best = search.best()
+        if best is not None and (best.family, str(best.index)) not in there and best.family not in fits:
+            fits[best.family] = threads.submit(run_refit, best, data, settings.seed, settings.trial_cpus)
+
     def done(trial: Trial, progress: ray.Progress) -> None:
         tracking.log_trial(
             parent,
@@ -221,37 +240,24 @@ def _search(
             f"{best} {progress.best[best]:.4f}" if best else "none yet",
             extra={"progress": asdict(progress)},
         )
+        # Under `ray://` these searches are copies: theirs are told at the end.
+        if len(searches[trial.family].ended) == settings.trials:
+            refit(searches[trial.family])
 
-    searches = cluster.search(
-        [
-            FamilySearch(
-                family,
-                trials=settings.trials,
-                concurrency=settings.search_concurrency,
-                seed=settings.seed,
-                recorded={trial.index: trial for trial in recorded if trial.family == family.name},
-            )
-            for family in chosen
-        ],
-        data,
-        run_trial=run_trial,
-        seed=settings.seed,
-        seconds=settings.search_seconds,
-        done=done,
-    )
-    cluster.end()
-    there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
-    winners = []
-    for search in searches:
-        best = search.best()
-        if best is None:
-            log.warning("%s has no successful trial and so no best model", search.family.name)
-        elif (best.family, str(best.index)) not in there:
-            winners.append(best)
-    winners.sort(key=lambda trial: -trial.seconds)
     with ThreadPoolExecutor((settings.search_cpus or os.cpu_count() or 1) // settings.trial_cpus or 1) as threads:
-        fits = [threads.submit(run_refit, trial, data, settings.seed, settings.trial_cpus) for trial in winners]
-        for fit in as_completed(fits):
+        for search in cluster.search(
+            list(searches.values()),
+            data,
+            run_trial=run_trial,
+            seed=settings.seed,
+            seconds=settings.search_seconds,
+            done=done,
+        ):
+            refit(search)
+            if search.best() is None:
+                log.warning("%s has no successful trial and so no best model", search.family.name)
+        cluster.end()
+        for fit in as_completed(fits.values()):
             _log_best(tracking, parent, tags, fit.result(), data, preprocessor)
 
 
