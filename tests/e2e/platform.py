@@ -26,7 +26,7 @@ def prepare(folder: Path) -> None:
     """Namespace, a stand-in object store where Kubeflow's is not there, Postgres' image where none can be pulled."""
     kubectl("create", "namespace", "kubeflow", check=False)
     if NODE_REGISTRY_PORT:
-        _build_postgres()
+        _build_databases()
         _registry_for_pods()
     if not have_pipelines():
         text = (Path(__file__).parent / "object_store.yaml").read_text()
@@ -60,15 +60,22 @@ def _mlflow_image() -> str:
     return str(server["spec"]["template"]["spec"]["containers"][0]["image"])
 
 
-def _build_postgres() -> None:
-    rendered = yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind")))
+def _build_databases() -> None:
+    """Postgres, and the client of Kubeflow's database where that is not there already."""
+    rendered = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))))
     (server,) = [item for item in rendered if item["kind"] == "StatefulSet"]
-    name = server["spec"]["template"]["spec"]["containers"][0]["image"].removeprefix("docker.io/")
-    host = REGISTRY.removeprefix("http://")
-    local = f"{host}/{name}"
+    (nightly,) = [item for item in rendered if item["kind"] == "CronJob"]
+    _build("postgres", server["spec"]["template"]["spec"]["containers"][0]["image"])
+    if not have_pipelines():
+        dumps = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]["initContainers"]
+        _build("mysql", next(item["image"] for item in dumps if "mysql" in item["image"]))
+
+
+def _build(folder: str, image: str) -> None:
+    local = f"{REGISTRY.removeprefix('http://')}/{image.removeprefix('docker.io/')}"
     assert shutil.which("buildah"), "buildah builds what cannot be pulled: apt-get install buildah"
     commands = (
-        ["buildah", "bud", "-q", "--layers", "-t", local, str(Path(__file__).parent / "postgres")],
+        ["buildah", "bud", "-q", "--layers", "-t", local, str(Path(__file__).parent / folder)],
         ["buildah", "push", "-q", "--tls-verify=false", local, f"docker://{local}"],
     )
     for command in commands:

@@ -82,8 +82,12 @@ def test_the_backup_is_written_to_the_object_store() -> None:
     kubectl("-n", NAMESPACE, "delete", "job", "backup-now", "--ignore-not-found", "--wait")
     kubectl("-n", NAMESPACE, "create", "job", "backup-now", "--from=cronjob/backup")
     kubectl("-n", NAMESPACE, "wait", "--for=condition=complete", "job/backup-now", "--timeout=180s")
-    log = kubectl("-n", NAMESPACE, "logs", "job/backup-now", "-c", "upload")
-    assert log.startswith("s3://mlpipeline/backups/mlflow-") and int(log.split()[1]) > 10_000
+    log = kubectl("-n", NAMESPACE, "logs", "job/backup-now", "-c", "upload").splitlines()
+    # then there is a dump of each database that the cluster has
+    stored = {line.split()[0].rpartition("/")[2].partition("-")[0]: int(line.split()[1]) for line in log}
+    assert all(line.startswith("s3://mlpipeline/backups/") for line in log)
+    assert stored.keys() == {"mlflow", *(["pipelines"] if platform.have_pipelines() else [])}
+    assert min(stored.values()) > 10_000
 
 
 @pytest.mark.parametrize(
