@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,13 +202,17 @@ def _search(
         )
         for family in chosen
     }
-    fits: dict[str, Future[Refitted]] = {}
+    fits: dict[str, Future[None]] = {}
+
+    def fit_and_log(best: Trial) -> None:
+        result = run_refit(best, data, settings.seed, settings.trial_cpus)
+        _log_best(tracking, parent, tags, result, data, preprocessor)
 
     def refit(search: FamilySearch) -> None:
         """Fit a family's winner once more, in a thread of this process: it has imported what that takes."""
         best = search.best()
         if best is not None and (best.family, str(best.index)) not in there and best.family not in fits:
-            fits[best.family] = threads.submit(run_refit, best, data, settings.seed, settings.trial_cpus)
+            fits[best.family] = threads.submit(fit_and_log, best)
 
     def done(trial: Trial, progress: ray.Progress) -> None:
         tracking.log_trial(
@@ -257,8 +261,8 @@ def _search(
             if search.best() is None:
                 log.warning("%s has no successful trial and so no best model", search.family.name)
         cluster.end()
-        for fit in as_completed(fits.values()):
-            _log_best(tracking, parent, tags, fit.result(), data, preprocessor)
+    for fit in fits.values():
+        fit.result()
 
 
 def _log_best(
