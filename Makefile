@@ -33,7 +33,7 @@ demo: $(READY) ## From nothing to a trained, deployed, answering model on the re
 
 test: $(READY) $(CHECKOV) ## Every check and every test
 	@$(MAKE) --no-print-directory check
-	@$(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 2 --dist loadfile --ignore=tests/e2e $(ARGS)
+	@$(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 3 --dist loadfile --ignore=tests/e2e $(ARGS)
 
 e2e: $(READY) ## End-to-end tests on the cluster that KUBECONFIG names, without the ones that take minutes
 	@$(RUN)python -m pytest -n 0 -m "e2e and not full" tests/e2e $(ARGS)

@@ -55,7 +55,9 @@ class Shell:
             "INITIAL_SHARE": 0.8,
             "FUTURE_BATCHES": 2,
         }
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        # Coverage would slow the imports of every process by half; what they run is measured by the stages' own tests.
+        ours = (PREFIX, "COVERAGE_PROCESS_")
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

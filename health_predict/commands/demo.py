@@ -10,6 +10,7 @@ import time
 import urllib.request
 from importlib.metadata import distributions
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 from rich.console import Console
@@ -70,7 +71,7 @@ def _inputs(settings: Settings, raw_sha256: str) -> str:
         "raw": raw_sha256,
         "code": [content_digest(root / name) for name in code],
         "commit": settings.git_commit or commit(),
-        "libraries": sorted({f"{found.name}=={found.version}" for found in distributions()}),
+        "libraries": sorted(f"{found.name}=={found.version}" for found in distributions(path=[get_path("purelib")])),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

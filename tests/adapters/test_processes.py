@@ -26,6 +26,8 @@ from health_predict.adapters.target import open_target
 from health_predict.core.errors import GateError, StateError, UnreachableError
 from health_predict.settings import ServingTarget, Settings
 
+pytestmark = pytest.mark.measured
+
 SERVICE = """
 import asyncio, os
 import bentoml
