@@ -111,6 +111,8 @@ class Cluster:
         # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_DEDUP_LOGS"] = "0"
+        # Ray would give way to everything else that runs here, and a search beside other work would stand still.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Tune's actors have an environment of their own: processes started in advance would stay idle.
         os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112 - Ray's spelling
