@@ -46,13 +46,16 @@ LEAVE_SECONDS = 30.0
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=PARTS, choices=(*PARTS, "search"))
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all without one")
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     if chosen.parts == ["search"]:
         search()
         return
+    asked = chosen.parts or PARTS
+    if unknown := set(asked) - set(PARTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     os.environ[MARK] = str(os.getpid())
     # Whoever reaches the ports of a cluster runs code on it.
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -66,11 +69,11 @@ def main() -> None:
         calm.run()
         expected = winners(calm.tracking())
         print("undisturbed:", expected, flush=True)
-        if "cluster" in chosen.parts:
+        if "cluster" in asked:
             found["same_winners_on_a_cluster"] = on_a_cluster(folder, expected)
-        if "server" in chosen.parts:
+        if "server" in asked:
             found["finished_with_a_server_killed_twice"] = with_a_dying_server(folder)
-        if "kills" in chosen.parts:
+        if "kills" in asked:
             found["kills"] = with_kills(folder, chosen.kills, random.Random(chosen.seed), expected)
     left = marked()
     _, left = psutil.wait_procs(left, timeout=LEAVE_SECONDS)
