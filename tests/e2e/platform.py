@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import boto3
 import yaml
 
-from tests.e2e.conftest import BASE_IMAGE, IMAGES, NAMESPACE, REGISTRY, ROOT, kubectl
+from tests.e2e.conftest import BASE_IMAGE, IMAGES, NAMESPACE, OBJECT_STORE, REGISTRY, ROOT, kubectl
 
 # Set where the cluster pulls from a registry that listens on the node's loopback only: its port.
 NODE_REGISTRY_PORT = os.environ.get("E2E_NODE_REGISTRY_PORT", "")
@@ -32,6 +33,8 @@ def prepare(folder: Path) -> None:
         text = (Path(__file__).parent / "object_store.yaml").read_text()
         kubectl("apply", "-f", "-", data=text.replace("MLFLOW_IMAGE", _mlflow_image()))
         kubectl("-n", "kubeflow", "rollout", "status", "deployment/seaweedfs", "--timeout=240s")
+        keys = {"aws_access_key_id": "minio", "aws_secret_access_key": "minio-secret", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=OBJECT_STORE, **keys).create_bucket(Bucket="mlpipeline")
 
 
 def up(folder: Path, **settings: str) -> None:
