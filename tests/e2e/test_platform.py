@@ -105,13 +105,15 @@ def test_the_backup_is_written_to_the_object_store() -> None:
         (False, ("list", "secrets", "-n", "kubeflow")),
         (False, ("patch", "deployments/mlflow", "-n", NAMESPACE)),
         (False, ("delete", "deployments/readmission-api", "-n", NAMESPACE)),
-        (False, ("create", "pods/exec", "-n", NAMESPACE)),
+        (False, ("create", "pods", "--subresource=exec", "-n", NAMESPACE)),
         (False, ("get", "nodes")),
         (False, ("list", "pods", "-A")),
         (False, ("create", "clusterrolebindings")),
     ],
 )
 def test_the_pipelines_account_may_do_what_it_needs_and_no_more(allowed: bool, arguments: tuple[str, ...]) -> None:
+    if "argoproj.io" in arguments[1] and not platform.have_pipelines():
+        pytest.skip("skipped: a cluster without Kubeflow Pipelines does not know this resource")
     answer = kubectl("auth", "can-i", *arguments, f"--as={ACCOUNT}", check=False).strip()
     assert answer.endswith("yes") is allowed, answer
 
