@@ -294,9 +294,9 @@ def test_a_registry_that_is_away(first: Models) -> None:
 
 
 def test_an_api_server_that_fails_for_a_while(first: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with in_front_of(Path(os.environ["KUBECONFIG"]), tmp_path) as (kubeconfig, faults):
+    with in_front_of(Path(os.environ["KUBECONFIG"]), tmp_path) as (kubeconfig, faults), monkeypatch.context() as patch:
         # The library reads the variable once, when it is imported.
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
         # given one that answers every third request with 409, 500 or 503
         count = iter(range(10**6))
         faults.status = lambda _method, _path: (409, 500, 503)[n % 9 // 3] if (n := next(count)) % 3 == 0 else 0
@@ -306,7 +306,7 @@ def test_an_api_server_that_fails_for_a_while(first: Models, tmp_path: Path, mon
         faults.status = lambda _method, _path: 0
         first.rollout("1")
         # given one that refuses to change the Deployment for longer than anybody waits
-        monkeypatch.setattr(Cluster.__init__, "__kwdefaults__", {"patience": 5.0})
+        patch.setattr(Cluster.__init__, "__kwdefaults__", {"patience": 5.0})
         patches = iter(range(10**6))
         faults.status = lambda method, path: 500 if method == "PATCH" and next(patches) < 7 else 0
         with pytest.raises(HealthPredictError, match="500"):
