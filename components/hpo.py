@@ -17,7 +17,7 @@ def hpo(
     leaderboard: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple("HpoOutputs", [("parent_run_id", str)]):  # type: ignore[valid-type]
-    """Search over the model families on Ray and log every trial in MLflow.
+    """Search over the model families with Ray Tune and log every trial in MLflow.
 
     Args:
         dataset_digest: Digest of the data set.

@@ -26,6 +26,8 @@ from health_predict.settings import PREFIX, Settings
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
+# Of the environment, what no process of a test should see: settings, and coverage.
+FOREIGN = (PREFIX, "COVERAGE_PROCESS_")
 REAL_DATA = os.environ.get(f"{PREFIX}DATA_SOURCE", "")
 
 
@@ -40,9 +42,9 @@ def own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
     Nor does coverage reach their processes, whose imports it slows by half, but those that run what no test does.
     """
-    measured = request.node.get_closest_marker("measured")
+    foreign = (PREFIX,) if request.node.get_closest_marker("measured") else FOREIGN
     for name in list(os.environ):
-        if name.startswith(PREFIX) or (name.startswith("COVERAGE_PROCESS_") and not measured):
+        if name.startswith(foreign):
             monkeypatch.delenv(name)
     if not request.node.get_closest_marker("e2e"):
         monkeypatch.setenv("KUBECONFIG", os.devnull)

@@ -25,6 +25,7 @@ from health_predict import cli
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX
 from tests.browser import address, browser, needs_chromium
+from tests.conftest import FOREIGN
 
 COMMAND = (sys.executable, "-m", "health_predict.cli")
 
@@ -56,8 +57,7 @@ class Shell:
             "FUTURE_BATCHES": 2,
         }
         # Coverage would slow the imports of every process by half; what they run is measured by the stages' own tests.
-        ours = (PREFIX, "COVERAGE_PROCESS_")
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         self.environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

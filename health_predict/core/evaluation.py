@@ -79,6 +79,11 @@ def metrics(labels: Labels, scores: Floats, threshold: float, weights: Floats | 
     return _Ranked(labels, scores).metrics(threshold, w)
 
 
+def auc(labels: Labels, scores: Floats) -> float:
+    """The AUC of `metrics` alone."""
+    return _Ranked(labels, scores).auc(np.ones(len(labels)))
+
+
 class _Ranked:
     """Scores sorted once, so that a thousand bootstrap samples need no further sort."""
 
@@ -184,19 +189,14 @@ def paired_difference(
     other_scores: Floats,
     patients: npt.ArrayLike,
     *,
-    metric: str = "auc",
-    threshold: float = 0.5,
-    other_threshold: float = 0.5,
     seed: int = 0,
     resamples: int = 1000,
 ) -> Estimate:
-    """metric(scores) - metric(other_scores) on the same rows and the same bootstrap samples. Shapes (n,)."""
+    """AUC of `scores` less that of `other_scores` on the same rows and the same bootstrap samples. Shapes (n,)."""
     one, two = _Ranked(labels, scores), _Ranked(labels, other_scores)
 
     def difference(weights: Floats) -> float:
-        if metric == "auc":
-            return one.auc(weights) - two.auc(weights)
-        return one.metrics(threshold, weights)[metric] - two.metrics(other_threshold, weights)[metric]
+        return one.auc(weights) - two.auc(weights)
 
     samples = [difference(weights) for weights in _patient_weights(patients, resamples, seed)]
     return _interval(difference(np.ones(len(labels))), np.array(samples))

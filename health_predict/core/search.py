@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.core.families import FAMILIES, Choice, Family, Range, draws
+from health_predict.core.families import FAMILIES, Choice, Family, Range, Watch, draws
 
 METRICS = ("auc", "average_precision", "f1", "brier")
 # A trial is judged after these shares of its rounds. It goes on when its AUC is not below the median there.
@@ -173,10 +173,21 @@ def _distribution(optuna: Any, space: Range | Choice) -> Any:
     return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
 
 
-def _auc(labels: npt.NDArray[np.int8], scores: npt.NDArray[Any]) -> float:
-    from health_predict.core.evaluation import metrics
+def validated(estimator: Any, data: Prepared) -> tuple[dict[str, float], float]:
+    """All metrics on the validation rows at the threshold with the largest F1, and that threshold."""
+    from health_predict.core.evaluation import f1_threshold, metrics
 
-    return metrics(labels, scores.astype(float), 0.5)["auc"]
+    scores = estimator.predict_proba(data.validation_rows)[:, 1].astype(float)
+    threshold = f1_threshold(data.validation_labels, scores)
+    return metrics(data.validation_labels, scores, threshold), threshold
+
+
+def _fitted(
+    one: Point | Trial, data: Prepared, seed: int, threads: int, shares: tuple[float, ...], watch: Watch
+) -> Any:
+    return FAMILIES[one.family].fit(
+        one.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=shares, watch=watch
+    )
 
 
 def run_trial(
@@ -186,28 +197,18 @@ def run_trial(
 
     The metrics are those at the threshold with the largest F1.
     """
-    from health_predict.core.evaluation import f1_threshold, metrics
+    from health_predict.core.evaluation import auc
 
     rungs: list[float] = []
     stopped = False
 
     def watch(rounds: int, score: Any) -> bool:
         nonlocal stopped
-        rungs.append(_auc(data.validation_labels, score(data.validation_rows)))
+        rungs.append(auc(data.validation_labels, score(data.validation_rows)))
         stopped = rungs[-1] < point.cutoffs[len(rungs) - 1]
         return stopped
 
-    estimator = FAMILIES[point.family].fit(
-        point.parameters,
-        data.train_rows,
-        data.train_labels,
-        seed=seed,
-        threads=threads,
-        shares=RUNGS,
-        watch=watch,
-    )
-    scores = estimator.predict_proba(data.validation_rows)[:, 1].astype(float)
-    found = metrics(data.validation_labels, scores, f1_threshold(data.validation_labels, scores))
+    found, _ = validated(_fitted(point, data, seed, threads, RUNGS, watch), data)
     return {name: found[name] for name in METRICS}, tuple(rungs), stopped
 
 
@@ -217,25 +218,18 @@ def run_refit(trial: Trial, data: Prepared, seed: int, threads: int) -> Refitted
     On the training rows alone: the threshold and the gates of `register` need validation rows that the model has
     not seen.
     """
+    from health_predict.core.evaluation import auc
+
     curve: list[tuple[int, float, float]] = []
 
     def watch(rounds: int, score: Any) -> bool:
         curve.append(
             (
                 rounds,
-                _auc(data.train_labels[:CURVE_ROWS], score(data.train_rows[:CURVE_ROWS])),
-                _auc(data.validation_labels, score(data.validation_rows)),
+                auc(data.train_labels[:CURVE_ROWS], score(data.train_rows[:CURVE_ROWS])),
+                auc(data.validation_labels, score(data.validation_rows)),
             )
         )
         return False
 
-    estimator = FAMILIES[trial.family].fit(
-        trial.parameters,
-        data.train_rows,
-        data.train_labels,
-        seed=seed,
-        threads=threads,
-        shares=CURVE,
-        watch=watch,
-    )
-    return Refitted(trial, estimator, tuple(curve))
+    return Refitted(trial, _fitted(trial, data, seed, threads, CURVE, watch), tuple(curve))

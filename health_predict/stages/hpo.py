@@ -20,7 +20,17 @@ from health_predict.adapters.storage import whole_file
 from health_predict.core import families
 from health_predict.core.errors import HealthPredictError, StateError
 from health_predict.core.families import BASELINE, Family
-from health_predict.core.search import METRICS, RUNGS, FamilySearch, Prepared, Refitted, Trial, run_refit, run_trial
+from health_predict.core.search import (
+    METRICS,
+    RUNGS,
+    FamilySearch,
+    Prepared,
+    Refitted,
+    Trial,
+    run_refit,
+    run_trial,
+    validated,
+)
 from health_predict.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,15 +176,6 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _validated(estimator: Any, data: Prepared) -> tuple[dict[str, float], float]:
-    """All metrics on the validation rows at the threshold with the largest F1, and that threshold."""
-    from health_predict.core.evaluation import f1_threshold, metrics
-
-    scores = estimator.predict_proba(data.validation_rows)[:, 1].astype(float)
-    threshold = f1_threshold(data.validation_labels, scores)
-    return metrics(data.validation_labels, scores, threshold), threshold
-
-
 def _search(
     settings: Settings,
     chosen: tuple[Family, ...],
@@ -274,7 +275,7 @@ def _log_best(
     preprocessor: EncounterFeatures,
 ) -> None:
     family = families.FAMILIES[result.trial.family]
-    found, threshold = _validated(result.estimator, data)
+    found, threshold = validated(result.estimator, data)
     run_id = tracking.log_best(
         parent,
         family.name,

@@ -9,14 +9,18 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+from health_predict.core.errors import HealthPredictError
 from health_predict.settings import PREFIX, Settings
+
+Found = TypeVar("Found")
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = shutil.which("kubectl") or ""
@@ -127,3 +131,17 @@ def object_store_keys() -> dict[str, str]:
     said = subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True, timeout=60, check=True).stdout
     pairs = (line.removeprefix("export ").partition("=") for line in said.splitlines())
     return {name: value.strip("'") for name, _, value in pairs if name.startswith("AWS_")}
+
+
+def until(ask: Callable[[], Found], seconds: float = 180) -> Found:
+    """What is asked for, once it is there; errors on the way are those of servers that come back."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if found := ask():
+                return found
+        except (HealthPredictError, AssertionError):
+            if time.monotonic() > end:
+                raise
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(1)

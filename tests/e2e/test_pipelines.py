@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -29,6 +28,7 @@ from tests.e2e.conftest import (
     SERVING_PORT,
     deployment,
     kubectl,
+    until,
 )
 
 BUCKET, KEY = "mlpipeline", "raw/e2e.csv"
@@ -94,18 +94,6 @@ def command(shell: dict[str, str], *arguments: str) -> Any:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-Found = TypeVar("Found")
-
-
-def until(ask: Callable[[], Found], seconds: float) -> Found:
-    """What is asked for, once there is something."""
-    end = time.monotonic() + seconds
-    while not (found := ask()):
-        assert time.monotonic() < end, f"nothing after {seconds} s"
-        time.sleep(2)
-    return found
 
 
 def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from health_predict.adapters.mlflow import Tracking
-from health_predict.core.errors import HealthPredictError
 from health_predict.operations.doctor import Health, doctor
 from tests.e2e import platform
-from tests.e2e.conftest import IMAGES, MLFLOW, NAMESPACE, OBJECT_STORE, REGISTRY, ROOT, SERVING_PORT, Place, kubectl
+from tests.e2e.conftest import (
+    IMAGES,
+    MLFLOW,
+    NAMESPACE,
+    OBJECT_STORE,
+    REGISTRY,
+    ROOT,
+    SERVING_PORT,
+    Place,
+    kubectl,
+    until,
+)
 
 ACCOUNT = "system:serviceaccount:kubeflow:health-predict-pipeline"
 
@@ -65,17 +73,17 @@ def test_runs_survive_postgres_and_a_new_password(tracking: Tracking) -> None:
     # when Postgres is killed
     (old,) = pods("postgres")
     kubectl("-n", NAMESPACE, "delete", "pod", "postgres-0", "--grace-period=0", "--force")
-    _until(lambda: old not in pods("postgres") and len(pods("postgres")) == 1)
+    until(lambda: old not in pods("postgres") and len(pods("postgres")) == 1)
     kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/postgres", "--timeout=180s")
     # then everything is there
-    found = _until(lambda: tracking.run(run))
+    found = until(lambda: tracking.run(run))
     assert found.metrics["auc"] == 0.7 and found.params["trials"] == "3"
     assert tracking.read_json(run, "kept.json") == {"answer": 42}
     # and a new password changes nothing for who asks
     before = kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
     assert subprocess.run([str(ROOT / "k8s" / "rotate")], timeout=420, check=False).returncode == 0
     assert kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") != before
-    assert _until(lambda: tracking.run(run)).run_id == run
+    assert until(lambda: tracking.run(run)).run_id == run
 
 
 def test_the_backup_is_written_to_the_object_store() -> None:
@@ -146,18 +154,3 @@ def test_the_doctor_examines_the_cluster(place: Place, monkeypatch: pytest.Monke
     checks = {check.name: check for check in doctor(settings)}
     wanted = {"cluster", "postgres", "mlflow", "registry", "storage", "tracking"}
     assert {name: checks[name].health for name in wanted} == dict.fromkeys(wanted, Health.OK)
-
-
-def _until(ask: Callable[[], Any], seconds: float = 180) -> Any:
-    """What is asked for, once it is there; errors on the way are those of servers that come back."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            found = ask()
-            if found:
-                return found
-        except (HealthPredictError, AssertionError):
-            if time.monotonic() > end:
-                raise
-        assert time.monotonic() < end
-        time.sleep(1)
