@@ -141,8 +141,8 @@ def replay(
                 version.windows.append(findings.window)
         found.append(findings)
         verdict = findings.verdict if findings else Verdict.STEADY
-        broken = bool(findings and findings.calibration and findings.calibration.broken)
-        action, _ = decide(policy, state, batch, verdict=verdict, miscalibrated=broken, interval=interval)
+        mendable = bool(findings and findings.calibration and findings.calibration.mendable)
+        action, _ = decide(policy, state, batch, verdict=verdict, miscalibrated=mendable, interval=interval)
         if action is Action.RETRAIN and (known < 0 or batch == batches - 1):
             action = Action.NONE  # nothing new is known, or nobody would be scored by it
         actions.append(action)
