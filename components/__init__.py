@@ -10,6 +10,7 @@ from components.ecr_push import ecr_push
 from components.hpo import hpo
 from components.keep import keep
 from components.recalibrate import recalibrate
+from components.record_end import record_end
 from components.register import register
 from components.rollout import rollout
 from components.settle import settle
@@ -22,6 +23,7 @@ __all__ = [
     "hpo",
     "keep",
     "recalibrate",
+    "record_end",
     "register",
     "rollout",
     "settle",

@@ -4,6 +4,7 @@ from pipelines.deployment import deployment
 from pipelines.monitoring import monitoring
 from pipelines.readmission import readmission
 from pipelines.recalibration import recalibration
+from pipelines.recorded import recorded
 from pipelines.training import training
 
 PIPELINES = {
@@ -14,4 +15,4 @@ PIPELINES = {
     "monitoring": monitoring,
 }
 
-__all__ = ["PIPELINES", "deployment", "monitoring", "readmission", "recalibration", "training"]
+__all__ = ["PIPELINES", "deployment", "monitoring", "readmission", "recalibration", "recorded", "training"]

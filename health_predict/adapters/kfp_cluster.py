@@ -8,7 +8,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from health_predict.adapters.kfp import Event, compile_pipeline
 from health_predict.adapters.kubernetes import Cluster
+from health_predict.adapters.storage import open_storage
 from health_predict.core.errors import HealthPredictError, SettingsError, StateError, UnreachableError
 from health_predict.settings import PREFIX, Settings
 
@@ -180,28 +181,18 @@ class ClusterPipelines:
                 tell(Event(name, "done"))
 
     def _reason(self, found: Any, run: ClusterRun) -> HealthPredictError:
-        """What the failed stage said last: it ends with one line of JSON that holds problem and remedy."""
-        fallback = StateError(f"run {run.run_id} ended {found.state.lower()}", f"see {run.url}")
-        try:
-            cluster = Cluster(self._settings.kube_context, patience=10)
-            selector = f"pipeline/runid={run.run_id}"
-            pods = cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods", query={"labelSelector": selector})
-        except HealthPredictError:
-            return fallback
-        assert pods is not None
-        failed = [pod for pod in pods["items"] if pod["status"].get("phase") == "Failed"]
-        for pod in sorted(failed, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True):
-            for line in reversed(cluster.logs(NAMESPACE, pod["metadata"]["name"], lines=200, container="main")):
-                said = _said(line)
-                if said is not None:
-                    kind = _ERRORS.get(int(said["exit_code"]), HealthPredictError)
-                    return kind(f"{said.get('stage', '')}: {said['message']}", f"{said.get('remedy', '')} ({run.url})")
-        return fallback
+        """What the failed stage said last."""
+        with contextlib.suppress(HealthPredictError):
+            error = failure(run.run_id, self._settings.kube_context)
+            if error is not None:
+                return type(error)(error.problem, f"{error.remedy} ({run.url})")
+        return StateError(f"run {run.run_id} ended {found.state.lower()}", f"see {run.url}")
 
     def runs(self, count: int = 20) -> list[dict[str, Any]]:
-        """The newest runs, as `adapters.kfp.list_runs` has them."""
+        """The newest runs, as `adapters.kfp.list_runs` has them, with what the records of their ends say."""
         with self._answering():
             found = self._client.list_runs(page_size=count, sort_by="created_at desc", namespace=NAMESPACE).runs or []
+        ends = self._ends([str(run.run_id) for run in found])
         return [
             {
                 "run_id": run.run_id,
@@ -209,11 +200,21 @@ class ClusterPipelines:
                 "state": str(run.state).lower(),
                 "started": run.created_at.isoformat(timespec="seconds"),
                 "ended": run.finished_at.isoformat(timespec="seconds") if run.finished_at else "",
-                "outputs": {},
-                "error": run.error.message if run.error else "",
+                "outputs": {"champion": end["champion"]} if (end := ends.get(run.run_id, {})).get("champion") else {},
+                "error": end.get("error") or (run.error.message if run.error else ""),
             }
             for run in found
         ]
+
+    def _ends(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Records of runs that ended, by run. Without keys for the storage the list of runs is still worth having."""
+        try:
+            storage = open_storage(self._settings.storage, self._settings.s3_endpoint_url)
+            there = set(storage.keys("runs/"))
+            return {one: json.loads(storage.read(end_key(one))) for one in run_ids if end_key(one) in there}
+        except HealthPredictError as error:
+            log.warning("why runs ended is not known: %s", error)
+            return {}
 
     def _url(self, run_id: str) -> str:
         parts = urlsplit(self.host)
@@ -286,6 +287,31 @@ class ClusterPipelines:
     def _schedules(self, name: str) -> list[Any]:
         found = self._client.list_recurring_runs(page_size=100, namespace=NAMESPACE).recurring_runs or []
         return [item for item in found if item.display_name == name]
+
+
+def failure(run_id: str, context: str = "") -> HealthPredictError | None:
+    """Why a run failed: the one line of JSON with problem and remedy that the failed stage ended with.
+
+    None when no log of its pods says it. Raises UnreachableError without an API server.
+    """
+    cluster = Cluster(context, patience=10)
+    pods = cluster.request(
+        "GET", f"/api/v1/namespaces/{NAMESPACE}/pods", query={"labelSelector": f"pipeline/runid={run_id}"}
+    )
+    assert pods is not None
+    failed = [pod for pod in pods["items"] if pod["status"].get("phase") == "Failed"]
+    for pod in sorted(failed, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True):
+        for line in reversed(cluster.logs(NAMESPACE, pod["metadata"]["name"], lines=200, container="main")):
+            said = _said(line)
+            if said is not None:
+                kind = _ERRORS.get(int(said["exit_code"]), HealthPredictError)
+                return kind(f"{said.get('stage', '')}: {said['message']}", str(said.get("remedy", "")))
+    return None
+
+
+def end_key(run_id: str) -> str:
+    """Key in storage of the record that the stage `record_end` writes of a run."""
+    return f"runs/{run_id}.json"
 
 
 _REMEDY = "check that it runs and HEALTH_PREDICT_KFP_HOST is right"

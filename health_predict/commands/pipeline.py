@@ -44,6 +44,13 @@ def _pipelines() -> Mapping[str, Any]:
     return found
 
 
+def _recorded(name: str) -> Any:
+    """A pipeline as a cluster runs it."""
+    from pipelines import recorded
+
+    return recorded(_pipelines()[name])
+
+
 @app.command("compile")
 def compile_(
     out: Annotated[
@@ -51,8 +58,8 @@ def compile_(
     ] = COMPILED,
 ) -> None:
     """Compile every pipeline to YAML, the contract with a cluster."""
-    for name, pipeline in _pipelines().items():
-        compile_pipeline(pipeline, out / f"{name}.yaml")
+    for name in _pipelines():
+        compile_pipeline(_recorded(name), out / f"{name}.yaml")
         typer.echo(out / f"{name}.yaml")
 
 
@@ -92,10 +99,9 @@ def upload(on: On = None, as_json: Annotated[bool, typer.Option("--json", help="
     revision = settings.git_commit or commit()
     uploaded = {}
     with Console(stderr=True).status("uploading"):
-        for name, pipeline in _pipelines().items():
-            uploaded[name] = dict(
-                zip(("pipeline_id", "version_id"), cluster.upload(name, pipeline, revision), strict=True)
-            )
+        for name in _pipelines():
+            ids = cluster.upload(name, _recorded(name), revision)
+            uploaded[name] = dict(zip(("pipeline_id", "version_id"), ids, strict=True))
     typer.echo(json.dumps(uploaded) if as_json else "\n".join(f"{name} {revision}" for name in uploaded))
 
 
@@ -136,7 +142,7 @@ def schedule(
         return
     arguments = _arguments(settings, name, given)
     with Console(stderr=True).status("scheduling"):
-        made = cluster.schedule(name, _pipelines()[name], settings.git_commit or commit(), cron, arguments)
+        made = cluster.schedule(name, _recorded(name), settings.git_commit or commit(), cron, arguments)
     typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")
 
 
@@ -211,7 +217,7 @@ def _run_in_cluster(
 
     cluster = ClusterPipelines(settings)
     arguments = _arguments(settings, name, given)
-    started = cluster.start(name, _pipelines()[name], arguments)
+    started = cluster.start(name, _recorded(name), arguments)
     console.print(f"[bold]pipeline    [/bold]{name} in {started.url}", highlight=False, soft_wrap=True)
     if seconds is None:
         return started

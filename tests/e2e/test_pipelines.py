@@ -82,16 +82,15 @@ def addresses(home: Path) -> dict[str, str]:
     }
 
 
+def ask(shell: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `health-predict ...` does."""
+    words = [sys.executable, "-m", "health_predict.cli", *arguments]
+    return subprocess.run(words, env=shell, capture_output=True, text=True, timeout=2400, check=False)
+
+
 def command(shell: dict[str, str], *arguments: str) -> Any:
     """What `health-predict ... --json` says last."""
-    done = subprocess.run(
-        [sys.executable, "-m", "health_predict.cli", *arguments, "--json"],
-        env=shell,
-        capture_output=True,
-        text=True,
-        timeout=2400,
-        check=False,
-    )
+    done = ask(shell, *arguments, "--json")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -102,7 +101,10 @@ def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:
     run = command(shell, "pipeline", "run", "readmission", "--timeout", "2000", *parameters)
     # then it ended well, and is the newest of the list
     assert run["state"] == "SUCCEEDED"
-    assert command(shell, "pipeline", "list")[0]["run_id"] == run["run_id"]
+    (first,) = command(shell, "pipeline", "list")[:1]
+    # with its end recorded
+    assert (first["run_id"], first["state"]) == (run["run_id"], "succeeded")
+    assert first["outputs"] == {"champion": command(shell, "status")["champion"]}
     # and a model serves, from the image that lineage names
     links = command(shell, "lineage")
     assert [link["problem"] for link in links] == [""] * len(links)
@@ -113,12 +115,24 @@ def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:
     assert deployment()["status"]["availableReplicas"] == 2
 
 
+def test_a_run_that_fails_says_why_for_good(shell: dict[str, str]) -> None:
+    # when a run cannot succeed
+    done = ask(shell, "pipeline", "run", "deployment", "-p", "model_version=4711", "--timeout", "900")
+    # then it ends with the reason of its stage
+    assert done.returncode != 0
+    assert "4711" in done.stderr
+    # and the list has that reason from the record, whatever becomes of the pods
+    (last,) = command(shell, "pipeline", "list")[:1]
+    assert last["state"] == "failed"
+    assert "4711" in last["error"]
+
+
 def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: Path) -> None:
     import pipelines
 
     settings = Settings(**addresses(tmp_path))  # type: ignore[arg-type]
     cluster = ClusterPipelines(settings)
-    training = pipelines.PIPELINES["training"]
+    training = pipelines.recorded(pipelines.PIPELINES["training"])
     # when a version is uploaded twice, then it is one
     assert cluster.upload("training", training, "a" * 40) == cluster.upload("training", training, "a" * 40)
     # when it is scheduled, for a time that does not come
@@ -146,6 +160,19 @@ def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[
     assert int(after["champion"]) == int(before["champion"]) + 1
     assert after["serving"]["model_version"] == after["champion"]
     assert [link["problem"] for link in command(shell, "lineage") if link["problem"]] == []
+
+
+def test_a_simulation_is_served_by_the_cluster_and_finds_its_log(shell: dict[str, str]) -> None:
+    # given the parameters of the first run, so that its model begins
+    own = {"data_source": f"s3://{BUCKET}/{KEY}", "initial_share": "0.8", "future_batches": "2"}
+    environment = {**shell, **{PREFIX + name.upper(): value for name, value in own.items()}}
+    # when a batch passes through the endpoint
+    found = command(environment, "simulate", "--batches", "1", "--policy", "never", "--delay", "0")
+    # then what its pods logged came to storage, and was judged against the outcomes
+    (moment,) = found["moments"]
+    assert (moment["served_by"], moment["outcome"]) == (found["first_version"], "unchanged")
+    assert moment["rows"] > 1000
+    assert moment["observed_expected"]["value"] > 0
 
 
 def test_a_search_outlives_the_tracking_server(shell: dict[str, str], tmp_path: Path) -> None:
@@ -183,7 +210,8 @@ def test_a_schedule_fires_and_does_not_catch_up(shell: dict[str, str], tmp_path:
     earlier = set(begun())
     try:
         # given a schedule of every minute that has fired
-        cluster.schedule("monitoring", pipelines.PIPELINES["monitoring"], "b" * 40, "0 * * * * *", {})
+        monitoring = pipelines.recorded(pipelines.PIPELINES["monitoring"])
+        cluster.schedule("monitoring", monitoring, "b" * 40, "0 * * * * *", {})
         (first,) = until(lambda: set(begun()) - earlier, 180)
         # when its controller is away while it would have fired twice more
         kubectl(*controller, "--replicas=0")

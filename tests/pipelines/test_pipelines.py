@@ -11,7 +11,7 @@ import yaml
 from health_predict.adapters.kfp import compile_pipeline
 from health_predict.commands.pipeline import COMPILED
 from health_predict.settings import PREFIX, Settings
-from pipelines import PIPELINES
+from pipelines import PIPELINES, recorded
 from pipelines.wiring import CREDENTIALS, SETTINGS
 
 
@@ -23,7 +23,7 @@ def specs(file: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_committed_yaml_is_not_stale(name: str, tmp_path: Path) -> None:
-    compile_pipeline(PIPELINES[name], tmp_path / f"{name}.yaml")
+    compile_pipeline(recorded(PIPELINES[name]), tmp_path / f"{name}.yaml")
     assert specs(COMPILED / f"{name}.yaml") == specs(tmp_path / f"{name}.yaml"), "run `make compile` and commit"
 
 
@@ -79,3 +79,16 @@ def test_the_dashboard_shows_names_for_people(name: str) -> None:
         shown, component = task["taskInfo"]["name"], pipeline["components"][task["componentRef"]["name"]]
         assert not shown.startswith("condition-"), key
         assert "dag" in component or shown[0].isupper(), key
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_end_of_a_run_is_recorded_whatever_becomes_of_it(name: str) -> None:
+    # given the tasks at the top of a compiled pipeline
+    root = specs(COMPILED / f"{name}.yaml")[0]["root"]
+    end = root["dag"]["tasks"]["record-end"]
+    # then all others are in the group that the last one waits for, however it ends
+    (group,) = set(root["dag"]["tasks"]) - {"record-end"}
+    assert end["dependentTasks"] == [group]
+    assert end["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    # and the pipeline takes what it takes on this machine
+    assert set(root["inputDefinitions"]["parameters"]) == set(PIPELINES[name].component_spec.inputs)
