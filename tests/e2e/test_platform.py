@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters.mlflow import Tracking
+from health_predict.operations.backup import backup, backups, restore
 from health_predict.operations.doctor import Health, doctor
+from health_predict.settings import Settings
 from tests.e2e import platform
 from tests.e2e.conftest import (
     IMAGES,
@@ -22,6 +24,7 @@ from tests.e2e.conftest import (
     SERVING_PORT,
     Place,
     kubectl,
+    object_store_keys,
     until,
 )
 
@@ -47,6 +50,21 @@ def place(tmp_path: Path) -> Place:
 @pytest.fixture
 def tracking(place: Place) -> Tracking:
     return Tracking(place.settings(mlflow_tracking_uri=MLFLOW))
+
+
+def outside(place: Place, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a shell outside, with the object store's keys in its environment."""
+    for name, value in object_store_keys().items():
+        monkeypatch.setenv(name, value)
+    return place.settings(
+        profile="kind",
+        mlflow_tracking_uri=MLFLOW,
+        storage_uri="s3://mlpipeline/health-predict",
+        s3_endpoint_url=OBJECT_STORE,
+        image_registry=f"{IMAGES}/readmission",
+        registry_endpoint=REGISTRY,
+        serving_port=SERVING_PORT,
+    )
 
 
 def pods(name: str) -> list[str]:
@@ -98,6 +116,27 @@ def test_the_backup_is_written_to_the_object_store() -> None:
     assert min(stored.values()) > 10_000
 
 
+@pytest.mark.full
+def test_what_was_lost_since_a_backup_is_back_and_what_came_is_gone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a run in MLflow, and a backup
+    settings = outside(place, monkeypatch)
+    tracking = Tracking(settings)
+    before = tracking.start_search("before the backup", {}, {})
+    tracking.end_search(before, {"auc": 0.7})
+    made = {item.database: item for item in backup(settings)}
+    assert made["mlflow"] in backups(settings)
+    # when more happens, and the backup is put back
+    after = tracking.start_search("after the backup", {}, {})
+    tracking.end_search(after, {"auc": 0.1})
+    restore(settings, made["mlflow"].name)
+    # then MLflow has what it had then
+    assert Tracking(settings).run(before).metrics["auc"] == 0.7
+    assert after not in {run.run_id for run in Tracking(settings).runs("")}
+    assert kubectl("-n", NAMESPACE, "get", "deployment", "mlflow", "-o", "jsonpath={.status.readyReplicas}") == "1"
+
+
 @pytest.mark.parametrize(
     ("allowed", "arguments"),
     [
@@ -136,21 +175,7 @@ def test_every_pod_passes_the_restricted_standard() -> None:
 
 
 def test_the_doctor_examines_the_cluster(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given the settings of a shell outside
-    for line in subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True).stdout.splitlines():
-        name, _, value = line.removeprefix("export ").partition("=")
-        if name.startswith("AWS_"):
-            monkeypatch.setenv(name, value.strip("'"))
-    settings = place.settings(
-        profile="kind",
-        mlflow_tracking_uri=MLFLOW,
-        storage_uri="s3://mlpipeline/health-predict",
-        s3_endpoint_url=OBJECT_STORE,
-        image_registry=f"{IMAGES}/readmission",
-        registry_endpoint=REGISTRY,
-        serving_port=SERVING_PORT,
-    )
-    # then each part is found
-    checks = {check.name: check for check in doctor(settings)}
+    # when it looks from outside, then each part is found
+    checks = {check.name: check for check in doctor(outside(place, monkeypatch))}
     wanted = {"cluster", "postgres", "mlflow", "registry", "storage", "tracking"}
     assert {name: checks[name].health for name in wanted} == dict.fromkeys(wanted, Health.OK)

@@ -1,6 +1,6 @@
 """Backup and restore without a cluster: what is stored where, and what is said when something is missing.
 
-The databases themselves are in `tests/e2e/test_backup.py`; here a script in kubectl's place shows what it is asked.
+The databases themselves are in `tests/e2e/test_platform.py`; here a script in kubectl's place shows what it is asked.
 """
 
 from __future__ import annotations
