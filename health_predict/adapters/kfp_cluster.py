@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import tempfile
 import time
 import warnings
@@ -33,6 +34,8 @@ POLL_SECONDS = 3.0
 # How long the API may be away while a run is watched.
 PATIENCE_SECONDS = 120.0
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+# What Argo adds to the tasks: their drivers and executors, each attempt, and the groups.
+_INNER = re.compile(r"\(\d+\)$|-driver$|^executor$|^root$|^condition-|^exit-handler-")
 _ERRORS = {error.exit_code: error for error in HealthPredictError.__subclasses__()}
 
 
@@ -154,7 +157,7 @@ class ClusterPipelines:
                     raise
                 time.sleep(POLL_SECONDS)
                 continue
-            self._tell(found, seen, tell)
+            self._tell(found, run.pipeline, seen, tell)
             if found.state in FINAL:
                 break
             if time.monotonic() > end:
@@ -166,11 +169,13 @@ class ClusterPipelines:
             raise self._reason(found, run)
         return ClusterRun(run.run_id, run.pipeline, found.state, run.url)
 
-    def _tell(self, found: Any, seen: dict[str, str], tell: Callable[[Event], None]) -> None:
+    def _tell(self, found: Any, pipeline: str, seen: dict[str, str], tell: Callable[[Event], None]) -> None:
         details = found.run_details.task_details if found.run_details else None
         for task in details or ():
             name, state = task.display_name, task.state
-            if not name or not state or name == "root" or name.endswith("-driver") or seen.get(task.task_id) == state:
+            if not name or not state or seen.get(task.task_id) == state:
+                continue
+            if _INNER.search(name) or name.startswith(f"{pipeline}-"):  # the workflow itself has a name like this
                 continue
             seen[task.task_id] = state
             if state == "RUNNING":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import shutil
 import socket
 import tempfile
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 
 import health_predict
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
-from health_predict.core.search import FamilySearch, Point, Prepared, Trial
+from health_predict.core.search import FamilySearch, Fitted, Point, Prepared, Trial
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ TUNE_ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
-# What an actor runs: metrics, AUCs at the rungs, whether it was stopped there. Must be importable there.
-RunTrial = Callable[[Point, Prepared, int, int], tuple[Mapping[str, float], tuple[float, ...], bool]]
+# What an actor runs: metrics, AUCs at the rungs, the model unless it was stopped there. Must be importable there.
+RunTrial = Callable[[Point, Prepared, int, int], tuple[Mapping[str, float], tuple[float, ...], Fitted | None]]
 
 
 @dataclass(slots=True)
@@ -237,8 +238,8 @@ class Course:
     def next(self) -> Point | None:
         """The next point; None while all families have to wait.
 
-        It is of the slowest family that has one, so that its winner is fitted again beside the trials of the others;
-        where seconds are the budget, families take turns.
+        It is of the slowest family that has one, so that no long trial is left for the end; where seconds are the
+        budget, families take turns.
         """
         for search in sorted(self.searches, key=_turn if self._seconds else _slowness):
             point = search.next()
@@ -318,7 +319,8 @@ def _tune(
             log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._end(trial.last_result["trial"], trial, trials)
+            # Taken out of Tune's own record, which would keep the model.
+            self._end(trial.last_result.pop("trial"), trial, trials)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             # Only the loss of the whole process comes here.
@@ -331,7 +333,8 @@ def _tune(
 
         def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
             running = sum(other.status == "RUNNING" and other is not trial for other in trials)
-            tell(ended, course.end(ended, running))
+            # The model stays with the course, here or in the cluster.
+            tell(replace(ended, fitted=b""), course.end(ended, running))
 
     with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
         tune.Tuner(
@@ -354,12 +357,17 @@ def _tune(
 def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
     began = time.monotonic()
     try:
-        metrics, rungs, stopped = run_trial(point, data, seed, threads)
+        metrics, rungs, fitted = run_trial(point, data, seed, threads)
     except Exception as error:
         # A failure that is reported keeps the actor; a raised one would start a new one and its imports.
         reason = f"{type(error).__name__}: {error}"[:300]
         return Trial(point.family, point.index, point.parameters, {}, time.monotonic() - began, error=reason)
-    return Trial(point.family, point.index, point.parameters, metrics, time.monotonic() - began, rungs, stopped)
+    seconds = time.monotonic() - began
+    if fitted is None:
+        return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, stopped=True)
+    # As bytes: who passes it on need not import what it is made of.
+    model = pickle.dumps(fitted, protocol=pickle.HIGHEST_PROTOCOL)
+    return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, fitted=model)
 
 
 def _tune_inside(ray: Any, tune: tuple[Any, ...], tell: Tell) -> Sequence[FamilySearch]:

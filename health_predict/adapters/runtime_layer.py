@@ -34,6 +34,7 @@ PYTHON_VERSION = "3.11"
 # Kubeflow Pipelines has no images for another architecture.
 PLATFORM = "x86_64-manylinux_2_28"
 SITE = "app/lib"
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 INSTALL_SECONDS = 600
 # A part of the layer's key: to be raised when the same wheels give other bytes.
 FORMAT = 1
@@ -119,7 +120,9 @@ def _install(lines: list[str], workshop: Path, site: Path) -> None:
     command = [uv, "pip", "install", "--no-config", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--python-platform", PLATFORM, "--python-version", PYTHON_VERSION, "--link-mode=copy"]
     command += ["--python", sys.executable, "--target", str(site), "-r", str(listed)]
-    _run(command)
+    # Where the system has certificates of its own, such as a company proxy's, they count here too.
+    certificates = {"UV_SYSTEM_CERTS": "1"} if SYSTEM_CERTIFICATES.is_file() else {}
+    _run(command, check=True, **certificates)
     for folder in ("bin", "include", "share", "etc"):  # nothing of them is used by a service
         shutil.rmtree(site / folder, ignore_errors=True)
     (site / ".lock").unlink(missing_ok=True)

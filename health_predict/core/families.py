@@ -67,6 +67,11 @@ class Family:
     rounds: str = ""
     watched: Watched | None = None
 
+    def rounds_at(self, parameters: Mapping[str, Any], share: float) -> int:
+        """After how many rounds a fit with these parameters has done a share of them; 0 for a family without."""
+        whole = {**self.fixed, **parameters}.get(self.rounds, 0)
+        return max(1, round(share * int(whole))) if whole else 0
+
     def fit(
         self,
         parameters: Mapping[str, Any],
@@ -91,7 +96,7 @@ class Family:
         estimator = self.build(whole, seed, threads)
         if watch is None or self.watched is None:
             return estimator.fit(rows, labels)
-        at = sorted({max(1, round(share * whole[self.rounds])) for share in shares})
+        at = sorted({self.rounds_at(exact, share) for share in shares})
         return self.watched(estimator, rows, labels, at, watch)
 
 
@@ -139,15 +144,34 @@ def _lightgbm(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
     return LGBMClassifier(random_state=seed, n_jobs=threads, **parameters)
 
 
-def warm_start(rounds: str) -> Watched:
+def _positive(estimator: Any) -> Score:
+    return lambda matrix: estimator.predict_proba(matrix)[:, 1]
+
+
+def _positive_by_trees(forest: Any) -> Score:
+    """A forest's answer as `_positive` gives it; a tree that answered for a matrix before is not asked again."""
+    answered: dict[int, tuple[Rows, int, Any]] = {}  # holds the matrix, so that its id stays its own
+
+    def score(matrix: Rows) -> npt.NDArray[Any]:
+        _, done, total = answered.get(id(matrix), (matrix, 0, 0.0))
+        for tree in forest.estimators_[done:]:
+            total = total + tree.predict_proba(matrix, check_input=False)[:, 1]
+        answered[id(matrix)] = matrix, len(forest.estimators_), total
+        return np.asarray(total / len(forest.estimators_))
+
+    return score
+
+
+def warm_start(rounds: str, scorer: Callable[[Any], Score] = _positive) -> Watched:
     """Watches a scikit-learn ensemble by fitting it on from one number of rounds to the next."""
 
     def watched(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
         whole = estimator.get_params()[rounds]
+        score = scorer(estimator)
         estimator.set_params(warm_start=True)
         for done in at:
             estimator.set_params(**{rounds: done}).fit(rows, labels)
-            if watch(done, lambda matrix: estimator.predict_proba(matrix)[:, 1]) or done == whole:
+            if watch(done, score) or done == whole:
                 break
         else:
             estimator.set_params(**{rounds: whole}).fit(rows, labels)
@@ -198,7 +222,7 @@ FAMILIES: Mapping[str, Family] = {
             build=_random_forest,
             fixed={"n_estimators": 200},
             rounds="n_estimators",
-            watched=warm_start("n_estimators"),
+            watched=warm_start("n_estimators", _positive_by_trees),
         ),
         Family(
             "XGBoost",

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.core.families import FAMILIES, Choice, Family, Range, Watch, draws
+from health_predict.core.families import FAMILIES, Choice, Family, Range, draws
 
 METRICS = ("auc", "average_precision", "f1", "brier")
-# A trial is judged after these shares of its rounds. It goes on when its AUC is not below the median there.
+# A trial is looked at after these shares of its rounds, and judged at some of them: it goes on when its AUC is not
+# below the median there.
+CURVE = tuple(share / 8 for share in range(1, 9))
 RUNGS = (0.25, 0.5)
 REDUCTION = 2
 # Of a family's trials, the ones spread evenly over its space before the estimator takes over.
 STARTUP = 6
-CURVE = tuple(share / 8 for share in range(1, 9))
 CURVE_ROWS = 3000
 
 
@@ -56,6 +57,7 @@ class Trial:
     """A point and how it did.
 
     `rungs` are its AUCs at the RUNGS that it reached; `stopped` when it ended there. `error` is empty unless it failed.
+    `fitted` is a pickled Fitted, where the trial ran to its end here and is the best of its family so far.
     """
 
     family: str
@@ -66,13 +68,13 @@ class Trial:
     rungs: tuple[float, ...] = ()
     stopped: bool = False
     error: str = ""
+    fitted: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Refitted:
-    """A winner fitted once more, and (rounds, training AUC, validation AUC) on the way there."""
+class Fitted:
+    """An estimator that was fitted to its end, and (rounds, training AUC, validation AUC) on the way there."""
 
-    trial: Trial
     estimator: Any
     curve: tuple[tuple[int, float, float], ...]
 
@@ -132,8 +134,13 @@ class FamilySearch:
         return None
 
     def end(self, trial: Trial) -> None:
-        """Take the result of a trial."""
+        """Take the result of a trial; of the models, only the best trial's is kept."""
+        before = self.best()
         self.ended[trial.index] = trial
+        best = self.best()
+        for worse in (before, trial):
+            if worse is not None and best is not None and worse.index != best.index:
+                self.ended[worse.index] = replace(worse, fitted=b"")
 
     def best(self) -> Trial | None:
         """The winner: the largest AUC of the trials that ran to their end, ties to the earlier one."""
@@ -182,54 +189,36 @@ def validated(estimator: Any, data: Prepared) -> tuple[dict[str, float], float]:
     return metrics(data.validation_labels, scores, threshold), threshold
 
 
-def _fitted(
-    one: Point | Trial, data: Prepared, seed: int, threads: int, shares: tuple[float, ...], watch: Watch
-) -> Any:
-    return FAMILIES[one.family].fit(
-        one.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=shares, watch=watch
-    )
-
-
 def run_trial(
     point: Point, data: Prepared, seed: int, threads: int
-) -> tuple[dict[str, float], tuple[float, ...], bool]:
-    """Fit one point: its validation metrics, its AUCs at the RUNGS, and whether it was stopped at the last of them.
+) -> tuple[dict[str, float], tuple[float, ...], Fitted | None]:
+    """Fit one point on the training rows: its validation metrics, its AUCs at the RUNGS, and the model.
 
-    The metrics are those at the threshold with the largest F1.
+    The model is None when the trial was stopped at the last of these AUCs. The metrics are those at the threshold with
+    the largest F1. The learning curve is of the validation rows and the first training rows. A winner learns from the
+    training rows alone: the threshold and the gates of `register` need validation rows that it has not seen.
     """
     from health_predict.core.evaluation import auc
 
+    family = FAMILIES[point.family]
+    judged = [family.rounds_at(point.parameters, share) for share in RUNGS]
+    some_rows, some_labels = data.train_rows[:CURVE_ROWS], data.train_labels[:CURVE_ROWS]
     rungs: list[float] = []
+    curve: list[tuple[int, float, float]] = []
     stopped = False
 
     def watch(rounds: int, score: Any) -> bool:
         nonlocal stopped
-        rungs.append(auc(data.validation_labels, score(data.validation_rows)))
-        stopped = rungs[-1] < point.cutoffs[len(rungs) - 1]
+        found = auc(data.validation_labels, score(data.validation_rows))
+        curve.append((rounds, auc(some_labels, score(some_rows)), found))
+        while not stopped and len(rungs) < len(judged) and rounds >= judged[len(rungs)]:
+            stopped = found < point.cutoffs[len(rungs)]
+            rungs.append(found)
         return stopped
 
-    found, _ = validated(_fitted(point, data, seed, threads, RUNGS, watch), data)
-    return {name: found[name] for name in METRICS}, tuple(rungs), stopped
-
-
-def run_refit(trial: Trial, data: Prepared, seed: int, threads: int) -> Refitted:
-    """Fit a winner once more, with a learning curve of the validation rows and the first training rows.
-
-    On the training rows alone: the threshold and the gates of `register` need validation rows that the model has
-    not seen.
-    """
-    from health_predict.core.evaluation import auc
-
-    curve: list[tuple[int, float, float]] = []
-
-    def watch(rounds: int, score: Any) -> bool:
-        curve.append(
-            (
-                rounds,
-                auc(data.train_labels[:CURVE_ROWS], score(data.train_rows[:CURVE_ROWS])),
-                auc(data.validation_labels, score(data.validation_rows)),
-            )
-        )
-        return False
-
-    return Refitted(trial, _fitted(trial, data, seed, threads, CURVE, watch), tuple(curve))
+    estimator = family.fit(
+        point.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=CURVE, watch=watch
+    )
+    metrics, _ = validated(estimator, data)
+    fitted = None if stopped else Fitted(estimator, tuple(curve))
+    return {name: metrics[name] for name in METRICS}, tuple(rungs), fitted

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,10 +25,10 @@ from health_predict.core.search import (
     METRICS,
     RUNGS,
     FamilySearch,
+    Fitted,
+    Point,
     Prepared,
-    Refitted,
     Trial,
-    run_refit,
     run_trial,
     validated,
 )
@@ -203,17 +204,23 @@ def _search(
         )
         for family in chosen
     }
-    fits: dict[str, Future[None]] = {}
+    logged: dict[str, Future[None]] = {}
 
-    def fit_and_log(best: Trial) -> None:
-        result = run_refit(best, data, settings.seed, settings.trial_cpus)
-        _log_best(tracking, parent, tags, result, data, preprocessor)
+    def log_best(best: Trial) -> None:
+        fitted: Fitted | None
+        if best.fitted:
+            fitted = pickle.loads(best.fitted)  # noqa: S301 (from our own workers)
+        else:  # the winner is of an attempt before this one
+            point = Point(best.family, best.index, best.parameters)
+            _, _, fitted = run_trial(point, data, settings.seed, settings.trial_cpus)
+        assert fitted is not None
+        _log_best(tracking, parent, tags, best, fitted, data, preprocessor)
 
-    def refit(search: FamilySearch) -> None:
-        """Fit a family's winner once more, in a thread of this process: it has imported what that takes."""
+    def conclude(search: FamilySearch) -> None:
+        """Log a family's winner, in a thread beside the trials of the others."""
         best = search.best()
-        if best is not None and (best.family, str(best.index)) not in there and best.family not in fits:
-            fits[best.family] = threads.submit(fit_and_log, best)
+        if best is not None and (best.family, str(best.index)) not in there and best.family not in logged:
+            logged[best.family] = threads.submit(log_best, best)
 
     def done(trial: Trial, progress: ray.Progress) -> None:
         tracking.log_trial(
@@ -247,7 +254,7 @@ def _search(
         )
         # Under `ray://` these searches are copies: theirs are told at the end.
         if len(searches[trial.family].ended) == settings.trials:
-            refit(searches[trial.family])
+            conclude(searches[trial.family])
 
     with ThreadPoolExecutor((settings.search_cpus or os.cpu_count() or 1) // settings.trial_cpus or 1) as threads:
         for search in cluster.search(
@@ -258,33 +265,34 @@ def _search(
             seconds=settings.search_seconds,
             done=done,
         ):
-            refit(search)
+            conclude(search)
             if search.best() is None:
                 log.warning("%s has no successful trial and so no best model", search.family.name)
         cluster.end()
-    for fit in fits.values():
-        fit.result()
+    for written in logged.values():
+        written.result()
 
 
 def _log_best(
     tracking: Tracking,
     parent: str,
     tags: Mapping[str, str],
-    result: Refitted,
+    best: Trial,
+    fitted: Fitted,
     data: Prepared,
     preprocessor: EncounterFeatures,
 ) -> None:
-    family = families.FAMILIES[result.trial.family]
-    found, threshold = validated(result.estimator, data)
+    family = families.FAMILIES[best.family]
+    found, threshold = validated(fitted.estimator, data)
     run_id = tracking.log_best(
         parent,
         family.name,
-        _pipeline(preprocessor, result.estimator),
+        _pipeline(preprocessor, fitted.estimator),
         {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-        {**family.fixed, **result.trial.parameters, "threshold": repr(threshold), "trial": result.trial.index},
+        {**family.fixed, **best.parameters, "threshold": repr(threshold), "trial": best.index},
         {f"validation_{name}": value for name, value in found.items()},
         {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
-        {name: [(step[0], step[column]) for step in result.curve] for column, name in enumerate(_CURVES, start=1)},
+        {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
     )
     log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, found["auc"], found["f1"], run_id)
 

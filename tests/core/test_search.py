@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from health_predict.core.families import FAMILIES, draws
-from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Trial, run_refit, run_trial
+from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Trial, run_trial
 
 
 def fitted(point: Point) -> Trial:
@@ -99,20 +99,36 @@ def data() -> Prepared:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_trial_reports_on_its_way_and_its_refit_is_the_same_model(name: str, data: Prepared) -> None:
+def test_a_trial_reports_on_its_way_and_gives_the_model_of_an_unwatched_fit(name: str, data: Prepared) -> None:
     family = FAMILIES[name]
     small = {"n_estimators": 40} if "n_estimators" in family.first else {}
     point = Point(name, 0, {**family.first, **small})
     # when a trial runs to its end
-    metrics, rungs, stopped = run_trial(point, data, 1, 1)
-    assert not stopped
+    metrics, rungs, fitted = run_trial(point, data, 1, 1)
+    assert fitted is not None
     assert len(rungs) == (len(RUNGS) if family.rounds else 0)
-    # then the winner's refit scores the same at its end and at the same rounds on the way
-    curve = run_refit(Trial(name, 0, point.parameters, metrics, 1.0), data, 1, 1).curve
+    # then its model is the one that nobody watched
+    unwatched = family.fit(point.parameters, data.train_rows, data.train_labels, seed=1)
+    np.testing.assert_array_equal(
+        fitted.estimator.predict_proba(data.validation_rows), unwatched.predict_proba(data.validation_rows)
+    )
     if family.rounds:
-        validation = [auc for _, _, auc in curve]
+        # and its curve ends with its AUC, and passes through the rungs
+        validation = [auc for _, _, auc in fitted.curve]
         assert validation[-1] == pytest.approx(metrics["auc"], abs=1e-9)
         assert (validation[1], validation[3]) == pytest.approx(rungs, abs=1e-9)
         # when more is asked of it than it reaches, it stops there
-        _, rungs, stopped = run_trial(Point(name, 0, point.parameters, (0.0, 1.1)), data, 1, 1)
-        assert (len(rungs), stopped) == (2, True)
+        _, rungs, fitted = run_trial(Point(name, 0, point.parameters, (0.0, 1.1)), data, 1, 1)
+        assert (len(rungs), fitted) == (2, None)
+
+
+def test_a_search_keeps_the_model_of_its_best_trial_only() -> None:
+    # given trials that get better and worse
+    search = FamilySearch(FAMILIES["XGBoost"], trials=3, concurrency=1, seed=1)
+    for auc in (0.6, 0.7, 0.65):
+        point = search.next()
+        assert point is not None
+        model = f"model {auc}".encode()
+        search.end(Trial("XGBoost", point.index, point.parameters, {"auc": auc}, 1.0, fitted=model))
+    # then the best one's is there
+    assert [trial.fitted for trial in search.ended.values()] == [b"", b"model 0.7", b""]
