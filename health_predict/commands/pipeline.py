@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,17 +182,22 @@ def list_(
     if as_json:
         typer.echo(json.dumps(records))
         return
-    table = Table("run", "state", "started", "ended", "outputs or error", box=None)
+    table = Table("pipeline", "started", "run, its outputs or why it failed", box=None)
     for record in records:
         outputs = ", ".join(f"{key}={value}" for key, value in record.get("outputs", {}).items())
         table.add_row(
-            record["run_id"],
-            record["state"],
-            record["started"],
-            record.get("ended", ""),
-            record.get("error") or outputs,
+            f"{record['pipeline']}\n{record['state']}",
+            f"{record['started'][:16].replace('T', ' ')}\n{_took(record)}",
+            f"{record['run_id']}\n{escape(textwrap.shorten(record.get('error') or outputs, 200, placeholder=' ...'))}",
         )
     Console().print(table if records else "no run yet: `health-predict pipeline run readmission`")
+
+
+def _took(record: Mapping[str, Any]) -> str:
+    if not record.get("ended"):
+        return ""
+    seconds = (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
+    return f"took {seconds:.0f} s" if seconds < 100 else f"took {seconds / 60:.0f} min"
 
 
 def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], console: Console) -> LocalRun:

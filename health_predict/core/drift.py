@@ -313,24 +313,29 @@ def _judge(
             "calibration and discrimination can be judged."
         )
     else:
+        # What decides comes first: of several reasons, `status` shows that one.
         reasons += [discrimination.sentence(), calibration.sentence()]
         if discrimination.fell:
             verdict = Verdict.RETRAIN
         elif discrimination.outdated:
             verdict = Verdict.RETRAIN
-            reasons.append(
+            reasons.insert(
+                0,
                 "A simple refit on the outcomes known before this batch ranks its patients better (AUC "
                 f"{discrimination.gain:+.3f}, {discrimination.gain_low:+.3f} to {discrimination.gain_high:+.3f}): "
-                "the newer encounters hold something that the model does not know."
+                "the newer encounters hold something that the model does not know.",
             )
         elif calibration.collapsed:
             verdict = Verdict.RETRAIN
-            reasons.append(
+            reasons.reverse()
+            reasons.insert(
+                1,
                 "Patients with high and low scores differ far less than the scores say (slope "
-                f"{calibration.slope:.2f}): the model has lost what it knew, and a new calibration cannot restore it."
+                f"{calibration.slope:.2f}): the model has lost what it knew, and a new calibration cannot restore it.",
             )
         elif calibration.broken:
             verdict = Verdict.RECALIBRATE
+            reasons.reverse()
             reasons.append("No loss of ranking is certain, so a new calibration and threshold come first.")
         if scores.moved:
             reasons.append(

@@ -106,7 +106,7 @@ def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:
     assert (first["run_id"], first["state"]) == (run["run_id"], "succeeded")
     assert first["outputs"] == {"champion": command(shell, "status")["champion"]}
     # and a model serves, from the image that lineage names
-    links = command(shell, "lineage")
+    links = command(shell, "lineage")["links"]
     assert [link["problem"] for link in links] == [""] * len(links)
     label = "app.kubernetes.io/name=readmission-api"
     pods = json.loads(kubectl("-n", NAMESPACE, "get", "pods", "-l", label, "-o", "json"))["items"]
@@ -159,7 +159,7 @@ def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[
     assert (after["drift"]["batch"], after["drift"]["action"]) == (0, "recalibrate")
     assert int(after["champion"]) == int(before["champion"]) + 1
     assert after["serving"]["model_version"] == after["champion"]
-    assert [link["problem"] for link in command(shell, "lineage") if link["problem"]] == []
+    assert [link["problem"] for link in command(shell, "lineage")["links"] if link["problem"]] == []
 
 
 def test_a_simulation_is_served_by_the_cluster_and_finds_its_log(shell: dict[str, str]) -> None:
