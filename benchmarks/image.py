@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -119,7 +120,8 @@ def builder(home: Path, archives: list[Path]) -> tuple[str, Cost] | None:
             script.chmod(0o755)
         image = f"{REGISTRY}/bench/builder-{os.getpid()}:{archive.stem}"
         file = context / "env" / "docker" / "Dockerfile"
-        text = file.read_text().replace("FROM python:3.11-slim", f"FROM {BASE}")
+        # Behind a proxy with a certificate of its own, the base's store of certificates is what knows it.
+        text = re.sub(r"FROM python:3.11-slim(.*)", rf"FROM {BASE}\1\nENV UV_SYSTEM_CERTS=1", file.read_text())
         file.write_text(text)
         begin, used = time.perf_counter(), cpu()
         if tool == "buildah":
@@ -128,7 +130,9 @@ def builder(home: Path, archives: list[Path]) -> tuple[str, Cost] | None:
         else:
             build, push = ["docker", "build", "-f", str(file)], ["docker", "push", image]
         for command in ([*build, "-q", "-t", image, str(context)], push):
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
         cost = Cost(time.perf_counter() - begin, cpu() - used, 0)
     assert cost is not None
     return tool, cost

@@ -156,7 +156,7 @@ def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[
     # then a new version was made, passed its gates, and serves
     assert run["state"] == "SUCCEEDED"
     after = command(shell, "status")
-    assert (after["drift"]["batch"], after["drift"]["action"]) == (0, "recalibrate")
+    assert (after["drift"]["batch"], after["drift"]["verdict"]) == (0, "recalibrate")
     assert int(after["champion"]) == int(before["champion"]) + 1
     assert after["serving"]["model_version"] == after["champion"]
     assert [link["problem"] for link in command(shell, "lineage")["links"] if link["problem"]] == []
