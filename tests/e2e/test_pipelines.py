@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ from tests.e2e.conftest import (
 )
 
 BUCKET, KEY = "mlpipeline", "raw/e2e.csv"
+# Of this session alone: what another one left there has been judged already.
+STORAGE = f"s3://{BUCKET}/e2e-{secrets.token_hex(4)}"
 # How a task calls the base image, where its registry has another name in the cluster.
 TASK_BASE_IMAGE = os.environ.get("E2E_TASK_BASE_IMAGE", BASE_IMAGE)
 # Every cohort and every search is small: it is the way that is examined, not the model.
@@ -52,7 +55,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pipelines")
     platform.down()
     platform.prepare(folder)
-    platform.up(folder, base_image=TASK_BASE_IMAGE, data_source=f"s3://{BUCKET}/{KEY}", rollout_observation="5")
+    given = {"data_source": f"s3://{BUCKET}/{KEY}", "storage_uri": STORAGE, "rollout_observation": "5"}
+    platform.up(folder, base_image=TASK_BASE_IMAGE, **given)
     exported = subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True, check=True).stdout
     keys = dict(line.removeprefix("export ").split("=", 1) for line in exported.splitlines())
     credentials = {name: value.strip("'") for name, value in keys.items() if name.startswith("AWS_")}
@@ -75,6 +79,7 @@ def addresses(home: Path) -> dict[str, str]:
         "profile": "kind",
         "mlflow_tracking_uri": MLFLOW,
         "s3_endpoint_url": OBJECT_STORE,
+        "storage_uri": STORAGE,
         "kfp_host": KFP,
         "image_registry": f"{IMAGES}/readmission",
         "registry_endpoint": REGISTRY,

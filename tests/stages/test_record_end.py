@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from kubernetes.config import kube_config
 
 from health_predict.adapters.storage import open_storage
 from health_predict.settings import Settings
@@ -48,7 +49,8 @@ def api_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
         }
         (tmp_path / "kubeconfig").write_text(json.dumps(config))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        # The client library reads KUBECONFIG once, when it is imported.
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
         yield
         server.shutdown()
 
