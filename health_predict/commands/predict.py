@@ -22,7 +22,7 @@ COLUMNS = ("prediction", "probability_score", "risk_group", "model_version", "pr
 def predict(
     file: Annotated[Path, typer.Argument(help="CSV file of encounters, plain or gzipped; `readmitted` may be absent")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write; default: FILE.predictions.csv here")
+        Path | None, typer.Option("--out", "-o", help="Where to write; default: FILE.predictions.csv here")
     ] = None,
     url: Annotated[str, typer.Option(help="Base URL of the endpoint; default: the one of the settings")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
