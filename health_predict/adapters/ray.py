@@ -8,6 +8,7 @@ while the caller prepares the data. Nothing of a search is left with Ray: what e
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -103,7 +104,14 @@ class Cluster:
         def shut_down() -> None:
             import ray
 
-            ray.shutdown()
+            # Ray ends the whole process when a thread frees one of its objects while it shuts down. So what is garbage
+            # goes before, and the collector, which runs in any thread, rests meanwhile.
+            gc.collect()
+            gc.disable()
+            try:
+                ray.shutdown()
+            finally:
+                gc.enable()
 
         self._thread.submit(shut_down)
 
