@@ -120,9 +120,9 @@ def _install(lines: list[str], workshop: Path, site: Path) -> None:
     command = [uv, "pip", "install", "--no-config", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--python-platform", PLATFORM, "--python-version", PYTHON_VERSION, "--link-mode=copy"]
     command += ["--python", sys.executable, "--target", str(site), "-r", str(listed)]
-    # Where the system has certificates of its own, such as a company proxy's, they count here too.
-    certificates = {"UV_SYSTEM_CERTS": "1"} if SYSTEM_CERTIFICATES.is_file() else {}
-    _run(command, check=True, **certificates)
+    # Where the system has certificates of its own, such as a company proxy's, they count unless the caller said no.
+    certificates = os.environ.get("UV_SYSTEM_CERTS", "1" if SYSTEM_CERTIFICATES.is_file() else "0")
+    _run(command, UV_SYSTEM_CERTS=certificates)
     for folder in ("bin", "include", "share", "etc"):  # nothing of them is used by a service
         shutil.rmtree(site / folder, ignore_errors=True)
     (site / ".lock").unlink(missing_ok=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from health_predict.adapters.kfp_cluster import end_key, failure
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.core.errors import HealthPredictError
 from health_predict.settings import Settings
+
+Found = TypeVar("Found")
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +42,14 @@ def record_end(settings: Settings, *, pipeline: str, run_id: str, state: str) ->
     An MLflow or an API server that is away leaves its part of the record empty.
     """
     succeeded = state == COMPLETE
-    champion, reason = "", None
-    try:
-        version = Tracking(settings).by_alias(CHAMPION)
-        champion = version.version if version else ""
-        reason = None if succeeded else failure(run_id)
-    except HealthPredictError as error:
-        log.warning("the record is not whole: %s", error.problem)
+    champion = _known(lambda: Tracking(settings).by_alias(CHAMPION))
+    reason = None if succeeded else _known(lambda: failure(run_id, settings.kube_context))
     end = End(
         run_id,
         pipeline,
         "succeeded" if succeeded else "failed",
         datetime.now(UTC).isoformat(timespec="seconds"),
-        champion,
+        champion.version if champion else "",
         reason.problem if reason else "",
         reason.remedy if reason else "",
     )
@@ -58,3 +57,11 @@ def record_end(settings: Settings, *, pipeline: str, run_id: str, state: str) ->
     storage.write(end_key(run_id), json.dumps(asdict(end), indent=1).encode())
     log.info("run %s of %s %s%s", run_id, pipeline, end.state, f": {end.error}" if end.error else "")
     return end
+
+
+def _known(ask: Callable[[], Found | None]) -> Found | None:
+    try:
+        return ask()
+    except HealthPredictError as error:
+        log.warning("the record is not whole: %s", error.problem)
+        return None

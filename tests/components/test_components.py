@@ -14,7 +14,15 @@ from health_predict.core.errors import GateError
 FOLDER = Path(components.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))
 STAGES = {
-    *("split", "hpo", "recalibrate", "register", "bento_build", "ecr_push", "rollout", "drift", "settle"),
+    "split",
+    "hpo",
+    "recalibrate",
+    "register",
+    "bento_build",
+    "ecr_push",
+    "rollout",
+    "drift",
+    "settle",
     "record_end",
 }
 

@@ -126,6 +126,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]]
     return put
 
 
+def outside() -> dict[str, Any]:
+    """The settings of a shell outside the cluster, by name."""
+    return {
+        "profile": "kind",
+        "mlflow_tracking_uri": MLFLOW,
+        "s3_endpoint_url": OBJECT_STORE,
+        "image_registry": f"{IMAGES}/readmission",
+        "registry_endpoint": REGISTRY,
+        "serving_port": SERVING_PORT,
+    }
+
+
 def object_store_keys() -> dict[str, str]:
     """What a shell outside needs to reach the object store, as `k8s/env` says it."""
     said = subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True, timeout=60, check=True).stdout

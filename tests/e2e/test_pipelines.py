@@ -19,16 +19,13 @@ from health_predict.settings import PREFIX, Settings
 from tests.e2e import platform
 from tests.e2e.conftest import (
     BASE_IMAGE,
-    IMAGES,
     KFP,
-    MLFLOW,
     NAMESPACE,
     OBJECT_STORE,
-    REGISTRY,
-    ROOT,
-    SERVING_PORT,
     deployment,
     kubectl,
+    object_store_keys,
+    outside,
     until,
 )
 
@@ -57,9 +54,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     platform.prepare(folder)
     given = {"data_source": f"s3://{BUCKET}/{KEY}", "storage_uri": STORAGE, "rollout_observation": "5"}
     platform.up(folder, base_image=TASK_BASE_IMAGE, **given)
-    exported = subprocess.run([str(ROOT / "k8s" / "env")], capture_output=True, text=True, check=True).stdout
-    keys = dict(line.removeprefix("export ").split("=", 1) for line in exported.splitlines())
-    credentials = {name: value.strip("'") for name, value in keys.items() if name.startswith("AWS_")}
+    credentials = object_store_keys()
     synthesize(14_000, seed=11).to_csv(folder / "cohort.csv", index=False)
     client = boto3.client(
         "s3",
@@ -74,17 +69,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def addresses(home: Path) -> dict[str, str]:
-    return {
-        "home": str(home / "home"),
-        "profile": "kind",
-        "mlflow_tracking_uri": MLFLOW,
-        "s3_endpoint_url": OBJECT_STORE,
-        "storage_uri": STORAGE,
-        "kfp_host": KFP,
-        "image_registry": f"{IMAGES}/readmission",
-        "registry_endpoint": REGISTRY,
-        "serving_port": str(SERVING_PORT),
-    }
+    own = {"home": home / "home", "storage_uri": STORAGE, "kfp_host": KFP}
+    return {name: str(value) for name, value in {**outside(), **own}.items()}
 
 
 def ask(shell: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

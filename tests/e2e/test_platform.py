@@ -14,19 +14,7 @@ from health_predict.operations.backup import backup, backups, restore
 from health_predict.operations.doctor import Health, doctor
 from health_predict.settings import Settings
 from tests.e2e import platform
-from tests.e2e.conftest import (
-    IMAGES,
-    MLFLOW,
-    NAMESPACE,
-    OBJECT_STORE,
-    REGISTRY,
-    ROOT,
-    SERVING_PORT,
-    Place,
-    kubectl,
-    object_store_keys,
-    until,
-)
+from tests.e2e.conftest import MLFLOW, NAMESPACE, ROOT, Place, kubectl, object_store_keys, outside, until
 
 ACCOUNT = "system:serviceaccount:kubeflow:health-predict-pipeline"
 
@@ -52,19 +40,12 @@ def tracking(place: Place) -> Tracking:
     return Tracking(place.settings(mlflow_tracking_uri=MLFLOW))
 
 
-def outside(place: Place, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings of a shell outside, with the object store's keys in its environment."""
+@pytest.fixture
+def settings(place: Place, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Those of a shell outside, with the object store's keys in its environment."""
     for name, value in object_store_keys().items():
         monkeypatch.setenv(name, value)
-    return place.settings(
-        profile="kind",
-        mlflow_tracking_uri=MLFLOW,
-        storage_uri="s3://mlpipeline/health-predict",
-        s3_endpoint_url=OBJECT_STORE,
-        image_registry=f"{IMAGES}/readmission",
-        registry_endpoint=REGISTRY,
-        serving_port=SERVING_PORT,
-    )
+    return place.settings(**outside(), storage_uri="s3://mlpipeline/health-predict")
 
 
 def pods(name: str) -> list[str]:
@@ -117,11 +98,8 @@ def test_the_backup_is_written_to_the_object_store() -> None:
 
 
 @pytest.mark.full
-def test_what_was_lost_since_a_backup_is_back_and_what_came_is_gone(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_lost_since_a_backup_is_back_and_what_came_is_gone(settings: Settings) -> None:
     # given a run in MLflow, and a backup
-    settings = outside(place, monkeypatch)
     tracking = Tracking(settings)
     before = tracking.start_search("before the backup", {}, {})
     tracking.end_search(before, {"auc": 0.7})
@@ -174,8 +152,8 @@ def test_every_pod_passes_the_restricted_standard() -> None:
     assert "Warning" not in done
 
 
-def test_the_doctor_examines_the_cluster(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_examines_the_cluster(settings: Settings) -> None:
     # when it looks from outside, then each part is found
-    checks = {check.name: check for check in doctor(outside(place, monkeypatch))}
+    checks = {check.name: check for check in doctor(settings)}
     wanted = {"cluster", "postgres", "mlflow", "registry", "storage", "tracking"}
     assert {name: checks[name].health for name in wanted} == dict.fromkeys(wanted, Health.OK)

@@ -81,3 +81,11 @@ def test_an_end_is_recorded_without_an_api_server(settings: Settings) -> None:
     # then that it failed is recorded all the same
     assert (end.state, end.error) == ("failed", "")
     assert json.loads(open_storage(settings.storage).read("runs/run-3.json"))["state"] == "failed"
+
+
+def test_why_a_run_failed_is_recorded_without_mlflow(settings: Settings, api_server: None) -> None:
+    # given an MLflow that is away, perhaps because of which the run failed
+    away = settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"})
+    # when the end is recorded, then it has the reason, and no champion
+    end = record_end(away, pipeline="training", run_id="run-1", state="FAILED")
+    assert (end.champion, end.error) == ("", "register: the gates refuse it")
