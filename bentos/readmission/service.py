@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 import bentoml
+from readmission_service import http_protocol
 from readmission_service.application import Application
 from readmission_service.settings import load_settings
 
@@ -21,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 logging.getLogger("readmission_service").setLevel(logging.INFO)
 
 APPLICATION = Application(load_settings())
+http_protocol.install(APPLICATION)
 
 
 @bentoml.service(

@@ -28,39 +28,16 @@ import uvicorn
 
 KEEP_ALIVE_SECONDS = 5
 BACKLOG = 2048
-
-
-class _Connections:
-    """ASGI wrapper that asks clients to leave: while draining, each answer closes its connection.
-
-    An idle connection is not cut: a request may be on its way, and no client repeats a POST by itself.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        self.draining = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if not self.draining or scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def closing(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        await self.app(scope, receive, closing)
+CLOSE = (b"connection", b"close")
 
 
 class _Listener(uvicorn.Server):
     """A uvicorn server on one inherited socket, which says when it listens and leaves signals alone."""
 
     def __init__(self, app: Any, lifespan: Any) -> None:
-        self.connections = _Connections(app)
         super().__init__(
             uvicorn.Config(
-                self.connections,
+                app,
                 lifespan=lifespan,
                 log_config=None,
                 access_log=False,
@@ -80,8 +57,14 @@ class _Listener(uvicorn.Server):
         self.listening.set()
 
     def stop_accepting(self) -> None:
-        """Close this process's handle of the socket; open connections go on and are closed with their next answer."""
-        self.connections.draining = True
+        """Close this process's handle of the socket; open connections go on and are closed with their next answer.
+
+        An idle connection is not cut: a request may be on its way, and no client repeats a POST by itself.
+        """
+        if CLOSE not in self.config.encoded_headers:
+            # With every answer; uvicorn makes its list anew each second.
+            self.config.encoded_headers.append(CLOSE)
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         for server in self.servers:
             server.close()
 

@@ -618,15 +618,225 @@ def whole_numbers(value: Any) -> Any:
 
 
 @pytest.fixture
-def url(client: Client) -> Iterator[str]:
+def server(client: Client) -> Iterator[uvicorn.Server]:
     """The service behind a real socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(client._app, lifespan="off", log_config=None))
+        protocol = module("http_protocol").protocol_of(client.application)
+        server = uvicorn.Server(uvicorn.Config(client._app, lifespan="off", log_config=None, http=protocol))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        wait_for(lambda: server.started)
+        yield server
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture
+def url(server: uvicorn.Server) -> str:
+    return "http://{}:{}".format(*server.servers[0].sockets[0].getsockname())
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+
+
+class Wire:
+    """A connection whose bytes and segments a test decides about."""
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        self.server = server
+        self.socket = socket.create_connection(server.servers[0].sockets[0].getsockname())
+        self.socket.settimeout(20)
+        self.answers = self.socket.makefile("rb")
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.answers.close()
+        self.socket.close()
+
+    def send(self, *segments: bytes) -> None:
+        """Each segment is parsed before the next one is sent."""
+        for number, segment in enumerate(segments):
+            if number:
+                wait_for(lambda: any(one._within for one in self.server.server_state.connections))
+            self.socket.sendall(segment)
+
+    def answer(self) -> tuple[int, dict[str, str], Any]:
+        status = int(self.answers.readline().split()[1])
+        headers = {}
+        while line := self.answers.readline().strip().decode():
+            name, _, value = line.partition(": ")
+            assert name not in headers
+            headers[name] = value
+        body = self.answers.read(int(headers.get("content-length", 0)))
+        return status, headers, json.loads(body) if body else None
+
+    def ended(self) -> bool:
+        return self.answers.read(1) == b""
+
+
+def request(body: bytes, *lines: str, path: str = "/predict", version: str = "1.1", length: bool = True) -> bytes:
+    head = [f"POST {path} HTTP/{version}", "Host: here", "Content-Type: application/json", *lines]
+    if length:
+        head.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+class TestConnection:
+    """Every way in which a request can arrive, with and without a head that is known."""
+
+    @pytest.fixture
+    def body(self, valid: dict[str, Any]) -> bytes:
+        return json.dumps(valid).encode()
+
+    @pytest.fixture
+    def expected(self, client: Client, valid: dict[str, Any]) -> float:
+        return float(client.predict(valid).json()["probability_score"])
+
+    @pytest.fixture
+    def heads(self, server: uvicorn.Server) -> dict[bytes, int]:
+        known: dict[bytes, int] = server.config.http_protocol_class.heads
+        return known
+
+    def test_the_same_head_again(
+        self, client: Client, server: uvicorn.Server, body: bytes, expected: float, heads: dict[bytes, int]
+    ) -> None:
+        before = client.metric("requests_total", route="/predict", status="200")
+        with Wire(server) as one, Wire(server) as other:
+            for wire in (one, one, other):
+                wire.send(request(body))
+                status, headers, answer = wire.answer()
+                assert (status, answer["probability_score"]) == (200, expected)
+                assert set(headers) == {"date", "server", "content-type", "content-length"}
+                assert headers["content-type"] == "application/json"
+        assert list(heads.values()) == [len(body)]
+        assert client.metric("requests_total", route="/predict", status="200") == before + 3
+
+    def test_a_known_head_with_a_wrong_body(self, server: uvicorn.Server, body: bytes, expected: float) -> None:
+        wrong = body.replace(b'"Female"', b'"female"')
+        assert len(wrong) == len(body) and wrong != body
+        with Wire(server) as wire:
+            for sent, code in ((body, 200), (wrong, 422), (b"x" * len(body), 422), (body, 200)):
+                wire.send(request(sent))
+                assert wire.answer()[0] == code
+
+    def test_a_known_head_with_less_and_more_than_its_body(
+        self, server: uvicorn.Server, body: bytes, expected: float
+    ) -> None:
+        with Wire(server) as wire:
+            wire.send(request(body))
+            assert wire.answer()[0] == 200
+            # when half of the next one comes first, and then the rest with another behind it
+            whole = request(body)
+            wire.send(whole[:-10], whole[-10:] + whole + request(body[:-1]))
+            assert [wire.answer()[0] for _ in range(3)] == [200, 200, 422]
+
+    @pytest.mark.parametrize("at", [5, 60, -300, -1])
+    def test_two_segments(
+        self, server: uvicorn.Server, body: bytes, expected: float, at: int, heads: dict[bytes, int]
+    ) -> None:
+        whole = request(body)
+        with Wire(server) as wire:
+            for _ in range(2):
+                wire.send(whole[:at], whole[at:])
+                status, _, answer = wire.answer()
+                assert (status, answer["probability_score"]) == (200, expected)
+        assert not heads
+
+    def test_a_body_in_chunks(
+        self, server: uvicorn.Server, body: bytes, expected: float, heads: dict[bytes, int]
+    ) -> None:
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:50], body[50:])) + b"0\r\n\r\n"
+        sent = request(b"", "Transfer-Encoding: chunked", length=False) + chunks
+        with Wire(server) as wire:
+            for _ in range(2):
+                wire.send(sent)
+                assert wire.answer()[2]["probability_score"] == expected
+        assert not heads
+
+    def test_many_in_one_segment(self, server: uvicorn.Server, body: bytes, expected: float) -> None:
+        health = b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"
+        with Wire(server) as wire:
+            sent = [request(body), request(b"{}"), request(body), request(body, path="/predict?explain=1")]
+            wire.send(b"".join(sent) + request(body))
+            answers = [wire.answer() for _ in range(5)]
+            assert [status for status, _, _ in answers] == [200, 422, 200, 200, 200]
+            assert [answer["probability_score"] for status, _, answer in answers if status == 200] == [expected] * 4
+            assert "explanation" in answers[3][2]
+            # then others follow on the same connection
+            wire.socket.sendall(health)
+            assert wire.answers.readline().startswith(b"HTTP/1.1 200")
+
+    @pytest.mark.parametrize(
+        ("lines", "version"), [(("Connection: close",), "1.1"), ((), "1.0")], ids=["asked to close", "HTTP/1.0"]
+    )
+    def test_a_connection_that_ends(
+        self, server: uvicorn.Server, body: bytes, lines: tuple[str, ...], version: str, heads: dict[bytes, int]
+    ) -> None:
+        with Wire(server) as wire:
+            wire.send(request(body, *lines, version=version))
+            status, headers, _ = wire.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert wire.ended()
+        assert not heads
+
+    def test_a_server_that_sends_its_clients_away(self, server: uvicorn.Server, body: bytes) -> None:
+        with Wire(server) as wire:
+            wire.send(request(body))
+            assert "connection" not in wire.answer()[1]
+            # when the server is told to close what it answers
+            server.server_state.default_headers = [(b"connection", b"close")]
+            wire.send(request(body))
+            status, headers, _ = wire.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert wire.ended()
+
+    def test_a_client_that_waits_for_leave(self, server: uvicorn.Server, body: bytes, expected: float) -> None:
+        whole = request(body, "Expect: 100-continue")
+        with Wire(server) as wire:
+            wire.send(whole[: -len(body)])
+            assert wire.answer()[0] == 100
+            wire.socket.sendall(body)
+            assert wire.answer()[2]["probability_score"] == expected
+            # and one that does not
+            wire.send(whole)
+            assert [wire.answer()[0] for _ in range(2)] == [100, 200]
+
+    @pytest.mark.parametrize(
+        ("lines", "path", "code"),
+        [
+            (("Content-Encoding: gzip",), "/predict", 415),
+            (("Content-Type: text/plain",), "/predict", 415),
+            ((), "/predict/", 404),
+            ((), "/predict?explain=perhaps", 422),
+            ((), "/predict?log=false", 200),
+            ((), "/predict/batch", 422),
+        ],
+    )
+    def test_what_only_the_application_can_tell(
+        self, server: uvicorn.Server, body: bytes, heads: dict[bytes, int], lines: tuple[str, ...], path: str, code: int
+    ) -> None:
+        with Wire(server) as wire:
+            wire.send(request(body, *lines, path=path))
+            assert wire.answer()[0] == code
+        assert not heads
+
+    def test_no_more_heads_than_it_may_keep(
+        self, server: uvicorn.Server, body: bytes, heads: dict[bytes, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module("http_protocol"), "MOST_HEADS", 3)
+        with Wire(server) as wire:
+            for number in range(8):
+                wire.send(request(body, f"X-Number: {number}"))
+                assert wire.answer()[0] == 200
+                assert len(heads) <= 3
+            wire.send(request(body, f"X-Long: {'x' * 3000}"))
+            assert wire.answer()[0] == 200
+        assert all(len(head) < 2048 for head in heads)
 
 
 class TestClients:
@@ -893,21 +1103,21 @@ class TestPredictionLog:
         assert not list((tmp_path / "log").glob("*.part"))
         assert client.metric("prediction_log_written_total") == len(answers)
 
-    def entry(self, number: int, body: bytes = b'{"a":1}') -> Any:
-        return module("prediction_log").Entry(1.5e9, str(number), 0.25, 0, body, {"a": 1})
+    def entry(self, number: int, body: bytes = b'{"a":1}') -> tuple[Any, ...]:
+        return 1.5e9, str(number), 0.25, 0, body
 
     def test_files_rotate_by_size(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7", file_bytes=1)
-        for number in range(600):
-            log.append(self.entry(number))
+        for number in range(2500):
+            log.append(*self.entry(number))
         log.close()
         # one file for each portion
-        assert len(list(tmp_path.glob("*.jsonl"))) == -(-600 // module("prediction_log").PORTION)
-        assert sorted(int(line["id"]) for line in self.lines(tmp_path)) == list(range(600))
+        assert len(list(tmp_path.glob("*.jsonl"))) == -(-2500 // module("prediction_log").PORTION)
+        assert sorted(int(line["id"]) for line in self.lines(tmp_path)) == list(range(2500))
 
     def test_files_rotate_by_age(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7", file_seconds=0)
-        log.append(self.entry(1))
+        log.append(*self.entry(1))
         deadline = time.monotonic() + 10
         while not list(tmp_path.glob("*.jsonl")):
             assert time.monotonic() < deadline
@@ -920,14 +1130,14 @@ class TestPredictionLog:
         dropped: list[int] = []
         log = module("prediction_log").PredictionLog(tmp_path / "log", "7", dropped=dropped.append, capacity=5)
         for number in range(8):
-            log.append(self.entry(number))
+            log.append(*self.entry(number))
         assert sum(dropped) == 3
         log.close()
 
     def test_it_goes_on_when_the_disk_is_back(self, source: Source, tmp_path: Path) -> None:
         (tmp_path / "log").write_text("in the way")
         log = module("prediction_log").PredictionLog(tmp_path / "log", "7")
-        log.append(self.entry(1))
+        log.append(*self.entry(1))
         log._attempt(log._write)
         (tmp_path / "log").unlink()
         log.close()
@@ -950,8 +1160,8 @@ class TestPredictionLog:
             return real(descriptor, data)
 
         monkeypatch.setattr(module("prediction_log").os, "write", half)
-        log.append(self.entry(1))
-        log.append(self.entry(2))
+        log.append(*self.entry(1))
+        log.append(*self.entry(2))
         deadline = time.monotonic() + 10
         while len(calls) < 3:
             assert time.monotonic() < deadline
@@ -972,7 +1182,7 @@ class TestPredictionLog:
 
     def test_a_file_in_use_is_left_alone(self, source: Source, tmp_path: Path) -> None:
         first = module("prediction_log").PredictionLog(tmp_path, "7")
-        first.append(self.entry(1))
+        first.append(*self.entry(1))
         deadline = time.monotonic() + 10
         while first._queue:
             assert time.monotonic() < deadline
@@ -982,9 +1192,9 @@ class TestPredictionLog:
         first.close()
         assert [line["id"] for line in self.lines(tmp_path)] == ["1"]
 
-    def test_a_long_body_is_written_from_its_values(self, source: Source, tmp_path: Path) -> None:
+    def test_a_long_body_loses_its_white_space(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7")
-        log.append(self.entry(1, b'{"a":1' + b" " * 10_000 + b"}"))
+        log.append(*self.entry(1, b'{"a":1' + b" " * 10_000 + b"}"))
         log.close()
         (file,) = tmp_path.glob("*.jsonl")
         assert file.stat().st_size < 300
@@ -1197,7 +1407,9 @@ def test_bentoml_serve(compiled: CompiledModel, golden: list[dict[str, Any]], tm
         assert [answer["probability_score"] for answer in answers] == pytest.approx(
             [case["answer"]["probability_score"] for case in golden], abs=1e-6
         )
-        assert f'requests_total{{route="/predict",status="200"}} {len(golden)}.0' in httpx.get(f"{url}/metrics").text
+        # (what one worker counted, the other tells within a second)
+        counted = f'requests_total{{route="/predict",status="200"}} {len(golden)}.0'
+        wait_for(lambda: counted in httpx.get(f"{url}/metrics").text)
         assert httpx.get(f"{url}/health").json()["bento_digest"] == bento.digest
         assert httpx.get(f"{url}/schema.json").json()["name"] == "readmission"
         # and what a client sends too much of is refused, not cut off

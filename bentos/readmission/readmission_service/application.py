@@ -25,8 +25,8 @@ from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limit
 from readmission_service.metrics import CONTENT_TYPE, Metrics
 from readmission_service.openapi import document
 from readmission_service.page import page
-from readmission_service.prediction_log import Entry, PredictionLog
-from readmission_service.scorer import Identity, MalformedCodeError, Scorer, new_ids
+from readmission_service.prediction_log import PredictionLog
+from readmission_service.scorer import Answer, Identity, MalformedCodeError, Scorer, new_ids
 from readmission_service.settings import MEBIBYTE, ServiceSettings
 from readmission_service.shipping import Shipper, Store, open_store
 
@@ -38,6 +38,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 # The largest body of /predict; that of a batch is a setting.
 ENCOUNTER_BYTES = MEBIBYTE
+# Prediction ids drawn at once.
+IDS = 256
 # Rows between two looks at the other requests.
 PORTION = 512
 # How long a body may take to arrive, and how much of one that is too large is read before the refusal.
@@ -82,6 +84,7 @@ class Application:
         self._documents: dict[str, tuple[bytes, bytes]] = {}
         self._batch_turn: asyncio.Lock | None = None
         self._batches = 0
+        self._ids: list[str] = []
         self._encode = msgspec.json.Encoder().encode
         self._gets: dict[str, Callable[[], tuple[int, bytes, bytes]]] = {
             "/health": self._health,
@@ -146,13 +149,15 @@ class Application:
             )
 
     def close(self) -> None:
-        """Finish the prediction log and ship it."""
+        """Finish the prediction log and ship it; count what waits to be counted."""
         if self._log is not None:
             self._log.close()
             self._log = None
         if self._shipper is not None:
             self._shipper.close()
             self._shipper = None
+        if self._metrics is not None:
+            self._metrics.flush()
 
     def in_front_of(self, inner: Any) -> Any:
         """An ASGI application that answers the routes here and leaves the rest to `inner`."""
@@ -201,8 +206,7 @@ class Application:
         await send({"type": "http.response.body", "body": body})
         metrics = self._metrics
         if metrics is not None:
-            metrics.request(route, status)
-            metrics.latency[route].observe(time.perf_counter() - start)
+            metrics.answered(route, status, time.perf_counter() - start)
 
     # One encounter.
 
@@ -221,23 +225,60 @@ class Application:
             wrong = [Violation(("query", "explain"), "this model has no explanation", "value_error")]
         if wrong:
             return self._violated(wrong)
-        values = msgspec.structs.astuple(encounter)
         try:
-            probability, unseen = scorer.score(values)
+            answer = self._scored(scorer, metrics, encounter, body, log=options.log)
         except MalformedCodeError:
             return self._violated(violations(body))
-        answer = scorer.answer(probability, new_ids(1)[0])
-        metrics.decisions[answer.prediction].inc()
-        metrics.probability.observe(probability)
-        for position in unseen:
-            metrics.unseen[position].inc()
-        if self._log is not None and options.log:
-            self._log.append(Entry(time.time(), answer.prediction_id, probability, answer.prediction, body, encounter))
         if options.explain:
             # Not on the loop: a large forest takes some 50 ms.
-            explanation = await asyncio.to_thread(scorer.explain, values)
+            explanation = await asyncio.to_thread(scorer.explain, msgspec.structs.astuple(encounter))
             return 200, self._encode({**msgspec.structs.asdict(answer), "explanation": explanation})
         return 200, self._encode(answer)
+
+    def _scored(self, scorer: Scorer, metrics: Metrics, encounter: Any, body: bytes, *, log: bool) -> Answer:
+        """The answer to one encounter, counted and logged. Raises MalformedCodeError before it does either."""
+        probability, unseen = scorer.score(msgspec.structs.astuple(encounter))
+        answer = scorer.answer(probability, self._new_id())
+        metrics.scored(probability, answer.prediction)
+        for position in unseen:
+            metrics.unseen[position].inc()
+        if self._log is not None and log:
+            self._log.append(time.time(), answer.prediction_id, probability, answer.prediction, body)
+        return answer
+
+    def _new_id(self) -> str:
+        if not self._ids:
+            self._ids = new_ids(IDS)
+        return self._ids.pop()
+
+    def plain(self, scope: Any) -> bool:
+        """Whether a request to `/predict` asks for nothing but the score of a body that is JSON as it stands."""
+        if scope["method"] != "POST" or scope["query_string"]:
+            return False
+        kind = b""
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                kind = value
+            elif name == b"content-encoding":
+                return False
+        return _is_json(kind)
+
+    def score_at_once(self, body: bytes) -> bytes | None:
+        """The answer to a plain request with this body, if it can be scored.
+
+        None: only `answer` can tell, and nothing was counted or logged.
+        """
+        start = time.perf_counter()
+        scorer, metrics = self._scorer, self._metrics
+        if scorer is None or metrics is None or len(body) > ENCOUNTER_BYTES:
+            return None
+        try:
+            answer = self._scored(scorer, metrics, DECODER.decode(body), body, log=True)
+        except Exception:  # `answer` meets it again, and words it
+            return None
+        encoded = self._encode(answer)
+        metrics.answered("/predict", 200, time.perf_counter() - start)
+        return encoded
 
     # Many encounters.
 
@@ -299,19 +340,15 @@ class Application:
                 scorer.answer(probability, identifier)
                 for probability, identifier in zip(scores.tolist(), new_ids(len(scores)), strict=True)
             ]
-            metrics.probabilities(scores)
             for position, count in unseen.items():
                 metrics.unseen[position].inc(count)
         now = time.time()
-        positives = 0
         for answer, one, encounter in zip(answers, bodies, encounters, strict=True):
-            positives += answer.prediction
+            metrics.scored(answer.probability_score, answer.prediction)
             if self._log is not None and log:
                 self._log.append(
-                    Entry(now, answer.prediction_id, answer.probability_score, answer.prediction, one, encounter)
+                    now, answer.prediction_id, answer.probability_score, answer.prediction, bytes(one)
                 )
-        metrics.decisions[1].inc(positives)
-        metrics.decisions[0].inc(len(answers) - positives)
         return 200, self._encode(answers)
 
     def _violated(self, found: list[Violation]) -> tuple[int, bytes]:

@@ -1,10 +1,14 @@
 """Prometheus metrics. Every label has a bounded set of values, whatever a client sends.
 
 With PROMETHEUS_MULTIPROC_DIR set, the workers of one endpoint share their counts and any of them gives the sum.
+What every request counts is noted in lists and handed to prometheus_client together: there a single observation
+costs as much as decoding the request. So what other workers counted may be a second old.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter as Tally
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 PROBABILITIES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 prometheus_client.disable_created_metrics()  # as many series again, which nobody asks for
-BOUNDS = np.array(PROBABILITIES)
+# How long a count may wait, and how many of them.
+WAIT_SECONDS, WAITING = 1.0, 512
 PREFIX = "health_predict"
 
 
@@ -36,7 +41,7 @@ class Metrics:
         )
         decisions = Counter(f"{PREFIX}_decisions", "Scored encounters", ("prediction",), registry=registry)
         unseen = Counter(f"{PREFIX}_unseen", "Values that training never had", ("column",), registry=registry)
-        self.probability = Histogram(
+        self._probability = Histogram(
             f"{PREFIX}_probability", "Scored probabilities", buckets=PROBABILITIES, registry=registry
         )
         self.log_dropped = Counter(f"{PREFIX}_prediction_log_dropped", "Predictions not logged", registry=registry)
@@ -61,25 +66,41 @@ class Metrics:
             registry=registry,
         )
         self._requests = requests
-        self._counted: dict[tuple[str, int], Any] = {}
-        self.latency = {route: latency.labels(route) for route in routes}
-        self.decisions = (decisions.labels("0"), decisions.labels("1"))
+        self._latency = {route: latency.labels(route) for route in routes}
+        self._decisions = (decisions.labels("0"), decisions.labels("1"))
         self.unseen = tuple(unseen.labels(column) for column in columns)
+        self._answered: list[tuple[str, int, float]] = []
+        self._scored: list[tuple[float, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
-    def request(self, route: str, status: int) -> None:
-        """Count an answer; both values come from the service, never from the client."""
-        counter = self._counted.get((route, status))
-        if counter is None:
-            counter = self._counted[route, status] = self._requests.labels(route, str(status))
-        counter.inc()
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer; route and status come from the service, never from the client."""
+        self._answered.append((route, status, seconds))
+        if len(self._answered) >= WAITING:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WAIT_SECONDS, self.flush)
 
-    def probabilities(self, values: npt.NDArray[np.float32]) -> None:
-        """Observe many probabilities (n,) at once; prometheus_client itself takes one at a time."""
-        buckets = np.bincount(np.searchsorted(BOUNDS, values), minlength=len(BOUNDS) + 1)
-        for bucket, count in zip(self.probability._buckets, buckets.tolist(), strict=True):
-            if count:
-                bucket.inc(count)
-        self.probability._sum.inc(float(values.sum(dtype=np.float64)))
+    def scored(self, probability: float, prediction: int) -> None:
+        """Count a scored encounter."""
+        self._scored.append((probability, prediction))
+
+    def flush(self) -> None:
+        """Hand all that waits to prometheus_client."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        answered, self._answered = self._answered, []
+        scored, self._scored = self._scored, []
+        for (route, status), count in Tally((route, status) for route, status, _ in answered).items():
+            self._requests.labels(route, str(status)).inc(count)
+            seconds = [spent for asked, code, spent in answered if (asked, code) == (route, status)]
+            _observe(self._latency[route], LATENCIES, np.array(seconds))
+        if scored:
+            probabilities, predictions = np.array(scored).T
+            _observe(self._probability, PROBABILITIES, probabilities)
+            for decision, count in enumerate(np.bincount(predictions.astype(int), minlength=2).tolist()):
+                self._decisions[decision].inc(count)
 
     def model(self, identity: Identity) -> None:
         """Tell which model is served."""
@@ -87,8 +108,18 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
+        self.flush()
         if self._shared is None:
             return prometheus_client.generate_latest(self._registry)
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=str(self._shared))
         return prometheus_client.generate_latest(registry)
+
+
+def _observe(histogram: Histogram, bounds: tuple[float, ...], values: npt.NDArray[np.float64]) -> None:
+    """Observe many values (n,) at once; prometheus_client itself takes one at a time."""
+    buckets = np.bincount(np.searchsorted(bounds, values), minlength=len(bounds) + 1)
+    for bucket, count in zip(histogram._buckets, buckets.tolist(), strict=True):
+        if count:
+            bucket.inc(count)
+    histogram._sum.inc(float(values.sum()))
