@@ -150,21 +150,39 @@ def winners(tracking: Tracking) -> dict[str, tuple[str, float]]:
 def on_a_cluster(folder: Path, expected: dict[str, Any]) -> list[str]:
     """The kinds of address under which the winners were the same."""
     same = []
-    with cluster() as (head, client):
+    with cluster() as (head, client, nodes):
         for name, address in (("head", head), ("client", f"ray://{client}")):
             there = Search(folder, name, ray_address=address)
             began = time.monotonic()
-            there.run()
+            process = there.start()
+            busy: set[int] = set()
+            while process.poll() is None:
+                busy |= {number for number, node in enumerate(nodes) if runs_trials(node)}
+                time.sleep(0.2)
+            there.require_success(process)
             found = winners(there.tracking())
-            print(f"{name}: {found} in {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{name}: {found} in {time.monotonic() - began:.0f} s on {len(busy)} nodes", flush=True)
+            assert len(busy) == len(nodes), "a node took no trial"
             if found == expected:
                 same.append(name)
     return same
 
 
+def runs_trials(node: subprocess.Popen[bytes]) -> bool:
+    """Whether an actor of the search is at work below a node's process."""
+    for process in psutil.Process(node.pid).children(recursive=True):
+        try:
+            # Ray names a process after what it does.
+            if "ray::" in (title := " ".join(process.cmdline())) and "Fit" in title and "IDLE" not in title:
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
 @contextmanager
-def cluster() -> Iterator[tuple[str, str]]:
-    """A head with one core and a second node with another; the head's address and its client's port."""
+def cluster() -> Iterator[tuple[str, str, list[subprocess.Popen[bytes]]]]:
+    """A head with one core and a second node with another: the head's address, its client's port, their processes."""
     ports = [free_port() for _ in range(2)]
     head, client = (f"127.0.0.1:{port}" for port in ports)
     common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=200000000", "--disable-usage-stats"]
@@ -181,7 +199,7 @@ def cluster() -> Iterator[tuple[str, str]]:
                 with log.open("wb") as output:
                     nodes.append(subprocess.Popen(command, stdout=output, stderr=output))
                 wait_for(log, "Ray runtime started", nodes[-1])
-            yield head, client
+            yield head, client, nodes
         finally:
             for node in reversed(nodes):
                 node.terminate()

@@ -243,7 +243,7 @@ class Application:
         for position in unseen:
             metrics.unseen[position].inc()
         if self._log is not None and log:
-            self._log.append(time.time(), answer.prediction_id, probability, answer.prediction, body)
+            self._log.append(time.time(), answer.prediction_id, probability, answer.prediction, msgspec.Raw(body))
         return answer
 
     def _new_id(self) -> str:
@@ -314,7 +314,6 @@ class Application:
         most = self._settings.batch_rows
         if len(bodies) > most:
             return self._violated([Violation(("body",), f"must have at most {most} encounters", "too_long")])
-        encounters: list[Any] = []
         scored: list[tuple[npt.NDArray[np.float32], dict[int, int]]] = []
         wrong: list[Violation] = []
         for start in range(0, len(bodies), PORTION):
@@ -326,7 +325,6 @@ class Application:
             except MalformedCodeError as error:
                 numbers = [number for number in range(len(portion) + len(invalid)) if number not in set(invalid)]
                 invalid = sorted(invalid + [numbers[row] for row in error.rows])
-            encounters += portion
             for number in invalid:
                 wrong += violations(bodies[start + number], loc=("body", start + number))
                 if len(limited(wrong)) < len(wrong):
@@ -343,12 +341,10 @@ class Application:
             for position, count in unseen.items():
                 metrics.unseen[position].inc(count)
         now = time.time()
-        for answer, one, encounter in zip(answers, bodies, encounters, strict=True):
+        for answer, one in zip(answers, bodies, strict=True):
             metrics.scored(answer.probability_score, answer.prediction)
             if self._log is not None and log:
-                self._log.append(
-                    now, answer.prediction_id, answer.probability_score, answer.prediction, bytes(one)
-                )
+                self._log.append(now, answer.prediction_id, answer.probability_score, answer.prediction, one)
         return 200, self._encode(answers)
 
     def _violated(self, found: list[Violation]) -> tuple[int, bytes]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter as Tally
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt

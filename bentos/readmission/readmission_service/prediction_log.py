@@ -22,9 +22,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import msgspec
+import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +39,26 @@ MEASURE_SECONDS = 1.0
 SPOOL_BYTES = 1024 * 1024 * 1024
 # A longer body is mostly white space, and loses it.
 LONGEST_BODY = 8192
+NEW_LINE = ord("\n")
 SUFFIX = ".jsonl"
 UNFINISHED = ".part"
 
 
 # Moment in seconds since 1970, prediction id, probability, prediction, body of the request.
-Entry = tuple[float, str, float, int, bytes]
+Entry = tuple[float, str, float, int, msgspec.Raw]
 
 
-class _Line(msgspec.Struct, frozen=True, gc=False):
-    time: str
+class _Line(msgspec.Struct, gc=False):
+    time: datetime
     id: str
     model_version: str
     probability: float
     prediction: int
     features: msgspec.Raw
+
+
+def _on_one_line(body: msgspec.Raw) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.format(body, indent=-1))
 
 
 class PredictionLog:
@@ -82,14 +87,12 @@ class PredictionLog:
         self._file: FileIO | None = None
         self._path = folder
         self._opened = 0.0
-        self._moment, self._text = 0.0, ""
-        self._second = (0, "")
         self._ending = threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    def append(self, moment: float, prediction_id: str, probability: float, prediction: int, body: bytes) -> None:
+    def append(self, moment: float, prediction_id: str, probability: float, prediction: int, body: msgspec.Raw) -> None:
         """Queue a prediction; it is dropped, and counted, when the disk is full or too far behind.
 
         `moment` in seconds since 1970; `body` is the encounter as the client sent it, valid JSON.
@@ -156,22 +159,25 @@ class PredictionLog:
             self._rotate()
 
     def _lines(self, portion: list[Entry]) -> bytes:
-        lines = self._encoder.encode_lines([self._line(*entry) for entry in portion])
+        version = self._version
+        lines = [
+            _Line(
+                datetime.fromtimestamp(moment, UTC),
+                prediction_id,
+                version,
+                probability,
+                prediction,
+                body if len(body) <= LONGEST_BODY else _on_one_line(body),
+            )
+            for moment, prediction_id, probability, prediction, body in portion
+        ]
+        written = self._encoder.encode_lines(lines)
         # One look at all of them: most clients do not break their JSON into lines.
-        if lines.count(b"\n") > len(portion) or b"\r" in lines:
-            one_line = [(*values, msgspec.json.format(body, indent=-1)) for *values, body in portion]
-            lines = self._encoder.encode_lines([self._line(*entry) for entry in one_line])
-        return lines
-
-    def _line(self, moment: float, prediction_id: str, probability: float, prediction: int, body: bytes) -> _Line:
-        if moment != self._moment:  # those of a batch share theirs
-            self._moment, second = moment, int(moment)
-            if second != self._second[0]:
-                self._second = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            self._text = f"{self._second[1]}.{int((moment - second) * 1e6):06d}+00:00"
-        if len(body) > LONGEST_BODY:
-            body = msgspec.json.format(body, indent=-1)
-        return _Line(self._text, prediction_id, self._version, probability, prediction, msgspec.Raw(body))
+        if b"\r" in written or np.count_nonzero(np.frombuffer(written, np.uint8) == NEW_LINE) > len(portion):
+            for line in lines:
+                line.features = _on_one_line(line.features)
+            written = self._encoder.encode_lines(lines)
+        return written
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
