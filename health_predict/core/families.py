@@ -195,8 +195,12 @@ def _watched_lightgbm(estimator: Any, rows: Rows, labels: Labels, at: Sequence[i
     from lightgbm.callback import EarlyStopException
 
     def watcher(state: Any) -> None:
+        def score(matrix: Rows) -> npt.NDArray[Any]:
+            # A booster would take every core.
+            return np.asarray(state.model.predict(matrix, num_threads=estimator.n_jobs))
+
         done = state.iteration + 1
-        if done in at and watch(done, state.model.predict):
+        if done in at and watch(done, score):
             raise EarlyStopException(state.iteration, [])
 
     return estimator.fit(rows, labels, callbacks=[watcher])

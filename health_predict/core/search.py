@@ -29,7 +29,7 @@ RUNGS = (0.25, 0.5)
 REDUCTION = 2
 # Of a family's trials, the ones spread evenly over its space before the estimator takes over.
 STARTUP = 6
-CURVE_ROWS = 3000
+CURVE_ROWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """An estimator that was fitted to its end, and (rounds, training AUC, validation AUC) on the way there."""
+    """An estimator that was fitted to its end, and (rounds, training AUC, validation AUC) on the way there.
+
+    `metrics` are all of them, on the validation rows at `threshold`, the one with the largest F1.
+    """
 
     estimator: Any
     curve: tuple[tuple[int, float, float], ...]
+    metrics: Mapping[str, float]
+    threshold: float
 
 
 class FamilySearch:
@@ -180,15 +185,6 @@ def _distribution(optuna: Any, space: Range | Choice) -> Any:
     return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
 
 
-def validated(estimator: Any, data: Prepared) -> tuple[dict[str, float], float]:
-    """All metrics on the validation rows at the threshold with the largest F1, and that threshold."""
-    from health_predict.core.evaluation import f1_threshold, metrics
-
-    scores = estimator.predict_proba(data.validation_rows)[:, 1].astype(float)
-    threshold = f1_threshold(data.validation_labels, scores)
-    return metrics(data.validation_labels, scores, threshold), threshold
-
-
 def run_trial(
     point: Point, data: Prepared, seed: int, threads: int
 ) -> tuple[dict[str, float], tuple[float, ...], Fitted | None]:
@@ -198,7 +194,7 @@ def run_trial(
     the largest F1. The learning curve is of the validation rows and the first training rows. A winner learns from the
     training rows alone: the threshold and the gates of `register` need validation rows that it has not seen.
     """
-    from health_predict.core.evaluation import auc
+    from health_predict.core.evaluation import auc, f1_threshold, metrics
 
     family = FAMILIES[point.family]
     judged = [family.rounds_at(point.parameters, share) for share in RUNGS]
@@ -206,10 +202,12 @@ def run_trial(
     rungs: list[float] = []
     curve: list[tuple[int, float, float]] = []
     stopped = False
+    scores = None
 
     def watch(rounds: int, score: Any) -> bool:
-        nonlocal stopped
-        found = auc(data.validation_labels, score(data.validation_rows))
+        nonlocal stopped, scores
+        scores = score(data.validation_rows)
+        found = auc(data.validation_labels, scores)
         curve.append((rounds, auc(some_labels, score(some_rows)), found))
         while not stopped and len(rungs) < len(judged) and rounds >= judged[len(rungs)]:
             stopped = found < point.cutoffs[len(rungs)]
@@ -219,6 +217,11 @@ def run_trial(
     estimator = family.fit(
         point.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=CURVE, watch=watch
     )
-    metrics, _ = validated(estimator, data)
-    fitted = None if stopped else Fitted(estimator, tuple(curve))
-    return {name: metrics[name] for name in METRICS}, tuple(rungs), fitted
+    # Those of the last look are the model's own.
+    if scores is None or (not stopped and curve[-1][0] < family.rounds_at(point.parameters, 1)):
+        scores = estimator.predict_proba(data.validation_rows)[:, 1]
+    scores = scores.astype(float)
+    threshold = f1_threshold(data.validation_labels, scores)
+    found = metrics(data.validation_labels, scores, threshold)
+    fitted = None if stopped else Fitted(estimator, tuple(curve), found, threshold)
+    return {name: found[name] for name in METRICS}, tuple(rungs), fitted

@@ -30,7 +30,6 @@ from health_predict.core.search import (
     Prepared,
     Trial,
     run_trial,
-    validated,
 )
 from health_predict.settings import Settings
 
@@ -214,7 +213,7 @@ def _search(
             point = Point(best.family, best.index, best.parameters)
             _, _, fitted = run_trial(point, data, settings.seed, settings.trial_cpus)
         assert fitted is not None
-        _log_best(tracking, parent, tags, best, fitted, data, preprocessor)
+        _log_best(tracking, parent, tags, best, fitted, preprocessor)
 
     def conclude(search: FamilySearch) -> None:
         """Log a family's winner, in a thread beside the trials of the others."""
@@ -279,22 +278,21 @@ def _log_best(
     tags: Mapping[str, str],
     best: Trial,
     fitted: Fitted,
-    data: Prepared,
     preprocessor: EncounterFeatures,
 ) -> None:
     family = families.FAMILIES[best.family]
-    found, threshold = validated(fitted.estimator, data)
     run_id = tracking.log_best(
         parent,
         family.name,
         _pipeline(preprocessor, fitted.estimator),
         {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-        {**family.fixed, **best.parameters, "threshold": repr(threshold), "trial": best.index},
-        {f"validation_{name}": value for name, value in found.items()},
-        {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
+        {**family.fixed, **best.parameters, "threshold": repr(fitted.threshold), "trial": best.index},
+        {f"validation_{name}": value for name, value in fitted.metrics.items()},
+        {"threshold.json": {"threshold": fitted.threshold, "chosen_by": "F1 on validation"}},
         {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
     )
-    log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, found["auc"], found["f1"], run_id)
+    auc, f1 = fitted.metrics["auc"], fitted.metrics["f1"]
+    log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
 
 
 def _recorded(run: RunRecord) -> Trial:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from health_predict.core import evaluation
+from health_predict.core.evaluation import f1_threshold
 from health_predict.core.families import FAMILIES, draws
 from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Trial, run_trial
 
@@ -112,6 +114,11 @@ def test_a_trial_reports_on_its_way_and_gives_the_model_of_an_unwatched_fit(name
     np.testing.assert_array_equal(
         fitted.estimator.predict_proba(data.validation_rows), unwatched.predict_proba(data.validation_rows)
     )
+    # and its metrics are those of that one
+    scores = unwatched.predict_proba(data.validation_rows)[:, 1].astype(float)
+    assert fitted.threshold == f1_threshold(data.validation_labels, scores)
+    assert fitted.metrics == evaluation.metrics(data.validation_labels, scores, fitted.threshold)
+    assert metrics.items() <= fitted.metrics.items()
     if family.rounds:
         # and its curve ends with its AUC, and passes through the rungs
         validation = [auc for _, _, auc in fitted.curve]
