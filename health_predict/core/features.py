@@ -6,6 +6,7 @@ applies the same tables to single rows, so training and serving cannot differ.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -80,15 +81,19 @@ class EncounterFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.encoder_.names, dtype=object)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The tables travel as plain JSON types: the saved preprocessor holds nothing that could run code.
+        # The tables travel as JSON text: the saved preprocessor holds nothing that could run code, and skops, which
+        # writes a node for each element of a structure, takes a second for them otherwise.
         state = dict(self.__dict__)
         if "encoder_" in state:
-            state["encoder_"] = state["encoder_"].to_json()
+            state["encoder_"] = json.dumps(state["encoder_"].to_json())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state.get("encoder_"), dict):
-            state = {**state, "encoder_": RowEncoder.from_json(state["encoder_"])}
+        if "encoder_" in state:
+            tables = state["encoder_"]
+            # Models of an earlier version hold the structure itself.
+            tables = json.loads(tables) if isinstance(tables, str) else tables
+            state = {**state, "encoder_": RowEncoder.from_json(tables)}
         self.__dict__.update(state)
 
 

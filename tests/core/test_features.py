@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_it_learns_from_training_rows_only(cohort: pd.DataFrame) -> None:
 def test_it_survives_saving(fitted: EncounterFeatures, cohort: pd.DataFrame) -> None:
     again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(again.transform(cohort), fitted.transform(cohort))
+
+
+def test_one_that_an_earlier_version_saved_is_read(fitted: EncounterFeatures, cohort: pd.DataFrame) -> None:
+    # given the tables as a structure, not as text
+    state = fitted.__getstate__()
+    assert isinstance(state["encoder_"], str)
+    again = EncounterFeatures()
+    again.__setstate__({**state, "encoder_": json.loads(state["encoder_"])})
+    np.testing.assert_array_equal(again.transform(cohort.head(50)), fitted.transform(cohort.head(50)))
 
 
 def test_an_absent_column_is_named(fitted: EncounterFeatures, cohort: pd.DataFrame) -> None:
