@@ -26,6 +26,9 @@ from pathlib import Path
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parent))
+from parts.processes import carries
+
 from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import Settings
@@ -135,7 +138,7 @@ class Tree:
                 continue
             try:
                 if process.pid not in self._ours:
-                    if process.environ().get(MARK) != self._mark:
+                    if not carries(process.pid, MARK, self._mark):
                         self._others.add(process.pid)
                         continue
                     self._ours[process.pid] = process

@@ -21,6 +21,7 @@ from unittest import mock
 import psutil
 import pytest
 
+from benchmarks.parts.processes import carriers
 from health_predict import cli
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX
@@ -97,14 +98,7 @@ class Shell:
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this home, found by the home in its environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(f"{PREFIX}HOME") == str(self.home):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return carriers(f"{PREFIX}HOME", str(self.home))
 
 
 @pytest.fixture(scope="module")
