@@ -177,7 +177,10 @@ async def ask():
     await app(scope, receive, send)
 asyncio.run(ask())
 heavy = {"pandas", "sklearn", "mlflow", "ray", "kfp", "scipy", "xgboost", "lightgbm", "health_predict"}
-print(json.dumps({"loaded": sorted(heavy & set(sys.modules)), "health": json.loads(sent[1]["body"])}))
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+protocol = AutoHTTPProtocol.__name__
+loaded = sorted(heavy & set(sys.modules))
+print(json.dumps({"loaded": loaded, "protocol": protocol, "health": json.loads(sent[1]["body"])}))
 """
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, str(built[1].folder)],
@@ -190,6 +193,8 @@ print(json.dumps({"loaded": sorted(heavy & set(sys.modules)), "health": json.loa
     # then none of the heavy libraries is loaded
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["loaded"] == []
+    # every server of that process answers plain predictions at once
+    assert answer["protocol"] == "PredictProtocol"
     # and it says which Bento it is, and that its data are made up
     assert answer["health"]["ready"] is True
     assert answer["health"]["bento_digest"] == built[1].digest == content_digest(built[1].folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from health_predict.adapters import bento_worker
 from health_predict.adapters.processes import ProcessTarget, end_descendants, intact, parent_links
 from health_predict.adapters.supervisor import bound_log
 from health_predict.adapters.target import open_target
@@ -322,6 +324,18 @@ def test_requests_under_way_are_answered_when_it_is_stopped(target: ProcessTarge
     until(lambda: gone(supervisor) and gone(worker))
     assert target.trouble() == ""
     assert target.stop() is False
+
+
+def test_a_listener_that_stops_says_close_for_good() -> None:
+    listener = bento_worker._Listener(None, "off")
+    listener.config.load()
+    listener.servers = []
+    # when it is told twice, and uvicorn makes its list of headers anew
+    for _ in range(2):
+        listener.stop_accepting()
+        assert listener.server_state.default_headers.count(bento_worker.CLOSE) == 1
+    asyncio.run(listener.on_tick(0))
+    assert listener.server_state.default_headers.count(bento_worker.CLOSE) == 1
 
 
 def test_a_worker_that_is_to_end_loses_no_open_connection(target: ProcessTarget, bento: Callable[..., Path]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -636,10 +637,11 @@ def url(server: uvicorn.Server) -> str:
     return "http://{}:{}".format(*server.servers[0].sockets[0].getsockname())
 
 
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
 
 
 class Wire:
@@ -715,6 +717,25 @@ class TestConnection:
                 assert headers["content-type"] == "application/json"
         assert list(heads.values()) == [len(body)]
         assert client.metric("requests_total", route="/predict", status="200") == before + 3
+
+    def test_what_is_answered_at_once_is_parsed_once_and_reaches_no_task(
+        self, client: Client, server: uvicorn.Server, body: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given an application that tells what it is asked
+        asked: list[str] = []
+        plain, answer = client.application.plain, client.application.answer
+        monkeypatch.setattr(client.application, "plain", lambda *given: asked.append("plain") or plain(*given))
+        monkeypatch.setattr(client.application, "answer", lambda *given: asked.append("answer") or answer(*given))
+        with Wire(server) as wire:
+            for _ in range(3):
+                wire.send(request(body))
+                assert wire.answer()[0] == 200
+            # then only the first request's head was looked at, and none was answered by a task
+            assert asked == ["plain"]
+            # but for a wrong one
+            wire.send(request(b"x" * len(body)))
+            assert wire.answer()[0] == 422
+            assert asked == ["plain", "plain", "answer"]
 
     def test_a_known_head_with_a_wrong_body(self, server: uvicorn.Server, body: bytes, expected: float) -> None:
         wrong = body.replace(b'"Female"', b'"female"')
@@ -824,6 +845,18 @@ class TestConnection:
             wire.send(request(body, *lines, path=path))
             assert wire.answer()[0] == code
         assert not heads
+
+    def test_a_server_with_a_limit_keeps_to_it(
+        self, server: uvicorn.Server, body: bytes, heads: dict[bytes, int]
+    ) -> None:
+        server.config.limit_concurrency = 2
+        with Wire(server) as wire:
+            wire.send(request(body))
+            assert wire.answer()[0] == 200
+            assert not heads
+            with Wire(server) as one_too_many:
+                one_too_many.send(request(body))
+                assert one_too_many.answers.readline().startswith(b"HTTP/1.1 503")
 
     def test_no_more_heads_than_it_may_keep(
         self, server: uvicorn.Server, body: bytes, heads: dict[bytes, int], monkeypatch: pytest.MonkeyPatch
@@ -1056,6 +1089,14 @@ class TestAboutItself:
         assert client.metric("latency_seconds_count", route="/predict") == len(rows)
         assert client.metric("model", model_version="7", family="LightGBM") == 1
 
+    def test_what_waits_to_be_counted_is_counted_at_the_end(self, source: Source, valid: dict[str, Any]) -> None:
+        client = open_client(source())
+        client.predict(valid)
+        client.application.close()
+        counts = client.application._metrics._registry
+        labels = {"route": "/predict", "status": "200"}
+        assert counts.get_sample_value("health_predict_requests_total", labels) == 1
+
     def test_openapi_says_what_is_done(self, client: Client) -> None:
         document = client.get("/docs.json").json()
         assert document["openapi"].startswith("3.1")
@@ -1104,7 +1145,7 @@ class TestPredictionLog:
         assert client.metric("prediction_log_written_total") == len(answers)
 
     def entry(self, number: int, body: bytes = b'{"a":1}') -> tuple[Any, ...]:
-        return 1.5e9, str(number), 0.25, 0, body
+        return 1.5e9, str(number), 0.25, 0, msgspec.Raw(body)
 
     def test_files_rotate_by_size(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7", file_bytes=1)
@@ -1118,10 +1159,7 @@ class TestPredictionLog:
     def test_files_rotate_by_age(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7", file_seconds=0)
         log.append(*self.entry(1))
-        deadline = time.monotonic() + 10
-        while not list(tmp_path.glob("*.jsonl")):
-            assert time.monotonic() < deadline
-            log._ending.wait(0.01)
+        wait_for(lambda: bool(list(tmp_path.glob("*.jsonl"))), seconds=10)
         log.close()
 
     def test_a_full_queue_drops_and_counts(self, source: Source, tmp_path: Path) -> None:
@@ -1162,10 +1200,7 @@ class TestPredictionLog:
         monkeypatch.setattr(module("prediction_log").os, "write", half)
         log.append(*self.entry(1))
         log.append(*self.entry(2))
-        deadline = time.monotonic() + 10
-        while len(calls) < 3:
-            assert time.monotonic() < deadline
-            log._ending.wait(0.01)
+        wait_for(lambda: len(calls) >= 3, seconds=10)
         log.close()
         # then nothing is torn and nothing is twice there
         assert [line["id"] for line in self.lines(tmp_path)] == ["1", "2"]
@@ -1183,14 +1218,22 @@ class TestPredictionLog:
     def test_a_file_in_use_is_left_alone(self, source: Source, tmp_path: Path) -> None:
         first = module("prediction_log").PredictionLog(tmp_path, "7")
         first.append(*self.entry(1))
-        deadline = time.monotonic() + 10
-        while first._queue:
-            assert time.monotonic() < deadline
-            first._ending.wait(0.01)
+        wait_for(lambda: not first._queue, seconds=10)
         module("prediction_log").PredictionLog(tmp_path, "7").close()
         assert len(list(tmp_path.glob("*.part"))) == 1
         first.close()
         assert [line["id"] for line in self.lines(tmp_path)] == ["1"]
+
+    @pytest.mark.parametrize("white", [b"\n", b"\r", b"\r\n  "])
+    def test_a_body_of_several_lines_becomes_one(self, source: Source, tmp_path: Path, white: bytes) -> None:
+        log = module("prediction_log").PredictionLog(tmp_path, "7")
+        for number, body in enumerate((b'{"a":1}', b'{"a":' + white + b"1}", b'{"a": 1}')):
+            log.append(*self.entry(number, body))
+        log.close()
+        (file,) = tmp_path.glob("*.jsonl")
+        lines = file.read_bytes().split(b"\n")
+        assert [json.loads(line)["features"] for line in lines[:-1]] == [{"a": 1}] * 3
+        assert lines[-1] == b"" and b"\r" not in file.read_bytes()
 
     def test_a_long_body_loses_its_white_space(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7")
@@ -1205,12 +1248,6 @@ class TestShipping:
 
     NAME = "predictions-20261125T103000-1-0123456789abcdef.jsonl"
     KEY = f"predictions/2026-11-25/{NAME}"
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.01)
 
     def test_predictions_arrive_in_storage_once(
         self, source: Source, golden: list[dict[str, Any]], tmp_path: Path
@@ -1257,12 +1294,12 @@ class TestShipping:
         (folder / self.NAME).write_text("line\n")
         shipper = shipping.Shipper(folder, store, failed=failures.append, pause=0.01)
         # when some attempts failed, then the file is still there and it was said once
-        self.wait_for(lambda: len(failures) >= 3)
+        wait_for(lambda: len(failures) >= 3)
         assert (folder / self.NAME).exists()
         assert caplog.text.count("storage does not take the prediction log") == 1
         # when storage is back, then it arrives
         (tmp_path / "storage").unlink()
-        self.wait_for(lambda: not (folder / self.NAME).exists())
+        wait_for(lambda: not (folder / self.NAME).exists())
         shipper.close()
         assert (tmp_path / "storage" / self.KEY).read_text() == "line\n"
         assert "takes the prediction log again" in caplog.text
@@ -1280,8 +1317,8 @@ class TestShipping:
             prediction_log_limit=1000,
             storage_uri=(tmp_path / "storage").as_uri(),
         )
-        self.wait_for(lambda: client.metric("prediction_log_spool_bytes") == 2000)
-        self.wait_for(lambda: "the prediction log is full" in caplog.text)
+        wait_for(lambda: client.metric("prediction_log_spool_bytes") == 2000)
+        wait_for(lambda: "the prediction log is full" in caplog.text)
         # then predictions go on, and are counted as dropped
         assert client.predict(valid).status_code == 200
         assert client.metric("prediction_log_dropped_total") == 1
@@ -1303,7 +1340,7 @@ class TestShipping:
             (tmp_path / f"predictions-20261125T103000-1-{number:016x}.jsonl").write_text("line\n")
         shipped: list[int] = []
         shippers = [module("shipping").Shipper(tmp_path, Slow(), shipped=shipped.append, pause=0.001) for _ in range(3)]
-        self.wait_for(lambda: not list(tmp_path.glob("*.jsonl")))
+        wait_for(lambda: not list(tmp_path.glob("*.jsonl")))
         for shipper in shippers:
             shipper.close()
         assert max(worst) == 1

@@ -30,6 +30,33 @@ def test_every_family_learns_and_repeats(name: str, rows: tuple[np.ndarray, np.n
     assert np.corrcoef(one[:, 1], rows[0][:, 0])[0, 1] > 0.2
 
 
+def test_a_watched_booster_predicts_with_its_trial_s_threads(
+    rows: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lightgbm
+
+    # given a booster that tells how it is asked
+    asked: list[object] = []
+    predict = lightgbm.Booster.predict
+    monkeypatch.setattr(
+        lightgbm.Booster,
+        "predict",
+        lambda self, *given, **named: asked.append(named.get("num_threads")) or predict(self, *given, **named),
+    )
+    family = FAMILIES["LightGBM"]
+    found = []
+    family.fit(
+        {**family.first, "n_estimators": 8},
+        *rows,
+        seed=3,
+        threads=1,
+        shares=(0.5, 1),
+        watch=lambda rounds, score: bool(found.append(score(rows[0]))),
+    )
+    assert asked == [1, 1]
+    assert [len(scores) for scores in found] == [400, 400]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_draws_stay_inside_the_space_and_do_not_depend_on_their_number(name: str) -> None:
     family = FAMILIES[name]

@@ -253,15 +253,13 @@ class Application:
 
     def plain(self, scope: Any) -> bool:
         """Whether a request to `/predict` asks for nothing but the score of a body that is JSON as it stands."""
-        if scope["method"] != "POST" or scope["query_string"]:
-            return False
-        kind = b""
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                kind = value
-            elif name == b"content-encoding":
-                return False
-        return _is_json(kind)
+        headers = dict(scope["headers"])
+        return (
+            scope["method"] == "POST"
+            and not scope["query_string"]
+            and b"content-encoding" not in headers
+            and _is_json(headers.get(b"content-type", b""))
+        )
 
     def score_at_once(self, body: bytes) -> bytes | None:
         """The answer to a plain request with this body, if it can be scored.

@@ -43,8 +43,8 @@ class PredictProtocol(HttpToolsProtocol):
     """What is being parsed, if it began with a request."""
     _within = False
     """Whether a request has begun and its last byte is not parsed."""
-    _held: tuple[Any, Any] | None = None
-    """The request whose body is being parsed, and its ASGI application: neither way is taken yet."""
+    _held: Any = None
+    """The request whose body is being parsed: neither way is taken yet."""
     _head: tuple[Any, bytes, bool] = (None, b"", False)
     """uvicorn's default headers, a new list each second; the answer's head with them; whether they say `close`."""
 
@@ -61,8 +61,8 @@ class PredictProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._segment = None
         if self._held is not None:
-            held, self._held = self._held, None
-            super()._start_asgi_task(*held)
+            cycle, self._held = self._held, None
+            super()._start_asgi_task(cycle, self.app)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -70,9 +70,10 @@ class PredictProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        # Called when the headers are parsed, or when the requests before it have been answered.
-        if self._segment is not None and cycle.more_body and cycle.scope["path"] == "/predict":
-            self._held = cycle, app
+        # Called when the headers are parsed, or when the requests before it have been answered. The application is
+        # another where uvicorn limits how many requests it takes.
+        if app is self.app and self._segment is not None and cycle.more_body and cycle.scope["path"] == "/predict":
+            self._held = cycle
         else:
             super()._start_asgi_task(cycle, app)
 
@@ -82,15 +83,14 @@ class PredictProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if self._held is None:
             return
-        held, self._held = self._held, None
-        cycle = held[0]
+        cycle, self._held = self._held, None
         answer = None
         if not cycle.waiting_for_100_continue and not self.flow.write_paused and self.application.plain(cycle.scope):
             answer = self.application.score_at_once(bytes(cycle.body))
         if answer is None:
-            super()._start_asgi_task(*held)
+            super()._start_asgi_task(cycle, self.app)
             return
-        if cycle.keep_alive:
+        if cycle.keep_alive and self.limit_concurrency is None:
             self._remember(len(cycle.body))
         cycle.response_started = cycle.response_complete = True
         self._write(answer, keep_alive=cycle.keep_alive)
