@@ -664,7 +664,7 @@ class Wire:
         """Each segment is parsed before the next one is sent."""
         for number, segment in enumerate(segments):
             if number:
-                wait_for(lambda: any(one._within for one in self.server.server_state.connections))
+                wait_for(lambda: any(one._within for one in list(self.server.server_state.connections)))
             self.socket.sendall(segment)
 
     def answer(self) -> tuple[int, dict[str, str], Any]:
