@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -395,10 +396,11 @@ class Tracking:
 
     def read_text(self, run_id: str, path: str) -> str:
         """Read a text file of a run. Raises StateError when there is none."""
-        with self._answering():
+        # MLflow would leave its own copy behind.
+        with self._answering(), tempfile.TemporaryDirectory(prefix="health-predict-mlflow-") as folder:
             try:
                 file = self._mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=path, tracking_uri=self.uri
+                    run_id=run_id, artifact_path=path, tracking_uri=self.uri, dst_path=folder
                 )
                 return Path(file).read_text()
             except (OSError, self._mlflow.MlflowException) as error:
@@ -414,8 +416,8 @@ class Tracking:
     # Models
 
     def _load(self, uri: str) -> Any:
-        with self._answering():
-            return self._mlflow.sklearn.load_model(uri)
+        with self._answering(), tempfile.TemporaryDirectory(prefix="health-predict-mlflow-") as folder:
+            return self._mlflow.sklearn.load_model(uri, dst_path=folder)
 
     def load_run_pipeline(self, run_id: str) -> Pipeline:
         """The fitted pipeline of a `Best_` run. Raises StateError when the run holds none."""
