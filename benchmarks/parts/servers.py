@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag
 from health_predict.core.cohort import as_requests, target
-from health_predict.core.compiled_model import CompiledModel, compile_pipeline, prove_parity
+from health_predict.core.compiled_model import compile_pipeline, prove_parity
 from health_predict.core.evaluation import f1_threshold
 from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
@@ -61,9 +61,8 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     pipeline = Pipeline([("features", features), ("estimator", estimator)])
     scores = pipeline.predict_proba(training)[:, 1].astype(float)
     compiled = compile_pipeline(pipeline, f1_threshold(target(training), scores))
-    threshold = prove_parity(compiled, pipeline, other).threshold
-    explainer = explain_pipeline(pipeline, training)
-    compiled = CompiledModel(compiled.encoder, compiled.graph, threshold, compiled.family, explainer)
+    compiled = replace(compiled, explainer=explain_pipeline(pipeline, training))
+    compiled = replace(compiled, threshold=prove_parity(compiled, pipeline, other).threshold)
     prevalence = float(np.mean(target(training)))
     cutoffs = [multiple * prevalence for multiple in RISK_MULTIPLES]
     identity = {
@@ -79,7 +78,7 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     }
     golden = golden_requests(compiled, other, cutoffs)
     bento = BentoStore(folder / "bentoml").build(bento_tag(version, identity), compiled, identity, golden)
-    return Model(pipeline, bento, threshold, as_requests(other), other)
+    return Model(pipeline, bento, compiled.threshold, as_requests(other), other)
 
 
 def free_port() -> int:

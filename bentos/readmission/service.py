@@ -17,6 +17,8 @@ from readmission_service.settings import load_settings
 
 from health_predict.core.content import content_digest
 
+# Objects made and not yet freed before the collector looks at them.
+COLLECTED_AFTER = 10_000
 HERE = Path(__file__).resolve().parent
 # `bentoml serve` gives warnings only.
 logging.getLogger("readmission_service").setLevel(logging.INFO)
@@ -56,6 +58,8 @@ class Readmission:
         # What was loaded stays for good: the collector need not walk it in the middle of a request.
         gc.collect()
         gc.freeze()
+        # A batch makes thousands of short-lived tuples, which refer to nothing that could lead back to them.
+        gc.set_threshold(COLLECTED_AFTER)
 
     @bentoml.on_shutdown
     def close(self) -> None:

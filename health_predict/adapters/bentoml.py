@@ -23,7 +23,7 @@ from typing import Any
 
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.storage import disk_error, whole_file
-from health_predict.core import columns, content, contributions, row_encoder
+from health_predict.core import columns, content, contributions, row_encoder, tree_scores
 from health_predict.core.compiled_model import CompiledModel
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import StateError
@@ -34,7 +34,7 @@ NAME = "readmission"
 SOURCE = Path(__file__).resolve().parents[2] / "bentos" / NAME
 PACKAGE = "readmission_service"
 # Copied into the Bento under the name of its own package: a health-predict installed beside it must not replace them.
-CORE_MODULES = (columns, row_encoder, content, contributions)
+CORE_MODULES = (columns, row_encoder, content, contributions, tree_scores)
 ROOTS = ("bentoml", "botocore", "httptools", "msgspec", "numpy", "onnxruntime", "prometheus-client", "uvloop")
 BUILD_SECONDS = 300
 WORKSHOP = ".building-"

@@ -23,6 +23,7 @@ from health_predict.core.contributions import Explainer
 from health_predict.core.errors import GateError, StateError
 from health_predict.core.performance import CLOSEST
 from health_predict.core.row_encoder import RowEncoder
+from health_predict.core.tree_scores import TreeScores
 
 INPUT = "rows"
 OUTPUT = "probabilities"
@@ -42,7 +43,8 @@ class CompiledModel:
     """What the service needs to score: `encoder`, `graph` (ONNX bytes), and the score from which it says 1.
 
     The graph takes `rows`, float32 (n, d), and gives `probabilities`, float32 (n, 2): of no readmission, and of one.
-    `explainer` tells what each column added to a score (`explained_model`); None: the service does not explain.
+    `explainer` tells what each column added to a score (`explained_model`), and its tables of small trees score
+    batches (`tree_scores`); None: the service does not explain, and the graph scores everything.
     """
 
     encoder: RowEncoder
@@ -295,6 +297,9 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
     singly = np.array([score(session, row[None, :])[0] for row in rows[:: max(1, len(rows) // 200)]])
     difference = np.abs(scores - expected)
     _refuse(~(difference <= TOLERANCE), where, f"probabilities differ by more than {TOLERANCE}")
+    many = TreeScores.of(compiled.explainer)
+    together = scores if many is None else many(np.ascontiguousarray(rows.T))
+    _refuse(~(np.abs(together - expected) <= TOLERANCE), where, f"scores of batches differ by more than {TOLERANCE}")
     _refuse(
         np.abs(singly - expected[:: max(1, len(rows) // 200)]) > TOLERANCE,
         where[:: max(1, len(rows) // 200)],
@@ -303,13 +308,15 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
 
     real = np.arange(len(everything)) < len(frame)
     threshold = clear_threshold(compiled.threshold, expected, scores, real)
-    _refuse((scores >= threshold) != (expected >= threshold), where, f"decisions at {threshold!r} differ")
+    decided = expected >= threshold
+    differ = ((scores >= threshold) != decided) | ((together >= threshold) != decided)
+    _refuse(differ, where, f"decisions at {threshold!r} differ")
     near = np.flatnonzero(np.minimum(np.abs(scores - threshold), np.abs(expected - threshold)) < TOLERANCE)
     validation = expected[: len(frame)]
     return Parity(
         rows=len(frame),
         edge_rows=len(edges),
-        largest_difference=float(difference.max()),
+        largest_difference=float(np.maximum(difference, np.abs(together - expected)).max()),
         threshold=threshold,
         moved=int(((validation >= threshold) != (validation >= compiled.threshold)).sum()),
         near=tuple(where[index] for index in near),

@@ -68,6 +68,8 @@ class TreeTables:
     """What a leaf adds to the score; 0 for other nodes."""
     points: int
     """Points of the rule: half of the most positions that a path has."""
+    start: float
+    """The score to which the leaves add."""
 
 
 class Explainer:
@@ -93,7 +95,8 @@ class Explainer:
         if isinstance(self.tables, LinearTables):
             tables = LinearTables(slope * self.tables.coefficients, slope * self.tables.offsets)
         else:
-            tables = replace(self.tables, value=slope * self.tables.value)
+            start = intercept + slope * self.tables.start
+            tables = replace(self.tables, value=slope * self.tables.value, start=start)
         return Explainer(tables, intercept + slope * self._raw_base, self.unit)
 
     def _mapped(self, score: float) -> float:
@@ -189,7 +192,8 @@ class Explainer:
         curve = arrays.pop("curve").tolist() if "curve" in arrays else None
         if "coefficients" in arrays:
             return cls(LinearTables(**arrays), base, unit)
-        return cls(TreeTables(**{**arrays, "points": int(arrays["points"])}), base, unit, curve)
+        points, start = int(arrays.pop("points")), float(arrays.pop("start"))
+        return cls(TreeTables(**arrays, points=points, start=start), base, unit, curve)
 
 
 def owners_of(encoder: RowEncoder) -> list[list[int]]:

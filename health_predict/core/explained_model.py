@@ -115,7 +115,7 @@ def _forest(estimator: Any, encoder: RowEncoder, training: pd.DataFrame) -> Expl
                 share / len(estimator.estimators_),
             )
 
-    tables, base = _tables(trees())
+    tables, base = tables_of(trees())
     return Explainer(tables, base, PROBABILITY)
 
 
@@ -137,8 +137,8 @@ def _xgboost(estimator: Any, encoder: RowEncoder, training: pd.DataFrame) -> Exp
                 condition.astype(np.float64),
             )
 
-    tables, base = _tables(trees())
-    return Explainer(tables, base + math.log(prior / (1 - prior)), LOG_ODDS)
+    tables, base = tables_of(trees(), math.log(prior / (1 - prior)))
+    return Explainer(tables, base, LOG_ODDS)
 
 
 def _lightgbm(estimator: Any, encoder: RowEncoder, training: pd.DataFrame) -> Explainer:
@@ -160,7 +160,7 @@ def _lightgbm(estimator: Any, encoder: RowEncoder, training: pd.DataFrame) -> Ex
                 np.array([node.get("leaf_value", 0.0) for node in nodes], dtype=np.float64),
             )
 
-    tables, base = _tables(trees())
+    tables, base = tables_of(trees())
     return Explainer(tables, base, LOG_ODDS)
 
 
@@ -178,9 +178,9 @@ def _at_most(threshold: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return np.where(near > threshold, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def _tables(trees: Iterable[Tree]) -> tuple[TreeTables, float]:
-    """Tables of all trees, and the sum of their mean values."""
-    base, most = 0.0, 1
+def tables_of(trees: Iterable[Tree], start: float = 0.0) -> tuple[TreeTables, float]:
+    """Tables of all trees that add to a score of `start`, and the mean score."""
+    mean, most = 0.0, 1
     # By depth: (parent, position, bound, share, previous, value) of each node.
     levels: list[list[tuple[int, int, float, float, int, float]]] = []
     starts: list[int] = []
@@ -194,12 +194,15 @@ def _tables(trees: Iterable[Tree]) -> tuple[TreeTables, float]:
         found: list[tuple[int, int, float, float, int, float]] = []
         found_shares: list[float] = []
         below: list[tuple[Tree, int, int, dict[int, tuple[int, int]]]] = []
-        start = starts[-1] + len(levels[-1]) if levels else 0
+        beginning = starts[-1] + len(levels[-1]) if levels else 0
         for tree, node, number, path in waiting:
             if tree.left[node] < 0:
                 # What the leaf adds on average: its value by the shares of its path.
                 share = math.prod(shares[level][index] for level, index in path.values())
-                base += float(tree.value[node]) * share
+                if path:
+                    mean += float(tree.value[node]) * share
+                else:  # no split at all
+                    start += float(tree.value[node])
                 most = max(most, len(path))
                 continue
             position = int(tree.position[node])
@@ -220,7 +223,7 @@ def _tables(trees: Iterable[Tree]) -> tuple[TreeTables, float]:
         if found:
             levels.append(found)
             shares.append(found_shares)
-            starts.append(start)
+            starts.append(beginning)
             depth += 1
         waiting = below
     nodes = [node for level in levels for node in level]
@@ -237,5 +240,6 @@ def _tables(trees: Iterable[Tree]) -> tuple[TreeTables, float]:
         previous=column(4, np.int32),
         value=column(5, np.float64),
         points=math.ceil(most / 2),
+        start=start,
     )
-    return tables, base
+    return tables, start + mean

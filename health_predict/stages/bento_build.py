@@ -121,10 +121,11 @@ def _build(
     pipeline = tracking.load_pipeline(version.version)
     log.info("compiling version %s", version.version)
     compiled = compile_pipeline(pipeline, identity["registered_threshold"])
+    compiled = replace(compiled, explainer=explain_pipeline(pipeline, train))
     parity = prove_parity(compiled, pipeline, validation)
     _tell(parity)
     tracking.log_json(version.run_id, PARITY, asdict(parity))
-    compiled = replace(compiled, threshold=parity.threshold, explainer=explain_pipeline(pipeline, train))
+    compiled = replace(compiled, threshold=parity.threshold)
     log.info("building %s", tag)
     return store.build(tag, compiled, identity, golden_requests(compiled, validation, identity["risk_cutoffs"]))
 

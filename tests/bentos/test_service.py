@@ -14,12 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,12 +37,13 @@ from health_predict.adapters.storage import FolderStorage, S3Storage
 from health_predict.adapters.target import service_environment
 from health_predict.cli import app as cli
 from health_predict.core.cohort import save_csv, target
-from health_predict.core.columns import BY_NAME, FEATURES, Kind
+from health_predict.core.columns import BY_NAME, FEATURES, MISSING, Kind
 from health_predict.core.compiled_model import CompiledModel, compile_pipeline, prove_parity
 from health_predict.core.errors import DataError, SettingsError, UnreachableError
 from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.row_encoder import ColumnTable
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import golden_requests
 
@@ -72,10 +73,9 @@ def pipeline(cohort: pd.DataFrame) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def compiled(pipeline: Pipeline, cohort: pd.DataFrame) -> CompiledModel:
-    model = compile_pipeline(pipeline, 0.12)
+    model = replace(compile_pipeline(pipeline, 0.12), explainer=explain_pipeline(pipeline, cohort.head(2000)))
     parity = prove_parity(model, pipeline, cohort.iloc[2000:].reset_index(drop=True))
-    explainer = explain_pipeline(pipeline, cohort.head(2000))
-    return CompiledModel(model.encoder, model.graph, parity.threshold, model.family, explainer)
+    return replace(model, threshold=parity.threshold)
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +447,24 @@ class TestBatch:
         assert [answers[row]["probability_score"] for row in picked] == pytest.approx(singly, abs=1e-6)
         assert len({answer["prediction_id"] for answer in answers}) == 1100
 
+    @pytest.mark.parametrize("few", [2, 100])
+    def test_few_and_many_rows_are_scored_alike(self, client: Client, cohort: pd.DataFrame, few: int) -> None:
+        # given more rows than are scored one by one, some with values that training never had
+        most = module("scorer").MANY
+        frame = cohort.head(most).reset_index(drop=True)
+        rows = [encounter(frame, row) for row in range(most)]
+        rows[0] |= {"medical_specialty": "Astrology", "diag_1": "V99.87", "admission_type_id": 77, "race": None}
+        rows[1] |= {"medical_specialty": "Astrology", "number_inpatient": 100, "weight": None}
+        before = client.metric("unseen_total", column="medical_specialty")
+        # when they are asked about together, and some of them alone
+        together = client.ask("POST", "/predict/batch", json=rows).json()
+        apart = client.ask("POST", "/predict/batch", json=rows[:few]).json()
+        # then the two ways agree, on decisions too, and unseen values were counted each time
+        found = [answer["probability_score"] for answer in together[:few]]
+        assert found == pytest.approx([answer["probability_score"] for answer in apart], abs=1e-6)
+        assert [answer["prediction"] for answer in together[:few]] == [answer["prediction"] for answer in apart]
+        assert client.metric("unseen_total", column="medical_specialty") - before >= 4
+
     def test_an_empty_list(self, client: Client) -> None:
         assert client.send(b"[]", "/predict/batch").json() == []
 
@@ -498,6 +516,47 @@ class TestBatch:
             assert client.send(b"[]", "/predict/batch").status_code == 503
         finally:
             client.application._batches = 0
+
+
+class TestColumnEncoder:
+    """What entries add is what the table says, for every kind of column."""
+
+    def values(self, column: Any, table: ColumnTable) -> dict[Any, str]:
+        """Values as decoded, and their texts in the table."""
+        texts = [*table.amounts, *table.seen, *column.levels]
+        if column.kind is Kind.LEVEL:
+            levels = module("contract").LEVELS[FEATURES.index(column)]
+            return {levels(text): text for text in texts}
+        if column.kind is Kind.COUNT:
+            return {number: str(number) for number in range(column.minimum, column.maximum + 1)}
+        found: dict[Any, str] = {text: text for text in texts}
+        return {**found, None: MISSING} if column.nullable else found
+
+    @pytest.mark.parametrize("wide", [False, True])
+    @pytest.mark.parametrize("position", range(len(FEATURES)), ids=[column.name for column in FEATURES])
+    def test_entries_add_what_values_add(
+        self, source: Source, compiled: CompiledModel, position: int, wide: bool
+    ) -> None:
+        # given a column's table, or one with more different amounts than a byte can number
+        column = FEATURES[position]
+        table = next(table for table in compiled.encoder.tables if table.column == column.name)
+        values = self.values(column, table)
+        if wide:
+            table = replace(table, amounts={**table.amounts, **{f"more {n}": ((n, 0.5),) for n in range(300)}})
+        # The service has a copy of `columns` of its own.
+        encoder = module("column_encoder").ColumnEncoder(position, module("columns").FEATURES[position], table)
+        # when its values become entries
+        entries = encoder.entries(tuple(values)).tolist()
+        new = module("column_encoder").NEW
+        # then each adds what the table says, and those that training did not have are told apart
+        added = encoder.added()
+        for entry, (value, text) in zip(entries, values.items(), strict=True):
+            assert (entry == new) == (text not in table.seen)
+            if entry == new:
+                entry, seen = encoder.entry_of_new(value)
+                assert not seen
+            amounts = {at: amount for at, amount in table.of(text) if amount}
+            assert {at: float(found[entry]) for at, found in added.items() if found[entry]} == pytest.approx(amounts)
 
 
 class TestRefusals:
@@ -1145,7 +1204,7 @@ class TestPredictionLog:
         assert client.metric("prediction_log_written_total") == len(answers)
 
     def entry(self, number: int, body: bytes = b'{"a":1}') -> tuple[Any, ...]:
-        return 1.5e9, str(number), 0.25, 0, msgspec.Raw(body)
+        return 1.5e9, module("scorer").Answer(0, 0.25, "low", "7", str(number)), body
 
     def test_files_rotate_by_size(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7", file_bytes=1)
@@ -1167,9 +1226,13 @@ class TestPredictionLog:
         (tmp_path / "log").write_text("in the way")
         dropped: list[int] = []
         log = module("prediction_log").PredictionLog(tmp_path / "log", "7", dropped=dropped.append, capacity=5)
-        for number in range(8):
+        for number in range(4):
             log.append(*self.entry(number))
-        assert sum(dropped) == 3
+        log.extend([self.entry(number) for number in range(3)])
+        assert (len(log._queue), sum(dropped)) == (5, 2)
+        log.append(*self.entry(8))
+        log.extend([self.entry(number) for number in range(3)])
+        assert (len(log._queue), sum(dropped)) == (5, 6)
         log.close()
 
     def test_it_goes_on_when_the_disk_is_back(self, source: Source, tmp_path: Path) -> None:
@@ -1234,6 +1297,23 @@ class TestPredictionLog:
         lines = file.read_bytes().split(b"\n")
         assert [json.loads(line)["features"] for line in lines[:-1]] == [{"a": 1}] * 3
         assert lines[-1] == b"" and b"\r" not in file.read_bytes()
+
+    @pytest.mark.parametrize("white", [b"\n", b"\r", b" " * 10_000])
+    def test_a_batch_of_several_lines_becomes_one_line_each(
+        self, source: Source, valid: dict[str, Any], tmp_path: Path, white: bytes
+    ) -> None:
+        # given a batch in which one encounter is broken into lines or mostly white space
+        client = open_client(source(), prediction_log=tmp_path / "log")
+        plain = json.dumps(valid).encode()
+        body = b"[" + plain + b"," + plain.replace(b"{", b"{" + white, 1) + b"]"
+        # when it is answered
+        assert client.ask("POST", "/predict/batch", content=body, headers=JSON).status_code == 200
+        client.application.close()
+        # then each has its line, without the white space
+        (file,) = (tmp_path / "log").glob("*.jsonl")
+        lines = file.read_bytes().splitlines()
+        assert [json.loads(line)["features"] for line in lines] == [valid, valid]
+        assert len(lines[1]) <= len(lines[0])
 
     def test_a_long_body_loses_its_white_space(self, source: Source, tmp_path: Path) -> None:
         log = module("prediction_log").PredictionLog(tmp_path, "7")

@@ -24,6 +24,7 @@ from health_predict.core.compiled_model import (
     score,
 )
 from health_predict.core.errors import GateError, StateError
+from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.row_encoder import ColumnTable, RowEncoder
@@ -117,6 +118,18 @@ def test_another_graph_is_refused(pipelines: dict[str, Pipeline], validation: pd
     model = replace(compile_pipeline(pipelines["XGBoost"], 0.2), graph=graph)
     with pytest.raises(GateError, match=r"differ by more than 1e-06: validation row 0; .*and \d+ more"):
         prove_parity(model, pipelines["XGBoost"], validation)
+
+
+def test_other_tables_for_batches_are_refused(
+    pipelines: dict[str, Pipeline], cohort: pd.DataFrame, validation: pd.DataFrame
+) -> None:
+    # given a model with the tables of another one
+    model = compile_pipeline(pipelines["XGBoost"], 0.2)
+    right, wrong = (explain_pipeline(pipelines[name], cohort.head(TRAIN)) for name in ("XGBoost", "LightGBM"))
+    # then only its own pass
+    assert prove_parity(replace(model, explainer=right), pipelines["XGBoost"], validation).largest_difference <= 1e-6
+    with pytest.raises(GateError, match="scores of batches differ by more than 1e-06: validation row 0"):
+        prove_parity(replace(model, explainer=wrong), pipelines["XGBoost"], validation)
 
 
 def test_a_score_that_is_no_number_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:

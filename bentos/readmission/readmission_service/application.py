@@ -11,21 +11,23 @@ import asyncio
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from readmission_service.column_encoder import Entries
 from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limited, not_json, violations
 from readmission_service.metrics import CONTENT_TYPE, Metrics
 from readmission_service.openapi import document
 from readmission_service.page import page
-from readmission_service.prediction_log import PredictionLog
+from readmission_service.prediction_log import PredictionLog, on_lines
 from readmission_service.scorer import Answer, Identity, MalformedCodeError, Scorer, new_ids
 from readmission_service.settings import MEBIBYTE, ServiceSettings
 from readmission_service.shipping import Shipper, Store, open_store
@@ -243,7 +245,7 @@ class Application:
         for position in unseen:
             metrics.unseen[position].inc()
         if self._log is not None and log:
-            self._log.append(time.time(), answer.prediction_id, probability, answer.prediction, msgspec.Raw(body))
+            self._log.append(time.time(), answer, body)
         return answer
 
     def _new_id(self) -> str:
@@ -309,17 +311,22 @@ class Application:
             return self._violated([Violation(("body",), "must be a list of encounters", "list_type")])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._violated([not_json(("body",))])
+        if not bodies:
+            return 200, self._encode([])
         most = self._settings.batch_rows
         if len(bodies) > most:
             return self._violated([Violation(("body",), f"must have at most {most} encounters", "too_long")])
-        scored: list[tuple[npt.NDArray[np.float32], dict[int, int]]] = []
+        found: list[Entries] = []
+        unseen: Counter[int] = Counter()
         wrong: list[Violation] = []
         for start in range(0, len(bodies), PORTION):
             await asyncio.sleep(0)
             portion, invalid = _decoded(bodies[start : start + PORTION])
             try:
                 if portion:
-                    scored.append(scorer.score_many([msgspec.structs.astuple(encounter) for encounter in portion]))
+                    entries, new = scorer.entries_of([msgspec.structs.astuple(encounter) for encounter in portion])
+                    found.append(entries)
+                    unseen.update(new)
             except MalformedCodeError as error:
                 numbers = [number for number in range(len(portion) + len(invalid)) if number not in set(invalid)]
                 invalid = sorted(invalid + [numbers[row] for row in error.rows])
@@ -329,20 +336,17 @@ class Application:
                     return self._violated(wrong)
         if wrong:
             return self._violated(wrong)
-        answers = []
-        for scores, unseen in scored:
+        entries = np.concatenate(found, axis=1)
+        answers: list[Answer] = []
+        for start in range(0, len(bodies), scorer.portion):
             await asyncio.sleep(0)
-            answers += [
-                scorer.answer(probability, identifier)
-                for probability, identifier in zip(scores.tolist(), new_ids(len(scores)), strict=True)
-            ]
-            for position, count in unseen.items():
-                metrics.unseen[position].inc(count)
-        now = time.time()
-        for answer, one in zip(answers, bodies, strict=True):
-            metrics.scored(answer.probability_score, answer.prediction)
-            if self._log is not None and log:
-                self._log.append(now, answer.prediction_id, answer.probability_score, answer.prediction, one)
+            scores = scorer.score_many(entries[:, start : start + scorer.portion]).tolist()
+            answers += map(scorer.answer, scores, new_ids(len(scores)))
+        for position, count in unseen.items():
+            metrics.unseen[position].inc(count)
+        metrics.scored_many([answer.probability_score for answer in answers], [answer.prediction for answer in answers])
+        if self._log is not None and log:
+            self._log.extend(list(zip(repeat(time.time()), answers, on_lines(bodies, body), strict=False)))
         return 200, self._encode(answers)
 
     def _violated(self, found: list[Violation]) -> tuple[int, bytes]:

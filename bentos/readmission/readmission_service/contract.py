@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Any, Literal
+from enum import Enum
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -41,11 +42,33 @@ def is_code(column: Column) -> bool:
     return column.kind is Kind.OPEN_LEVEL and bool(column.levels) and column.levels[0].isdigit()
 
 
-def _type_of(column: Column) -> Any:
+class Level(bytes, Enum):
+    """A level of a column: the value is its text, the one byte its number among the column's levels.
+
+    So a list of them is an array of numbers once it is joined, and a decoder need not make a text for each.
+    """
+
+    def __new__(cls, text: str, number: int) -> Self:
+        """The member of this text."""
+        member = bytes.__new__(cls, bytes([number]))
+        member._value_ = text
+        return member
+
+
+def _levels_of(column: Column) -> Any:
+    texts = (*column.levels, *((MISSING,) if column.nullable else ()))
+    return Level(column.name, [(f"level_{number}", (text, number)) for number, text in enumerate(texts)])
+
+
+LEVELS = {position: _levels_of(column) for position, column in enumerate(FEATURES) if column.kind is Kind.LEVEL}
+"""The types of columns of levels, by position in `columns.FEATURES`."""
+
+
+def _type_of(position: int, column: Column) -> Any:
     if column.kind is Kind.COUNT:
         kind: Any = Annotated[int, msgspec.Meta(ge=column.minimum, le=column.maximum)]
     elif column.kind is Kind.LEVEL:
-        kind = Literal[(*column.levels, *((MISSING,) if column.nullable else ()))]
+        kind = LEVELS[position]
     elif column.kind is Kind.ICD9:
         kind = str
     elif is_code(column):
@@ -62,8 +85,8 @@ def _attribute(column: Column) -> str:
 Encounter = msgspec.defstruct(
     "Encounter",
     [
-        (_attribute(column), _type_of(column), None) if column.nullable else (_attribute(column), _type_of(column))
-        for column in FEATURES
+        (_attribute(column), _type_of(position, column), *((None,) if column.nullable else ()))
+        for position, column in enumerate(FEATURES)
     ],
     rename={_attribute(column): column.name for column in FEATURES},
     forbid_unknown_fields=True,

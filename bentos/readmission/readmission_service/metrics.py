@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ class Metrics:
         self._decisions = (decisions.labels("0"), decisions.labels("1"))
         self.unseen = tuple(unseen.labels(column) for column in columns)
         self._answered: list[tuple[str, int, float]] = []
-        self._scored: list[tuple[float, int]] = []
+        self._probabilities: list[float] = []
+        self._predictions: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -82,7 +84,13 @@ class Metrics:
 
     def scored(self, probability: float, prediction: int) -> None:
         """Count a scored encounter."""
-        self._scored.append((probability, prediction))
+        self._probabilities.append(probability)
+        self._predictions.append(prediction)
+
+    def scored_many(self, probabilities: Sequence[float], predictions: Sequence[int]) -> None:
+        """Count scored encounters, (n,) both."""
+        self._probabilities += probabilities
+        self._predictions += predictions
 
     def flush(self) -> None:
         """Hand all that waits to prometheus_client."""
@@ -90,15 +98,15 @@ class Metrics:
             self._timer.cancel()
             self._timer = None
         answered, self._answered = self._answered, []
-        scored, self._scored = self._scored, []
+        probabilities, self._probabilities = self._probabilities, []
+        predictions, self._predictions = self._predictions, []
         for (route, status), count in Tally((route, status) for route, status, _ in answered).items():
             self._requests.labels(route, str(status)).inc(count)
             seconds = [spent for asked, code, spent in answered if (asked, code) == (route, status)]
             _observe(self._latency[route], LATENCIES, np.array(seconds))
-        if scored:
-            probabilities, predictions = np.array(scored).T
-            _observe(self._probability, PROBABILITIES, probabilities)
-            for decision, count in enumerate(np.bincount(predictions.astype(int), minlength=2).tolist()):
+        if probabilities:
+            _observe(self._probability, PROBABILITIES, np.array(probabilities))
+            for decision, count in enumerate(np.bincount(predictions, minlength=2).tolist()):
                 self._decisions[decision].inc(count)
 
     def model(self, identity: Identity) -> None:

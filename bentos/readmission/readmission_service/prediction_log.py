@@ -18,18 +18,20 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
 import msgspec
-import numpy as np
+
+from readmission_service.scorer import Answer
 
 logger = logging.getLogger(__name__)
 
 CAPACITY = 100_000
-PAUSE_SECONDS = 0.25
+# Each waking takes the processor from requests: a killed process loses the predictions of this time.
+PAUSE_SECONDS = 1.0
 # Lines made and written at once: so long the requests of other threads wait.
 PORTION = 256
 FILE_BYTES = 16 * 1024 * 1024
@@ -39,13 +41,12 @@ MEASURE_SECONDS = 1.0
 SPOOL_BYTES = 1024 * 1024 * 1024
 # A longer body is mostly white space, and loses it.
 LONGEST_BODY = 8192
-NEW_LINE = ord("\n")
 SUFFIX = ".jsonl"
 UNFINISHED = ".part"
 
 
-# Moment in seconds since 1970, prediction id, probability, prediction, body of the request.
-Entry = tuple[float, str, float, int, msgspec.Raw]
+# Moment in seconds since 1970, what was answered, and the encounter: as the client sent it, or `on_lines` of it.
+Entry = tuple[float, Answer, bytes | msgspec.Raw]
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -57,8 +58,18 @@ class _Line(msgspec.Struct, gc=False):
     features: msgspec.Raw
 
 
-def _on_one_line(body: msgspec.Raw) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.format(body, indent=-1))
+def one_line(body: bytes) -> msgspec.Raw:
+    """Valid JSON as it may stand in a line; what breaks lines or is mostly white space loses its white space."""
+    if b"\n" in body or b"\r" in body or len(body) > LONGEST_BODY:
+        body = msgspec.json.format(body, indent=-1)
+    return msgspec.Raw(body)
+
+
+def on_lines(bodies: Sequence[msgspec.Raw], whole: bytes) -> Sequence[msgspec.Raw]:
+    """`one_line` of each of the bodies that `whole` holds; most clients break no lines in their JSON."""
+    if b"\n" in whole or b"\r" in whole or max(map(len, bodies)) > LONGEST_BODY:
+        return [one_line(bytes(body)) for body in bodies]
+    return bodies
 
 
 class PredictionLog:
@@ -92,7 +103,7 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    def append(self, moment: float, prediction_id: str, probability: float, prediction: int, body: msgspec.Raw) -> None:
+    def append(self, moment: float, answer: Answer, body: bytes) -> None:
         """Queue a prediction; it is dropped, and counted, when the disk is full or too far behind.
 
         `moment` in seconds since 1970; `body` is the encounter as the client sent it, valid JSON.
@@ -100,7 +111,14 @@ class PredictionLog:
         if self._full or len(self._queue) >= self._capacity:
             self._dropped(1)
         else:
-            self._queue.append((moment, prediction_id, probability, prediction, body))
+            self._queue.append((moment, answer, body))
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """Queue many predictions as `append` does one."""
+        taken = 0 if self._full else max(0, self._capacity - len(self._queue))
+        self._queue.extend(entries[:taken])
+        if taken < len(entries):
+            self._dropped(len(entries) - taken)
 
     def close(self, deadline: float = 10.0) -> None:
         """Write what is queued and finish the file, within `deadline` seconds."""
@@ -160,24 +178,21 @@ class PredictionLog:
 
     def _lines(self, portion: list[Entry]) -> bytes:
         version = self._version
-        lines = [
-            _Line(
-                datetime.fromtimestamp(moment, UTC),
-                prediction_id,
-                version,
-                probability,
-                prediction,
-                body if len(body) <= LONGEST_BODY else _on_one_line(body),
-            )
-            for moment, prediction_id, probability, prediction, body in portion
-        ]
-        written = self._encoder.encode_lines(lines)
-        # One look at all of them: most clients do not break their JSON into lines.
-        if b"\r" in written or np.count_nonzero(np.frombuffer(written, np.uint8) == NEW_LINE) > len(portion):
-            for line in lines:
-                line.features = _on_one_line(line.features)
-            written = self._encoder.encode_lines(lines)
-        return written
+        # A batch has one moment.
+        times = {moment: datetime.fromtimestamp(moment, UTC) for moment in {entry[0] for entry in portion}}
+        return self._encoder.encode_lines(
+            [
+                _Line(
+                    times[moment],
+                    answer.prediction_id,
+                    version,
+                    answer.probability_score,
+                    answer.prediction,
+                    one_line(body) if type(body) is bytes else body,
+                )
+                for moment, answer, body in portion
+            ]
+        )
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import math
 import os
 import struct
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.columns import FEATURES
 from health_predict.core.contributions import PROBABILITY, Explainer, owners_of
-from health_predict.core.row_encoder import ColumnTable, RowEncoder
-from readmission_service.contract import DECODER, is_code, well_formed
+from health_predict.core.row_encoder import Amounts, RowEncoder
+from health_predict.core.tree_scores import TreeScores
+from readmission_service.column_encoder import NEW, ColumnEncoder, Entries
+from readmission_service.contract import DECODER
 
 INPUT = "rows"
 OUTPUT = "probabilities"
@@ -26,8 +27,12 @@ TOLERANCE = 1e-6
 EXPLAINER = "explainer.npz"
 SHOWN_CONTRIBUTIONS = 10
 EXPLAINED_GOLDEN, EXPLAINED_TOLERANCE = 3, 1e-4
-# The place of values outside the tables.
-NEW = 0
+# From so many rows on, computing conditions of all rows at once is cheaper than walking down the trees row by row.
+MANY = 500
+# Rows scored at once, by conditions and by the graph: ten milliseconds.
+PORTION, WALKED_PORTION = 10_000, 512
+# Where the parts of an identifier begin and end among its 32 digits.
+ID_PARTS = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
 RISK_GROUPS = ("low", "medium", "high", "very high")
 
 
@@ -103,26 +108,20 @@ class Scorer:
         tables = {table.column: table for table in encoder.tables}
         self._pack = struct.Struct(f"={self._width}f").pack
         self._columns = tuple(
-            _Column(position, tables[column.name], column.kind, is_code(column))
-            for position, column in enumerate(FEATURES)
+            ColumnEncoder(position, column, tables[column.name]) for position, column in enumerate(FEATURES)
         )
         self._lookups = tuple(column.known for column in self._columns)
-        # The same for many rows: what each value adds, one after another in flat arrays. Place 0 adds nothing.
-        everything: list[Any] = [()]
-        self._entries = []
-        for column in self._columns:
-            self._entries.append(_Entries(zip(column.known, count(len(everything)), strict=False)))
-            everything += column.known.values()
-        self._lengths = np.array([len(amounts) for amounts in everything], dtype=np.intp)
-        self._starts = self._lengths.cumsum() - self._lengths
-        flat = list(chain.from_iterable(everything))
-        self._positions = np.array([at for at, _ in flat], dtype=np.intp)
-        self._amounts = np.array([amount for _, amount in flat], dtype=np.float64)
+        self._entry_type = np.min_scalar_type(max(column.last for column in self._columns))
+        # For many rows: what a column's entries add to the positions of the row.
+        self._added = [list(column.added().items()) for column in self._columns]
         self.names = tuple(column.name for column in FEATURES)
         tables_of_contributions = folder / EXPLAINER
         self.explainer = (
             Explainer.from_bytes(tables_of_contributions.read_bytes()) if tables_of_contributions.is_file() else None
         )
+        self._trees = TreeScores.of(self.explainer)
+        # How many encounters `score_many` takes at once so that other requests need not wait for long.
+        self.portion = WALKED_PORTION if self._trees is None else PORTION
         self._owners = owners_of(RowEncoder(encoder.names, tuple(tables[name] for name in self.names)))
         options = onnxruntime.SessionOptions()
         # One row at a time gains nothing from threads, and the pools of several workers would fight.
@@ -154,56 +153,39 @@ class Scorer:
         rows = np.frombuffer(self._pack(*row), dtype=np.float32).reshape(1, -1)
         return float(self._run(self._outputs, {INPUT: rows})[0][0, 1]), unseen
 
-    def score_many(self, rows: Sequence[tuple[Any, ...]]) -> tuple[npt.NDArray[np.float32], dict[int, int]]:
-        """Probabilities (n,) of several encounters, and how many unseen values each column's position had.
+    def entries_of(self, rows: Sequence[tuple[Any, ...]]) -> tuple[Entries, dict[int, int]]:
+        """The entries (columns, n) of several encounters, and how many unseen values the column at a position had.
 
         Raises MalformedCodeError, which names all rows with such codes.
         """
         columns = list(zip(*rows, strict=True))
-        entries = np.fromiter(
-            chain.from_iterable(map(self._entries[at].__getitem__, values) for at, values in enumerate(columns)),
-            dtype=np.intp,
-            count=len(columns) * len(rows),
+        entries = np.array(
+            [column.entries(values) for column, values in zip(self._columns, columns, strict=True)],
+            dtype=self._entry_type,
         )
-        # Each entry is a run of the flat tables: repeat its first place, and count on from there.
-        lengths = self._lengths.take(entries)
-        ends = lengths.cumsum()
-        places = np.arange(ends[-1]) + (self._starts.take(entries) - ends + lengths).repeat(lengths)
-        firsts = np.tile(np.arange(len(rows)) * self._width, len(columns)).repeat(lengths)
-        cells = self._positions.take(places) + firsts
-        matrix = np.bincount(cells, self._amounts.take(places), len(rows) * self._width).astype(np.float32)
         unseen: dict[int, int] = {}
-        new = np.flatnonzero(entries == NEW)
-        if new.size:
-            self._add_new(matrix, columns, new.tolist(), unseen)
-        return self._run(self._outputs, {INPUT: matrix.reshape(len(rows), -1)})[0][:, 1], unseen
-
-    def _add_new(
-        self,
-        matrix: npt.NDArray[np.float32],
-        columns: Sequence[tuple[Any, ...]],
-        new: list[int],
-        unseen: dict[int, int],
-    ) -> None:
-        """Add the amounts of values outside the tables; `new` counts through the columns, one after another."""
-        found: dict[tuple[int, Any], tuple[Any, bool] | None] = {}
         malformed: set[int] = set()
-        for place in new:
-            position, row = divmod(place, len(columns[0]))
-            key = position, columns[position][row]
-            if key not in found:
-                found[key] = self._columns[position].amounts_of_new(key[1])
-            known = found[key]
-            if known is None:
+        for position, row in np.argwhere(entries == NEW).tolist():
+            entry, seen = self._columns[position].entry_of_new(columns[position][row])
+            entries[position, row] = entry
+            if entry == NEW:
                 malformed.add(row)
-                continue
-            amounts, seen = known
-            if not seen:
+            elif not seen:
                 unseen[position] = unseen.get(position, 0) + 1
-            for at, amount in amounts:
-                matrix[row * self._width + at] += amount
         if malformed:
             raise MalformedCodeError(sorted(malformed))
+        return entries, unseen
+
+    def score_many(self, entries: Entries) -> npt.NDArray[np.float64]:
+        """Probabilities (n,) of the encounters with these entries (columns, n)."""
+        matrix = np.zeros((self._width, entries.shape[1]), dtype=np.float32)
+        for column, added in zip(entries, self._added, strict=True):
+            places = column.astype(np.intp)
+            for at, amounts in added:
+                matrix[at] += amounts.take(places)
+        if self._trees is not None and entries.shape[1] >= MANY:
+            return self._trees(matrix)
+        return self._run(self._outputs, {INPUT: np.ascontiguousarray(matrix.T)})[0][:, 1].astype(np.float64)
 
     def answer(self, probability: float, prediction_id: str) -> Answer:
         """Decision and risk group of a probability."""
@@ -244,8 +226,9 @@ class Scorer:
         ]
         if not rows:
             raise GoldenMismatchError("the Bento has no golden requests")
-        together, _ = self.score_many(rows)
-        for number, (row, golden, other) in enumerate(zip(rows, self.golden, together.tolist(), strict=True)):
+        entries, _ = self.entries_of(rows)
+        together = self.score_many(np.tile(entries, -(-MANY // len(rows))))
+        for number, (row, golden, other) in enumerate(zip(rows, self.golden, together.tolist(), strict=False)):
             expected = golden["answer"]
             for probability in (self.score(row)[0], other):
                 answer = self.answer(probability, "")
@@ -263,31 +246,7 @@ class Scorer:
                     raise GoldenMismatchError("the contributions do not add up to the score")
 
 
-class _Column:
-    """A column's table with the keys that requests use: numbers as numbers, nothing as None."""
-
-    def __init__(self, position: int, table: ColumnTable, kind: Kind, code: bool) -> None:
-        self._position, self._table = position, table
-        # Only values of the training rows; the others take the slow way, where they are counted.
-        seen = {value: table.of(value) for value in sorted(table.seen)}
-        self.known: dict[Any, Any] = {}
-        for value, amounts in seen.items():
-            if kind is not Kind.COUNT:
-                self.known[value] = amounts
-            if kind is Kind.COUNT or (code and value.isdigit()):
-                self.known[int(value)] = amounts
-        if MISSING in seen:
-            self.known[None] = seen[MISSING]
-
-    def amounts_of_new(self, value: Any) -> tuple[Any, bool] | None:
-        """What a value outside `known` adds, and whether the training rows had it; None for a malformed code."""
-        if not well_formed(self._position, value):
-            return None
-        text = MISSING if value is None else str(value)
-        return self._table.of(text), text in self._table.seen
-
-
-def _of_new(column: _Column, value: Any) -> tuple[Any, bool]:
+def _of_new(column: ColumnEncoder, value: Any) -> tuple[Amounts, bool]:
     """`amounts_of_new` for the one encounter that is scored. Raises MalformedCodeError."""
     found = column.amounts_of_new(value)
     if found is None:
@@ -295,17 +254,14 @@ def _of_new(column: _Column, value: Any) -> tuple[Any, bool]:
     return found
 
 
-class _Entries(dict[Any, int]):
-    """A column's values to their places in the tables of all columns."""
-
-    def __missing__(self, value: Any) -> int:
-        return NEW
-
-
 def new_ids(count: int) -> list[str]:
     """Random identifiers in the form of a version 4 UUID (RFC 9562)."""
-    digits = os.urandom(16 * count).hex()
-    return [
-        f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{'89ab'[int(d[16], 16) & 3]}{d[17:20]}-{d[20:]}"
-        for d in (digits[start : start + 32] for start in range(0, 32 * count, 32))
-    ]
+    drawn = np.frombuffer(os.urandom(16 * count), dtype=np.uint8).reshape(count, 16).copy()
+    drawn[:, 6] = drawn[:, 6] & 0x0F | 0x40
+    drawn[:, 8] = drawn[:, 8] & 0x3F | 0x80
+    digits = np.frombuffer(drawn.tobytes().hex().encode(), dtype=np.uint8).reshape(count, 32)
+    letters = np.full((count, 36), ord("-"), dtype=np.uint8)
+    for number, (first, end) in enumerate(ID_PARTS):
+        letters[:, first + number : end + number] = digits[:, first:end]
+    text = letters.tobytes().decode()
+    return [text[start : start + 36] for start in range(0, 36 * count, 36)]
