@@ -39,7 +39,7 @@ ASKED_ROWS = 1000
 # A round's: the system counts CPU in hundredths of a second.
 BATCHES = 5
 # The prediction log is written after the answer.
-LOG_SECONDS = 1.0
+LOG_SECONDS = 3.0
 # The prediction log costs less than a machine varies from one second to the next, and two processes of the same code
 # differ as much: many short pairs, each longer than the log's pause, of several pairs of servers.
 LOG_SERVERS, LOG_PAIRS, LOG_PAIR_SECONDS, LOG_CLIENTS = 6, 4, 2.0, 32

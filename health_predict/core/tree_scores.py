@@ -19,6 +19,10 @@ import numpy.typing as npt
 from health_predict.core.contributions import LOG_ODDS, Explainer, TreeTables
 
 INDEX_BITS = 8
+# An operation costs half a microsecond and .1 ns a row; more would keep other requests waiting.
+MOST_OPERATIONS = 12_000
+# What walking down the trees costs a row, in operations.
+ROW_IN_OPERATIONS = 12
 # What a bit of a leaf's number is when it does not depend on a condition; other bits are numbers of arrays.
 ZERO, ONE = -1, -2
 
@@ -27,12 +31,15 @@ Operation = tuple[Callable[..., Any], int, int, int]
 
 
 class TreeScores:
-    """Probabilities of a boosted model whose trees have at most 256 leaves each."""
+    """Probabilities of a boosted model whose trees have at most 256 leaves each.
+
+    `worth_from` is the number of rows from which it is cheaper than walking down the trees.
+    """
 
     def __init__(self, tables: TreeTables) -> None:
         self._start = tables.start
         left = slice(0, None, 2)
-        conditions, self._condition_of = np.unique(
+        conditions, condition_of = np.unique(
             np.stack([tables.position[left].astype(np.float64), tables.bound[left].astype(np.float64)]),
             axis=1,
             return_inverse=True,
@@ -40,7 +47,7 @@ class TreeScores:
         self._positions: list[int] = conditions[0].astype(int).tolist()
         self._bounds = conditions[1].astype(np.float32)
         below = {int(parent): 2 * pair for pair, parent in enumerate(tables.parent[left]) if parent >= 0}
-        trees = [_Tree(root, below, self._condition_of, tables.value) for root in range(0, int(tables.levels[1]), 2)]
+        trees = [_Tree(root, below, condition_of, tables.value) for root in range(0, int(tables.levels[1]), 2)]
         groups: list[list[_Tree]] = []
         for tree in trees:
             if groups and sum(one.bits for one in groups[-1]) + tree.bits <= INDEX_BITS:
@@ -49,10 +56,12 @@ class TreeScores:
                 groups.append([tree])
         self._groups = [_Group(members, len(self._bounds)) for members in groups]
         self._arrays = max(group.arrays for group in self._groups)
+        self._operations = sum(len(group.operations) for group in self._groups)
+        self.worth_from = self._operations // ROW_IN_OPERATIONS
 
     @classmethod
     def of(cls, explainer: Explainer | None) -> TreeScores | None:
-        """From the tables of a model's explanation; None when the model is no booster of small trees."""
+        """From the tables of a model's explanation; None when the model is no booster of few and small trees."""
         if explainer is None or explainer.unit != LOG_ODDS or not isinstance(explainer.tables, TreeTables):
             return None
         tables = explainer.tables
@@ -62,7 +71,9 @@ class TreeScores:
             root[first:end] = root[tables.parent[first:end]]
         if not len(root) or np.bincount(root // 2).max() // 2 >= 2**INDEX_BITS:
             return None
-        return cls(tables)
+        # Each pair of children is at least part of an operation.
+        scores = cls(tables) if len(root) // 2 <= MOST_OPERATIONS else None
+        return scores if scores is not None and scores._operations <= MOST_OPERATIONS else None
 
     def __call__(self, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Probabilities (n,) of the rows of `matrix` (d, n), one row of the model in each of its columns."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -426,6 +427,18 @@ class TestExplanation:
         assert client.predict(valid).status_code == 200
         assert client.ask("POST", "/predict?explain=true", json=valid).status_code == 422
 
+    def test_not_ready_with_tables_that_score_otherwise(self, source: Source) -> None:
+        # given tables from which batches would get other scores
+        folder = source(run_id="other tables")
+        explainer = module("contributions").Explainer.from_bytes((folder / "explainer.npz").read_bytes())
+        tables = replace(explainer.tables, start=explainer.tables.start + 0.01)
+        other = module("contributions").Explainer(tables, explainer.base, explainer.unit)
+        (folder / "explainer.npz").write_bytes(other.to_bytes())
+        # then the service is not ready and says why
+        client = open_client(folder)
+        assert client.ask("GET", "/readyz").status_code == 503
+        assert "golden request 0" in client.ask("GET", "/readyz").text
+
     def test_not_ready_with_contributions_of_another_model(self, source: Source) -> None:
         # given an explainer whose mean is not this model's
         folder = source(run_id="other explainer")
@@ -447,10 +460,21 @@ class TestBatch:
         assert [answers[row]["probability_score"] for row in picked] == pytest.approx(singly, abs=1e-6)
         assert len({answer["prediction_id"] for answer in answers}) == 1100
 
-    @pytest.mark.parametrize("few", [2, 100])
-    def test_few_and_many_rows_are_scored_alike(self, client: Client, cohort: pd.DataFrame, few: int) -> None:
-        # given more rows than are scored one by one, some with values that training never had
-        most = module("scorer").MANY
+    @pytest.mark.parametrize("few", [2, 40])
+    def test_few_and_many_rows_are_scored_alike(
+        self, client: Client, cohort: pd.DataFrame, few: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given so many rows that formulas score them, some with values that training never had
+        scorer = client.application._scorer
+        most, calls = scorer._trees.worth_from, []
+        trees = scorer._trees
+
+        def counted(matrix: Any) -> Any:
+            calls.append(matrix.shape[1])
+            return trees(matrix)
+
+        counted.worth_from = most  # type: ignore[attr-defined]
+        monkeypatch.setattr(scorer, "_trees", counted)
         frame = cohort.head(most).reset_index(drop=True)
         rows = [encounter(frame, row) for row in range(most)]
         rows[0] |= {"medical_specialty": "Astrology", "diag_1": "V99.87", "admission_type_id": 77, "race": None}
@@ -463,7 +487,33 @@ class TestBatch:
         found = [answer["probability_score"] for answer in together[:few]]
         assert found == pytest.approx([answer["probability_score"] for answer in apart], abs=1e-6)
         assert [answer["prediction"] for answer in together[:few]] == [answer["prediction"] for answer in apart]
-        assert client.metric("unseen_total", column="medical_specialty") - before >= 4
+        assert client.metric("unseen_total", column="medical_specialty") - before == 4
+        assert calls == [most]
+
+    @pytest.mark.parametrize("explained", [False, True])
+    def test_portions_are_put_together_in_order(
+        self,
+        source: Source,
+        cohort: pd.DataFrame,
+        tmp_path: Path,
+        explained: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # given portions of 30 rows, of a model with tables for formulas and of one without
+        folder = source(run_id=f"portions {explained}")
+        if not explained:
+            (folder / "explainer.npz").unlink()
+        client = open_client(folder)
+        monkeypatch.setattr(client.application._scorer, "portion", 30)
+        frame = cohort.head(100).reset_index(drop=True)
+        rows = [encounter(frame, row) for row in range(100)]
+        # when a batch of several is asked about
+        answers = client.ask("POST", "/predict/batch", json=rows).json()
+        # then each answer is that of its row
+        for number in (0, 29, 30, 99):
+            alone = client.predict(rows[number]).json()["probability_score"]
+            assert answers[number]["probability_score"] == pytest.approx(alone, abs=1e-6)
+        assert len(answers) == 100
 
     def test_an_empty_list(self, client: Client) -> None:
         assert client.send(b"[]", "/predict/batch").json() == []
@@ -542,7 +592,11 @@ class TestColumnEncoder:
         table = next(table for table in compiled.encoder.tables if table.column == column.name)
         values = self.values(column, table)
         if wide:
-            table = replace(table, amounts={**table.amounts, **{f"more {n}": ((n, 0.5),) for n in range(300)}})
+            more = {f"more {number}": ((number, 0.5),) for number in range(300)}
+            table = replace(table, amounts={**more, **table.amounts})
+            if column.kind is Kind.OPEN_LEVEL:
+                table = replace(table, seen=table.seen | set(more))
+                values |= {text: text for text in more}
         # The service has a copy of `columns` of its own.
         encoder = module("column_encoder").ColumnEncoder(position, module("columns").FEATURES[position], table)
         # when its values become entries
@@ -1225,15 +1279,44 @@ class TestPredictionLog:
         # given a disk that takes nothing: the folder is a file
         (tmp_path / "log").write_text("in the way")
         dropped: list[int] = []
-        log = module("prediction_log").PredictionLog(tmp_path / "log", "7", dropped=dropped.append, capacity=5)
-        for number in range(4):
+        log = module("prediction_log").PredictionLog(tmp_path / "log", "7", dropped=dropped.append, queue_bytes=30)
+        moment, answer, body = self.entry(1)
+        for number in range(3):
             log.append(*self.entry(number))
-        log.extend([self.entry(number) for number in range(3)])
-        assert (len(log._queue), sum(dropped)) == (5, 2)
+        # the last ones that are begun below the limit are taken whole
+        log.extend(moment, [answer] * 2, [body] * 2)
+        assert (len(log._queue), sum(dropped)) == (5, 0)
         log.append(*self.entry(8))
-        log.extend([self.entry(number) for number in range(3)])
-        assert (len(log._queue), sum(dropped)) == (5, 6)
+        log.extend(moment, [answer] * 3, [body] * 3)
+        assert (len(log._queue), sum(dropped)) == (5, 4)
+        # when the disk is back
+        (tmp_path / "log").unlink()
+        log._wake.set()
+        wait_for(lambda: not log._queue)
+        # then there is room again
+        log.append(*self.entry(9))
         log.close()
+        assert [line["id"] for line in self.lines(tmp_path / "log")] == ["0", "1", "2", "1", "1", "9"]
+
+    def test_a_broken_disk_is_told_once(self, source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "log").write_text("in the way")
+        log = module("prediction_log").PredictionLog(tmp_path / "log", "7")
+        log.append(*self.entry(1))
+        for _ in range(3):
+            log._attempt(log._measure)
+            log._attempt(log._write)
+        log.close()
+        assert len([record for record in caplog.records if "cannot write" in record.getMessage()]) == 1
+
+    def test_a_padded_batch_is_not_held(self, source: Source, valid: dict[str, Any], tmp_path: Path) -> None:
+        # given a batch that is mostly white space beside its encounters
+        parts = module("prediction_log").parts
+        plain = json.dumps(valid).encode()
+        decode = module("contract").ROWS_DECODER.decode
+        padded, tight = b"[" + b" " * 10_000 + plain + b"]", b"[" + plain + b"," + plain + b"]"
+        # then its log entry is a copy; else it is a view
+        assert [type(one) for one in parts(padded, decode(padded))] == [bytes]
+        assert [type(one) for one in parts(tight, decode(tight))] == [msgspec.Raw] * 2
 
     def test_it_goes_on_when_the_disk_is_back(self, source: Source, tmp_path: Path) -> None:
         (tmp_path / "log").write_text("in the way")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.pipeline import Pipeline
 
+from health_predict.core import tree_scores
 from health_predict.core.calibration import CalibratedClassifier
 from health_predict.core.cohort import target
 from health_predict.core.contributions import LOG_ODDS, PROBABILITY, Explainer, TreeTables
@@ -105,6 +106,22 @@ def test_the_most_leaves(leaves: int, small: bool, matrix: npt.NDArray[np.float3
     assert (scores is not None) is small
     if scores is not None:
         assert scores(matrix) == pytest.approx(expected(trees, matrix), rel=1e-12)
+
+
+def test_too_many_operations_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a model whose formulas have a certain number of operations
+    explainer = explainer_of([chain(20), chain(9), chain(33)])
+    whole = TreeScores.of(explainer)
+    assert whole is not None
+    operations = sum(len(group.operations) for group in whole._groups)
+    assert whole.worth_from == operations // 12
+    # when no more are allowed than that, or than one less
+    monkeypatch.setattr(tree_scores, "MOST_OPERATIONS", operations)
+    allowed = TreeScores.of(explainer)
+    monkeypatch.setattr(tree_scores, "MOST_OPERATIONS", operations - 1)
+    # then it is taken, or not
+    assert allowed is not None
+    assert TreeScores.of(explainer) is None
 
 
 @pytest.mark.parametrize("family", ["XGBoost", "LightGBM"])

@@ -14,7 +14,6 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import UTC, datetime
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -27,7 +26,7 @@ from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limit
 from readmission_service.metrics import CONTENT_TYPE, Metrics
 from readmission_service.openapi import document
 from readmission_service.page import page
-from readmission_service.prediction_log import PredictionLog, on_lines
+from readmission_service.prediction_log import PredictionLog, parts
 from readmission_service.scorer import Answer, Identity, MalformedCodeError, Scorer, new_ids
 from readmission_service.settings import MEBIBYTE, ServiceSettings
 from readmission_service.shipping import Shipper, Store, open_store
@@ -344,9 +343,11 @@ class Application:
             answers += map(scorer.answer, scores, new_ids(len(scores)))
         for position, count in unseen.items():
             metrics.unseen[position].inc(count)
+        await asyncio.sleep(0)
         metrics.scored_many([answer.probability_score for answer in answers], [answer.prediction for answer in answers])
         if self._log is not None and log:
-            self._log.extend(list(zip(repeat(time.time()), answers, on_lines(bodies, body), strict=False)))
+            self._log.extend(time.time(), answers, parts(body, bodies))
+        await asyncio.sleep(0)
         return 200, self._encode(answers)
 
     def _violated(self, found: list[Violation]) -> tuple[int, bytes]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from health_predict.core.columns import MISSING, Column, Kind
 from health_predict.core.row_encoder import Amounts, ColumnTable
-from readmission_service.contract import LEVELS, Level, is_code, well_formed
+from readmission_service.contract import LEVELS, is_code, text_of, well_formed
 
 # The entry of values that training did not have.
 NEW = 0
@@ -66,7 +66,7 @@ class ColumnEncoder:
         """What a value outside `known` adds, and whether the training rows had it; None for a malformed code."""
         if not well_formed(self._position, value):
             return None
-        text = MISSING if value is None else str(value.value if isinstance(value, Level) else value)
+        text = MISSING if value is None else str(text_of(value))
         return self._table.of(text), text in self._table.seen
 
     def entries(self, values: tuple[Any, ...]) -> Entries:

@@ -54,6 +54,15 @@ class Level(bytes, Enum):
         member._value_ = text
         return member
 
+    def __repr__(self) -> str:
+        """That of its text."""
+        return repr(self.value)
+
+
+def text_of(value: Any) -> Any:
+    """A decoded value as the client wrote it."""
+    return value.value if isinstance(value, Level) else value
+
 
 def _levels_of(column: Column) -> Any:
     texts = (*column.levels, *((MISSING,) if column.nullable else ()))

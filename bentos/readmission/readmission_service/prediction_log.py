@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from io import FileIO
+from itertools import repeat
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,8 @@ from readmission_service.scorer import Answer
 
 logger = logging.getLogger(__name__)
 
-CAPACITY = 100_000
+# What the queue may hold.
+QUEUE_BYTES = 128 * 1024 * 1024
 # Each waking takes the processor from requests: a killed process loses the predictions of this time.
 PAUSE_SECONDS = 1.0
 # Lines made and written at once: so long the requests of other threads wait.
@@ -45,7 +47,8 @@ SUFFIX = ".jsonl"
 UNFINISHED = ".part"
 
 
-# Moment in seconds since 1970, what was answered, and the encounter: as the client sent it, or `on_lines` of it.
+# Moment in seconds since 1970, what was answered, and the encounter: bytes as the client sent them, Raw when it is sure
+# that they stand in one line.
 Entry = tuple[float, Answer, bytes | msgspec.Raw]
 
 
@@ -65,10 +68,15 @@ def one_line(body: bytes) -> msgspec.Raw:
     return msgspec.Raw(body)
 
 
-def on_lines(bodies: Sequence[msgspec.Raw], whole: bytes) -> Sequence[msgspec.Raw]:
-    """`one_line` of each of the bodies that `whole` holds; most clients break no lines in their JSON."""
-    if b"\n" in whole or b"\r" in whole or max(map(len, bodies)) > LONGEST_BODY:
-        return [one_line(bytes(body)) for body in bodies]
+def parts(whole: bytes, bodies: Sequence[msgspec.Raw]) -> Sequence[bytes | msgspec.Raw]:
+    """The encounters of a batch for its log entries.
+
+    They are views into the whole body, which stays in memory for as long as one of them: where most of it is white
+    space, or lines may have to be joined, they are copied.
+    """
+    length = sum(map(len, bodies))
+    if b"\n" in whole or b"\r" in whole or len(whole) > 2 * length or max(map(len, bodies)) > LONGEST_BODY:
+        return [bytes(body) for body in bodies]
     return bodies
 
 
@@ -83,7 +91,7 @@ class PredictionLog:
         written: Callable[[int], None] = lambda count: None,
         dropped: Callable[[int], None] = lambda count: None,
         spooled: Callable[[int], None] = lambda size: None,
-        capacity: int = CAPACITY,
+        queue_bytes: int = QUEUE_BYTES,
         file_bytes: int = FILE_BYTES,
         file_seconds: float = FILE_SECONDS,
         spool_bytes: int = SPOOL_BYTES,
@@ -92,13 +100,15 @@ class PredictionLog:
         self._version = model_version
         self._written, self._dropped, self._spooled = written, dropped, spooled
         self._spool_bytes, self._full, self._measured = spool_bytes, False, -MEASURE_SECONDS
-        self._capacity, self._file_bytes, self._file_seconds = capacity, file_bytes, file_seconds
+        self._queue_bytes, self._file_bytes, self._file_seconds = queue_bytes, file_bytes, file_seconds
         self._queue: deque[Entry] = deque()
+        # Bytes of bodies that were queued, which only requests count, and written, which only the thread does.
+        self._queued, self._done = 0, 0
         self._encoder = msgspec.json.Encoder()
         self._file: FileIO | None = None
         self._path = folder
         self._opened = 0.0
-        self._ending = threading.Event()
+        self._ending, self._wake = False, threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
@@ -108,26 +118,32 @@ class PredictionLog:
 
         `moment` in seconds since 1970; `body` is the encounter as the client sent it, valid JSON.
         """
-        if self._full or len(self._queue) >= self._capacity:
+        if self._full or self._queued - self._done >= self._queue_bytes:
             self._dropped(1)
         else:
+            self._queued += len(body)
             self._queue.append((moment, answer, body))
 
-    def extend(self, entries: Sequence[Entry]) -> None:
-        """Queue many predictions as `append` does one."""
-        taken = 0 if self._full else max(0, self._capacity - len(self._queue))
-        self._queue.extend(entries[:taken])
-        if taken < len(entries):
-            self._dropped(len(entries) - taken)
+    def extend(self, moment: float, answers: Sequence[Answer], bodies: Sequence[bytes | msgspec.Raw]) -> None:
+        """Queue the predictions of a batch as `append` does one, all or none; `bodies` are its `parts`."""
+        if self._full or self._queued - self._done >= self._queue_bytes:
+            self._dropped(len(answers))
+            return
+        self._queued += sum(map(len, bodies))
+        self._queue.extend(zip(repeat(moment), answers, bodies, strict=False))
+        self._wake.set()
 
     def close(self, deadline: float = 10.0) -> None:
         """Write what is queued and finish the file, within `deadline` seconds."""
-        self._ending.set()
+        self._ending = True
+        self._wake.set()
         self._thread.join(deadline)
 
     def _run(self) -> None:
         self._attempt(self._finish_orphans)
-        while not self._ending.wait(PAUSE_SECONDS):
+        while not self._ending:
+            self._wake.wait(PAUSE_SECONDS)
+            self._wake.clear()
             self._attempt(self._measure)
             self._attempt(self._write)
         self._attempt(self._write)
@@ -154,7 +170,6 @@ class PredictionLog:
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             step()
-            self._failing = False
         except OSError as error:
             # The queue holds what could not be written; it is tried again with the next step.
             if not self._failing:
@@ -170,7 +185,9 @@ class PredictionLog:
             self._append(self._lines(portion))
             for _ in portion:
                 self._queue.popleft()
+            self._done += sum(len(body) for _, _, body in portion)
             self._written(len(portion))
+            self._failing = False
             if os.fstat(self._file.fileno()).st_size >= self._file_bytes:
                 self._rotate()
         if self._file is not None and time.monotonic() - self._opened >= self._file_seconds:
