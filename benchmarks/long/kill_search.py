@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,14 @@ def left_running() -> list[psutil.Process]:
 
 def marked() -> list[psutil.Process]:
     """Processes of this script's, but for itself."""
-    return [process for process in carriers(MARK, str(os.getpid())) if process.pid != os.getpid()]
+    me = psutil.Process()
+    found = {process for process in carriers(MARK, str(me.pid)) if process != me}
+    # The agents may have written their title over their environment: those are told by their names and age.
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            if process.name() in AGENTS and process.create_time() >= me.create_time():
+                found.add(process)
+    return list(found)
 
 
 if __name__ == "__main__":
