@@ -31,17 +31,9 @@ FOREIGN = (PREFIX, "COVERAGE_PROCESS_")
 REAL_DATA = os.environ.get(f"{PREFIX}DATA_SOURCE", "")
 
 
-# In this order, then all others.
-LONG_FILES = ("test_end_to_end", "test_hpo", "test_rollout", "adapters/test_mlflow", "test_cli", "stages/")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: files run side by side, and the last one to start must not be a long one."""
-
-    def rank(item: pytest.Item) -> int:
-        return next((at for at, name in enumerate(LONG_FILES) if name in item.nodeid), len(LONG_FILES))
-
-    items.sort(key=rank)
+    """The longest file first: files run side by side, and the last one to start must not be the longest."""
+    items.sort(key=lambda item: "test_end_to_end" not in item.nodeid)
 
 
 @pytest.fixture(autouse=True)

@@ -299,7 +299,8 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
     _refuse(~(difference <= TOLERANCE), where, f"probabilities differ by more than {TOLERANCE}")
     many = TreeScores.of(compiled.explainer)
     together = scores if many is None else many(np.ascontiguousarray(rows.T))
-    _refuse(~(np.abs(together - expected) <= TOLERANCE), where, f"scores of batches differ by more than {TOLERANCE}")
+    apart = np.abs(together - expected)
+    _refuse(~(apart <= TOLERANCE), where, f"scores of batches differ by more than {TOLERANCE}")
     _refuse(
         np.abs(singly - expected[:: max(1, len(rows) // 200)]) > TOLERANCE,
         where[:: max(1, len(rows) // 200)],
@@ -316,7 +317,7 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
     return Parity(
         rows=len(frame),
         edge_rows=len(edges),
-        largest_difference=float(np.maximum(difference, np.abs(together - expected)).max()),
+        largest_difference=float(np.maximum(difference, apart).max()),
         threshold=threshold,
         moved=int(((validation >= threshold) != (validation >= compiled.threshold)).sum()),
         near=tuple(where[index] for index in near),

@@ -71,9 +71,11 @@ class TreeScores:
             root[first:end] = root[tables.parent[first:end]]
         if not len(root) or np.bincount(root // 2).max() // 2 >= 2**INDEX_BITS:
             return None
-        # Each pair of children is at least part of an operation.
-        scores = cls(tables) if len(root) // 2 <= MOST_OPERATIONS else None
-        return scores if scores is not None and scores._operations <= MOST_OPERATIONS else None
+        # Of more splits than that the formulas are not even made: it takes time when the service starts.
+        if len(root) // 2 > MOST_OPERATIONS:
+            return None
+        scores = cls(tables)
+        return scores if scores._operations <= MOST_OPERATIONS else None
 
     def __call__(self, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Probabilities (n,) of the rows of `matrix` (d, n), one row of the model in each of its columns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,15 +60,24 @@ def log_best(tracking: Tracking, pipeline: Pipeline, digest: str = "d1") -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_saved_and_loaded(
-    tracking: Tracking, pipelines: dict[str, Pipeline], cohort: pd.DataFrame, family: str
+    tracking: Tracking,
+    pipelines: dict[str, Pipeline],
+    cohort: pd.DataFrame,
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_id = log_best(tracking, pipelines[family])
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     loaded = tracking.load_run_pipeline(run_id)
     np.testing.assert_allclose(
         loaded.predict_proba(cohort.head(50)), pipelines[family].predict_proba(cohort.head(50)), atol=1e-12
     )
     assert tracking.preprocessor_matches(run_id, loaded)
     assert tracking.read_json(run_id, "a.json") == {"b": 1}
+    # and no copy is left behind
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_pages_name_the_experiment_and_the_dataset_of_a_search(tracking: Tracking, settings: Settings) -> None:

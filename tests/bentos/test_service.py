@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -575,7 +576,7 @@ class TestColumnEncoder:
         """Values as decoded, and their texts in the table."""
         texts = [*table.amounts, *table.seen, *column.levels]
         if column.kind is Kind.LEVEL:
-            levels = module("contract").LEVELS[FEATURES.index(column)]
+            levels = module("contract").LEVELS[column.name]
             return {levels(text): text for text in texts}
         if column.kind is Kind.COUNT:
             return {number: str(number) for number in range(column.minimum, column.maximum + 1)}
@@ -1284,10 +1285,10 @@ class TestPredictionLog:
         for number in range(3):
             log.append(*self.entry(number))
         # the last ones that are begun below the limit are taken whole
-        log.extend(moment, [answer] * 2, [body] * 2)
+        log.extend(moment, [answer] * 2, body * 2, [body] * 2)
         assert (len(log._queue), sum(dropped)) == (5, 0)
         log.append(*self.entry(8))
-        log.extend(moment, [answer] * 3, [body] * 3)
+        log.extend(moment, [answer] * 3, body * 3, [body] * 3)
         assert (len(log._queue), sum(dropped)) == (5, 4)
         # when the disk is back
         (tmp_path / "log").unlink()
@@ -1307,6 +1308,21 @@ class TestPredictionLog:
             log._attempt(log._write)
         log.close()
         assert len([record for record in caplog.records if "cannot write" in record.getMessage()]) == 1
+
+    def test_a_disk_that_breaks_again_is_told_again(
+        self, source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = module("prediction_log").PredictionLog(tmp_path / "log", "7", file_bytes=1)
+        for times in (1, 2):
+            (tmp_path / "log").write_text("in the way")
+            log.append(*self.entry(times))
+            log._wake.set()
+            wait_for(lambda times=times: caplog.text.count("cannot write") == times)  # type: ignore[misc]
+            (tmp_path / "log").unlink()
+            log._wake.set()
+            wait_for(lambda: not log._queue and log._file is None)
+            shutil.rmtree(tmp_path / "log")
+        log.close()
 
     def test_a_padded_batch_is_not_held(self, source: Source, valid: dict[str, Any], tmp_path: Path) -> None:
         # given a batch that is mostly white space beside its encounters

@@ -26,7 +26,7 @@ from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limit
 from readmission_service.metrics import CONTENT_TYPE, Metrics
 from readmission_service.openapi import document
 from readmission_service.page import page
-from readmission_service.prediction_log import PredictionLog, parts
+from readmission_service.prediction_log import PredictionLog
 from readmission_service.scorer import Answer, Identity, MalformedCodeError, Scorer, new_ids
 from readmission_service.settings import MEBIBYTE, ServiceSettings
 from readmission_service.shipping import Shipper, Store, open_store
@@ -346,7 +346,7 @@ class Application:
         await asyncio.sleep(0)
         metrics.scored_many([answer.probability_score for answer in answers], [answer.prediction for answer in answers])
         if self._log is not None and log:
-            self._log.extend(time.time(), answers, parts(body, bodies))
+            self._log.extend(time.time(), answers, body, bodies)
         await asyncio.sleep(0)
         return 200, self._encode(answers)
 

@@ -31,7 +31,7 @@ class ColumnEncoder:
         self.known: dict[Any, Amounts] = {}
         for value, amounts in seen.items():
             if column.kind is not Kind.COUNT:
-                self.known[LEVELS[position](value) if column.kind is Kind.LEVEL else value] = amounts
+                self.known[LEVELS[column.name](value) if column.kind is Kind.LEVEL else value] = amounts
             if column.kind is Kind.COUNT or (is_code(column) and value.isdigit()):
                 self.known[int(value)] = amounts
         if MISSING in seen:

@@ -69,15 +69,15 @@ def _levels_of(column: Column) -> Any:
     return Level(column.name, [(f"level_{number}", (text, number)) for number, text in enumerate(texts)])
 
 
-LEVELS = {position: _levels_of(column) for position, column in enumerate(FEATURES) if column.kind is Kind.LEVEL}
-"""The types of columns of levels, by position in `columns.FEATURES`."""
+LEVELS = {column.name: _levels_of(column) for column in FEATURES if column.kind is Kind.LEVEL}
+"""The types of columns of levels, by the column's name."""
 
 
-def _type_of(position: int, column: Column) -> Any:
+def _type_of(column: Column) -> Any:
     if column.kind is Kind.COUNT:
         kind: Any = Annotated[int, msgspec.Meta(ge=column.minimum, le=column.maximum)]
     elif column.kind is Kind.LEVEL:
-        kind = LEVELS[position]
+        kind = LEVELS[column.name]
     elif column.kind is Kind.ICD9:
         kind = str
     elif is_code(column):
@@ -94,8 +94,8 @@ def _attribute(column: Column) -> str:
 Encounter = msgspec.defstruct(
     "Encounter",
     [
-        (_attribute(column), _type_of(position, column), *((None,) if column.nullable else ()))
-        for position, column in enumerate(FEATURES)
+        (_attribute(column), _type_of(column), None) if column.nullable else (_attribute(column), _type_of(column))
+        for column in FEATURES
     ],
     rename={_attribute(column): column.name for column in FEATURES},
     forbid_unknown_fields=True,

@@ -124,13 +124,13 @@ class PredictionLog:
             self._queued += len(body)
             self._queue.append((moment, answer, body))
 
-    def extend(self, moment: float, answers: Sequence[Answer], bodies: Sequence[bytes | msgspec.Raw]) -> None:
-        """Queue the predictions of a batch as `append` does one, all or none; `bodies` are its `parts`."""
+    def extend(self, moment: float, answers: Sequence[Answer], whole: bytes, bodies: Sequence[msgspec.Raw]) -> None:
+        """Queue the predictions of a batch as `append` does one, all or none; `bodies` lie in its body, `whole`."""
         if self._full or self._queued - self._done >= self._queue_bytes:
             self._dropped(len(answers))
             return
         self._queued += sum(map(len, bodies))
-        self._queue.extend(zip(repeat(moment), answers, bodies, strict=False))
+        self._queue.extend(zip(repeat(moment), answers, parts(whole, bodies), strict=False))
         self._wake.set()
 
     def close(self, deadline: float = 10.0) -> None:
