@@ -117,7 +117,7 @@ def main() -> None:
         storage = open_storage(settings.storage)
         logged: list[bytes] = []
         for key in storage.keys("predictions/"):
-            logged += [uuid.UUID(json.loads(line)["id"]).bytes for line in storage.read(key).splitlines()]
+            logged += [uuid.UUID(json.loads(line)["prediction_id"]).bytes for line in storage.read(key).splitlines()]
         p50, p99, worst = result.milliseconds(50, 99, 100)
         print(
             f"{SECONDS:.0f} s at {result.rate:.0f} requests a second ({SHARE:.0%} of {peak.rate:.0f}), "

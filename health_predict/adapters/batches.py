@@ -180,8 +180,12 @@ class Batches:
                 continue
             for line in self.storage.read(key).splitlines():
                 entry = json.loads(line)
-                if entry["id"] in wanted:
-                    found[entry["id"]] = {name: entry[name] for name in ("time", "model_version", "probability")}
+                if entry["prediction_id"] in wanted:
+                    found[entry["prediction_id"]] = {
+                        "time": entry["time"],
+                        "model_version": entry["model_version"],
+                        "probability": entry["probability_score"],
+                    }
             if len(found) == len(wanted):
                 # Once complete, no older part of the log has to be read for this batch again.
                 self.storage.write(kept, json.dumps(found).encode())

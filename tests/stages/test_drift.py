@@ -135,8 +135,8 @@ class Hospital:
 
     def send(self, number: int, frame: pd.DataFrame, probability: float = 0.1, time: str = "2020-01-01") -> None:
         self.ids[number] = [f"{self.stream}-{number}-{row}" for row in range(len(frame))]
-        entry = {"time": f"{time}T00:00:00+00:00", "model_version": "9", "probability": probability}
-        lines = [json.dumps({**entry, "id": one}) for one in self.ids[number]]
+        entry = {"time": f"{time}T00:00:00+00:00", "model_version": "9", "probability_score": probability}
+        lines = [json.dumps({**entry, "prediction_id": one}) for one in self.ids[number]]
         self.storage.write(f"predictions/{time}/{self.stream}-{number}.jsonl", "\n".join(lines).encode())
         self.batches.deliver(number, frame.drop(columns=["readmitted"]).reset_index(drop=True), self.ids[number])
 

@@ -26,7 +26,7 @@ from readmission_service.contract import DECODER, ROWS_DECODER, Violation, limit
 from readmission_service.metrics import CONTENT_TYPE, Metrics
 from readmission_service.openapi import document
 from readmission_service.page import page
-from readmission_service.prediction_log import PredictionLog
+from readmission_service.prediction_log import PredictionLog, breaks
 from readmission_service.scorer import Answer, Identity, MalformedCodeError, Scorer, new_ids
 from readmission_service.settings import MEBIBYTE, ServiceSettings
 from readmission_service.shipping import Shipper, Store, open_store
@@ -43,6 +43,7 @@ ENCOUNTER_BYTES = MEBIBYTE
 IDS = 256
 # Rows between two looks at the other requests.
 PORTION = 512
+LOGGED = 256
 # How long a body may take to arrive, and how much of one that is too large is read before the refusal.
 BODY_SECONDS = {"/predict": 10.0, "/predict/batch": 30.0}
 DRAINED_BYTES = 128 * MEBIBYTE
@@ -116,7 +117,7 @@ class Application:
         if self._metrics is None:
             self._metrics = Metrics(ROUTES, scorer.names, self._settings.metrics_folder)
         self._metrics.model(scorer.identity)
-        self._open_log(scorer.identity.model_version, self._metrics, store)
+        self._open_log(self._metrics, store)
         openapi = document(scorer.identity, maximum_rows=self._settings.batch_rows, limits=self._limits)
         self._documents = {
             "/docs.json": (JSON[1], self._encode(openapi)),
@@ -131,13 +132,12 @@ class Application:
             return None
         return open_store(settings.storage_uri, settings.s3_endpoint_url)
 
-    def _open_log(self, version: str, metrics: Metrics, store: Store | None) -> None:
+    def _open_log(self, metrics: Metrics, store: Store | None) -> None:
         settings = self._settings
         if settings.prediction_log is None:
             return
         self._log = PredictionLog(
             settings.prediction_log,
-            version,
             written=metrics.log_written.inc,
             dropped=metrics.log_dropped.inc,
             spooled=metrics.log_spool.set,
@@ -233,19 +233,20 @@ class Application:
         if options.explain:
             # Not on the loop: a large forest takes some 50 ms.
             explanation = await asyncio.to_thread(scorer.explain, msgspec.structs.astuple(encounter))
-            return 200, self._encode({**msgspec.structs.asdict(answer), "explanation": explanation})
-        return 200, self._encode(answer)
+            return 200, b'%b,"explanation":%b}' % (answer[:-1], self._encode(explanation))
+        return 200, answer
 
-    def _scored(self, scorer: Scorer, metrics: Metrics, encounter: Any, body: bytes, *, log: bool) -> Answer:
+    def _scored(self, scorer: Scorer, metrics: Metrics, encounter: Any, body: bytes, *, log: bool) -> bytes:
         """The answer to one encounter, counted and logged. Raises MalformedCodeError before it does either."""
         probability, unseen = scorer.score(msgspec.structs.astuple(encounter))
         answer = scorer.answer(probability, self._new_id())
         metrics.scored(probability, answer.prediction)
         for position in unseen:
             metrics.unseen[position].inc()
+        encoded = self._encode(answer)
         if self._log is not None and log:
-            self._log.append(time.time(), answer, body)
-        return answer
+            self._log.append(encoded, body)
+        return encoded
 
     def _new_id(self) -> str:
         if not self._ids:
@@ -275,9 +276,8 @@ class Application:
             answer = self._scored(scorer, metrics, DECODER.decode(body), body, log=True)
         except Exception:  # `answer` meets it again, and words it
             return None
-        encoded = self._encode(answer)
         metrics.answered("/predict", 200, time.perf_counter() - start)
-        return encoded
+        return answer
 
     # Many encounters.
 
@@ -345,9 +345,13 @@ class Application:
             metrics.unseen[position].inc(count)
         await asyncio.sleep(0)
         metrics.scored_many([answer.probability_score for answer in answers], [answer.prediction for answer in answers])
-        if self._log is not None and log:
-            self._log.extend(time.time(), answers, body, bodies)
         await asyncio.sleep(0)
+        broken = breaks(body)
+        for start in range(0, len(bodies) if log else 0, LOGGED):
+            if self._log is not None:
+                part = slice(start, start + LOGGED)
+                self._log.extend(answers[part], bodies[part], broken=broken)
+            await asyncio.sleep(0)
         return 200, self._encode(answers)
 
     def _violated(self, found: list[Violation]) -> tuple[int, bytes]:

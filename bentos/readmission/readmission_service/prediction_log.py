@@ -1,11 +1,10 @@
 """The prediction log: one JSON line a prediction, written off the request path. `shipping` takes it to storage.
 
-Requests only append to a queue in memory. A thread writes them to a file under a temporary name and renames it
-when it is full, old, or when the service ends; so every file with its final name is whole. What a killed process
-left behind is finished by the next one that starts in the same folder, but for a torn last line.
-
-Lines are made by the thread, many at a time: measured, the same code costs a request five times as much, for the
-model has pushed it out of the processor's caches by then.
+A line is the answer as it was given, with the moment and the encounter as it was sent. Requests only put the parts of
+theirs into a list, and join them when there are a few: what takes longest is memory that the processor's caches do not
+hold, and Python's own steps, so there are few of both. A thread writes the lines to a file under a temporary name and
+renames it when it is full, old, or when the service ends; so every file with its final name is whole. What a killed
+process left behind is finished by the next one that starts in the same folder, but for a torn last line.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import logging
 import os
 import secrets
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from io import FileIO
-from itertools import repeat
 from pathlib import Path
+from time import monotonic
+from time import time as now
 
 import msgspec
 
@@ -30,12 +29,16 @@ from readmission_service.scorer import Answer
 
 logger = logging.getLogger(__name__)
 
-# What the queue may hold.
+# What may wait for the disk.
 QUEUE_BYTES = 128 * 1024 * 1024
-# Each waking takes the processor from requests: a killed process loses the predictions of this time.
-PAUSE_SECONDS = 1.0
-# Lines made and written at once: so long the requests of other threads wait.
-PORTION = 256
+# Parts of a line, and how many lines are joined to a block: few enough for the processor's caches.
+PARTS, BLOCK = 4, 16
+# Written at once, or a block more. Measured: a byte of a write of some MiB costs five times as much.
+WRITTEN_BYTES = 512 * 1024
+# How often what waits is written: a killed process loses the predictions of this time.
+PAUSE_SECONDS = 0.25
+# Lines that follow each other so closely have the same time: writing one costs as much as the rest of a line.
+STAMP_SECONDS = 0.005
 FILE_BYTES = 16 * 1024 * 1024
 FILE_SECONDS = 60.0
 # How often the folder is measured, and how much it may hold of what storage did not take yet.
@@ -43,41 +46,22 @@ MEASURE_SECONDS = 1.0
 SPOOL_BYTES = 1024 * 1024 * 1024
 # A longer body is mostly white space, and loses it.
 LONGEST_BODY = 8192
+LINE_FEED, RETURN = b"\n\r"
 SUFFIX = ".jsonl"
 UNFINISHED = ".part"
 
 
-# Moment in seconds since 1970, what was answered, and the encounter: bytes as the client sent them, Raw when it is sure
-# that they stand in one line.
-Entry = tuple[float, Answer, bytes | msgspec.Raw]
+def breaks(body: bytes) -> bool:
+    """Whether a text holds what breaks lines."""
+    # Integers: `in` takes five times as long for a byte string of length one.
+    return LINE_FEED in body or RETURN in body
 
 
-class _Line(msgspec.Struct, gc=False):
+class _Line(Answer, frozen=True, gc=False):
+    """What `append` writes, for many answers at once."""
+
     time: datetime
-    id: str
-    model_version: str
-    probability: float
-    prediction: int
     features: msgspec.Raw
-
-
-def one_line(body: bytes) -> msgspec.Raw:
-    """Valid JSON as it may stand in a line; what breaks lines or is mostly white space loses its white space."""
-    if b"\n" in body or b"\r" in body or len(body) > LONGEST_BODY:
-        body = msgspec.json.format(body, indent=-1)
-    return msgspec.Raw(body)
-
-
-def parts(whole: bytes, bodies: Sequence[msgspec.Raw]) -> Sequence[bytes | msgspec.Raw]:
-    """The encounters of a batch for its log entries.
-
-    They are views into the whole body, which stays in memory for as long as one of them: where most of it is white
-    space, or lines may have to be joined, they are copied.
-    """
-    length = sum(map(len, bodies))
-    if b"\n" in whole or b"\r" in whole or len(whole) > 2 * length or max(map(len, bodies)) > LONGEST_BODY:
-        return [bytes(body) for body in bodies]
-    return bodies
 
 
 class PredictionLog:
@@ -86,7 +70,6 @@ class PredictionLog:
     def __init__(
         self,
         folder: Path,
-        model_version: str,
         *,
         written: Callable[[int], None] = lambda count: None,
         dropped: Callable[[int], None] = lambda count: None,
@@ -97,41 +80,74 @@ class PredictionLog:
         spool_bytes: int = SPOOL_BYTES,
     ) -> None:
         self._folder = folder
-        self._version = model_version
         self._written, self._dropped, self._spooled = written, dropped, spooled
         self._spool_bytes, self._full, self._measured = spool_bytes, False, -MEASURE_SECONDS
         self._queue_bytes, self._file_bytes, self._file_seconds = queue_bytes, file_bytes, file_seconds
-        self._queue: deque[Entry] = deque()
-        # Bytes of bodies that were queued, which only requests count, and written, which only the thread does.
+        # Parts of lines. A step that adds or takes some is one that no other thread comes between.
+        self._parts: list[bytes] = []
+        self._stamped, self._stamp = 0.0, b""
+        self._encode_lines = msgspec.json.Encoder().encode_lines
+        # Whoever moves lines from the parts to the queue holds the lock.
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[bytes, int]] = deque()
+        # Bytes that were queued, and, which only the thread counts, written.
         self._queued, self._done = 0, 0
-        self._encoder = msgspec.json.Encoder()
         self._file: FileIO | None = None
         self._path = folder
-        self._opened = 0.0
+        self._size, self._opened = 0, 0.0
         self._ending, self._wake = False, threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    def append(self, moment: float, answer: Answer, body: bytes) -> None:
-        """Queue a prediction; it is dropped, and counted, when the disk is full or too far behind.
+    def append(self, answer: bytes, body: bytes) -> None:
+        """Log a prediction of this moment; it is dropped, and counted, when the disk is full or too far behind.
 
-        `moment` in seconds since 1970; `body` is the encounter as the client sent it, valid JSON.
+        `answer` is a JSON object that does not end with white space, `body` the encounter as the client sent it, valid
+        JSON.
         """
-        if self._full or self._queued - self._done >= self._queue_bytes:
-            self._dropped(1)
-        else:
-            self._queued += len(body)
-            self._queue.append((moment, answer, body))
+        if len(body) > LONGEST_BODY or breaks(body):
+            body = msgspec.json.format(body, indent=-1)
+        moment = now()
+        if not 0 <= moment - self._stamped < STAMP_SECONDS:
+            self._stamped, self._stamp = moment, _stamp(moment)
+        parts = self._parts
+        parts += answer[:-1], self._stamp, body, b"}\n"
+        if len(parts) >= BLOCK * PARTS:
+            self._hand_over()
 
-    def extend(self, moment: float, answers: Sequence[Answer], whole: bytes, bodies: Sequence[msgspec.Raw]) -> None:
-        """Queue the predictions of a batch as `append` does one, all or none; `bodies` lie in its body, `whole`."""
-        if self._full or self._queued - self._done >= self._queue_bytes:
-            self._dropped(len(answers))
-            return
-        self._queued += sum(map(len, bodies))
-        self._queue.extend(zip(repeat(moment), answers, parts(whole, bodies), strict=False))
+    def extend(self, answers: Sequence[Answer], bodies: Sequence[msgspec.Raw], *, broken: bool) -> None:
+        """Log predictions of a batch as `append` does one; `broken` is false when no body holds a line break.
+
+        For some hundred at a time: the thread is woken, so that the memory of one call is there for the next.
+        """
+        if broken or max(map(len, bodies)) > LONGEST_BODY:
+            bodies = [msgspec.Raw(msgspec.json.format(bytes(body), indent=-1)) for body in bodies]
+        moment = datetime.fromtimestamp(now(), UTC)
+        lines = [
+            _Line(*msgspec.structs.astuple(answer), moment, body) for answer, body in zip(answers, bodies, strict=True)
+        ]
+        self._hand_over()
+        with self._lock:
+            self._put(self._encode_lines(lines), len(lines))
         self._wake.set()
+
+    def _hand_over(self) -> None:
+        """Move the lines that were put together from parts to the queue."""
+        with self._lock:
+            size = len(self._parts)
+            parts = self._parts[:size]
+            del self._parts[:size]
+            if parts:
+                self._put(b"".join(parts), size // PARTS)
+
+    def _put(self, block: bytes, count: int) -> None:
+        """Queue whole lines, or drop them. The caller holds the lock."""
+        if self._full or self._queued - self._done >= self._queue_bytes:
+            self._dropped(count)
+        else:
+            self._queued += len(block)
+            self._queue.append((block, count))
 
     def close(self, deadline: float = 10.0) -> None:
         """Write what is queued and finish the file, within `deadline` seconds."""
@@ -151,7 +167,7 @@ class PredictionLog:
 
     def _measure(self) -> None:
         """Look how much the folder holds; nothing more is taken when it is as much as it may hold."""
-        now = time.monotonic()
+        now = monotonic()
         if now - self._measured < MEASURE_SECONDS:
             return
         self._measured = now
@@ -177,39 +193,22 @@ class PredictionLog:
             self._failing = True
 
     def _write(self) -> None:
+        self._hand_over()
         while self._queue:
             if self._file is None:
                 self._open()
-            assert self._file is not None
-            portion = [self._queue[index] for index in range(min(len(self._queue), PORTION))]
-            self._append(self._lines(portion))
-            for _ in portion:
-                self._queue.popleft()
-            self._done += sum(len(body) for _, _, body in portion)
-            self._written(len(portion))
+            blocks: list[bytes] = []
+            while len(blocks) < len(self._queue) and sum(map(len, blocks)) < WRITTEN_BYTES:
+                blocks.append(self._queue[len(blocks)][0])
+            self._append(blocks)
+            for block in blocks:
+                self._done += len(block)
+                self._written(self._queue.popleft()[1])
             self._failing = False
-            if os.fstat(self._file.fileno()).st_size >= self._file_bytes:
+            if self._size >= self._file_bytes:
                 self._rotate()
-        if self._file is not None and time.monotonic() - self._opened >= self._file_seconds:
+        if self._file is not None and monotonic() - self._opened >= self._file_seconds:
             self._rotate()
-
-    def _lines(self, portion: list[Entry]) -> bytes:
-        version = self._version
-        # A batch has one moment.
-        times = {moment: datetime.fromtimestamp(moment, UTC) for moment in {entry[0] for entry in portion}}
-        return self._encoder.encode_lines(
-            [
-                _Line(
-                    times[moment],
-                    answer.prediction_id,
-                    version,
-                    answer.probability_score,
-                    answer.prediction,
-                    one_line(body) if type(body) is bytes else body,
-                )
-                for moment, answer, body in portion
-            ]
-        )
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -224,20 +223,22 @@ class PredictionLog:
             file.close()
             self._open()
             return
-        self._file, self._path, self._opened = file, path, time.monotonic()
+        self._file, self._path, self._size, self._opened = file, path, 0, monotonic()
 
-    def _append(self, lines: bytes) -> None:
-        """Write all of the lines or none."""
+    def _append(self, blocks: list[bytes]) -> None:
+        """Write all of the blocks or nothing."""
         assert self._file is not None
-        start = os.fstat(self._file.fileno()).st_size
+        descriptor = self._file.fileno()
         try:
-            rest = memoryview(lines)
+            written = os.writev(descriptor, blocks)
+            rest = memoryview(b"".join(blocks))[written:] if written < sum(map(len, blocks)) else memoryview(b"")
             while rest:
-                rest = rest[os.write(self._file.fileno(), rest) :]
+                rest = rest[os.write(descriptor, rest) :]
         except OSError:
-            os.ftruncate(self._file.fileno(), start)
-            os.lseek(self._file.fileno(), start, os.SEEK_SET)
+            os.ftruncate(descriptor, self._size)
+            os.lseek(descriptor, self._size, os.SEEK_SET)
             raise
+        self._size += sum(map(len, blocks))
 
     def _rotate(self) -> None:
         if self._file is not None:
@@ -264,3 +265,8 @@ class PredictionLog:
                     self._publish(file.fileno(), orphan.with_name(orphan.name.removesuffix(UNFINISHED)))
             except (BlockingIOError, FileNotFoundError):
                 continue
+
+
+def _stamp(moment: float) -> bytes:
+    """What stands in a line between the answer and the encounter."""
+    return b',"time":%b,"features":' % msgspec.json.encode(datetime.fromtimestamp(moment, UTC))
