@@ -180,8 +180,9 @@ class Batches:
                 continue
             for line in self.storage.read(key).splitlines():
                 entry = json.loads(line)
-                if entry["prediction_id"] in wanted:
-                    found[entry["prediction_id"]] = {
+                prediction_id = entry.get("prediction_id")  # services of an earlier version gave it another name
+                if prediction_id in wanted:
+                    found[prediction_id] = {
                         "time": entry["time"],
                         "model_version": entry["model_version"],
                         "probability": entry["probability_score"],

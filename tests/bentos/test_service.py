@@ -1271,7 +1271,7 @@ class TestPredictionLog:
     ) -> None:
         log = module("prediction_log").PredictionLog(tmp_path)
         for moment in (1e9, 1e9 + 0.001, 1e9 + 1, 1e9 - 3600):
-            monkeypatch.setattr(module("prediction_log"), "now", lambda moment=moment: moment)
+            monkeypatch.setattr(module("prediction_log"), "time", lambda moment=moment: moment)
             log.append(*self.entry(0))
         log.close()
         times = [datetime.fromisoformat(line["time"]).timestamp() for line in self.lines(tmp_path)]
@@ -1281,7 +1281,7 @@ class TestPredictionLog:
         self, source: Source, valid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         log = module("prediction_log").PredictionLog(tmp_path)
-        monkeypatch.setattr(module("prediction_log"), "now", lambda: 1.5e9)
+        monkeypatch.setattr(module("prediction_log"), "time", lambda: 1.5e9)
         answer = module("scorer").Answer(1, 0.1, "low", "7", "x")
         whole = json.dumps([valid]).encode()
         log.append(msgspec.json.encode(answer), json.dumps(valid).encode())
@@ -1297,9 +1297,9 @@ class TestPredictionLog:
         for number in range(500):
             log.append(*self.entry(number, body))
         log.close()
-        # a file for each write
+        # a file for each write, which takes many blocks
         sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
-        assert sum(sizes) // module("prediction_log").WRITTEN_BYTES - 1 <= len(sizes) < 40
+        assert sum(sizes) // module("prediction_log").WRITTEN_BYTES - 1 <= len(sizes) < 20
         assert max(sizes) < 1.5 * module("prediction_log").WRITTEN_BYTES
         assert sorted(self.ids(tmp_path)) == list(range(500))
 
@@ -1322,6 +1322,8 @@ class TestPredictionLog:
         for number in range(2, 5):
             log.append(*self.entry(number))
         wait_for(lambda: taken + sum(dropped) == 5)
+        log.extend([module("scorer").Answer(0, 0.25, "low", "7", "8")] * 3, [msgspec.Raw(b"{}")] * 3, broken=False)
+        assert taken + sum(dropped) == 8
         # when the disk is back
         (tmp_path / "log").unlink()
         wait_for(lambda: not log._queue)
@@ -1369,27 +1371,45 @@ class TestPredictionLog:
     ) -> None:
         # given a disk that is full in the middle of a block, once
         log = module("prediction_log").PredictionLog(tmp_path)
-        real, real_many = os.write, os.writev
+        real = os.write
         calls: list[int] = []
 
-        def many(descriptor: int, blocks: list[bytes]) -> int:
+        def half(descriptor: int, data: Any) -> int:
             calls.append(1)
-            return real_many(descriptor, blocks) if len(calls) > 2 else real(descriptor, blocks[0][:20])
-
-        def rest(descriptor: int, data: Any) -> int:
-            calls.append(1)
+            if len(calls) == 1:
+                return real(descriptor, bytes(data)[:20])
             if len(calls) == 2:
                 raise OSError(28, "No space left on device")
             return real(descriptor, data)
 
-        monkeypatch.setattr(module("prediction_log").os, "writev", many)
-        monkeypatch.setattr(module("prediction_log").os, "write", rest)
+        monkeypatch.setattr(module("prediction_log").os, "write", half)
         log.append(*self.entry(1))
         log.append(*self.entry(2))
         wait_for(lambda: len(calls) >= 3, seconds=10)
         log.close()
         # then nothing is torn and nothing is twice there
         assert self.ids(tmp_path) == [1, 2]
+
+    def test_a_disk_that_stays_full_leaves_whole_lines(
+        self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a line on a disk that then takes half of a write and no more
+        log = module("prediction_log").PredictionLog(tmp_path)
+        log.append(*self.entry(1))
+        wait_for(lambda: not log._parts and not log._queue)
+        real, calls = os.write, iter([20])
+
+        def full(descriptor: int, data: Any) -> int:
+            for length in calls:
+                return real(descriptor, bytes(data)[:length])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(module("prediction_log").os, "write", full)
+        log.append(*self.entry(2))
+        # when the service ends
+        log.close()
+        # then what is published has no torn line
+        assert self.ids(tmp_path) == [1]
 
     def test_what_a_killed_service_left_is_finished(self, source: Source, tmp_path: Path) -> None:
         # given an unfinished file with a torn last line, and an empty one

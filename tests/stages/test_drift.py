@@ -148,6 +148,8 @@ def test_late_outcomes_and_batches_out_of_order(settings: Settings, tmp_path: Pa
     # given a stream of its own, whose second batch comes first
     settings = settings.model_copy(update={"stream": "late"})
     hospital, cohort = Hospital(settings), exclude_not_readmittable(synthesize(6000, seed=4))
+    # and a log in which a service of an earlier version wrote
+    hospital.storage.write("predictions/2020-01-02/earlier.jsonl", b'{"id":"1","probability":0.1}\n')
     hospital.send(1, cohort[1500:3000])
     early = run_stage(settings, None, tmp_path)
     # then its inputs are judged, its performance is not, and the report says what is waited for

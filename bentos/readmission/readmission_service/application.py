@@ -43,7 +43,6 @@ ENCOUNTER_BYTES = MEBIBYTE
 IDS = 256
 # Rows between two looks at the other requests.
 PORTION = 512
-LOGGED = 256
 # How long a body may take to arrive, and how much of one that is too large is read before the refusal.
 BODY_SECONDS = {"/predict": 10.0, "/predict/batch": 30.0}
 DRAINED_BYTES = 128 * MEBIBYTE
@@ -345,13 +344,13 @@ class Application:
             metrics.unseen[position].inc(count)
         await asyncio.sleep(0)
         metrics.scored_many([answer.probability_score for answer in answers], [answer.prediction for answer in answers])
-        await asyncio.sleep(0)
         broken = breaks(body)
-        for start in range(0, len(bodies) if log else 0, LOGGED):
-            if self._log is not None:
-                part = slice(start, start + LOGGED)
-                self._log.extend(answers[part], bodies[part], broken=broken)
+        for start in range(0, len(bodies), PORTION):
             await asyncio.sleep(0)
+            if self._log is not None and log:
+                part = slice(start, start + PORTION)
+                self._log.extend(answers[part], bodies[part], broken=broken)
+        await asyncio.sleep(0)
         return 200, self._encode(answers)
 
     def _violated(self, found: list[Violation]) -> tuple[int, bytes]:

@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from time import monotonic
-from time import time as now
+from time import monotonic, time
 
 import msgspec
 
@@ -108,7 +107,7 @@ class PredictionLog:
         """
         if len(body) > LONGEST_BODY or breaks(body):
             body = msgspec.json.format(body, indent=-1)
-        moment = now()
+        moment = time()
         if not 0 <= moment - self._stamped < STAMP_SECONDS:
             self._stamped, self._stamp = moment, _stamp(moment)
         parts = self._parts
@@ -123,7 +122,7 @@ class PredictionLog:
         """
         if broken or max(map(len, bodies)) > LONGEST_BODY:
             bodies = [msgspec.Raw(msgspec.json.format(bytes(body), indent=-1)) for body in bodies]
-        moment = datetime.fromtimestamp(now(), UTC)
+        moment = datetime.fromtimestamp(time(), UTC)
         lines = [
             _Line(*msgspec.structs.astuple(answer), moment, body) for answer, body in zip(answers, bodies, strict=True)
         ]
@@ -198,12 +197,16 @@ class PredictionLog:
             if self._file is None:
                 self._open()
             blocks: list[bytes] = []
-            while len(blocks) < len(self._queue) and sum(map(len, blocks)) < WRITTEN_BYTES:
-                blocks.append(self._queue[len(blocks)][0])
-            self._append(blocks)
-            for block in blocks:
-                self._done += len(block)
-                self._written(self._queue.popleft()[1])
+            size = lines = 0
+            while len(blocks) < len(self._queue) and size < WRITTEN_BYTES:
+                block, count = self._queue[len(blocks)]
+                blocks.append(block)
+                size, lines = size + len(block), lines + count
+            self._append(b"".join(blocks))
+            for _ in blocks:
+                self._queue.popleft()
+            self._done += size
+            self._written(lines)
             self._failing = False
             if self._size >= self._file_bytes:
                 self._rotate()
@@ -225,20 +228,19 @@ class PredictionLog:
             return
         self._file, self._path, self._size, self._opened = file, path, 0, monotonic()
 
-    def _append(self, blocks: list[bytes]) -> None:
-        """Write all of the blocks or nothing."""
+    def _append(self, lines: bytes) -> None:
+        """Write all of the lines or none."""
         assert self._file is not None
         descriptor = self._file.fileno()
         try:
-            written = os.writev(descriptor, blocks)
-            rest = memoryview(b"".join(blocks))[written:] if written < sum(map(len, blocks)) else memoryview(b"")
+            rest = memoryview(lines)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
         except OSError:
             os.ftruncate(descriptor, self._size)
             os.lseek(descriptor, self._size, os.SEEK_SET)
             raise
-        self._size += sum(map(len, blocks))
+        self._size += len(lines)
 
     def _rotate(self) -> None:
         if self._file is not None:
