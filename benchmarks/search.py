@@ -29,7 +29,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from parts.processes import carries
 
-from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv
+from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv, save_part
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import Settings
 from health_predict.stages.split import split
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Leave train.csv and validation.csv in the folder."""
+    """Leave the parts that the split stage makes in the folder, and their encounters as CSV files."""
     source = os.environ.get("HEALTH_PREDICT_DATA_SOURCE", "")
     if source:
         files = {name: folder / name for name in ("train", "validation", "test", "batches", "profile")}
@@ -81,8 +81,9 @@ def prepare(folder: Path) -> None:
         return
     print("SYNTHETIC encounters: HEALTH_PREDICT_DATA_SOURCE names no file")
     encounters = exclude_not_readmittable(synthesize(20_000, seed=1))
-    save_csv(encounters[:14_000], folder / "train.csv")
-    save_csv(encounters[14_000:17_000], folder / "validation.csv")
+    for name, part in (("train", encounters[:14_000]), ("validation", encounters[14_000:17_000])):
+        save_part(part, folder / name)
+        save_csv(part, folder / f"{name}.csv")
 
 
 def measure(contender: str, trials: int, folder: Path) -> Measured:
@@ -90,7 +91,8 @@ def measure(contender: str, trials: int, folder: Path) -> Measured:
     mark = uuid.uuid4().hex
     home = Path(tempfile.mkdtemp(dir=folder))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEALTH_PREDICT_")}
-    command = [sys.executable, str(Path(__file__).parent / "parts" / "searches.py")]
+    script = "our_search.py" if contender == "ours" else "searches.py"
+    command = [sys.executable, str(Path(__file__).parent / "parts" / script)]
     command += [contender, str(trials // FAMILIES), str(folder), str(home)]
     began = time.monotonic()
     with (home / "output").open("w+") as output:

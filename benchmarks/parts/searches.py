@@ -1,4 +1,4 @@
-"""One contender of `benchmarks/search.py`, as a process of its own: `searches.py NAME TRIALS FOLDER`.
+"""One contender of `benchmarks/search.py`, as a process of its own: `searches.py NAME TRIALS FOLDER HOME`.
 
 Each reads the two CSV files in the folder, makes TRIALS trials of each family, writes every trial to an MLflow store
 of its own and prints the best validation AUC as its last line.
@@ -17,11 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from health_predict.core.cohort import read_cohort, save_part, target
+from health_predict.core.cohort import read_cohort, target
 from health_predict.core.evaluation import metrics
 from health_predict.core.families import FAMILIES, Choice, Range
 from health_predict.core.features import EncounterFeatures
-from health_predict.settings import Settings
 
 NAMES = ("LogisticRegression", "RandomForest", "XGBoost")
 SEED = 17
@@ -146,12 +145,15 @@ def halving(trials: int, folder: Path, home: Path) -> float:
     """scikit-learn's HalvingRandomSearchCV, one a family, on two processes."""
     import numpy as np
     from scipy import stats
+    from sklearn.ensemble import RandomForestClassifier
     from sklearn.experimental import enable_halving_search_cv  # noqa: F401
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import HalvingRandomSearchCV, PredefinedSplit
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from xgboost import XGBClassifier
 
+    forest_or_xgboost = {"RandomForest": RandomForestClassifier, "XGBoost": XGBClassifier}
     mlflow = experiment(home)
     train, validation = read(folder)
     features = EncounterFeatures().fit(train)
@@ -175,7 +177,7 @@ def halving(trials: int, folder: Path, home: Path) -> float:
             estimator: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
             prefix = "logisticregression__"
         else:
-            estimator = family.build(dict(family.fixed), SEED, 1)
+            estimator = forest_or_xgboost[name](random_state=SEED, n_jobs=1, **family.fixed)
         search = HalvingRandomSearchCV(
             estimator,
             {prefix + key: space(value) for key, value in family.space.items()},
@@ -198,26 +200,8 @@ def halving(trials: int, folder: Path, home: Path) -> float:
     return best
 
 
-def ours(trials: int, folder: Path, home: Path) -> float:
-    """The stage: it also fits the winners again and stores their models, curves and a page."""
-    from health_predict.stages.hpo import hpo
-
-    files = {}
-    for name, frame in zip(("train", "validation"), read(folder), strict=True):
-        files[name] = home / f"{name}.parquet"
-        save_part(frame, files[name])
-    result = hpo(
-        Settings(home=home, families=NAMES, trials=trials, seed=SEED),
-        dataset_digest="0" * 64,
-        dataset_source="custom",
-        leaderboard=home / "leaderboard.html",
-        **files,
-    )
-    return max(found["auc"] for found in result.best_metrics.values())
-
-
 if __name__ == "__main__":
-    contenders = {contender.__name__: contender for contender in (usual, optuna, halving, ours)}
+    contenders = {contender.__name__: contender for contender in (usual, optuna, halving)}
     name, trials, folder, home = sys.argv[1:]
     began = time.monotonic()
     best = contenders[name](int(trials), Path(folder), Path(home))

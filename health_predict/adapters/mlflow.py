@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -531,6 +532,12 @@ def _quiet_mlflow() -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
+
+
+def import_for_models() -> None:
+    """Import what saving a model needs. It takes seconds, which a thread can spend while others compute."""
+    import_module("mlflow.sklearn")
+    import_module("skops.io")
 
 
 def _requirements() -> list[str]:

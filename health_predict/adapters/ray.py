@@ -140,6 +140,8 @@ class Cluster:
                 )
             else:
                 _start_here(ray, self._cpus, self._folder)
+            if "://" not in self._address:
+                import ray.tune  # takes a second, beside what the caller does
             return ray
         except Exception as error:
             raise UnreachableError(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from health_predict.core.errors import SettingsError
+from health_predict.core.sparse_xgboost import SparseXGBoost
 
 BASELINE = "LogisticRegression"
 
@@ -133,9 +134,7 @@ def _random_forest(parameters: Mapping[str, Any], seed: int, threads: int) -> An
 
 
 def _xgboost(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
-    from xgboost import XGBClassifier
-
-    return XGBClassifier(random_state=seed, n_jobs=threads, **parameters)
+    return SparseXGBoost(random_state=seed, n_jobs=threads, **parameters)
 
 
 def _lightgbm(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
@@ -180,17 +179,6 @@ def warm_start(rounds: str, scorer: Callable[[Any], Score] = _positive) -> Watch
     return watched
 
 
-def _watched_xgboost(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
-    from xgboost.callback import TrainingCallback
-
-    class Watcher(TrainingCallback):  # type: ignore[misc]
-        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            return epoch + 1 in at and watch(epoch + 1, model.inplace_predict)
-
-    # A fitted model must not carry the callback along.
-    return estimator.set_params(callbacks=[Watcher()]).fit(rows, labels).set_params(callbacks=None)
-
-
 def _watched_lightgbm(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
     from lightgbm.callback import EarlyStopException
 
@@ -218,11 +206,12 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "RandomForest",
             space={
-                "min_samples_leaf": Range(5, 60, log=True, integer=True),
-                "max_features": Choice(("sqrt", 0.1, 0.2)),
-                "max_depth": Range(6, 24, integer=True),
+                "min_samples_leaf": Range(5, 40, log=True, integer=True),
+                "max_features": Choice(("log2", "sqrt")),
+                "max_samples": Range(0.2, 0.6),
+                "max_depth": Range(8, 24, integer=True),
             },
-            first={"min_samples_leaf": 10, "max_features": "sqrt", "max_depth": 24},
+            first={"min_samples_leaf": 10, "max_features": "log2", "max_samples": 0.4, "max_depth": 24},
             build=_random_forest,
             fixed={"n_estimators": 200},
             rounds="n_estimators",
@@ -249,7 +238,7 @@ FAMILIES: Mapping[str, Family] = {
             build=_xgboost,
             fixed={"subsample": 0.8, "tree_method": "hist", "objective": "binary:logistic"},
             rounds="n_estimators",
-            watched=_watched_xgboost,
+            watched=SparseXGBoost.fit,
         ),
         Family(
             "LightGBM",

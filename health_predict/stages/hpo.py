@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import health_predict.core
 from health_predict.adapters import ray
-from health_predict.adapters.mlflow import RunRecord, Tracking
+from health_predict.adapters.mlflow import RunRecord, Tracking, import_for_models
 from health_predict.adapters.storage import whole_file
 from health_predict.core import families
 from health_predict.core.errors import HealthPredictError, StateError
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A search is the same when this code is.
-_SOURCES = ("columns", "row_encoder", "features", "families", "evaluation", "search")
+_SOURCES = ("columns", "row_encoder", "features", "families", "sparse_xgboost", "evaluation", "search")
 LEADERBOARD = "leaderboard.html"
 _RUNG = "auc_rung_{}"
 _CURVES = ("curve_training_auc", "curve_validation_auc")
@@ -73,88 +73,88 @@ def hpo(
     """
     chosen = families.choose(settings.families)
     digest = search_digest(settings, dataset_digest, chosen)
-    tracking = Tracking(settings, patience=settings.mlflow_patience)
-    existing = tracking.finished_search(digest)
-    if existing is not None:
-        log.info("the same search is there already: run %s", existing.run_id)
-        parent = existing.run_id
-        page = tracking.read_text(parent, LEADERBOARD)
-    else:
-        tags = {
-            "search_digest": digest,
-            "dataset_digest": dataset_digest,
-            "dataset_source": dataset_source,
-            "git_commit": settings.git_commit or "unknown",
-            "stage": "hpo",
-        }
-        parent, page = _new_search(settings, chosen, tracking, tags, train, validation)
-    with whole_file(leaderboard) as temporary:
-        temporary.write_text(page)
-    return HpoResult(parent, _best_metrics(tracking, parent), existing is not None)
-
-
-def _new_search(
-    settings: Settings,
-    chosen: tuple[Family, ...],
-    tracking: Tracking,
-    tags: Mapping[str, str],
-    train: Path,
-    validation: Path,
-) -> tuple[str, str]:
-    """Do the search; its parent run and its leaderboard."""
-    # Here and not at the top: a repeat of a search needs none of these, and they take seconds to import.
-    from health_predict.core.cohort import load_part, target
-    from health_predict.core.features import EncounterFeatures
-    from health_predict.report.leaderboard import leaderboard_page
-
-    log.info("searching %d trials of %d families; Ray starts", settings.trials * len(chosen), len(chosen))
-    # First, because it starts while this process prepares the data.
+    # First, because it starts while this process imports MLflow and prepares the data.
     with ray.Cluster(
         cpus=settings.search_cpus,
         address=settings.ray_address,
         trial_cpus=settings.trial_cpus,
         trial_memory_mb=settings.trial_memory_mb,
     ) as cluster:
-        train_frame, validation_frame = load_part(train), load_part(validation)
-        log.info("encoding %d training and %d validation encounters", len(train_frame), len(validation_frame))
-        preprocessor = EncounterFeatures().fit(train_frame)
-        data = Prepared(
-            preprocessor.transform(train_frame),
-            target(train_frame),
-            preprocessor.transform(validation_frame),
-            target(validation_frame),
-        )
-        parent = tracking.resume_search(tags["search_digest"]) or tracking.start_search(
-            f"search-{tags['search_digest'][:8]}",
-            tags,
-            {
-                "families": ",".join(family.name for family in chosen),
-                "trials": settings.trials,
-                "seed": settings.seed,
-                "train_rows": len(train_frame),
-                "validation_rows": len(validation_frame),
-                "positions": data.train_rows.shape[1],
-            },
-        )
-        try:
-            _search(settings, chosen, cluster, data, preprocessor, tracking, parent, tags)
-            best = max(_best_metrics(tracking, parent).values(), key=lambda found: found["f1"])
-            children = tracking.children(parent)
-            curves = {
-                run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES]
-                for run in children
-                if run.tags["role"] == "best"
+        tracking = Tracking(settings, patience=settings.mlflow_patience)
+        existing = tracking.finished_search(digest)
+        if existing is not None:
+            log.info("the same search is there already: run %s", existing.run_id)
+            parent = existing.run_id
+            page = tracking.read_text(parent, LEADERBOARD)
+            best = _best_metrics(best_runs(tracking, parent))
+        else:
+            tags = {
+                "search_digest": digest,
+                "dataset_digest": dataset_digest,
+                "dataset_source": dataset_source,
+                "git_commit": settings.git_commit or "unknown",
+                "stage": "hpo",
             }
-            page = leaderboard_page(tracking.run(parent), children, curves)
-            tracking.log_text(parent, LEADERBOARD, page)
-        except BaseException:
-            tracking.patience = 0
-            with suppress(HealthPredictError):
-                tracking.end_search(parent, {}, "FAILED")
-            raise
+            parent, page, best = _new_search(settings, chosen, cluster, tracking, tags, train, validation)
+    with whole_file(leaderboard) as temporary:
+        temporary.write_text(page)
+    return HpoResult(parent, best, existing is not None)
+
+
+def _new_search(
+    settings: Settings,
+    chosen: tuple[Family, ...],
+    cluster: ray.Cluster,
+    tracking: Tracking,
+    tags: Mapping[str, str],
+    train: Path,
+    validation: Path,
+) -> tuple[str, str, dict[str, dict[str, float]]]:
+    """Do the search; its parent run, its leaderboard, and the metrics of each family's best model."""
+    # Here and not at the top: a repeat of a search needs none of these, and they take seconds to import.
+    from health_predict.core.cohort import load_part, target
+    from health_predict.core.features import EncounterFeatures
+    from health_predict.report.leaderboard import leaderboard_page
+
+    log.info("searching %d trials of %d families", settings.trials * len(chosen), len(chosen))
+    train_frame, validation_frame = load_part(train), load_part(validation)
+    log.info("encoding %d training and %d validation encounters", len(train_frame), len(validation_frame))
+    preprocessor = EncounterFeatures().fit(train_frame)
+    data = Prepared(
+        preprocessor.transform(train_frame),
+        target(train_frame),
+        preprocessor.transform(validation_frame),
+        target(validation_frame),
+    )
+    parent = tracking.resume_search(tags["search_digest"]) or tracking.start_search(
+        f"search-{tags['search_digest'][:8]}",
+        tags,
+        {
+            "families": ",".join(family.name for family in chosen),
+            "trials": settings.trials,
+            "seed": settings.seed,
+            "train_rows": len(train_frame),
+            "validation_rows": len(validation_frame),
+            "positions": data.train_rows.shape[1],
+        },
+    )
+    try:
+        _search(settings, chosen, cluster, data, preprocessor, tracking, parent, tags)
+        children = tracking.children(parent)
+        winners = _best_of(children, parent)
+        curves = {run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES] for run in winners}
+        page = leaderboard_page(tracking.run(parent), children, curves)
+        tracking.log_text(parent, LEADERBOARD, page)
+    except BaseException:
+        tracking.patience = 0
+        with suppress(HealthPredictError):
+            tracking.end_search(parent, {}, "FAILED")
+        raise
+    metrics = _best_metrics(winners)
+    best = max(metrics.values(), key=lambda found: found["f1"])
     # Last: only a whole search counts as finished.
     tracking.end_search(parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
-    return parent, page
+    return parent, page, metrics
 
 
 def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
@@ -256,6 +256,7 @@ def _search(
             conclude(searches[trial.family])
 
     with ThreadPoolExecutor((settings.search_cpus or os.cpu_count() or 1) // settings.trial_cpus or 1) as threads:
+        threads.submit(import_for_models)
         for search in cluster.search(
             list(searches.values()),
             data,
@@ -316,18 +317,22 @@ def _pipeline(preprocessor: EncounterFeatures, estimator: Any) -> Pipeline:
 
 def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:
     """The finished `Best_` runs of a search, at most one a family. Raises StateError when there is none."""
-    found = [run for run in tracking.children(parent) if run.tags.get("role") == "best" and run.status == "FINISHED"]
+    return _best_of(tracking.children(parent), parent)
+
+
+def _best_of(children: list[RunRecord], parent: str) -> list[RunRecord]:
+    found = [run for run in children if run.tags.get("role") == "best" and run.status == "FINISHED"]
     if not found:
         raise StateError(f"search {parent} has no finished Best_ run", "run the search again")
     return found
 
 
-def _best_metrics(tracking: Tracking, parent: str) -> dict[str, dict[str, float]]:
+def _best_metrics(winners: list[RunRecord]) -> dict[str, dict[str, float]]:
     return {
         run.tags["family"]: {
             name.removeprefix("validation_"): value
             for name, value in run.metrics.items()
             if name.startswith("validation_")
         }
-        for run in best_runs(tracking, parent)
+        for run in winners
     }
