@@ -28,6 +28,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parts.processes import carries
+from parts.search_space import NAMES
 
 from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv, save_part
 from health_predict.core.synthetic import synthesize
@@ -35,7 +36,6 @@ from health_predict.settings import Settings
 from health_predict.stages.split import split
 
 MARK = "BENCH_SEARCH"
-FAMILIES = 3
 FEW, MANY = 24, int(os.environ.get("BENCH_MANY_TRIALS", "99"))  # of all families together
 SAMPLE_SECONDS = 0.3
 LIMIT_SECONDS = 3600
@@ -93,7 +93,7 @@ def measure(contender: str, trials: int, folder: Path) -> Measured:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEALTH_PREDICT_")}
     script = "our_search.py" if contender == "ours" else "searches.py"
     command = [sys.executable, str(Path(__file__).parent / "parts" / script)]
-    command += [contender, str(trials // FAMILIES), str(folder), str(home)]
+    command += [contender, str(trials // len(NAMES)), str(folder), str(home)]
     began = time.monotonic()
     with (home / "output").open("w+") as output:
         process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=output, stderr=output)

@@ -9,11 +9,10 @@ import json
 import sys
 from pathlib import Path
 
+from search_space import NAMES, SEED
+
 from health_predict.stages.hpo import hpo
 from health_predict.stages.task import task
-
-NAMES = ("LogisticRegression", "RandomForest", "XGBoost")
-SEED = 17
 
 
 def ours(trials: int, folder: Path, home: Path) -> float:

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from search_space import NAMES, SEED
 
 from health_predict.core.cohort import read_cohort, target
 from health_predict.core.evaluation import metrics
 from health_predict.core.families import FAMILIES, Choice, Range
 from health_predict.core.features import EncounterFeatures
-
-NAMES = ("LogisticRegression", "RandomForest", "XGBoost")
-SEED = 17
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -9,28 +9,14 @@ written as what they are, `x < 0.5`: the model takes dense rows, and nothing tha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.float32]
-Score = Callable[[Rows], npt.NDArray[Any]]
-
-# What XGBoost's JSON says of each node of a tree.
-_OF_NODES = (
-    "base_weights",
-    "default_left",
-    "left_children",
-    "loss_changes",
-    "parents",
-    "right_children",
-    "split_conditions",
-    "split_indices",
-    "split_type",
-    "sum_hessian",
-)
+if TYPE_CHECKING:
+    from health_predict.core.families import Labels, Rows, Watch
 
 
 class SparseXGBoost:
@@ -42,9 +28,9 @@ class SparseXGBoost:
     def fit(
         self,
         rows: Rows,
-        labels: npt.NDArray[np.int8],
+        labels: Labels,
         at: Sequence[int] = (),
-        watch: Callable[[int, Score], bool] | None = None,
+        watch: Watch | None = None,
     ) -> Any:
         """An XGBClassifier for dense rows; rows (n, d), labels (n,).
 
@@ -68,8 +54,7 @@ class SparseXGBoost:
         estimator = XGBClassifier(**self.parameters, callbacks=[Watcher()])
         estimator.fit(without_zeros(rows, indicators), labels)
         _take_dense_rows(estimator.get_booster(), indicators)
-        # Reading a model back makes it forget how many threads it may take. A fitted one carries no callback along.
-        estimator.get_booster().set_param({"nthread": estimator.n_jobs})
+        # A fitted model must not carry the callback along.
         return estimator.set_params(callbacks=None)
 
 
@@ -105,7 +90,8 @@ def _number_siblings(tree: dict[str, Any]) -> None:
         if left[node] >= 0:
             nodes += (left[node], right[node])
     number = {node: at for at, node in enumerate(nodes)}
-    for name in _OF_NODES:
+    # The lists of another length tell of categories, which no tree here has.
+    for name in [name for name, values in tree.items() if isinstance(values, list) and len(values) == len(left)]:
         tree[name] = [tree[name][node] for node in nodes]
     for name in ("left_children", "right_children", "parents"):
         tree[name] = [number.get(node, node) for node in tree[name]]  # none and no parent have numbers of their own

@@ -26,8 +26,8 @@ def task(stage: str, **overrides: Any) -> Iterator[Settings]:
     line that holds problem and remedy; anything else keeps its stack trace. The process ends with its parent.
     """
     exit_with_parent()
-    # A task imports some ten thousand objects that live as long as it does. Looking for garbage among them every 700
-    # new ones takes a tenth of the time of the imports, and a second when the process ends.
+    # What a task imports lives as long as it does. Looking for garbage among it every 700 new objects takes a tenth of
+    # the time of the imports, and once more, when the process ends, a second.
     gc.set_threshold(GARBAGE_THRESHOLD)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(stage))
