@@ -36,20 +36,30 @@ class SparseXGBoost:
 
         `watch` is told the rounds done and the model so far after each number of rounds in `at`; True ends the fit.
         """
+        from scipy.special import expit
         from xgboost import XGBClassifier
         from xgboost.callback import TrainingCallback
 
         indicators = ((rows == 0) | (rows == 1)).all(axis=0)
-        seen: dict[int, tuple[Rows, Any]] = {}  # holds the matrix, so that its id stays its own
+        # A tree that answered for a matrix before is not asked again.
+        answered: dict[int, tuple[Rows, Any, int, Any]] = {}  # holds the matrix, so that its id stays its own
 
         class Watcher(TrainingCallback):  # type: ignore[misc]
             def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-                def score(matrix: Rows) -> npt.NDArray[Any]:
-                    if id(matrix) not in seen:
-                        seen[id(matrix)] = matrix, without_zeros(matrix, indicators)
-                    return np.asarray(model.inplace_predict(seen[id(matrix)][1]))
+                rounds = epoch + 1
 
-                return epoch + 1 in at and watch is not None and watch(epoch + 1, score)
+                def score(matrix: Rows) -> npt.NDArray[Any]:
+                    if id(matrix) not in answered:
+                        answered[id(matrix)] = matrix, without_zeros(matrix, indicators), 0, None
+                    _, stored, done, margins = answered[id(matrix)]
+                    if done < rounds:
+                        margins = model.inplace_predict(
+                            stored, iteration_range=(done, rounds), predict_type="margin", base_margin=margins
+                        )
+                        answered[id(matrix)] = matrix, stored, rounds, margins
+                    return np.asarray(expit(margins))
+
+                return rounds in at and watch is not None and watch(rounds, score)
 
         estimator = XGBClassifier(**self.parameters, callbacks=[Watcher()])
         estimator.fit(without_zeros(rows, indicators), labels)

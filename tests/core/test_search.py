@@ -13,7 +13,7 @@ import pytest
 from health_predict.core import evaluation
 from health_predict.core.evaluation import f1_threshold
 from health_predict.core.families import FAMILIES, draws
-from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Trial, run_trial
+from health_predict.core.search import RUNGS, FamilySearch, Point, Prepared, Trial, in_order_of_labels, run_trial
 
 
 def fitted(point: Point) -> Trial:
@@ -116,8 +116,8 @@ def test_a_trial_reports_on_its_way_and_gives_the_model_of_an_unwatched_fit(name
     )
     # and its metrics are those of that one
     scores = unwatched.predict_proba(data.validation_rows)[:, 1].astype(float)
-    assert fitted.threshold == f1_threshold(data.validation_labels, scores)
-    assert fitted.metrics == evaluation.metrics(data.validation_labels, scores, fitted.threshold)
+    assert fitted.threshold == pytest.approx(f1_threshold(data.validation_labels, scores), rel=1e-6)
+    assert fitted.metrics == pytest.approx(evaluation.metrics(data.validation_labels, scores, fitted.threshold))
     assert metrics.items() <= fitted.metrics.items()
     if family.rounds:
         # and its curve ends with its AUC, and passes through the rungs
@@ -127,6 +127,31 @@ def test_a_trial_reports_on_its_way_and_gives_the_model_of_an_unwatched_fit(name
         # when more is asked of it than it reaches, it stops there
         _, rungs, fitted = run_trial(Point(name, 0, point.parameters, (0.0, 1.1)), data, 1, 1)
         assert (len(rungs), fitted) == (2, None)
+
+
+def test_rows_in_the_order_of_labels_are_the_same_rows(data: Prepared) -> None:
+    ordered = in_order_of_labels(data)
+
+    # then those of a label stay in their order, and each keeps its label
+    assert (np.diff(ordered.train_labels) >= 0).all()
+    for label in (0, 1):
+        expected = data.train_rows[data.train_labels == label]
+        np.testing.assert_array_equal(ordered.train_rows[ordered.train_labels == label], expected)
+    # and those of validation are left alone
+    assert ordered.validation_rows is data.validation_rows
+    assert ordered.validation_labels is data.validation_labels
+
+
+def test_a_learning_curve_is_of_rows_of_both_labels(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given rows in the order of their labels, of which the curve takes some
+    monkeypatch.setattr("health_predict.core.search.CURVE_ROWS", 50)
+    ordered = in_order_of_labels(data)
+
+    _, _, fitted = run_trial(Point("XGBoost", 0, {**FAMILIES["XGBoost"].first, "n_estimators": 40}), ordered, 1, 1)
+
+    # then an AUC of training rows can be told
+    assert fitted is not None
+    assert all(0.5 < training < 1 for _, training, _ in fitted.curve)
 
 
 def test_a_search_keeps_the_model_of_its_best_trial_only() -> None:

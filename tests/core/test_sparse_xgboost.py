@@ -63,18 +63,25 @@ def test_xgboost_s_own_contributions_are_those_of_dense_rows(encounters: tuple[n
 
 
 def test_what_is_watched_is_what_comes_out(encounters: tuple[np.ndarray, np.ndarray]) -> None:
+    # given two matrices, of which one is asked about at every look, and twice
     rows, labels = encounters
-    seen: list[tuple[int, np.ndarray]] = []
+    some = rows[:100]
+    seen: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def watch(rounds: int, score: Score) -> bool:
-        seen.append((rounds, score(rows[:100])))
+        score(some)
+        seen.append((rounds, score(some), score(rows[100:200])))
         return rounds == 40
 
     stopped = SparseXGBoost(**PARAMETERS).fit(rows, labels, (20, 40, 60), watch)
 
-    assert [rounds for rounds, _ in seen] == [20, 40]
+    # then each look is at the model as it was then, and the last one at what comes out
+    assert [rounds for rounds, *_ in seen] == [20, 40]
     assert stopped.get_booster().num_boosted_rounds() == 40
-    np.testing.assert_array_equal(seen[-1][1], stopped.predict_proba(rows[:100])[:, 1])
+    for rounds, *looks in seen:
+        for found, matrix in zip(looks, (some, rows[100:200]), strict=True):
+            then = stopped.predict_proba(matrix, iteration_range=(0, rounds))[:, 1]
+            np.testing.assert_allclose(found, then, rtol=1e-6)
 
 
 def test_a_fitted_one_keeps_its_threads_and_no_callback(encounters: tuple[np.ndarray, np.ndarray]) -> None:
