@@ -538,6 +538,8 @@ def import_for_models() -> None:
     """Import what saving a model needs. It takes seconds, which a thread can spend while others compute."""
     import_module("mlflow.sklearn")
     import_module("skops.io")
+    # For each model MLflow compares the requirements with what is installed, of which it makes a list the first time.
+    import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(_requirements())
 
 
 def _requirements() -> list[str]:

@@ -3,7 +3,8 @@
 Process starts and imports cost more than most trials, so there is one Tuner for all families, its actors stay,
 and the matrices lie in Ray's object store, where actors read them without a copy. Which point comes next and where
 a trial stops is told by `core/search.py`: `Course` puts its families behind Tune's `Searcher`. Ray starts in a thread,
-while the caller prepares the data. Nothing of a search is left with Ray: what ended is handed to the caller at once.
+and so do the actors while the data are prepared. Nothing of a search is left with Ray: what ended is handed to the
+caller at once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
 LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy", "optuna")
 START_SECONDS = 300.0
 POLL_SECONDS = 1.0
+WAIT_SECONDS = 0.1
 ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -90,6 +93,7 @@ class Cluster:
         # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
         self._folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
         self._thread = ThreadPoolExecutor(1, "ray-start")
+        self._ending: Future[None] | None = None
         self._started = self._thread.submit(self._start)
         return self
 
@@ -100,6 +104,8 @@ class Cluster:
 
     def end(self) -> None:
         """Let Ray end beside what the caller does next; it takes seconds."""
+        if self._ending:
+            return
 
         def shut_down() -> None:
             import ray
@@ -113,7 +119,7 @@ class Cluster:
             finally:
                 gc.enable()
 
-        self._thread.submit(shut_down)
+        self._ending = self._thread.submit(shut_down)
 
     def _start(self) -> Any:
         """Ray itself, started or connected. Raises UnreachableError when it does not."""
@@ -151,30 +157,33 @@ class Cluster:
 
     def search(
         self,
-        searches: Sequence[FamilySearch],
-        data: Prepared,
+        plan: Callable[[], tuple[Sequence[FamilySearch], Prepared] | None],
         *,
+        at_once: int,
         run_trial: RunTrial,
         seed: int,
         seconds: float = 0,
         done: Tell,
     ) -> Sequence[FamilySearch]:
-        """The searches with all their trials done; `done` is called with each trial as it ends.
+        """The planned searches with all their trials done; `done` is called with each trial as it ends.
 
-        It is called in one thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no
-        limit) no further trial is drawn. A trial that raises, or whose process dies twice, is recorded with its reason;
-        when all failed, raises StateError with the first cause.
+        `plan` tells what is searched and on which data, or None; the processes of the trials, `at_once` at most, start
+        meanwhile, unless they are to start on a cluster, of which nothing is asked in vain. It and `done` are called in
+        one thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no limit) no further
+        trial is drawn. A trial that raises, or whose process dies twice, is recorded with its reason; when all failed,
+        raises StateError with the first cause.
         """
-        ray = self._started.result()
-        # As many as can run at once are asked for in advance.
-        ahead = self._room(ray)
-        if self._address:
-            self._check_libraries(ray)
-            ahead = sum(search.concurrency for search in searches)
-        needs = {"cpu": self._trial_cpus, **({"memory": self._trial_memory} if self._trial_memory else {})}
-        course = Course(searches, seconds)
         writes: list[Future[object]] = []
         with ThreadPoolExecutor(1, "search-log") as writer:
+
+            def begin() -> Begun | None:
+                planned = plan()
+                # What is imported by now is no garbage: `shut_down` need not look through it.
+                gc.freeze()
+                if planned is None:
+                    return None
+                searches, data = planned
+                return Course(searches, seconds), self._started.result().put(data)
 
             def tell(trial: Trial, progress: Progress) -> None:
                 writes.append(writer.submit(done, trial, progress))
@@ -182,9 +191,19 @@ class Cluster:
                     if write.done():
                         write.result()
 
+            begun = writer.submit(begin)
+            if self._address and begun.result() is None:
+                return ()
+            ray = self._started.result()
+            room = self._room(ray)
+            if self._address:
+                self._check_libraries(ray)
+            # A cluster may grow.
+            ahead = at_once if self._address else min(at_once, room)
+            needs = {"cpu": self._trial_cpus, **({"memory": self._trial_memory} if self._trial_memory else {})}
             try:
-                tune = (course, data, run_trial, seed, needs, ahead)
-                searches = _tune_inside(ray, tune, tell) if "://" in self._address else _tune(*tune, tell)
+                tune = (run_trial, seed, needs, ahead, tell)
+                searches = _tune_inside(ray, begun, *tune) if "://" in self._address else _tune(begun, *tune)
             except BaseException:
                 writer.shutdown(wait=False, cancel_futures=True)
                 for write in writes:
@@ -193,6 +212,8 @@ class Cluster:
                 raise
         for write in writes:
             write.result()
+        if begun.result() is None:
+            return ()
         _require_success([trial for search in searches for trial in search.ended.values()])
         return searches
 
@@ -286,32 +307,73 @@ def _slowness(search: FamilySearch) -> tuple[float, int]:
     return (-sum(seconds) / len(seconds) if seconds else -math.inf, search.begun)
 
 
+# A course and where its Prepared lies in Ray's store.
+Begun = tuple[Course, Any]
+
+
 def _tune(
-    course: Course, data: Prepared, run_trial: RunTrial, seed: int, needs: Mapping[str, float], ahead: int, tell: Tell
+    begun: Future[Begun | None],
+    run_trial: RunTrial,
+    seed: int,
+    needs: Mapping[str, float],
+    ahead: int,
+    tell: Tell,
 ) -> Sequence[FamilySearch]:
-    """Run a course with `ray.tune`, `ahead` trials asked for in advance; its searches."""
+    """Run a course with `ray.tune`, `ahead` trials asked for in advance; its searches.
+
+    Until `begun` holds the course and where its data lie, trials without a point start the processes and their imports.
+    """
     os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(ahead))
+    import ray
     from ray import tune
     from ray.tune.search import Searcher
+    from ray.tune.stopper import NoopStopper, Stopper
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     class Fit(tune.Trainable):  # type: ignore[misc]
         """An actor: its imports stay from one trial to the next."""
 
-        def setup(self, config: dict[str, Any], data: Prepared) -> None:
-            self.data = data
-
         def reset_config(self, config: dict[str, Any]) -> bool:
             return True
 
         def step(self) -> dict[str, Any]:
-            return {"trial": _fit(run_trial, self.config["point"], self.data, seed, int(needs["cpu"])), "done": True}
+            point = self.config["point"]
+            if point is None:
+                _import_for_trials()
+                time.sleep(WAIT_SECONDS)
+                return {}
+            return {
+                "trial": _fit(run_trial, point, ray.get(self.config["data"]), seed, int(needs["cpu"])),
+                "done": True,
+            }
+
+    class Waited(Stopper):  # type: ignore[misc]
+        """Ends what has no point when the data are there."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return "trial" not in result and begun.done()
+
+        def stop_all(self) -> bool:
+            return False
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return NoopStopper, ()  # see Ended
 
     class Points(Searcher):  # type: ignore[misc]
-        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        waiting = 0
+
+        def suggest(self, trial_id: str) -> Any:
+            if not begun.done():
+                self.waiting += 1
+                return {"point": None} if self.waiting <= ahead else None
+            if begun.exception() or (there := begun.result()) is None:
+                return Searcher.FINISHED
+            course, data = there
             point = None if course.over else course.next()
-            return {"point": point} if point else Searcher.FINISHED if course.over else None
+            if point is None and course.over:
+                return Searcher.FINISHED
+            return {"point": point, "data": data} if point else None
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             """`Ended` takes it: it is told why a process died."""
@@ -319,18 +381,22 @@ def _tune(
         def save(self, path: str) -> None:
             """MLflow holds what a search is continued from."""
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Searcher, ()  # see Ended
+
     class Ended(tune.Callback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
             # Tune saves its callbacks; this one is of no use to another process.
             return tune.Callback, ()
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            point = trial.config["point"]
-            log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
+            if point := trial.config["point"]:
+                log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             # Taken out of Tune's own record, which would keep the model.
-            self._end(trial.last_result.pop("trial"), trial, trials)
+            if ended := trial.last_result.pop("trial", None):
+                self._end(ended, trial, trials)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             # Only the loss of the whole process comes here.
@@ -338,30 +404,35 @@ def _tune(
             out_of_memory = "memory" in f"{type(cause).__name__} {cause}".lower()
             reason = "out of memory" if out_of_memory else type(cause).__name__
             point = trial.config["point"]
+            if point is None:
+                return  # those that have one will tell
             died = f"its process died {ATTEMPTS} times: {reason}"
             self._end(Trial(point.family, point.index, point.parameters, {}, 0.0, error=died), trial, trials)
 
         def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
             running = sum(other.status == "RUNNING" and other is not trial for other in trials)
             # The model stays with the course, here or in the cluster.
+            there = begun.result()
+            assert there is not None
+            course, _ = there
             tell(replace(ended, fitted=b""), course.end(ended, running))
 
     with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(Fit, data=data), dict(needs)),
-            tune_config=tune.TuneConfig(
-                search_alg=Points(), num_samples=sum(search.trials for search in course.searches), reuse_actors=True
-            ),
+            tune.with_resources(Fit, dict(needs)),
+            tune_config=tune.TuneConfig(search_alg=Points(), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
                 verbose=0,
                 callbacks=[Ended()],
+                stop=Waited(),
                 failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    return course.searches
+    there = begun.result()
+    return there[0].searches if there else ()
 
 
 def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
@@ -380,13 +451,23 @@ def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: 
     return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, fitted=model)
 
 
-def _tune_inside(ray: Any, tune: tuple[Any, ...], tell: Tell) -> Sequence[FamilySearch]:
+def _import_for_trials() -> None:
+    """Import what trials need. It takes seconds; where it fails, they will tell."""
+    # What is imported stays, so there is little garbage to look for: a sixth of the time.
+    gc.set_threshold(50_000)
+    with suppress(ImportError):
+        for name in ("sklearn.ensemble", "sklearn.linear_model", "xgboost", "health_predict.core.evaluation"):
+            import_module(name)
+
+
+def _tune_inside(ray: Any, begun: Future[Begun | None], *tune: Any) -> Sequence[FamilySearch]:
     """`_tune` in a task of a cluster to which only Ray's client port leads; what ended comes back through a queue."""
     from ray.util.queue import Empty, Queue
 
-    course, data, *others = tune
+    *others, tell = tune
     ended = Queue()
-    task = ray.remote(_tune).options(num_cpus=0).remote(course, ray.put(data), *others, lambda *event: ended.put(event))
+    task = ray.remote(_tune_begun).options(num_cpus=0)
+    task = task.remote(begun.result(), *others, lambda *event: ended.put(event))
     over = False
     while not over:
         # Looked at before the queue, so that nothing that was sent in between is left there.
@@ -396,6 +477,12 @@ def _tune_inside(ray: Any, tune: tuple[Any, ...], tell: Tell) -> Sequence[Family
                 tell(*ended.get(block=not over, timeout=POLL_SECONDS))
     found: Sequence[FamilySearch] = ray.get(task)
     return found
+
+
+def _tune_begun(begun: Begun, *others: Any) -> Sequence[FamilySearch]:
+    there: Future[Begun | None] = Future()
+    there.set_result(begun)
+    return _tune(there, *others)
 
 
 def libraries() -> dict[str, str]:
@@ -432,17 +519,39 @@ def _start_here(ray: Any, cpus: int, folder: Path) -> None:
             )
     for attempt in (1, 2):
         try:
-            ray.init(
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            with _without_idle_processes():
+                ray.init(
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         except Exception:
             ray.shutdown()
             if attempt == 2:
                 raise
             log.warning("Ray did not start in time; trying once more")
+
+
+@contextmanager
+def _without_idle_processes() -> Iterator[None]:
+    """Ray starts without the processes that have nothing to do on one machine, for which `ray.init` has no argument.
+
+    They are the dashboard's server, whose pages are off, the autoscaler's monitor, and the one that reads the workers'
+    logs for the driver, which is off, too. Together they take two seconds of processor time, and make the caller wait
+    for one second at the start and for one at the end.
+    """
+    from ray._private.node import Node
+
+    idle = ("start_api_server", "start_monitor", "start_log_monitor")
+    kept = {name: getattr(Node, name) for name in idle if hasattr(Node, name)}  # another Ray may have others
+    for name in kept:
+        setattr(Node, name, lambda *given, **named: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)

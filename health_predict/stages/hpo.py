@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from health_predict.core.search import (
     Point,
     Prepared,
     Trial,
+    in_order_of_labels,
     run_trial,
 )
 from health_predict.settings import Settings
@@ -73,160 +76,174 @@ def hpo(
     """
     chosen = families.choose(settings.families)
     digest = search_digest(settings, dataset_digest, chosen)
-    # First, because it starts while this process imports MLflow and prepares the data.
-    with ray.Cluster(
-        cpus=settings.search_cpus,
-        address=settings.ray_address,
-        trial_cpus=settings.trial_cpus,
-        trial_memory_mb=settings.trial_memory_mb,
-    ) as cluster:
-        tracking = Tracking(settings, patience=settings.mlflow_patience)
-        existing = tracking.finished_search(digest)
-        if existing is not None:
-            log.info("the same search is there already: run %s", existing.run_id)
-            parent = existing.run_id
-            page = tracking.read_text(parent, LEADERBOARD)
-            best = _best_metrics(best_runs(tracking, parent))
-        else:
-            tags = {
-                "search_digest": digest,
-                "dataset_digest": dataset_digest,
-                "dataset_source": dataset_source,
-                "git_commit": settings.git_commit or "unknown",
-                "stage": "hpo",
-            }
-            parent, page, best = _new_search(settings, chosen, cluster, tracking, tags, train, validation)
+    tags = {
+        "search_digest": digest,
+        "dataset_digest": dataset_digest,
+        "dataset_source": dataset_source,
+        "git_commit": settings.git_commit or "unknown",
+        "stage": "hpo",
+    }
+    search = _Search(settings, chosen, tags, train, validation)
+    # Only a hint, which spares a repeat the start of Ray: MLflow knows what is there.
+    hint = settings.home / "searches" / digest
+    if not (hint.exists() and search.find()):
+        # Ray first: it starts while this process imports MLflow and prepares the data.
+        with ray.Cluster(
+            cpus=settings.search_cpus,
+            address=settings.ray_address,
+            trial_cpus=settings.trial_cpus,
+            trial_memory_mb=settings.trial_memory_mb,
+        ) as cluster:
+            # Ahead of MLflow: skops looks for scipy's functions in all modules, in the order of their import.
+            import_module("scipy.special")
+            search.run(cluster)
+        with suppress(OSError):  # as in a container whose disk is read-only
+            hint.parent.mkdir(parents=True, exist_ok=True)
+            hint.touch()
     with whole_file(leaderboard) as temporary:
-        temporary.write_text(page)
-    return HpoResult(parent, best, existing is not None)
+        temporary.write_text(search.page)
+    return HpoResult(search.parent, search.best, search.reused)
 
 
-def _new_search(
-    settings: Settings,
-    chosen: tuple[Family, ...],
-    cluster: ray.Cluster,
-    tracking: Tracking,
-    tags: Mapping[str, str],
-    train: Path,
-    validation: Path,
-) -> tuple[str, str, dict[str, dict[str, float]]]:
-    """Do the search; its parent run, its leaderboard, and the metrics of each family's best model."""
-    # Here and not at the top: a repeat of a search needs none of these, and they take seconds to import.
-    from health_predict.core.cohort import load_part, target
-    from health_predict.core.features import EncounterFeatures
-    from health_predict.report.leaderboard import leaderboard_page
+class _Search:
+    """One search and its runs in MLflow, which are written as its trials end.
 
-    log.info("searching %d trials of %d families", settings.trials * len(chosen), len(chosen))
-    train_frame, validation_frame = load_part(train), load_part(validation)
-    log.info("encoding %d training and %d validation encounters", len(train_frame), len(validation_frame))
-    preprocessor = EncounterFeatures().fit(train_frame)
-    data = Prepared(
-        preprocessor.transform(train_frame),
-        target(train_frame),
-        preprocessor.transform(validation_frame),
-        target(validation_frame),
-    )
-    parent = tracking.resume_search(tags["search_digest"]) or tracking.start_search(
-        f"search-{tags['search_digest'][:8]}",
-        tags,
-        {
-            "families": ",".join(family.name for family in chosen),
-            "trials": settings.trials,
-            "seed": settings.seed,
-            "train_rows": len(train_frame),
-            "validation_rows": len(validation_frame),
-            "positions": data.train_rows.shape[1],
-        },
-    )
-    try:
-        _search(settings, chosen, cluster, data, preprocessor, tracking, parent, tags)
-        children = tracking.children(parent)
-        winners = _best_of(children, parent)
+    Once it was found or run, `page` is its leaderboard and `best` has the metrics of each family's best model.
+    """
+
+    def __init__(
+        self, settings: Settings, chosen: tuple[Family, ...], tags: Mapping[str, str], train: Path, validation: Path
+    ) -> None:
+        self.parent = ""
+        self.reused = False
+        self.page = ""
+        self.best: dict[str, dict[str, float]] = {}
+        self._settings = settings
+        self._chosen = chosen
+        self._tags = tags
+        self._train = train
+        self._validation = validation
+        self._logged: dict[str, Future[None]] = {}  # by family, what writes its winner
+
+    @cached_property
+    def _tracking(self) -> Tracking:
+        return Tracking(self._settings, patience=self._settings.mlflow_patience)
+
+    def find(self) -> bool:
+        """Whether the search was done before; if so, it is read."""
+        existing = self._tracking.finished_search(self._tags["search_digest"])
+        if existing is None:
+            return False
+        log.info("the same search is there already: run %s", existing.run_id)
+        self.parent, self.reused = existing.run_id, True
+        self.page = self._tracking.read_text(self.parent, LEADERBOARD)
+        self.best = _best_metrics(best_runs(self._tracking, self.parent))
+        return True
+
+    def run(self, cluster: ray.Cluster) -> None:
+        """Do what is missing of the search, unless nothing is."""
+        settings = self._settings
+        cores = settings.search_cpus or os.cpu_count() or 1
+        try:
+            with ThreadPoolExecutor(cores // settings.trial_cpus or 1) as self._threads:
+                for search in cluster.search(
+                    self._plan,
+                    at_once=settings.search_concurrency * len(self._chosen),
+                    run_trial=run_trial,
+                    seed=settings.seed,
+                    seconds=settings.search_seconds,
+                    done=self._done,
+                ):
+                    self._conclude(search)
+                    if search.best() is None:
+                        log.warning("%s has no successful trial and so no best model", search.family.name)
+                cluster.end()
+            for written in self._logged.values():
+                written.result()
+            if not self.reused:
+                self._end()
+        except BaseException:
+            if self.parent and not self.reused:
+                self._tracking.patience = 0
+                with suppress(HealthPredictError):
+                    self._tracking.end_search(self.parent, {}, "FAILED")
+            raise
+
+    def _end(self) -> None:
+        """Draw the page and close the parent run."""
+        from health_predict.report.leaderboard import leaderboard_page
+
+        tracking = self._tracking
+        children = tracking.children(self.parent)
+        winners = _best_of(children, self.parent)
         curves = {run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES] for run in winners}
-        page = leaderboard_page(tracking.run(parent), children, curves)
-        tracking.log_text(parent, LEADERBOARD, page)
-    except BaseException:
-        tracking.patience = 0
-        with suppress(HealthPredictError):
-            tracking.end_search(parent, {}, "FAILED")
-        raise
-    metrics = _best_metrics(winners)
-    best = max(metrics.values(), key=lambda found: found["f1"])
-    # Last: only a whole search counts as finished.
-    tracking.end_search(parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
-    return parent, page, metrics
+        self.page = leaderboard_page(tracking.run(self.parent), children, curves)
+        tracking.log_text(self.parent, LEADERBOARD, self.page)
+        self.best = _best_metrics(winners)
+        best = max(self.best.values(), key=lambda found: found["f1"])
+        # Last: only a whole search counts as finished.
+        tracking.end_search(self.parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
 
+    def _plan(self) -> tuple[list[FamilySearch], Prepared] | None:
+        """Open the parent run, or the one that was left, with the trials that it has; and encode the encounters."""
+        if self.find():
+            return None
+        # Here and not at the top: a repeat of a search needs none of these, and they take seconds to import.
+        from health_predict.core.cohort import load_part, target
+        from health_predict.core.features import EncounterFeatures
 
-def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
-    """SHA-256 over all that the search's result depends on."""
-    identity = {
-        "dataset": dataset_digest,
-        "families": [family.name for family in chosen],
-        "trials": settings.trials,
-        "seconds": settings.search_seconds,
-        "concurrency": settings.search_concurrency,
-        "threads": settings.trial_cpus,
-        "seed": settings.seed,
-        "libraries": ray.libraries(),
-        "code": {
-            name: hashlib.sha256((Path(health_predict.core.__path__[0]) / f"{name}.py").read_bytes()).hexdigest()
-            for name in _SOURCES
-        },
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def _search(
-    settings: Settings,
-    chosen: tuple[Family, ...],
-    cluster: ray.Cluster,
-    data: Prepared,
-    preprocessor: EncounterFeatures,
-    tracking: Tracking,
-    parent: str,
-    tags: Mapping[str, str],
-) -> None:
-    """Run what is missing of the search and log each trial and each family's winner as it ends."""
-    finished = [run for run in tracking.children(parent) if run.status == "FINISHED"]
-    recorded = [_recorded(run) for run in finished if run.tags["role"] == "trial"]
-    if recorded:
-        log.info("continuing search %s: %d trials are done", parent, len(recorded))
-
-    there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
-    searches = {
-        family.name: FamilySearch(
-            family,
-            trials=settings.trials,
-            concurrency=settings.search_concurrency,
-            seed=settings.seed,
-            recorded={trial.index: trial for trial in recorded if trial.family == family.name},
+        settings, tracking = self._settings, self._tracking
+        log.info("searching %d trials of %d families", settings.trials * len(self._chosen), len(self._chosen))
+        train, validation = load_part(self._train), load_part(self._validation)
+        log.info("encoding %d training and %d validation encounters", len(train), len(validation))
+        self._preprocessor = EncounterFeatures().fit(train)
+        data = Prepared(
+            self._preprocessor.transform(train),
+            target(train),
+            self._preprocessor.transform(validation),
+            target(validation),
         )
-        for family in chosen
-    }
-    logged: dict[str, Future[None]] = {}
+        self._data = in_order_of_labels(data)
+        digest = self._tags["search_digest"]
+        self.parent = tracking.resume_search(digest) or tracking.start_search(
+            f"search-{digest[:8]}",
+            self._tags,
+            {
+                "families": ",".join(family.name for family in self._chosen),
+                "trials": settings.trials,
+                "seed": settings.seed,
+                "train_rows": len(train),
+                "validation_rows": len(validation),
+                "positions": data.train_rows.shape[1],
+            },
+        )
+        finished = [run for run in tracking.children(self.parent) if run.status == "FINISHED"]
+        recorded = [_recorded(run) for run in finished if run.tags["role"] == "trial"]
+        if recorded:
+            log.info("continuing search %s: %d trials are done", self.parent, len(recorded))
+        self._there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
+        self._searches = {
+            family.name: FamilySearch(
+                family,
+                trials=settings.trials,
+                concurrency=settings.search_concurrency,
+                seed=settings.seed,
+                recorded={trial.index: trial for trial in recorded if trial.family == family.name},
+            )
+            for family in self._chosen
+        }
+        # Beside the trials, what their winners and the page will need.
+        self._threads.submit(import_for_models)
+        self._threads.submit(import_module, "matplotlib.backends.backend_agg")
+        return list(self._searches.values()), self._data
 
-    def log_best(best: Trial) -> None:
-        fitted: Fitted | None
-        if best.fitted:
-            fitted = pickle.loads(best.fitted)  # noqa: S301 (from our own workers)
-        else:  # the winner is of an attempt before this one
-            point = Point(best.family, best.index, best.parameters)
-            _, _, fitted = run_trial(point, data, settings.seed, settings.trial_cpus)
-        assert fitted is not None
-        _log_best(tracking, parent, tags, best, fitted, preprocessor)
-
-    def conclude(search: FamilySearch) -> None:
-        """Log a family's winner, in a thread beside the trials of the others."""
-        best = search.best()
-        if best is not None and (best.family, str(best.index)) not in there and best.family not in logged:
-            logged[best.family] = threads.submit(log_best, best)
-
-    def done(trial: Trial, progress: ray.Progress) -> None:
-        tracking.log_trial(
-            parent,
+    def _done(self, trial: Trial, progress: ray.Progress) -> None:
+        """Log a trial."""
+        self._tracking.log_trial(
+            self.parent,
             f"{trial.family}-{trial.index:03d}",
             {
-                **tags,
+                **self._tags,
                 "family": trial.family,
                 "trial": str(trial.index),
                 "stopped_early": str(trial.stopped).lower(),
@@ -252,48 +269,56 @@ def _search(
             extra={"progress": asdict(progress)},
         )
         # Under `ray://` these searches are copies: theirs are told at the end.
-        if len(searches[trial.family].ended) == settings.trials:
-            conclude(searches[trial.family])
+        if len(self._searches[trial.family].ended) == self._settings.trials:
+            self._conclude(self._searches[trial.family])
 
-    with ThreadPoolExecutor((settings.search_cpus or os.cpu_count() or 1) // settings.trial_cpus or 1) as threads:
-        threads.submit(import_for_models)
-        for search in cluster.search(
-            list(searches.values()),
-            data,
-            run_trial=run_trial,
-            seed=settings.seed,
-            seconds=settings.search_seconds,
-            done=done,
-        ):
-            conclude(search)
-            if search.best() is None:
-                log.warning("%s has no successful trial and so no best model", search.family.name)
-        cluster.end()
-    for written in logged.values():
-        written.result()
+    def _conclude(self, search: FamilySearch) -> None:
+        """Log a family's winner, in a thread beside the trials of the others."""
+        best = search.best()
+        if best is None or (best.family, str(best.index)) in self._there or best.family in self._logged:
+            return
+        self._logged[best.family] = self._threads.submit(self._log_best, best)
+
+    def _log_best(self, best: Trial) -> None:
+        fitted: Fitted | None
+        if best.fitted:
+            fitted = pickle.loads(best.fitted)  # noqa: S301 (from our own workers)
+        else:  # the winner is of an attempt before this one
+            point = Point(best.family, best.index, best.parameters)
+            _, _, fitted = run_trial(point, self._data, self._settings.seed, self._settings.trial_cpus)
+        assert fitted is not None
+        family = families.FAMILIES[best.family]
+        run_id = self._tracking.log_best(
+            self.parent,
+            family.name,
+            _pipeline(self._preprocessor, fitted.estimator),
+            {**self._tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
+            {**family.fixed, **best.parameters, "threshold": repr(fitted.threshold), "trial": best.index},
+            {f"validation_{name}": value for name, value in fitted.metrics.items()},
+            {"threshold.json": {"threshold": fitted.threshold, "chosen_by": "F1 on validation"}},
+            {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
+        )
+        auc, f1 = fitted.metrics["auc"], fitted.metrics["f1"]
+        log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
 
 
-def _log_best(
-    tracking: Tracking,
-    parent: str,
-    tags: Mapping[str, str],
-    best: Trial,
-    fitted: Fitted,
-    preprocessor: EncounterFeatures,
-) -> None:
-    family = families.FAMILIES[best.family]
-    run_id = tracking.log_best(
-        parent,
-        family.name,
-        _pipeline(preprocessor, fitted.estimator),
-        {**tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-        {**family.fixed, **best.parameters, "threshold": repr(fitted.threshold), "trial": best.index},
-        {f"validation_{name}": value for name, value in fitted.metrics.items()},
-        {"threshold.json": {"threshold": fitted.threshold, "chosen_by": "F1 on validation"}},
-        {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
-    )
-    auc, f1 = fitted.metrics["auc"], fitted.metrics["f1"]
-    log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
+def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
+    """SHA-256 over all that the search's result depends on."""
+    identity = {
+        "dataset": dataset_digest,
+        "families": [family.name for family in chosen],
+        "trials": settings.trials,
+        "seconds": settings.search_seconds,
+        "concurrency": settings.search_concurrency,
+        "threads": settings.trial_cpus,
+        "seed": settings.seed,
+        "libraries": ray.libraries(),
+        "code": {
+            name: hashlib.sha256((Path(health_predict.core.__path__[0]) / f"{name}.py").read_bytes()).hexdigest()
+            for name in _SOURCES
+        },
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _recorded(run: RunRecord) -> Trial:

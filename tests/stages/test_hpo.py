@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def run(settings: Settings, parts: Parts, tmp_path: Path) -> Any:
 
 
 def test_a_search_is_logged_whole_and_done_once(
-    make_settings: Callable[..., Settings], parts: Parts, tmp_path: Path
+    make_settings: Callable[..., Settings], parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(families=("LogisticRegression", "LightGBM"), trials=2, git_commit="abc")
     tracking = Tracking(settings)
@@ -52,8 +54,8 @@ def test_a_search_is_logged_whole_and_done_once(
     assert result.parent_run_id == left
     assert tracking.run(finished).metrics["auc"] == 0.99
     # and there is one child a trial and one Best_ run a family, and nothing is left running
-    children = tracking.children(result.parent_run_id)
-    assert sorted(child.name for child in children) == [
+    found = tracking.children(result.parent_run_id)
+    assert sorted(child.name for child in found) == [
         "Best_LightGBM_Model",
         "Best_LogisticRegression_Model",
         "LightGBM-000",
@@ -61,10 +63,10 @@ def test_a_search_is_logged_whole_and_done_once(
         "LogisticRegression-000",
         "LogisticRegression-001",
     ]
-    assert {child.status for child in children} == {"FINISHED"}
+    assert {child.status for child in found} == {"FINISHED"}
     assert tracking.runs("attributes.status = 'RUNNING'") == []
     # and a Best_ run says what it is and holds model and preprocessor
-    best = next(child for child in children if child.name == "Best_LogisticRegression_Model")
+    best = next(child for child in found if child.name == "Best_LogisticRegression_Model")
     assert best.tags["baseline"] == "true"
     assert best.params["trial"] == "0"
     assert {name: best.tags[name] for name in ("family", "git_commit", "dataset_digest", "stage")} == {
@@ -76,20 +78,29 @@ def test_a_search_is_logged_whole_and_done_once(
     assert 0.4 < best.metrics["validation_auc"] < 0.9
     assert tracking.preprocessor_matches(best.run_id, tracking.load_run_pipeline(best.run_id))
     # and a family that grows in rounds has a learning curve
-    grown = next(child for child in children if child.name == "Best_LightGBM_Model")
+    grown = next(child for child in found if child.name == "Best_LightGBM_Model")
     curve = tracking.curve(grown.run_id, "curve_validation_auc")
     assert len(curve) == 8
     assert curve[-1] == (int(grown.params["n_estimators"]), pytest.approx(grown.metrics["validation_auc"], abs=1e-9))
     # and the page shows every trial
     page = (tmp_path / "board.html").read_text()
-    assert all(child.name in page for child in children if child.tags["role"] == "trial")
+    assert all(child.name in page for child in found if child.tags["role"] == "trial")
     # and no process of Ray is left
-    assert not [p for p in psutil.Process(os.getpid()).children(recursive=True) if "ray" in " ".join(p.cmdline())]
+    assert not [name for name in children().values() if "ray" in name]
 
-    # when it runs again, nothing new is made
+    # when it runs again, nothing new is made, and Ray does not start
+    page_of_the_search = (tmp_path / "board.html").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "Cluster", None)
+        again = run(settings, parts, tmp_path)
+    assert (again.parent_run_id, again.reused) == (result.parent_run_id, True)
+    assert again.best_metrics == result.best_metrics
+    assert (tmp_path / "board.html").read_bytes() == page_of_the_search
+    # and the same where only MLflow knows that it is done
+    shutil.rmtree(settings.home / "searches")
     again = run(settings, parts, tmp_path)
     assert (again.parent_run_id, again.reused) == (result.parent_run_id, True)
-    assert len(tracking.children(result.parent_run_id)) == len(children)
+    assert len(tracking.children(result.parent_run_id)) == len(found)
 
 
 def test_the_search_digest_changes_with_what_matters(make_settings: Callable[..., Settings]) -> None:
@@ -106,11 +117,12 @@ def test_the_search_digest_changes_with_what_matters(make_settings: Callable[...
     assert len(others | {base}) == 6
 
 
-def one_trial_of(*names: str) -> list[FamilySearch]:
-    return [FamilySearch(FAMILIES[name], trials=1, concurrency=1, seed=1) for name in names]
-
-
 EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
+
+
+def one_trial_of(*names: str) -> Callable[[], tuple[list[FamilySearch], Prepared]]:
+    """A plan of a trial of each family."""
+    return lambda: ([FamilySearch(FAMILIES[name], trials=1, concurrency=1, seed=1) for name in names], EMPTY)
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
@@ -133,7 +145,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
     with ray.Cluster(cpus=1) as cluster:
         # when a trial raises, and the process of another dies
         searches = cluster.search(
-            one_trial_of("XGBoost", "RandomForest", "LightGBM"), EMPTY, run_trial=broken, seed=1, done=done
+            one_trial_of("XGBoost", "RandomForest", "LightGBM"), at_once=3, run_trial=broken, seed=1, done=done
         )
         # then both are recorded with their reason, and the others are whole
         assert ended["XGBoost"].error == "MemoryError: no luck with XGBoost"
@@ -143,10 +155,51 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
         assert (seen[-1].done, seen[-1].failed, seen[-1].best) == (3, 2, {"LightGBM": 0.6})
         # when no trial succeeds, the first cause is named
         with pytest.raises(StateError, match="all 1 trials failed, the first one with: MemoryError: no luck"):
-            cluster.search(one_trial_of("XGBoost"), EMPTY, run_trial=broken, seed=1, done=done)
+            cluster.search(one_trial_of("XGBoost"), at_once=3, run_trial=broken, seed=1, done=done)
         # when what is told of a trial cannot be written, the search ends with that
         with pytest.raises(UnreachableError, match="disk"):
-            cluster.search(one_trial_of("LightGBM"), EMPTY, run_trial=broken, seed=1, done=fail)
+            cluster.search(one_trial_of("LightGBM"), at_once=3, run_trial=broken, seed=1, done=fail)
+
+
+def test_processes_start_while_the_search_is_planned() -> None:
+    # Local, so that the actors need not import this module and all that its fixtures do.
+    def whose(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
+        return {**dict.fromkeys(METRICS, 0.6), "pid": os.getpid()}, (), False
+
+    started: set[int] = set()
+
+    def plan() -> tuple[list[FamilySearch], Prepared]:
+        # given a plan that takes until there is a process for a trial
+        while not started:
+            started.update(pid for pid, name in children().items() if name.startswith("ray::Fit"))
+        return one_trial_of("XGBoost")()
+
+    ended: list[Trial] = []
+    with ray.Cluster(cpus=2) as cluster:
+        # when it is carried out, then the trial runs in that process, and no more have started than it needs
+        cluster.search(plan, at_once=1, run_trial=whose, seed=1, done=lambda trial, progress: ended.append(trial))
+        assert [trial.metrics["pid"] for trial in ended] == list(started)
+        # and Ray runs without the processes that have nothing to do here
+        idle = ("monitor.py", "dashboard.py", "log_monitor.py")
+        assert not [name for name in children().values() if any(f"/{script}" in name for script in idle)]
+        # when there is nothing to do, nothing is done
+        assert cluster.search(lambda: None, at_once=1, run_trial=whose, seed=1, done=fail) == ()
+        # when no plan can be made, the search ends with the reason
+        with pytest.raises(UnreachableError, match="MLflow"):
+            cluster.search(no_plan, at_once=1, run_trial=whose, seed=1, done=fail)
+
+
+def children() -> dict[int, str]:
+    """Command lines of all processes below this one."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found[process.pid] = " ".join(process.cmdline())
+    return found
+
+
+def no_plan() -> None:
+    raise UnreachableError("MLflow is away", "")
 
 
 def fail(trial: Trial, progress: ray.Progress) -> None:
@@ -163,4 +216,4 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         ray.Cluster(address="127.0.0.1:1") as cluster,
         pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"),
     ):
-        cluster.search([], EMPTY, run_trial=run_trial, seed=1, done=fail)
+        cluster.search(one_trial_of(), at_once=1, run_trial=run_trial, seed=1, done=fail)
