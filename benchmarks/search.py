@@ -4,7 +4,7 @@ The same spaces, the same encounters, one machine, one run; start-up counts. Eve
 own (`parts/searches.py`), of which the wall clock, the CPU time and the largest memory (PSS) are taken. All write
 each trial to MLflow; ours also stores the winners' models, learning curves and a page.
 
-    usual     ray.tune: each trial reads the CSV, fits its preprocessor, logs with the fluent API
+    usual     ray.tune and scikit-learn alone: each trial reads the CSV, fits its preprocessor, logs with the fluent API
     optuna    one process, TPE, median pruning a family
     halving   HalvingRandomSearchCV a family, two processes
     ours      the hpo stage
