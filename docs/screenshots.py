@@ -101,7 +101,9 @@ def recording(raw: Path) -> None:
         }
         lines = record(["make", "--no-print-directory", "demo"], environment)
         subprocess.run([*COMMAND, "down"], env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=True)
-    play("demo", "make demo", [(at, line.replace(folder, "...").replace(f":{port}", ":3000")) for at, line in lines])
+    for path in (folder, str(ROOT)):
+        lines = [(at, line.replace(path, "...")) for at, line in lines]
+    play("demo", "make demo", [(at, line.replace(f":{port}", ":3000")) for at, line in lines])
 
 
 def picture(page: Page, url: str, name: str, heading: str = "") -> None:
