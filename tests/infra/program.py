@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def run(config: Mapping[str, Any] | None = None, program: Path = ROOT / "pulumi"
     """Run the program in this process. Configuration values are written as `pulumi config set` would."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    # Pulumi's mocks would open a loop in each thread that asks them, and leave it open.
+    loops = [loop]
+
+    def open_loop() -> None:
+        loops.append(asyncio.new_event_loop())
+        asyncio.set_event_loop(loops[-1])
+
+    threads = ThreadPoolExecutor(initializer=open_loop)
+    loop.set_default_executor(threads)
     stack = Stack()
     monitor = _Monitor(_Cloud(), stack)
     texts = {
@@ -131,7 +141,9 @@ def run(config: Mapping[str, Any] | None = None, program: Path = ROOT / "pulumi"
         loop.run_until_complete(run_in_stack(lambda: _execute(program)))
     finally:
         sys.path.remove(str(program))
-        loop.close()
+        threads.shutdown()
+        for opened in loops:
+            opened.close()
     return stack
 
 
