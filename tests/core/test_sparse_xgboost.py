@@ -81,7 +81,7 @@ def test_what_is_watched_is_what_comes_out(encounters: tuple[np.ndarray, np.ndar
     for rounds, *looks in seen:
         for found, matrix in zip(looks, (some, rows[100:200]), strict=True):
             then = stopped.predict_proba(matrix, iteration_range=(0, rounds))[:, 1]
-            np.testing.assert_allclose(found, then, rtol=1e-6)
+            np.testing.assert_array_equal(found, then)
 
 
 def test_a_fitted_one_keeps_its_threads_and_no_callback(encounters: tuple[np.ndarray, np.ndarray]) -> None:
