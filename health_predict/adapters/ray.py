@@ -3,8 +3,8 @@
 Process starts and imports cost more than most trials, so there is one Tuner for all families, its actors stay,
 and the matrices lie in Ray's object store, where actors read them without a copy. Which point comes next and where
 a trial stops is told by `core/search.py`: `Course` puts its families behind Tune's `Searcher`. Ray starts in a thread,
-and so do the actors while the data are prepared. Nothing of a search is left with Ray: what ended is handed to the
-caller at once.
+and the actors' processes with it, while the data are prepared. Nothing of a search is left with Ray: what ended is
+handed to the caller at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -39,9 +39,22 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
 # What a search's result depends on besides our own code, and what fitted models are pickled with.
 LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy", "optuna")
 START_SECONDS = 300.0
+LOOK_SECONDS = 0.02
+LOOKS = 500
 POLL_SECONDS = 1.0
-WAIT_SECONDS = 0.1
+WAIT_SECONDS = 0.05
 ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
+# Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray would give way to everything else that runs here, and a search beside other work would stand still.
+    "RAY_worker_niceness": "0",
+    # Ray starts a process for each of its CPUs. They import at once, and wait for the actors.
+    "RAY_preload_python_modules": "health_predict.adapters.ray_worker",
+    "RAY_idle_worker_killing_time_threshold_ms": str(int(START_SECONDS * 1000)),
+}
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -74,24 +87,30 @@ Tell = Callable[[Trial, Progress], object]
 class Cluster:
     """A Ray of our own, or the cluster at `address`: starts with its block, in a thread, and ends with it.
 
-    `cpus` cores are used here (0: all); `trial_cpus` and `trial_memory_mb` are what one trial gets. Raises
-    SettingsError when a trial never fits.
+    `cpus` cores are used here (0: all); `trial_cpus` and `trial_memory_mb` are what one trial gets, of which there are
+    `at_once` at most. Raises SettingsError when a trial never fits.
     """
 
-    def __init__(self, *, cpus: int = 0, address: str = "", trial_cpus: int = 1, trial_memory_mb: int = 0) -> None:
-        self._cpus = cpus or os.cpu_count() or 1
+    def __init__(
+        self, *, at_once: int, cpus: int = 0, address: str = "", trial_cpus: int = 1, trial_memory_mb: int = 0
+    ) -> None:
+        cpus = cpus or os.cpu_count() or 1
         self._address = address
         self._trial_cpus = trial_cpus
         self._trial_memory = trial_memory_mb * 1024**2
-        if not address and trial_cpus > self._cpus:
+        self._at_once = at_once if address else min(at_once, cpus // trial_cpus)
+        if not self._at_once:
             raise SettingsError(
-                f"a trial asks for {trial_cpus} cores, the search has {self._cpus}",
+                f"a trial asks for {trial_cpus} cores, the search has {cpus}",
                 "lower HEALTH_PREDICT_TRIAL_CPUS or raise HEALTH_PREDICT_SEARCH_CPUS",
             )
 
     def __enter__(self) -> Cluster:
         # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
         self._folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
+        # Ahead of all that the caller imports, which takes longer: Ray's own processes start meanwhile.
+        with suppress(ImportError):  # `_start` will tell
+            import_module("ray")
         self._thread = ThreadPoolExecutor(1, "ray-start")
         self._ending: Future[None] | None = None
         self._started = self._thread.submit(self._start)
@@ -123,15 +142,8 @@ class Cluster:
 
     def _start(self) -> Any:
         """Ray itself, started or connected. Raises UnreachableError when it does not."""
-        # Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_DEDUP_LOGS"] = "0"
-        # Ray would give way to everything else that runs here, and a search beside other work would stand still.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Tune's actors have an environment of their own: processes started in advance would stay idle.
-        os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112 - Ray's spelling
-        os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
+        for name, value in {**RAY_ENVIRONMENT, **TUNE_ENVIRONMENT}.items():
+            os.environ.setdefault(name, value)
         try:
             import ray
 
@@ -145,7 +157,7 @@ class Cluster:
                     log_to_driver=False,
                 )
             else:
-                _start_here(ray, self._cpus, self._folder)
+                _start_here(ray, self._at_once, self._folder)
             if "://" not in self._address:
                 import ray.tune  # takes a second, beside what the caller does
             return ray
@@ -159,7 +171,6 @@ class Cluster:
         self,
         plan: Callable[[], tuple[Sequence[FamilySearch], Prepared] | None],
         *,
-        at_once: int,
         run_trial: RunTrial,
         seed: int,
         seconds: float = 0,
@@ -167,11 +178,11 @@ class Cluster:
     ) -> Sequence[FamilySearch]:
         """The planned searches with all their trials done; `done` is called with each trial as it ends.
 
-        `plan` tells what is searched and on which data, or None; the processes of the trials, `at_once` at most, start
-        meanwhile, unless they are to start on a cluster, of which nothing is asked in vain. It and `done` are called in
-        one thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no limit) no further
-        trial is drawn. A trial that raises, or whose process dies twice, is recorded with its reason; when all failed,
-        raises StateError with the first cause.
+        `plan` tells what is searched and on which data, or None; the processes of the trials start meanwhile, unless
+        they are to start on a cluster, of which nothing is asked in vain. It and `done` are called in one thread beside
+        this one, so that trials go on while MLflow is slow. After `seconds` (0: no limit) no further trial is drawn. A
+        trial that raises, or whose process dies twice, is recorded with its reason; when all failed, raises StateError
+        with the first cause.
         """
         writes: list[Future[object]] = []
         with ThreadPoolExecutor(1, "search-log") as writer:
@@ -195,15 +206,17 @@ class Cluster:
             if self._address and begun.result() is None:
                 return ()
             ray = self._started.result()
-            room = self._room(ray)
             if self._address:
                 self._check_libraries(ray)
-            # A cluster may grow.
-            ahead = at_once if self._address else min(at_once, room)
-            needs = {"cpu": self._trial_cpus, **({"memory": self._trial_memory} if self._trial_memory else {})}
+            at_once = self._room(ray)
+            # A CPU of our own Ray is what one trial gets.
+            needs = {"cpu": self._trial_cpus if self._address else 1}
+            if self._trial_memory:
+                needs["memory"] = self._trial_memory
             try:
-                tune = (run_trial, seed, needs, ahead, tell)
-                searches = _tune_inside(ray, begun, *tune) if "://" in self._address else _tune(begun, *tune)
+                tune = (run_trial, seed, self._trial_cpus, needs, at_once, tell)
+                with nullcontext() if self._address else _in_waiting_processes():
+                    searches = _tune_inside(ray, begun, *tune) if "://" in self._address else _tune(begun, *tune)
             except BaseException:
                 writer.shutdown(wait=False, cancel_futures=True)
                 for write in writes:
@@ -218,12 +231,11 @@ class Cluster:
         return searches
 
     def _room(self, ray: Any) -> int:
-        """How many trials fit at once. Raises SettingsError when none does, unless a cluster may grow."""
-        total = ray.cluster_resources()
-        room = int(total.get("CPU", 0) // self._trial_cpus)
-        if self._trial_memory:
-            room = min(room, int(total.get("memory", 0) // self._trial_memory))
-        if not room and not self._address:
+        """How many trials run at once. Raises SettingsError when none fits, unless a cluster may grow."""
+        if self._address or not self._trial_memory:
+            return self._at_once
+        room = min(self._at_once, int(ray.cluster_resources().get("memory", 0) // self._trial_memory))
+        if not room:
             raise SettingsError(
                 f"a trial asks for {self._trial_memory // 1024**2} MiB, more than Ray has here",
                 "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
@@ -265,6 +277,16 @@ class Course:
         """Whether no further trial may begin."""
         spent = all(search.begun == search.trials for search in self.searches)
         return spent or (bool(self._seconds) and time.monotonic() - self._began >= self._seconds)
+
+    @property
+    def ended(self) -> int:
+        """How many trials have ended."""
+        return sum(len(search.ended) for search in self.searches)
+
+    @property
+    def under_way(self) -> int:
+        """How many trials were drawn and have not ended."""
+        return sum(search.begun for search in self.searches) - self.ended
 
     def next(self) -> Point | None:
         """The next point; None while all families have to wait.
@@ -315,15 +337,17 @@ def _tune(
     begun: Future[Begun | None],
     run_trial: RunTrial,
     seed: int,
+    threads: int,
     needs: Mapping[str, float],
-    ahead: int,
+    at_once: int,
     tell: Tell,
 ) -> Sequence[FamilySearch]:
-    """Run a course with `ray.tune`, `ahead` trials asked for in advance; its searches.
+    """Run a course with `ray.tune`, `at_once` trials at once at most; its searches.
 
-    Until `begun` holds the course and where its data lie, trials without a point start the processes and their imports.
+    Until `begun` holds the course and where its data lie, trials without a point start the actors; later they hold an
+    actor that would wait for a point. Tune ends an actor that has no trial, and one that is late for its trial.
     """
-    os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(ahead))
+    os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(at_once))
     import ray
     from ray import tune
     from ray.tune.search import Searcher
@@ -340,19 +364,20 @@ def _tune(
         def step(self) -> dict[str, Any]:
             point = self.config["point"]
             if point is None:
-                _import_for_trials()
-                time.sleep(WAIT_SECONDS)
+                time.sleep(min(WAIT_SECONDS * (1 + self.iteration), POLL_SECONDS))
                 return {}
-            return {
-                "trial": _fit(run_trial, point, ray.get(self.config["data"]), seed, int(needs["cpu"])),
-                "done": True,
-            }
+            return {"trial": _fit(run_trial, point, ray.get(self.config["data"]), seed, threads), "done": True}
 
     class Waited(Stopper):  # type: ignore[misc]
-        """Ends what has no point when the data are there."""
+        """Ends what has no point when there may be one: all actors are there, and trials ended meanwhile."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return "trial" not in result and begun.done()
+            if "trial" in result:
+                return False
+            points.awaited.discard(trial_id)
+            if points.course is None or points.awaited:
+                return points.finished
+            return points.course.over or points.course.ended > points.idle[trial_id]
 
         def stop_all(self) -> bool:
             return False
@@ -361,22 +386,39 @@ def _tune(
             return NoopStopper, ()  # see Ended
 
     class Points(Searcher):  # type: ignore[misc]
-        waiting = 0
+        course: Course | None = None
+        finished = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle: dict[str, int] = {}  # trials without a point, and how many had ended when they were given
+            self.awaited: set[str] = set()  # those that were given first, until their actors are there
 
         def suggest(self, trial_id: str) -> Any:
             if not begun.done():
-                self.waiting += 1
-                return {"point": None} if self.waiting <= ahead else None
+                if len(self.idle) == at_once:
+                    return None
+                self.idle[trial_id] = -1
+                self.awaited.add(trial_id)
+                return {"point": None}
             if begun.exception() or (there := begun.result()) is None:
+                self.finished = True
                 return Searcher.FINISHED
-            course, data = there
-            point = None if course.over else course.next()
-            if point is None and course.over:
+            self.course, data = there
+            if self.course.over:
                 return Searcher.FINISHED
-            return {"point": point, "data": data} if point else None
+            # None is drawn in advance: which family is the next is known when a trial has ended.
+            if self.course.under_way + len(self.idle) >= at_once:
+                return None
+            point = self.course.next()
+            if point is None:
+                self.idle[trial_id] = self.course.ended
+            return {"point": point, "data": data}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            """`Ended` takes it: it is told why a process died."""
+            # What has a point is taken by `Ended`, which is told why a process died.
+            self.idle.pop(trial_id, None)
+            self.awaited.discard(trial_id)
 
         def save(self, path: str) -> None:
             """MLflow holds what a search is continued from."""
@@ -410,17 +452,19 @@ def _tune(
             self._end(Trial(point.family, point.index, point.parameters, {}, 0.0, error=died), trial, trials)
 
         def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
-            running = sum(other.status == "RUNNING" and other is not trial for other in trials)
+            others = (other for other in trials if other is not trial and other.config["point"])
+            running = sum(other.status == "RUNNING" for other in others)
             # The model stays with the course, here or in the cluster.
             there = begun.result()
             assert there is not None
             course, _ = there
             tell(replace(ended, fitted=b""), course.end(ended, running))
 
+    points = Points()
     with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
         tune.Tuner(
             tune.with_resources(Fit, dict(needs)),
-            tune_config=tune.TuneConfig(search_alg=Points(), num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=points, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
@@ -436,9 +480,12 @@ def _tune(
 
 
 def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
+    from threadpoolctl import threadpool_limits
+
     began = time.monotonic()
     try:
-        metrics, rungs, fitted = run_trial(point, data, seed, threads)
+        with threadpool_limits(threads):  # Ray's way comes too late for libraries that are imported already
+            metrics, rungs, fitted = run_trial(point, data, seed, threads)
     except Exception as error:
         # A failure that is reported keeps the actor; a raised one would start a new one and its imports.
         reason = f"{type(error).__name__}: {error}"[:300]
@@ -449,15 +496,6 @@ def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: 
     # As bytes: who passes it on need not import what it is made of.
     model = pickle.dumps(fitted, protocol=pickle.HIGHEST_PROTOCOL)
     return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, fitted=model)
-
-
-def _import_for_trials() -> None:
-    """Import what trials need. It takes seconds; where it fails, they will tell."""
-    # What is imported stays, so there is little garbage to look for: a sixth of the time.
-    gc.set_threshold(50_000)
-    with suppress(ImportError):
-        for name in ("sklearn.ensemble", "sklearn.linear_model", "xgboost", "health_predict.core.evaluation"):
-            import_module(name)
 
 
 def _tune_inside(ray: Any, begun: Future[Begun | None], *tune: Any) -> Sequence[FamilySearch]:
@@ -507,7 +545,7 @@ def _require_listener(address: str) -> None:
         socket.create_connection((where.hostname, where.port), timeout=10).close()
 
 
-def _start_here(ray: Any, cpus: int, folder: Path) -> None:
+def _start_here(ray: Any, at_once: int, folder: Path) -> None:
     """Start a Ray of our own; once more where a busy machine needs longer than the half minute Ray gives itself."""
     with suppress(OSError):
         if shutil.disk_usage(SHARED_MEMORY).free < OBJECT_STORE_BYTES:
@@ -519,9 +557,9 @@ def _start_here(ray: Any, cpus: int, folder: Path) -> None:
             )
     for attempt in (1, 2):
         try:
-            with _without_idle_processes():
+            with _without_delay():
                 ray.init(
-                    num_cpus=cpus,
+                    num_cpus=at_once,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     _temp_dir=str(folder),
@@ -537,21 +575,53 @@ def _start_here(ray: Any, cpus: int, folder: Path) -> None:
 
 
 @contextmanager
-def _without_idle_processes() -> Iterator[None]:
-    """Ray starts without the processes that have nothing to do on one machine, for which `ray.init` has no argument.
+def _without_delay() -> Iterator[None]:
+    """Ray starts without what takes time for nothing on one machine, and which `ray.init` has no argument for.
 
-    They are the dashboard's server, whose pages are off, the autoscaler's monitor, and the one that reads the workers'
+    These are the dashboard's server, whose pages are off, the autoscaler's monitor, and the one that reads the workers'
     logs for the driver, which is off, too. Together they take two seconds of processor time, and make the caller wait
-    for one second at the start and for one at the end.
+    for one second at the start and for one at the end. And Ray itself looks once a second whether its node is there.
     """
-    from ray._private.node import Node
+    from ray._private import node, services
+
+    def skip(*given: Any, **named: Any) -> None:
+        """Start nothing."""
+
+    get_node = services.get_node
+
+    def look_often(address: str, node_id: str) -> Any:
+        nodes = node.GcsClient(address=address)
+        for _ in range(LOOKS):
+            if nodes.get_all_node_info():
+                break
+            time.sleep(LOOK_SECONDS)
+        return get_node(address, node_id)
 
     idle = ("start_api_server", "start_monitor", "start_log_monitor")
-    kept = {name: getattr(Node, name) for name in idle if hasattr(Node, name)}  # another Ray may have others
+    with _replaced(node.Node, dict.fromkeys(idle, skip)), _replaced(services, {"get_node": look_often}):
+        yield
+
+
+@contextmanager
+def _in_waiting_processes() -> Iterator[None]:
+    """Tune's actors take the processes that Ray started with itself.
+
+    Tune would give them an environment of their own, to hand on variables that all processes have here, and Ray would
+    start others for it.
+    """
+    from ray.tune.execution import class_cache
+
+    with _replaced(class_cache, {"DEFAULT_ENV_VARS": {}, "ENV_VARS_TO_PROPAGATE": ()}):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, others: Mapping[str, Any]) -> Iterator[None]:
+    kept = {name: getattr(owner, name) for name in others if hasattr(owner, name)}  # another Ray may lack some
     for name in kept:
-        setattr(Node, name, lambda *given, **named: None)
+        setattr(owner, name, others[name])
     try:
         yield
     finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
+        for name, value in kept.items():
+            setattr(owner, name, value)

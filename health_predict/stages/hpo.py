@@ -89,6 +89,7 @@ def hpo(
     if not (hint.exists() and search.find()):
         # Ray first: it starts while this process imports MLflow and prepares the data.
         with ray.Cluster(
+            at_once=settings.search_concurrency * len(chosen),
             cpus=settings.search_cpus,
             address=settings.ray_address,
             trial_cpus=settings.trial_cpus,
@@ -148,7 +149,6 @@ class _Search:
             with ThreadPoolExecutor(cores // settings.trial_cpus or 1) as self._threads:
                 for search in cluster.search(
                     self._plan,
-                    at_once=settings.search_concurrency * len(self._chosen),
                     run_trial=run_trial,
                     seed=settings.seed,
                     seconds=settings.search_seconds,
@@ -234,7 +234,8 @@ class _Search:
         }
         # Beside the trials, what their winners and the page will need.
         self._threads.submit(import_for_models)
-        self._threads.submit(import_module, "matplotlib.backends.backend_agg")
+        self._threads.submit(import_module, "matplotlib.figure")
+        self._threads.submit(import_module, "matplotlib.backends.backend_svg")
         return list(self._searches.values()), self._data
 
     def _done(self, trial: Trial, progress: ray.Progress) -> None:

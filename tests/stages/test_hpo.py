@@ -141,11 +141,11 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
         ended[trial.family] = trial
         seen.append(progress)
 
-    # given one core
-    with ray.Cluster(cpus=1) as cluster:
+    # given room for one trial
+    with ray.Cluster(at_once=3, cpus=2, trial_cpus=2) as cluster:
         # when a trial raises, and the process of another dies
         searches = cluster.search(
-            one_trial_of("XGBoost", "RandomForest", "LightGBM"), at_once=3, run_trial=broken, seed=1, done=done
+            one_trial_of("XGBoost", "RandomForest", "LightGBM"), run_trial=broken, seed=1, done=done
         )
         # then both are recorded with their reason, and the others are whole
         assert ended["XGBoost"].error == "MemoryError: no luck with XGBoost"
@@ -153,40 +153,48 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
         assert (ended["LightGBM"].error, ended["LightGBM"].metrics["auc"]) == ("", 0.6)
         assert [search.best() for search in searches] == [None, None, ended["LightGBM"]]
         assert (seen[-1].done, seen[-1].failed, seen[-1].best) == (3, 2, {"LightGBM": 0.6})
+        assert {progress.running for progress in seen} == {0}
         # when no trial succeeds, the first cause is named
         with pytest.raises(StateError, match="all 1 trials failed, the first one with: MemoryError: no luck"):
-            cluster.search(one_trial_of("XGBoost"), at_once=3, run_trial=broken, seed=1, done=done)
+            cluster.search(one_trial_of("XGBoost"), run_trial=broken, seed=1, done=done)
         # when what is told of a trial cannot be written, the search ends with that
         with pytest.raises(UnreachableError, match="disk"):
-            cluster.search(one_trial_of("LightGBM"), at_once=3, run_trial=broken, seed=1, done=fail)
+            cluster.search(one_trial_of("LightGBM"), run_trial=broken, seed=1, done=fail)
 
 
 def test_processes_start_while_the_search_is_planned() -> None:
     # Local, so that the actors need not import this module and all that its fixtures do.
     def whose(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
-        return {**dict.fromkeys(METRICS, 0.6), "pid": os.getpid()}, (), False
+        from threadpoolctl import threadpool_info
+
+        threads = max(pool["num_threads"] for pool in threadpool_info())
+        return {**dict.fromkeys(METRICS, 0.6), "pid": os.getpid(), "threads": threads}, (), False
 
     started: set[int] = set()
 
     def plan() -> tuple[list[FamilySearch], Prepared]:
-        # given a plan that takes until there is a process for a trial
-        while not started:
+        # given a plan that takes until there are the processes of two trials
+        while len(started) < 2:
             started.update(pid for pid, name in children().items() if name.startswith("ray::Fit"))
-        return one_trial_of("XGBoost")()
+        return one_trial_of("XGBoost", "RandomForest", "LightGBM", "LogisticRegression")()
 
     ended: list[Trial] = []
-    with ray.Cluster(cpus=2) as cluster:
-        # when it is carried out, then the trial runs in that process, and no more have started than it needs
-        cluster.search(plan, at_once=1, run_trial=whose, seed=1, done=lambda trial, progress: ended.append(trial))
-        assert [trial.metrics["pid"] for trial in ended] == list(started)
+    with ray.Cluster(at_once=2, cpus=2) as cluster:
+        # when it is carried out, then the trials run in those processes, each on its one core
+        cluster.search(plan, run_trial=whose, seed=1, done=lambda trial, progress: ended.append(trial))
+        assert len(ended) == 4
+        assert {trial.metrics["pid"] for trial in ended} <= started
+        assert {trial.metrics["threads"] for trial in ended} == {1}
+        # and no other ever waited for a trial
+        assert not [name for name in children().values() if name.startswith("ray::IDLE")]
         # and Ray runs without the processes that have nothing to do here
         idle = ("monitor.py", "dashboard.py", "log_monitor.py")
         assert not [name for name in children().values() if any(f"/{script}" in name for script in idle)]
         # when there is nothing to do, nothing is done
-        assert cluster.search(lambda: None, at_once=1, run_trial=whose, seed=1, done=fail) == ()
+        assert cluster.search(lambda: None, run_trial=whose, seed=1, done=fail) == ()
         # when no plan can be made, the search ends with the reason
         with pytest.raises(UnreachableError, match="MLflow"):
-            cluster.search(no_plan, at_once=1, run_trial=whose, seed=1, done=fail)
+            cluster.search(no_plan, run_trial=whose, seed=1, done=fail)
 
 
 def children() -> dict[int, str]:
@@ -208,12 +216,12 @@ def fail(trial: Trial, progress: ray.Progress) -> None:
 
 def test_a_trial_that_never_fits_is_refused() -> None:
     with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRIAL_CPUS"):
-        ray.Cluster(cpus=1, trial_cpus=2)
+        ray.Cluster(at_once=1, cpus=1, trial_cpus=2)
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
     with (
-        ray.Cluster(address="127.0.0.1:1") as cluster,
+        ray.Cluster(at_once=1, address="127.0.0.1:1") as cluster,
         pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"),
     ):
-        cluster.search(one_trial_of(), at_once=1, run_trial=run_trial, seed=1, done=fail)
+        cluster.search(one_trial_of(), run_trial=run_trial, seed=1, done=fail)
