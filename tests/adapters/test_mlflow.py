@@ -162,12 +162,18 @@ def test_registering_twice_gives_one_version(tracking: Tracking, pipelines: dict
 
 
 def test_a_server_registers_what_a_file_does(
-    settings: Settings, pipelines: dict[str, Pipeline], cohort: pd.DataFrame, tmp_path: Path
+    settings: Settings,
+    pipelines: dict[str, Pipeline],
+    cohort: pd.DataFrame,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # given MLflow's server, which checks more than the store that it keeps
     with mlflow_server(settings.home / "mlflow.db", tmp_path / "artifacts") as server:
         tracking = Tracking(settings.model_copy(update={"mlflow_tracking_uri": server.uri}), patience=200)
         run_id = log_best(tracking, pipelines["LogisticRegression"])
+        # then MLflow puts no line between those of the stage
+        assert capsys.readouterr().out == ""
         # when its model is registered
         version = tracking.register(run_id, {"family": "x"}, "text")
         # then it is found there and loads
