@@ -142,8 +142,9 @@ class Cluster:
 
     def _start(self) -> Any:
         """Ray itself, started or connected. Raises UnreachableError when it does not."""
-        for name, value in {**RAY_ENVIRONMENT, **TUNE_ENVIRONMENT}.items():
+        for name, value in RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ.update(TUNE_ENVIRONMENT)
         try:
             import ray
 
@@ -347,7 +348,7 @@ def _tune(
     Until `begun` holds the course and where its data lie, trials without a point start the actors; later they hold an
     actor that would wait for a point. Tune ends an actor that has no trial, and one that is late for its trial.
     """
-    os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(at_once))
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     import ray
     from ray import tune
     from ray.tune.search import Searcher
@@ -375,9 +376,10 @@ def _tune(
             if "trial" in result:
                 return False
             points.awaited.discard(trial_id)
-            if points.course is None or points.awaited:
-                return points.finished
-            return points.course.over or points.course.ended > points.idle[trial_id]
+            if not begun.done():
+                return False
+            course, _ = planned()
+            return course is None or (not points.awaited and (course.over or course.ended > points.idle[trial_id]))
 
         def stop_all(self) -> bool:
             return False
@@ -386,9 +388,6 @@ def _tune(
             return NoopStopper, ()  # see Ended
 
     class Points(Searcher):  # type: ignore[misc]
-        course: Course | None = None
-        finished = False
-
         def __init__(self) -> None:
             super().__init__()
             self.idle: dict[str, int] = {}  # trials without a point, and how many had ended when they were given
@@ -401,18 +400,15 @@ def _tune(
                 self.idle[trial_id] = -1
                 self.awaited.add(trial_id)
                 return {"point": None}
-            if begun.exception() or (there := begun.result()) is None:
-                self.finished = True
-                return Searcher.FINISHED
-            self.course, data = there
-            if self.course.over:
+            course, data = planned()
+            if course is None or course.over:
                 return Searcher.FINISHED
             # None is drawn in advance: which family is the next is known when a trial has ended.
-            if self.course.under_way + len(self.idle) >= at_once:
+            if course.under_way + len(self.idle) >= at_once:
                 return None
-            point = self.course.next()
+            point = course.next()
             if point is None:
-                self.idle[trial_id] = self.course.ended
+                self.idle[trial_id] = course.ended
             return {"point": point, "data": data}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -454,11 +450,14 @@ def _tune(
         def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
             others = (other for other in trials if other is not trial and other.config["point"])
             running = sum(other.status == "RUNNING" for other in others)
+            course, _ = planned()
+            assert course is not None
             # The model stays with the course, here or in the cluster.
-            there = begun.result()
-            assert there is not None
-            course, _ = there
             tell(replace(ended, fitted=b""), course.end(ended, running))
+
+    def planned() -> Begun | tuple[None, None]:
+        """What `begun` holds when it is done; nothing where there is nothing to do, or no plan could be made."""
+        return (None if begun.exception() else begun.result()) or (None, None)
 
     points = Points()
     with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
@@ -475,8 +474,9 @@ def _tune(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    there = begun.result()
-    return there[0].searches if there else ()
+    begun.result()  # raises what a plan raised
+    course, _ = planned()
+    return course.searches if course else ()
 
 
 def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
@@ -518,6 +518,7 @@ def _tune_inside(ray: Any, begun: Future[Begun | None], *tune: Any) -> Sequence[
 
 
 def _tune_begun(begun: Begun, *others: Any) -> Sequence[FamilySearch]:
+    os.environ.update(TUNE_ENVIRONMENT)
     there: Future[Begun | None] = Future()
     there.set_result(begun)
     return _tune(there, *others)

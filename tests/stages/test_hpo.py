@@ -174,8 +174,7 @@ def test_processes_start_while_the_search_is_planned() -> None:
 
     def plan() -> tuple[list[FamilySearch], Prepared]:
         # given a plan that takes until there are the processes of two trials
-        while len(started) < 2:
-            started.update(pid for pid, name in children().items() if name.startswith("ray::Fit"))
+        await_processes(started, 2)
         return one_trial_of("XGBoost", "RandomForest", "LightGBM", "LogisticRegression")()
 
     ended: list[Trial] = []
@@ -195,6 +194,47 @@ def test_processes_start_while_the_search_is_planned() -> None:
         # when no plan can be made, the search ends with the reason
         with pytest.raises(UnreachableError, match="MLflow"):
             cluster.search(no_plan, run_trial=whose, seed=1, done=fail)
+
+
+def test_a_process_that_has_to_wait_for_a_trial_stays(tmp_path: Path) -> None:
+    # Local, so that the actors need not import this module and all that its fixtures do.
+    def whose(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
+        # given a trial that outlasts the one beside it, and two that run at the same time
+        (tmp_path / f"began-{point.index}").touch()
+        while not (tmp_path / ("told-1", "began-1", "began-3", "began-2")[point.index]).exists():
+            os.sched_yield()
+        return {**dict.fromkeys(METRICS, 0.6), "pid": os.getpid()}, (), False
+
+    started: set[int] = set()
+
+    def plan() -> tuple[list[FamilySearch], Prepared]:
+        await_processes(started, 2)
+        return [FamilySearch(FAMILIES["XGBoost"], trials=4, concurrency=2, seed=1)], EMPTY
+
+    pids: list[float] = []
+    running: list[int] = []
+
+    def done(trial: Trial, progress: ray.Progress) -> None:
+        if trial.index == 1:
+            # until both processes are at work, one of them at nothing
+            while sum(name.split(" ")[0].endswith(".train") for name in children().values()) < 2:
+                os.sched_yield()
+        (tmp_path / f"told-{trial.index}").touch()
+        pids.append(trial.metrics["pid"])
+        running.append(progress.running)
+
+    # when the third trial, which learns from the first, has to wait for it
+    with ray.Cluster(at_once=2, cpus=2) as cluster:
+        cluster.search(plan, run_trial=whose, seed=1, done=done)
+    # then all ran in the processes that were there, and waiting is no trial
+    assert set(pids) == started
+    assert running == [1, 0, 1, 0]
+
+
+def await_processes(found: set[int], number: int) -> None:
+    """Add the processes of trials to those found, until there are so many."""
+    while len(found) < number:
+        found.update(pid for pid, name in children().items() if name.startswith("ray::Fit"))
 
 
 def children() -> dict[int, str]:
