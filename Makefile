@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-drift bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -71,6 +71,9 @@ compile: $(READY) ## Compile the pipelines to pipelines/compiled/
 
 bench-drift: $(READY) ## Drift: false alarms, power, CPU beside Evidently, policies on the real stream
 	@$(RUN)python benchmarks/drift.py
+
+bench-first-model: $(READY) ## Eight first models and their first window of outcomes: does monitoring condemn what the gates pass?
+	@$(RUN)python benchmarks/first_model.py
 
 bench-image: $(READY) ## The second model's image against a builder's; needs a registry on loopback
 	@$(RUN)python benchmarks/image.py

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
 from health_predict.core.cohort import exclude_not_readmittable, load_part, save_part, target
-from health_predict.core.evaluation import f1_threshold, metrics
+from health_predict.core.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.families import BASELINE, FAMILIES
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.selection import select
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
 
@@ -120,13 +121,18 @@ def log_search(parts: Parts) -> Callable[..., str]:
     """Logs a finished search of some families without Ray; gives its parent run."""
 
     def log(
-        settings: Settings, *names: str, preprocessor: EncounterFeatures | None = None, source: str = "custom"
+        settings: Settings,
+        *names: str,
+        preprocessor: EncounterFeatures | None = None,
+        source: str = "custom",
+        dataset: str = "d" * 64,
     ) -> str:
         tracking = Tracking(settings)
         train, validation = load_part(parts.train), load_part(parts.validation)
         features = preprocessor or EncounterFeatures().fit(train)
-        tags = {"search_digest": "s", "dataset_digest": "d" * 64, "dataset_source": source, "git_commit": "c" * 40}
+        tags = {"search_digest": "s", "dataset_digest": dataset, "dataset_source": source, "git_commit": "c" * 40}
         parent = tracking.start_search("search", tags, {"trials": 1, "seed": 1})
+        models, runs = {}, {}
         for name in names:
             family = FAMILIES[name]
             small = {"n_estimators": 60} if "n_estimators" in {**family.fixed, **family.first} else {}
@@ -135,7 +141,8 @@ def log_search(parts: Parts) -> Callable[..., str]:
             scores = pipeline.predict_proba(validation)[:, 1].astype(float)
             threshold = f1_threshold(target(validation), scores)
             found = metrics(target(validation), scores, threshold)
-            tracking.log_best(
+            models[name] = Scored(scores, threshold)
+            runs[name] = tracking.log_best(
                 parent,
                 name,
                 pipeline,
@@ -144,6 +151,8 @@ def log_search(parts: Parts) -> Callable[..., str]:
                 {f"validation_{key}": value for key, value in found.items()},
                 {},
             )
+        selection = select(target(validation), models, validation["patient_nbr"], resamples=100)
+        tracking.tag_run(parent, {CHOSEN: runs[selection.family], REASON: selection.reason})
         tracking.end_search(parent, {})
         return parent
 

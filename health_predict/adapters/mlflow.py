@@ -37,6 +37,8 @@ EXPERIMENT_NOTE = """Readmission within 30 days of diabetic in-patients. **Not f
 A run with the tag `role = search` is one search; below it stand its trials (`role = trial`) and the best model of each
 family (`Best_<Family>_Model`, `role = best`), which holds the fitted preprocessor beside the model. The version with
 the alias `champion` serves; `challenger` passed its gates and waits for a rollout."""
+# Tags of a search's parent run: the run of the model that it ended with, and why, in one sentence.
+CHOSEN, REASON = "chosen_run_id", "chosen_because"
 MODEL = "model"
 PREPROCESSOR = "preprocessor"
 # The types that a saved model of ours may hold; anything else is refused when it is loaded.
@@ -385,6 +387,15 @@ class Tracking:
         """Add metrics to a run."""
         with self._answering():
             self._log(run_id, metrics, {})
+
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+
+        def write(again: bool) -> None:
+            for name, value in tags.items():
+                self._client.set_tag(run_id, name, value)
+
+        self._insist(write)
 
     def log_json(self, run_id: str, path: str, content: Any) -> None:
         """Store a structure as a JSON file of a run."""

@@ -26,7 +26,7 @@ from health_predict.core.content import content_digest
 from health_predict.core.errors import GateError, UnreachableError
 from health_predict.core.evaluation import Estimate
 from health_predict.core.promotion import Decision
-from health_predict.report.model_card import LABELS
+from health_predict.report.comparison import LABELS
 from health_predict.settings import Settings, load_settings
 from health_predict.stages.register import EVALUATION
 
@@ -104,7 +104,8 @@ def _unchanged(settings: Settings, target: ProcessTarget, inputs: str, console: 
 def _report(console: Console, settings: Settings, version: str, serving: str, url: str) -> None:
     tracking = Tracking(settings)
     record = tracking.version(serving)
-    tested = _evaluation(tracking, serving)["on_test"]
+    evaluation = _evaluation(tracking, serving)
+    tested = evaluation["on_test"]
     synthetic = record.tags["dataset_source"] == "synthetic"
     console.rule(f"version {serving} serves: {record.tags['family']}")
     if version != serving:
@@ -114,6 +115,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         console.print(
             "[bold red]SYNTHETIC DATA: these patients do not exist; the figures say nothing about real ones[/]"
         )
+    console.print(evaluation["chosen_because"], highlight=False)
     console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted", highlight=False)
     for name in SHOWN:
         console.print(f"  {LABELS[name]:<38} {Estimate(**tested['metrics'][name])}", highlight=False)

@@ -23,13 +23,7 @@ On = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 FAILED = 1
-_SHOWN_METRICS = (
-    ("auc", "AUC"),
-    ("average_precision", "average precision"),
-    ("f1", "F1"),
-    ("brier", "Brier score"),
-    ("ece", "calibration error"),
-)
+_SHOWN_METRICS = ("auc", "average_precision", "f1", "brier", "calibration_slope", "observed_expected")
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -87,6 +81,9 @@ def status(on: On = None, as_json: AsJson = False) -> None:
 
 
 def _print_status(console: Console, found: Status) -> None:
+    from health_predict.core.evaluation import Estimate
+    from health_predict.report.comparison import LABELS
+
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -103,9 +100,16 @@ def _print_status(console: Console, found: Status) -> None:
     row("champion", f"version {found.champion} ({found.family})" if found.champion else "none")
     if found.synthetic:
         row("data", "SYNTHETIC, no real patients")
-    shown = [(label, found.metrics[name]) for name, label in _SHOWN_METRICS if name in found.metrics]
-    for label, estimate in shown:
-        row(f"  {label}", f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]")
+    if found.on_test:
+        row("on its test set", f"{found.on_test['rows']:,} encounters, {found.on_test['positives']:,} readmitted")
+        for name in _SHOWN_METRICS:
+            row(f"  {LABELS[name]}", str(Estimate(**found.on_test["metrics"][name])))
+    if found.comparison:
+        beside = found.comparison
+        row(f"beside version {beside['against']}", f"{beside['rows']:,} encounters: {beside['on']}")
+        for name, item in beside["metrics"].items():
+            one, other = item["one"]["value"], item["other"]["value"]
+            row(f"  {LABELS[name]}", f"{one:.3f}, was {other:.3f}; difference {Estimate(**item['difference'])}")
     if found.drift is not None:
         # The first reason is the strongest; the report has them all.
         row("drift", f"{found.drift.verdict} in batch {found.drift.batch}: {next(iter(found.drift.reasons), '')}")

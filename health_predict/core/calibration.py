@@ -9,6 +9,7 @@ risks and how far they are apart, not the ranking.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +20,9 @@ from health_predict.core.errors import GateError
 from health_predict.core.performance import logit
 
 Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.float32]
 
+FOLDS = 5
 LEAST_SLOPE = 0.1  # below it, the map would give everybody nearly the same risk
 
 
@@ -32,7 +35,7 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.slope = slope
 
     @classmethod
-    def fitted(cls, estimator: Any, rows: npt.NDArray[np.float32], labels: npt.ArrayLike) -> Self:
+    def fitted(cls, estimator: Any, rows: Rows, labels: npt.ArrayLike) -> Self:
         """The map of the largest likelihood on rows (n, d) with labels (n,) in {0, 1}.
 
         A classifier that is calibrated already is calibrated anew, not twice. Raises GateError when the scores hold
@@ -71,6 +74,22 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 def uncalibrated(estimator: Any) -> Any:
     """The classifier itself, without a map around it."""
     return estimator.estimator if isinstance(estimator, CalibratedClassifier) else estimator
+
+
+def out_of_fold_scores(
+    fit: Callable[[Rows, npt.NDArray[np.int8]], Any], rows: Rows, labels: npt.NDArray[np.int8], patients: npt.ArrayLike
+) -> Floats:
+    """Probabilities (n,) of training rows (n, d), each by a model that learned from the other patients' rows only.
+
+    `fit(rows, labels)` gives a fitted classifier; it is called `FOLDS` times. Raises ValueError for too few patients.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    scores = np.empty(len(labels), dtype=np.float64)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    for learned, held_back in folds.split(rows, labels, np.asarray(patients)):
+        scores[held_back] = fit(rows[learned], labels[learned]).predict_proba(rows[held_back])[:, 1]
+    return scores
 
 
 def fit_map(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:

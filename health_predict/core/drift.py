@@ -205,6 +205,17 @@ class DriftReference:
         )
 
 
+def calibration_of(windows: Sequence[LabelledWindow], limits: Limits = DEFAULT_LIMITS) -> Calibration:
+    """`assess_calibration` by these limits, as monitoring asks it of batches (oldest first) and a gate of a model."""
+    return assess_calibration(
+        windows,
+        alpha=limits.calibration_alpha,
+        ratio_tolerance=limits.observed_expected_tolerance,
+        slope_tolerance=limits.slope_tolerance,
+        lost_slope=limits.lost_slope,
+    )
+
+
 def assess(
     reference: DriftReference,
     frame: pd.DataFrame,
@@ -240,13 +251,7 @@ def assess(
         newest = LabelledRows(frame[known], scores[known], labels[known])
         window = LabelledWindow.of(labels[known], scores[known], refit_gain(earlier, newest))
         windows = [*history, window]
-        calibration = assess_calibration(
-            windows,
-            alpha=limits.calibration_alpha,
-            ratio_tolerance=limits.observed_expected_tolerance,
-            slope_tolerance=limits.slope_tolerance,
-            lost_slope=limits.lost_slope,
-        )
+        calibration = calibration_of(windows, limits)
         discrimination = assess_discrimination(
             reference.validation,
             windows,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from health_predict.core.performance import calibration_line
 
 Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
@@ -38,6 +41,23 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A model's probabilities (n,) for some rows, and the threshold from which on it flags."""
+
+    scores: Floats
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One metric of two models on the same rows, and the paired difference: `one` less `other`."""
+
+    one: Estimate
+    other: Estimate
+    difference: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +93,8 @@ def metrics(labels: Labels, scores: Floats, threshold: float, weights: Floats | 
     """All metrics of scores in [0, 1] against labels in {0, 1}; shapes (n,). A metric without meaning is NaN.
 
     `weights` counts each row (n,). AUC is the probability that a readmitted encounter scores higher, ties half.
-    AP is the step-wise area under precision-recall. ECE has ten bins of equal size (Naeini et al. 2015).
+    AP is the step-wise area under precision-recall. ECE has ten bins of equal size (Naeini et al. 2015). The flag rate
+    is the share of rows at or above the threshold, the slope that of Cox's recalibration line.
     """
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
     return _Ranked(labels, scores).metrics(threshold, w)
@@ -99,7 +120,8 @@ class _Ranked:
         positive = w * self.labels
         total, positives = float(w.sum()), float(positive.sum())
         negatives = total - positives
-        names = ["auc", "average_precision", "f1", "precision", "recall", "brier", "ece", "observed_expected"]
+        names = ["auc", "average_precision", "f1", "flag_rate", "precision", "recall", "brier", "ece"]
+        names += ["observed_expected", "calibration_slope"]
         names += [f"{name}_top{int(share * 100)}" for share in TOP_SHARES for name in ("sensitivity", "ppv")]
         if total == 0 or positives == 0 or negatives == 0:
             return dict.fromkeys(names, math.nan)
@@ -117,11 +139,13 @@ class _Ranked:
             "auc": self._auc(hits, flagged),
             "average_precision": average_precision,
             "f1": 2 * true_positives / (predicted + positives),
+            "flag_rate": predicted / total,
             "precision": true_positives / predicted if predicted else 0.0,
             "recall": true_positives / positives,
             "brier": float((w * (self.scores - self.labels) ** 2).sum() / total),
             "ece": self._ece(w, positive, flagged, total),
             "observed_expected": positives / max(float((w * self.scores).sum()), 1e-12),
+            "calibration_slope": calibration_line(self.labels, self.scores, np.asarray(w, dtype=np.float64))[1],
         }
         for share in TOP_SHARES:
             cut = int(np.searchsorted(flagged, share * total, side="left"))
@@ -167,6 +191,35 @@ def _interval(value: float, samples: npt.NDArray[np.float64]) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """The metrics of one model on all rows, and of each bootstrap sample of patients: name -> (resamples,).
+
+    Two of the same rows, seed and number are paired: their samples hold the same patients.
+    """
+
+    point: Mapping[str, float]
+    samples: Mapping[str, npt.NDArray[np.float64]]
+
+    def estimate(self, name: str) -> Estimate:
+        """A metric with its 95 % interval."""
+        return _interval(self.point[name], self.samples[name])
+
+    def less(self, other: Resampled, name: str) -> Estimate:
+        """The paired difference of a metric, this model's less the other's, with its 95 % interval."""
+        return _interval(self.point[name] - other.point[name], self.samples[name] - other.samples[name])
+
+
+def resample(
+    labels: Labels, model: Scored, patients: npt.ArrayLike, *, seed: int = 0, resamples: int = 1000
+) -> Resampled:
+    """All `metrics` of a model and of its bootstrap samples over patients. Shapes (n,)."""
+    ranked = _Ranked(labels, model.scores)
+    point = ranked.metrics(model.threshold, np.ones(len(labels)))
+    found = [ranked.metrics(model.threshold, w) for w in _patient_weights(patients, resamples, seed)]
+    return Resampled(point, {name: np.array([sample[name] for sample in found]) for name in point})
+
+
 def evaluate(
     labels: Labels,
     scores: Floats,
@@ -177,10 +230,30 @@ def evaluate(
     resamples: int = 1000,
 ) -> dict[str, Estimate]:
     """`metrics` with 95 % intervals over patients. All shapes (n,)."""
-    ranked = _Ranked(labels, scores)
-    point = ranked.metrics(threshold, np.ones(len(labels)))
-    samples = [ranked.metrics(threshold, w) for w in _patient_weights(patients, resamples, seed)]
-    return {name: _interval(value, np.array([sample[name] for sample in samples])) for name, value in point.items()}
+    found = resample(labels, Scored(scores, threshold), patients, seed=seed, resamples=resamples)
+    return {name: found.estimate(name) for name in found.point}
+
+
+# What two versions are compared by, wherever they are: discrimination, accuracy and calibration of the risks, and what
+# the threshold makes of them.
+COMPARED = (
+    "auc",
+    "average_precision",
+    "brier",
+    "calibration_slope",
+    "observed_expected",
+    "flag_rate",
+    "recall",
+    "precision",
+)
+
+
+def compare(
+    labels: Labels, one: Scored, other: Scored, patients: npt.ArrayLike, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Compared]:
+    """The metrics `COMPARED` of two models on the same rows, with paired intervals over patients. Shapes (n,)."""
+    first, second = (resample(labels, model, patients, seed=seed, resamples=resamples) for model in (one, other))
+    return {name: Compared(first.estimate(name), second.estimate(name), first.less(second, name)) for name in COMPARED}
 
 
 def paired_difference(
@@ -237,6 +310,6 @@ def subgroups(
     return found
 
 
-def as_plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+def as_plain(estimates: Mapping[str, Estimate | Compared]) -> dict[str, dict[str, Any]]:
     """Estimates as a structure that JSON can hold."""
     return {name: asdict(estimate) for name, estimate in estimates.items()}

@@ -233,32 +233,40 @@ def _ratio(observed: float, expected: float, variance: float) -> tuple[float, fl
     return ratio, max(0.0, ratio - half), ratio + half, _two_sided((observed - expected) / math.sqrt(variance))
 
 
-def calibration_line(labels: Floats, scores: Floats) -> tuple[float, float, float]:
+def calibration_line(labels: Floats, scores: Floats, weights: Floats | None = None) -> tuple[float, float, float]:
     """Intercept of the line with slope 1, slope of the free line, and the slope's standard error.
 
-    Source: Cox 1958, doi:10.1093/biomet/45.3-4.562: logistic regression of the outcome on the logit of the score.
+    `weights` counts each row (n,). Source: Cox 1958, doi:10.1093/biomet/45.3-4.562: logistic regression of the outcome
+    on the logit of the score.
     """
+    w = np.ones(len(labels)) if weights is None else weights
     log_odds = logit(scores)
     offset = 0.0
     for _ in range(25):
         p = _expit(log_odds + offset)
-        step = float((labels - p).sum() / max(1e-12, (p * (1 - p)).sum()))
+        step = float((w * (labels - p)).sum() / max(1e-12, (w * p * (1 - p)).sum()))
         offset += max(-2.0, min(2.0, step))
         if abs(step) < 1e-10:
             break
     # Centred, so that the two steps hardly depend on each other.
-    design = np.column_stack([np.ones_like(log_odds), log_odds - log_odds.mean()])
-    line = np.array([offset + log_odds.mean(), 1.0])
-    information = np.eye(2)
+    centred = log_odds - np.average(log_odds, weights=w)
+    level, slope = offset + float(np.average(log_odds, weights=w)), 1.0
+    error = math.inf
     for _ in range(50):
-        p = _expit(design @ line)
+        p = _expit(level + slope * centred)
+        left, information = w * (labels - p), w * p * (1 - p)
         # The ridge keeps constant scores, which have no slope, from a singular matrix.
-        information = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
-        change = np.clip(np.linalg.solve(information, design.T @ (labels - p)), -2, 2)
-        line = line + change
-        if float(np.abs(change).max()) < 1e-10:
+        a, b = information.sum() + 1e-9, information @ centred
+        d = information @ centred**2 + 1e-9
+        determinant = a * d - b * b
+        up, across = left.sum(), left @ centred
+        changes = ((d * up - b * across) / determinant, (a * across - b * up) / determinant)
+        level += max(-2.0, min(2.0, changes[0]))
+        slope += max(-2.0, min(2.0, changes[1]))
+        error = math.sqrt(a / determinant)
+        if max(map(abs, changes)) < 1e-10:
             break
-    return offset, float(line[1]), math.sqrt(np.linalg.inv(information)[1, 1])
+    return offset, float(slope), error
 
 
 def assess_calibration(

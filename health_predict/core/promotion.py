@@ -13,13 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.evaluation import Floats, Labels, metrics, paired_difference, subgroup_levels
+from health_predict.core.drift import DEFAULT_LIMITS, Limits, calibration_of
+from health_predict.core.evaluation import (
+    Labels,
+    Scored,
+    compare,
+    metrics,
+    paired_difference,
+    subgroup_levels,
+)
+from health_predict.core.performance import LabelledWindow
 
 # A champion is replaced unless the challenger is clearly worse: one set of 3,000 rows cannot see less than .03.
 CHAMPION_MARGIN = 0.02
-OBSERVED_EXPECTED = (0.8, 1.25)
-LARGEST_ECE = 0.05
 SUBGROUP_MARGIN = 0.10
+_BASELINE_GATE = "not worse than the baseline"
 _RECALIBRATED = "the estimator is the champion's, which passed this gate"
 
 
@@ -53,14 +61,6 @@ class Promotion:
         return [f"{gate.name}: {gate.reason}" for gate in failed or self.gates]
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A model's scores on the validation rows (n,) and its threshold."""
-
-    scores: Floats
-    threshold: float
-
-
 def decide(
     frame: pd.DataFrame,
     labels: Labels,
@@ -85,10 +85,10 @@ def decide(
         Gate("better than number_inpatient alone", True, _RECALIBRATED)
         if same_estimator
         else _beats_inpatient_count(frame, labels, patients, candidate, seed, resamples),
-        Gate("at least as good as the baseline", True, _RECALIBRATED)
+        Gate(_BASELINE_GATE, True, _RECALIBRATED)
         if same_estimator
-        else _beats_baseline(labels, candidate, baseline, found),
-        _calibrated(found),
+        else _not_worse_than_baseline(labels, patients, candidate, baseline, seed, resamples),
+        _calibrated(labels, candidate),
         _not_worse_than_champion(labels, patients, candidate, champion, seed, resamples),
         _no_subgroup_far_worse(frame, labels, patients, candidate, champion, seed, resamples),
     ]
@@ -119,23 +119,31 @@ def _beats_inpatient_count(
     )
 
 
-def _beats_baseline(labels: Labels, candidate: Scored, baseline: Scored | None, found: dict[str, float]) -> Gate:
-    name = "at least as good as the baseline"
+def _not_worse_than_baseline(
+    labels: Labels, patients: npt.ArrayLike, candidate: Scored, baseline: Scored | None, seed: int, resamples: int
+) -> Gate:
     if baseline is None:
-        return Gate(name, True, "the candidate is the logistic regression baseline")
-    other = metrics(labels, baseline.scores, baseline.threshold)
-    passed = found["f1"] >= other["f1"]
-    return Gate(name, passed, f"F1 {found['f1']:.3f} against {other['f1']:.3f}")
+        return Gate(_BASELINE_GATE, True, "the candidate is the logistic regression baseline")
+    found = compare(labels, candidate, baseline, patients, seed=seed, resamples=resamples)
+    auc, precision = found["auc"].difference, found["average_precision"].difference
+    return Gate(
+        _BASELINE_GATE,
+        auc.high >= 0 and precision.high >= 0,
+        f"AUC difference {auc}, average precision difference {precision}; refused when either is surely below 0",
+    )
 
 
-def _calibrated(found: dict[str, float]) -> Gate:
-    ratio, ece = found["observed_expected"], found["ece"]
-    low, high = OBSERVED_EXPECTED
-    passed = low <= ratio <= high and ece <= LARGEST_ECE
+def _calibrated(labels: Labels, candidate: Scored, limits: Limits = DEFAULT_LIMITS) -> Gate:
+    """The question that monitoring asks of each batch of outcomes, asked of the validation rows."""
+    found = calibration_of(
+        [LabelledWindow.of(labels.astype(np.float64), np.asarray(candidate.scores, dtype=np.float64))], limits
+    )
     return Gate(
         "calibrated",
-        passed,
-        f"observed/expected {ratio:.2f} (allowed {low}-{high}), ECE {ece:.3f} (allowed up to {LARGEST_ECE})",
+        not found.broken,
+        f"observed/expected {found.ratio:.2f} [{found.ratio_low:.2f}, {found.ratio_high:.2f}], calibration slope "
+        f"{found.slope:.2f} [{found.slope_low:.2f}, {found.slope_high:.2f}]; refused when one is surely further from 1 "
+        f"than {limits.observed_expected_tolerance} and {limits.slope_tolerance}, as monitoring asks it",
     )
 
 

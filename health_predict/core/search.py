@@ -82,15 +82,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """An estimator that was fitted to its end, and (rounds, training AUC, validation AUC) on the way there.
-
-    `metrics` are all of them, on the validation rows at `threshold`, the one with the largest F1.
-    """
+    """An estimator that was fitted to its end, and (rounds, training AUC, validation AUC) on the way there."""
 
     estimator: Any
     curve: tuple[tuple[int, float, float], ...]
-    metrics: Mapping[str, float]
-    threshold: float
 
 
 class FamilySearch:
@@ -231,7 +226,6 @@ def run_trial(
     if scores is None or (not stopped and curve[-1][0] < family.rounds_at(point.parameters, 1)):
         scores = estimator.predict_proba(data.validation_rows)[:, 1]
     scores = scores.astype(float)
-    threshold = f1_threshold(data.validation_labels, scores)
-    found = metrics(data.validation_labels, scores, threshold)
-    fitted = None if stopped else Fitted(estimator, tuple(curve), found, threshold)
+    found = metrics(data.validation_labels, scores, f1_threshold(data.validation_labels, scores))
+    fitted = None if stopped else Fitted(estimator, tuple(curve))
     return {name: found[name] for name in METRICS}, tuple(rungs), fitted

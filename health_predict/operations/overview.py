@@ -15,7 +15,9 @@ from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core.errors import HealthPredictError, StateError
 from health_predict.operations.status import evaluation
+from health_predict.report.comparison import difference
 from health_predict.report.overview_report import Judged, Link, Member, overview_page
+from health_predict.report.page import number
 from health_predict.settings import Settings
 
 INDEX = "index.html"
@@ -131,13 +133,16 @@ def _batches(batches: Batches, copies: _Copies) -> list[Judged]:
 
 
 def _member(tracking: Tracking, version: ModelVersion) -> Member:
-    content = evaluation(tracking, version)
-    auc = content["on_test"]["metrics"]["auc"] if content else {}
+    content = evaluation(tracking, version) or {}
     return Member(
         version=version.version,
         family=version.tags.get("family", ""),
         stage=version.tags.get("stage", ""),
         decision=version.tags.get("decision", ""),
-        auc=auc.get("value"),
-        bounds=(auc["low"], auc["high"]) if auc else None,
+        recalibrates=version.tags.get("recalibrates", ""),
+        compared="; ".join(
+            f"{difference(found['metrics']['auc']['difference'])} against version {found['against']}, "
+            f"{number(found['rows'], 0)} encounters"
+            for found in content.get("comparisons", ())[:1]
+        ),
     )

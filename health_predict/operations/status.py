@@ -35,8 +35,10 @@ class Status:
     """Version with the alias; empty when there is none."""
     family: str
     synthetic: bool
-    metrics: Mapping[str, Mapping[str, float]]
-    """Test metrics of the champion: name -> value, low, high."""
+    on_test: Mapping[str, Any]
+    """The champion on its own test set: rows, positives, and metrics (name -> value, low, high)."""
+    comparison: Mapping[str, Any]
+    """The champion beside the one before it, on the same rows; empty for the first one."""
     drift: LastDrift | None
     batches: int
     """Batches of the stream that are there."""
@@ -57,13 +59,17 @@ def status(settings: Settings) -> Status:
     if open_batches:
         waiting.append(f"{len(open_batches)} of {len(numbers)} batches are not monitored yet, next: {open_batches[0]}")
     waiting += _outcomes(batches)
+    # What serves is worth showing without its evaluation.
+    judged = (evaluation(tracking, champion) if champion else None) or {}
+    tested = judged.get("on_test")
     return Status(
         url=target.url,
         serving=active,
         champion=champion.version if champion else "",
         family=champion.tags.get("family", "") if champion else "",
         synthetic=champion is not None and champion.tags.get("dataset_source") == "synthetic",
-        metrics=_metrics(tracking, champion) if champion else {},
+        on_test={name: tested[name] for name in ("rows", "positives", "metrics")} if tested else {},
+        comparison=next(iter(judged.get("comparisons", ())), {}),
         drift=_last(batches, decisions),
         batches=len(numbers),
         monitored=len(numbers) - len(open_batches),
@@ -113,8 +119,3 @@ def evaluation(tracking: Tracking, version: ModelVersion) -> Mapping[str, Any] |
     except StateError:
         return None
     return content
-
-
-def _metrics(tracking: Tracking, champion: ModelVersion) -> Mapping[str, Mapping[str, float]]:
-    found = evaluation(tracking, champion)
-    return found["on_test"]["metrics"] if found else {}  # what serves is worth showing without them

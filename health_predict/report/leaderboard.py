@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from health_predict.adapters.mlflow import RunRecord
+from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord
 from health_predict.report import plots
 from health_predict.report.page import number, render
 
@@ -65,14 +65,17 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
             ("Seed", parent.params["seed"]),
         ],
         synthetic=parent.tags["dataset_source"] == "synthetic",
+        reason=parent.tags[REASON],
         plot=plot,
         learning=learning,
         best=[
             [
-                run.tags["family"] + (" (baseline)" if run.tags.get("baseline") == "true" else ""),
+                run.tags["family"]
+                + (" (baseline)" if run.tags.get("baseline") == "true" else "")
+                + (", chosen" if run.run_id == parent.tags[CHOSEN] else ""),
                 *(
                     number(run.metrics[f"validation_{name}"], 4)
-                    for name in ("f1", "average_precision", "auc", "brier", "ece")
+                    for name in ("f1", "average_precision", "auc", "brier", "observed_expected")
                 ),
                 run.params["trial"],
             ]

@@ -12,22 +12,8 @@ import numpy as np
 
 from health_predict.adapters.mlflow import RunRecord
 from health_predict.report import plots
+from health_predict.report.comparison import LABELS, comparison_tables
 from health_predict.report.page import estimate, number, percent, render
-
-LABELS: Mapping[str, str] = {
-    "auc": "AUC",
-    "average_precision": "Average precision",
-    "f1": "F1 at the threshold",
-    "precision": "Positive predictive value at the threshold",
-    "recall": "Sensitivity at the threshold",
-    "brier": "Brier score",
-    "ece": "Expected calibration error",
-    "observed_expected": "Observed / expected",
-    "sensitivity_top10": "Sensitivity, top 10 %",
-    "ppv_top10": "Positive predictive value, top 10 %",
-    "sensitivity_top20": "Sensitivity, top 20 %",
-    "ppv_top20": "Positive predictive value, top 20 %",
-}
 
 
 def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) -> str:
@@ -43,6 +29,7 @@ def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) ->
         subtitle="Readmission within 30 days of diabetic in-patients",
         facts=[
             ("Model", run.tags["family"]),
+            ("Recalibrates", f"version {run.tags['recalibrates']}" if "recalibrates" in run.tags else ""),
             ("Run", run.run_id),
             ("Dataset", run.tags["dataset_digest"][:12]),
             ("Source", run.tags["dataset_source"]),
@@ -52,6 +39,8 @@ def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) ->
         promoted=content["decision"] == "promote",
         decision_word="Promoted" if content["decision"] == "promote" else "Rejected",
         decided_against=content["decided_against"],
+        chosen_because=content["chosen_because"],
+        versions=comparison_tables(version, content),
         gates=[[gate["name"], "passed" if gate["passed"] else "failed", gate["reason"]] for gate in content["gates"]],
         figures=[
             ("AUC", number(test["auc"]["value"]), _interval(test["auc"])),
@@ -74,7 +63,7 @@ def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) ->
             ]
             for name, label in LABELS.items()
         ],
-        comparison=[
+        clinical=[
             [run.tags["family"], _estimate_of(test["auc"])],
             *(
                 [name, estimate(value, (low, high))]

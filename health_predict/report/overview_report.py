@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from health_predict.report.model_card import LABELS
-from health_predict.report.page import estimate, number, render
+from health_predict.report.comparison import LABELS, comparison_tables
+from health_predict.report.page import number, render
 
 _FIGURES = ("auc", "average_precision", "observed_expected", "sensitivity_top20")
 _TONES = {"promote": ("Promoted", "good"), "reject": ("Rejected", "bad")}
@@ -37,14 +37,14 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A version of the registered model; `bounds` is the interval of its test AUC."""
+    """A version of the registered model. `compared` is its AUC less that of another one, on the same rows."""
 
     version: str
     family: str
     stage: str
     decision: str
-    auc: float | None
-    bounds: tuple[float, float] | None
+    recalibrates: str
+    compared: str
 
 
 def overview_page(
@@ -83,15 +83,16 @@ def overview_page(
         ],
         rows=tested["rows"] if tested else 0,
         positives=tested["positives"] if tested else 0,
+        versions=comparison_tables(version, evaluation) if evaluation else [],
         links=links,
         batches=batches,
         family=[
             [
                 f"{one.version} (this one)" if one.version == version else one.version,
-                one.family,
+                f"{one.family}, version {one.recalibrates} recalibrated" if one.recalibrates else one.family,
                 one.stage,
                 one.decision,
-                estimate(one.auc, one.bounds),
+                one.compared,
             ]
             for one in sorted(family, key=lambda one: -int(one.version))
         ],

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import health_predict.core
 from health_predict.adapters import ray
-from health_predict.adapters.mlflow import RunRecord, Tracking, import_for_models
+from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord, Tracking, import_for_models
 from health_predict.adapters.storage import whole_file
 from health_predict.core import families
-from health_predict.core.errors import HealthPredictError, StateError
+from health_predict.core.columns import PATIENT
+from health_predict.core.errors import GateError, HealthPredictError, StateError
 from health_predict.core.families import BASELINE, Family
 from health_predict.core.search import (
     METRICS,
@@ -39,12 +40,24 @@ from health_predict.settings import Settings
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
+    from health_predict.core.evaluation import Scored
     from health_predict.core.features import EncounterFeatures
 
 log = logging.getLogger(__name__)
 
 # A search is the same when this code is.
-_SOURCES = ("columns", "row_encoder", "features", "families", "sparse_xgboost", "evaluation", "search")
+_SOURCES = (
+    "columns",
+    "row_encoder",
+    "features",
+    "families",
+    "sparse_xgboost",
+    "evaluation",
+    "performance",
+    "calibration",
+    "search",
+    "selection",
+)
 LEADERBOARD = "leaderboard.html"
 _RUNG = "auc_rung_{}"
 _CURVES = ("curve_training_auc", "curve_validation_auc")
@@ -72,7 +85,8 @@ def hpo(
 
     The same search (data, families, budget, seed, code, libraries) is done once: a repeat gives the same parent
     run. One that was killed goes on in its parent run with the trials that it had finished. Trials are ranked by AUC
-    on the validation rows, the least noisy of the metrics; families are compared by F1 in `register`.
+    on the validation rows, the least noisy of the metrics. Each family's winner is calibrated on out-of-fold scores of
+    the training rows, so that neither its threshold nor a gate has seen what they are judged on; then `select` chooses.
     """
     chosen = families.choose(settings.families)
     digest = search_digest(settings, dataset_digest, chosen)
@@ -122,9 +136,10 @@ class _Search:
         self._settings = settings
         self._chosen = chosen
         self._tags = tags
-        self._train = train
-        self._validation = validation
+        self._train_file = train
+        self._validation_file = validation
         self._logged: dict[str, Future[None]] = {}  # by family, what writes its winner
+        self._scored: dict[str, Scored] = {}  # by family, what its winner says of the validation rows
 
     @cached_property
     def _tracking(self) -> Tracking:
@@ -170,17 +185,27 @@ class _Search:
             raise
 
     def _end(self) -> None:
-        """Draw the page and close the parent run."""
+        """Choose between the families, draw the page and close the parent run."""
+        from health_predict.core.selection import select
         from health_predict.report.leaderboard import leaderboard_page
 
         tracking = self._tracking
         children = tracking.children(self.parent)
         winners = _best_of(children, self.parent)
+        selection = select(
+            self._data.validation_labels,
+            {run.tags["family"]: self._scores_of(run) for run in winners},
+            self._validation[PATIENT],
+            seed=self._settings.seed,
+        )
+        log.info("%s", selection.reason)
+        chosen = next(run.run_id for run in winners if run.tags["family"] == selection.family)
+        tracking.tag_run(self.parent, {CHOSEN: chosen, REASON: selection.reason})
         curves = {run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES] for run in winners}
         self.page = leaderboard_page(tracking.run(self.parent), children, curves)
         tracking.log_text(self.parent, LEADERBOARD, self.page)
         self.best = _best_metrics(winners)
-        best = max(self.best.values(), key=lambda found: found["f1"])
+        best = self.best[selection.family]
         # Last: only a whole search counts as finished.
         tracking.end_search(self.parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
 
@@ -194,7 +219,8 @@ class _Search:
 
         settings, tracking = self._settings, self._tracking
         log.info("searching %d trials of %d families", settings.trials * len(self._chosen), len(self._chosen))
-        train, validation = load_part(self._train), load_part(self._validation)
+        train, validation = load_part(self._train_file), load_part(self._validation_file)
+        self._validation = validation
         log.info("encoding %d training and %d validation encounters", len(train), len(validation))
         self._preprocessor = EncounterFeatures().fit(train)
         data = Prepared(
@@ -203,7 +229,8 @@ class _Search:
             self._preprocessor.transform(validation),
             target(validation),
         )
-        self._data = in_order_of_labels(data)
+        self._patients = train[PATIENT]
+        self._unordered, self._data = data, in_order_of_labels(data)
         digest = self._tags["search_digest"]
         self.parent = tracking.resume_search(digest) or tracking.start_search(
             f"search-{digest[:8]}",
@@ -281,6 +308,8 @@ class _Search:
         self._logged[best.family] = self._threads.submit(self._log_best, best)
 
     def _log_best(self, best: Trial) -> None:
+        from health_predict.core.evaluation import Scored, f1_threshold, metrics
+
         fitted: Fitted | None
         if best.fitted:
             fitted = pickle.loads(best.fitted)  # noqa: S301 (from our own workers)
@@ -289,18 +318,52 @@ class _Search:
             _, _, fitted = run_trial(point, self._data, self._settings.seed, self._settings.trial_cpus)
         assert fitted is not None
         family = families.FAMILIES[best.family]
+        estimator = self._calibrated(family, best, fitted.estimator)
+        scores = estimator.predict_proba(self._data.validation_rows)[:, 1]
+        scored = Scored(scores, f1_threshold(self._data.validation_labels, scores))
+        found = metrics(self._data.validation_labels, scored.scores, scored.threshold)
         run_id = self._tracking.log_best(
             self.parent,
             family.name,
-            _pipeline(self._preprocessor, fitted.estimator),
+            _pipeline(self._preprocessor, estimator),
             {**self._tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-            {**family.fixed, **best.parameters, "threshold": repr(fitted.threshold), "trial": best.index},
-            {f"validation_{name}": value for name, value in fitted.metrics.items()},
-            {"threshold.json": {"threshold": fitted.threshold, "chosen_by": "F1 on validation"}},
+            {**family.fixed, **best.parameters, "threshold": repr(scored.threshold), "trial": best.index},
+            {f"validation_{name}": value for name, value in found.items()},
+            {"threshold.json": {"threshold": scored.threshold, "chosen_by": "F1 on validation"}},
             {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
         )
-        auc, f1 = fitted.metrics["auc"], fitted.metrics["f1"]
+        self._scored[family.name] = scored
+        auc, f1 = found["auc"], found["f1"]
         log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
+
+    def _calibrated(self, family: Family, best: Trial, estimator: Any) -> Any:
+        """The winner with a map from its scores to risks, fitted on training rows as models without them score them."""
+        from health_predict.core.calibration import CalibratedClassifier, fit_map, out_of_fold_scores
+
+        def fit(rows: Any, labels: Any) -> Any:
+            seed, threads = self._settings.seed, self._settings.trial_cpus
+            return family.fit(best.parameters, rows, labels, seed=seed, threads=threads)
+
+        rows, labels = self._unordered.train_rows, self._unordered.train_labels
+        try:
+            intercept, slope = fit_map(out_of_fold_scores(fit, rows, labels, self._patients), labels)
+        except GateError as error:
+            # The gates will say the same of it, and which others there are.
+            log.warning("%s stays as it is: %s", family.name, error.problem)
+            return estimator
+        log.info("%s: logit(risk) = %.3f + %.3f logit(score), out of fold", family.name, intercept, slope)
+        return CalibratedClassifier(estimator, intercept, slope)
+
+    def _scores_of(self, run: RunRecord) -> Scored:
+        """What a family's winner says of the validation rows; one of an attempt before this one is loaded."""
+        from health_predict.core.evaluation import Scored
+
+        known = self._scored.get(run.tags["family"])
+        if known is None:
+            pipeline = self._tracking.load_run_pipeline(run.run_id)
+            scores = pipeline.predict_proba(self._validation)[:, 1]
+            known = Scored(scores, float(run.params["threshold"]))
+        return known
 
 
 def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
@@ -344,6 +407,15 @@ def _pipeline(preprocessor: EncounterFeatures, estimator: Any) -> Pipeline:
 def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:
     """The finished `Best_` runs of a search, at most one a family. Raises StateError when there is none."""
     return _best_of(tracking.children(parent), parent)
+
+
+def chosen_run(tracking: Tracking, parent: str) -> RunRecord:
+    """The run of the model that a search ends with. Raises StateError for a search that did not end."""
+    runs = {run.run_id: run for run in best_runs(tracking, parent)}
+    chosen = tracking.run(parent).tags.get(CHOSEN, "")
+    if chosen not in runs:
+        raise StateError(f"search {parent} names no model that it ended with", "run the search again")
+    return runs[chosen]
 
 
 def _best_of(children: list[RunRecord], parent: str) -> list[RunRecord]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from health_predict.adapters.batches import Batches, trained_through
-from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.mlflow import CHAMPION, CHOSEN, REASON, ModelVersion, Tracking
 from health_predict.adapters.storage import whole_file
 from health_predict.core.cohort import save_part
 from health_predict.core.columns import PATIENT, POSITIVE, TARGET
@@ -144,7 +144,7 @@ def _fit(
     )
     try:
         parameters = dict(tracking.run(champion.run_id).params)
-        tracking.log_best(
+        run_id = tracking.log_best(
             parent,
             champion.tags["family"],
             renewed,
@@ -153,6 +153,8 @@ def _fit(
             {f"validation_{name}": value for name, value in found.items()},
             {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on the newest outcomes"}},
         )
+        reason = f"The estimator of version {champion.version}, recalibrated on {len(fit)} of the newest encounters."
+        tracking.tag_run(parent, {CHOSEN: run_id, REASON: reason})
     except BaseException:
         tracking.end_search(parent, {}, "FAILED")
         raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, RunRecord, Tracking
-from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, REASON, ModelVersion, RunRecord, Tracking
+from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core.columns import PATIENT
 from health_predict.core.errors import StateError
-from health_predict.core.evaluation import Estimate
+from health_predict.core.evaluation import Estimate, Scored
 from health_predict.core.families import BASELINE
-from health_predict.core.promotion import Decision, Scored, decide
+from health_predict.core.promotion import Decision, decide
 from health_predict.settings import Settings
-from health_predict.stages.hpo import best_runs
+from health_predict.stages.hpo import best_runs, chosen_run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from sklearn.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +52,14 @@ class RegisterResult:
 
 
 def register(settings: Settings, *, parent_run_id: str, validation: Path, test: Path, card: Path) -> RegisterResult:
-    """Pick the family with the best F1 at its validation threshold (ties: average precision), register and judge it.
+    """Register and judge the model that a search ended with.
 
-    Gates look at validation rows; the test set is read once a version, for the card. A version that passes gets
-    the alias `challenger`, unless it is the champion already. Refuses a run without its preprocessor
-    (StateError). A repeat gives the same version and decision.
+    Gates look at validation rows. The test set decides nothing: it gives the figures of the card, where a version
+    stands beside the champion on the same rows. A version that passes gets the alias `challenger`, unless it is the
+    champion already. Refuses a run without its preprocessor (StateError). A repeat gives the same version and decision.
     """
     tracking = Tracking(settings)
-    best = max(
-        best_runs(tracking, parent_run_id),
-        key=lambda run: (run.metrics["validation_f1"], run.metrics["validation_average_precision"]),
-    )
+    best = chosen_run(tracking, parent_run_id)
     if not _is_registered(tracking, best.run_id):
         _require_preprocessor(tracking, best)
     version = tracking.register(
@@ -75,12 +75,13 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
         f"{best.tags['family']} of search {parent_run_id}",
     )
     champion = tracking.by_alias(CHAMPION)
-    content = _judgement(tracking, version, best, champion, parent_run_id, validation, test)
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    content = _judgement(tracking, storage, version, best, champion, parent_run_id, validation, test)
     decision = Decision(content["decision"])
     page = tracking.read_text(best.run_id, CARD)
     with whole_file(card) as temporary:
         temporary.write_text(page)
-    open_storage(settings.storage, settings.s3_endpoint_url).upload(card, f"models/{version.version}/card.html")
+    storage.upload(card, f"models/{version.version}/card.html")
     if decision is Decision.PROMOTE and (champion is None or champion.version != version.version):
         tracking.set_alias(CHALLENGER, version.version)
     for reason in content["reasons"]:
@@ -114,6 +115,7 @@ def _require_preprocessor(tracking: Tracking, best: RunRecord) -> None:
 
 def _judgement(
     tracking: Tracking,
+    storage: Storage,
     version: ModelVersion,
     best: RunRecord,
     champion: ModelVersion | None,
@@ -134,9 +136,16 @@ def _judgement(
     pipeline = tracking.load_run_pipeline(best.run_id)
     threshold = float(best.params["threshold"])
     gates = _ask_gates(tracking, best, pipeline, threshold, champion, parent_run_id, validation)
-    # The test set is read once: a later judgement takes what was found then.
+    # A later judgement takes what was found then.
     tested = stored["on_test"] if stored else _read_test_set(pipeline, threshold, test)
-    content = {**gates, "decided_against": now, "threshold": threshold, "on_test": tested}
+    content = {
+        **gates,
+        "chosen_because": tracking.run(parent_run_id).tags[REASON],
+        "decided_against": now,
+        "threshold": threshold,
+        "on_test": tested,
+        "comparisons": [] if champion is None else _comparisons(tracking, storage, best, pipeline, champion, test),
+    }
     tracking.log_json(best.run_id, EVALUATION, content)
     tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
     tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in tested["metrics"].items()})
@@ -157,7 +166,10 @@ def _description(version: str, best: RunRecord, content: dict[str, Any]) -> str:
     """The decision and its reasons, for the page of the version."""
     auc = Estimate(**content["on_test"]["metrics"]["auc"])
     lines = [
-        f"**{best.tags['family']}: {content['decision']}** against {content['decided_against']}; test AUC {auc}",
+        f"**{best.tags['family']}: {content['decision']}** against {content['decided_against']}; "
+        f"AUC {auc} on its {content['on_test']['rows']} test encounters",
+        "",
+        content["chosen_because"],
         "",
         *(f"- {reason}" for reason in content["reasons"]),
         "",
@@ -199,6 +211,53 @@ def _ask_gates(
         "validation": metrics(labels, candidate.scores, threshold),
         "validation_prevalence": float(np.mean(labels)),
     }
+
+
+def _comparisons(
+    tracking: Tracking, storage: Storage, best: RunRecord, pipeline: Pipeline, champion: ModelVersion, test: Path
+) -> list[dict[str, Any]]:
+    """The version beside the champion on its own test rows; on the champion's, too, when it has data of its own.
+
+    They are shown and decide nothing.
+    """
+    other = tracking.load_pipeline(champion.version)
+    ours, theirs = (_manifest(storage, tags.get("dataset_digest", "")) for tags in (best.tags, champion.tags))
+    others_data = bool(ours and theirs) and ours["raw_sha256"] != theirs["raw_sha256"]
+    found = []
+    with tempfile.TemporaryDirectory(prefix="health-predict-register-") as folder:
+        files = {"the test set of this version": test}
+        if others_data:
+            files[f"the test set of version {champion.version}"] = Path(folder) / "test.parquet"
+            storage.download(f"datasets/{theirs['digest']}/test.parquet", Path(folder) / "test.parquet")
+        for rows, file in files.items():
+            scored = (
+                (pipeline, float(best.params["threshold"])),
+                (other, float(champion.tags["threshold"])),
+            )
+            found.append({"against": champion.version, "on": rows, **_compared(file, *scored)})
+    if ours and theirs and not others_data and ours["parameters"]["salt"] != theirs["parameters"]["salt"]:
+        found[0]["on"] += f", of which version {champion.version} learned from some patients (another salt)"
+    return found
+
+
+def _compared(file: Path, one: tuple[Pipeline, float], other: tuple[Pipeline, float]) -> dict[str, Any]:
+    from health_predict.core.cohort import load_part, target
+    from health_predict.core.evaluation import as_plain, compare
+
+    frame = load_part(file)
+    labels = target(frame)
+    first, second = (Scored(_scores(pipeline, frame), threshold) for pipeline, threshold in (one, other))
+    return {
+        "rows": len(frame),
+        "positives": int(labels.sum()),
+        "metrics": as_plain(compare(labels, first, second, frame[PATIENT])),
+    }
+
+
+def _manifest(storage: Storage, dataset_digest: str) -> dict[str, Any]:
+    """What is known of a dataset; empty when it is not in storage."""
+    key = f"datasets/{dataset_digest}/manifest.json"
+    return json.loads(storage.read(key)) if dataset_digest and storage.exists(key) else {}
 
 
 def _read_test_set(pipeline: Any, threshold: float, file: Path) -> dict[str, Any]:

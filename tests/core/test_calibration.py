@@ -11,7 +11,14 @@ import pytest
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.mlflow import Tracking
-from health_predict.core.calibration import CalibratedClassifier, fit_map, logit, uncalibrated
+from health_predict.core.calibration import (
+    FOLDS,
+    CalibratedClassifier,
+    fit_map,
+    logit,
+    out_of_fold_scores,
+    uncalibrated,
+)
 from health_predict.core.cohort import target
 from health_predict.core.columns import FEATURES
 from health_predict.core.compiled_model import compile_pipeline, prove_parity
@@ -78,3 +85,50 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
         tracking = Tracking(make_settings(home=tmp_path / "home"))
         run = tracking.log_best(tracking.start_search("s", {}, {}), family, pipeline, {}, {}, {}, {})
         assert tracking.load_run_pipeline(run).predict_proba(later)[:, 1] == pytest.approx(after)
+
+
+def test_no_patient_is_scored_by_a_model_that_learned_from_them() -> None:
+    # given patients with several encounters, and a classifier that remembers whom it has seen
+    random = np.random.default_rng(2)
+    patients = random.integers(0, 150, 600)
+    labels = (random.random(600) < 0.2).astype(np.int8)
+    rows = patients.astype(np.float32)[:, None]
+
+    class Remembering:
+        def __init__(self, seen: set[float]) -> None:
+            self.seen = seen
+
+        def predict_proba(self, asked: np.ndarray) -> np.ndarray:
+            known = np.array([row in self.seen for row in asked[:, 0].tolist()], dtype=float)
+            return np.column_stack([1 - known, known])
+
+    fits: list[int] = []
+
+    def fit(learned: np.ndarray, outcomes: np.ndarray) -> Remembering:
+        fits.append(len(outcomes))
+        return Remembering(set(learned[:, 0].tolist()))
+
+    # when each row is scored out of fold
+    scores = out_of_fold_scores(fit, rows, labels, patients)
+    # then by a model that never saw its patient, and every row once
+    assert (scores == 0).all()
+    assert sum(fits) == (FOLDS - 1) * 600
+
+
+def test_out_of_fold_scores_show_what_training_scores_hide() -> None:
+    # given a model that fits its training rows too closely
+    from sklearn.ensemble import RandomForestClassifier
+
+    random = np.random.default_rng(3)
+    rows = random.random((2000, 8)).astype(np.float32)
+    labels = (random.random(2000) < 0.05 + 0.3 * rows[:, 0]).astype(np.int8)
+
+    def fit(learned: np.ndarray, outcomes: np.ndarray) -> object:
+        return RandomForestClassifier(30, min_samples_leaf=3, random_state=0).fit(learned, outcomes)
+
+    model = fit(rows, labels)
+    # then its training scores ask for risks further apart, those out of fold for risks closer together
+    _, hidden = fit_map(model.predict_proba(rows)[:, 1], labels)  # type: ignore[attr-defined]
+    _, shown = fit_map(out_of_fold_scores(fit, rows, labels, np.arange(2000)), labels)
+    assert hidden > 1.5
+    assert shown < 1

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.evaluation import f1_threshold
-from health_predict.core.promotion import Decision, Promotion, Scored, decide
+from health_predict.core.drift import calibration_of
+from health_predict.core.evaluation import Scored, f1_threshold, metrics
+from health_predict.core.performance import LabelledWindow, logit
+from health_predict.core.promotion import Decision, Promotion, decide
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,43 @@ def test_scores_that_are_no_probabilities_are_rejected(world: SimpleNamespace) -
     assert failed(promotion) == ["calibrated"]
 
 
-def test_a_worse_f1_than_the_baseline_is_rejected(world: SimpleNamespace) -> None:
+def test_what_is_surely_worse_than_the_baseline_is_rejected(world: SimpleNamespace) -> None:
+    # given a candidate with the larger F1 by luck of its threshold, whose ranking is surely worse
     blurred = np.clip(world.risk * np.exp(0.5 * world.random.standard_normal(world.n)) * 0.88, 0, 1)
-    assert "at least as good as the baseline" in failed(ask(world, blurred, baseline=scored(world, world.risk)))
+    lucky = Scored(world.risk, 0.9)
+    assert metrics(world.labels, blurred, scored(world, blurred).threshold)["f1"] > 0.1
+    assert metrics(world.labels, lucky.scores, lucky.threshold)["f1"] < 0.1
+    assert "not worse than the baseline" in failed(ask(world, blurred, baseline=lucky))
+
+
+def test_a_worse_average_precision_alone_is_enough(world: SimpleNamespace) -> None:
+    # given a candidate that cannot tell the highest risks apart, which leaves its AUC nearly as it is
+    highest = np.quantile(world.risk, 0.8)
+    flat = np.where(world.risk > highest, world.risk[world.risk > highest].mean(), world.risk)
+    promotion = ask(world, flat, baseline=scored(world, world.risk))
+    assert failed(promotion) == ["not worse than the baseline"]
+
+
+def test_what_only_noise_tells_from_the_baseline_passes(world: SimpleNamespace) -> None:
+    # given a candidate whose F1 is smaller and whose ranking is the baseline's but for a little noise
+    noisy = np.clip(world.risk * np.exp(0.05 * world.random.standard_normal(world.n)), 0, 1)
+    assert failed(ask(world, noisy, baseline=scored(world, world.risk))) == []
+
+
+@pytest.mark.parametrize("slope", [0.55, 1.6])
+def test_risks_too_far_apart_or_too_close_are_rejected_as_monitoring_would(
+    world: SimpleNamespace, slope: float
+) -> None:
+    # given risks that are right on the whole, with an ECE that no fixed limit would notice
+    log_odds = logit(world.risk)
+    bent = 1 / (1 + np.exp(-(log_odds.mean() + (log_odds - log_odds.mean()) / slope)))
+    level = np.log(world.labels.mean() / (1 - world.labels.mean())) - logit(bent.mean())
+    bent = 1 / (1 + np.exp(-(logit(bent) + level)))
+    assert metrics(world.labels, bent, 0.2)["ece"] < 0.05
+    # then the gate refuses what monitoring would alarm about with its first window
+    promotion = ask(world, bent)
+    assert "calibrated" in failed(promotion)
+    assert calibration_of([LabelledWindow.of(world.labels.astype(float), bent)]).broken
 
 
 def test_a_clearly_better_champion_stays(world: SimpleNamespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ import psutil
 import pytest
 
 from health_predict.adapters import ray
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
+from health_predict.core.calibration import CalibratedClassifier
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.core.families import FAMILIES, choose
 from health_predict.core.search import METRICS, FamilySearch, Point, Prepared, Trial, run_trial
@@ -77,6 +79,14 @@ def test_a_search_is_logged_whole_and_done_once(
     }
     assert 0.4 < best.metrics["validation_auc"] < 0.9
     assert tracking.preprocessor_matches(best.run_id, tracking.load_run_pipeline(best.run_id))
+    # and its risks passed through a map that was fitted out of fold
+    estimator = tracking.load_run_pipeline(best.run_id).named_steps["estimator"]
+    assert isinstance(estimator, CalibratedClassifier)
+    assert (estimator.intercept, estimator.slope) != (0.0, 1.0)
+    # and the search says which model it ended with, and why, as its page does
+    search = tracking.run(left)
+    assert search.tags[CHOSEN] in {child.run_id for child in found if child.tags["role"] == "best"}
+    assert html.escape(search.tags[REASON], quote=False) in (tmp_path / "board.html").read_text()
     # and a family that grows in rounds has a learning curve
     grown = next(child for child in found if child.name == "Best_LightGBM_Model")
     curve = tracking.curve(grown.run_id, "curve_validation_auc")

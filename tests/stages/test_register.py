@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, CHOSEN, REASON, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.core.errors import StateError
+from health_predict.core.evaluation import COMPARED
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.promotion import Decision
 from health_predict.settings import Settings
@@ -34,9 +37,10 @@ def test_the_best_family_becomes_a_version_with_a_card(
     tracking = Tracking(settings)
     # when it is registered
     result = run(settings, parent, parts, tmp_path)
-    # then the family with the larger F1 on validation was taken
-    best = {child.tags["family"]: child.metrics["validation_f1"] for child in tracking.children(parent)}
-    assert result.family == max(best, key=best.__getitem__)
+    # then the model that the search ended with was taken, and the card says why
+    search = tracking.run(parent)
+    assert result.family == tracking.run(search.tags[CHOSEN]).tags["family"]
+    assert search.tags[REASON] in html.unescape((tmp_path / "card.html").read_text())
     # and the version carries its identity and decision
     version = tracking.version(result.model_version)
     assert version.tags["dataset_digest"] == "d" * 64
@@ -120,7 +124,65 @@ def test_a_new_champion_means_a_new_judgement(
     assert tracking.by_alias(CHALLENGER) is None
 
 
+def test_a_version_stands_beside_the_champion_on_the_same_rows(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    tracking = Tracking(settings)
+    # given a champion, which had nobody to stand beside
+    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    assert tracking.read_json(tracking.version(first.model_version).run_id, EVALUATION)["comparisons"] == []
+    tracking.set_alias(CHAMPION, first.model_version)
+    # when another model of the same data is registered
+    second = run(settings, log_search(settings, "LogisticRegression", "LightGBM"), parts, tmp_path)
+    # then both were asked on its test rows, and the champion's figures there are those of its own card
+    stored = tracking.read_json(tracking.version(second.model_version).run_id, EVALUATION)
+    (beside,) = stored["comparisons"]
+    assert (beside["against"], beside["rows"]) == (first.model_version, len(pd.read_parquet(parts.test)))
+    assert set(beside["metrics"]) == set(COMPARED)
+    for name, item in beside["metrics"].items():
+        assert item["one"]["value"] == pytest.approx(second.test_metrics[name].value)
+        assert item["other"]["value"] == pytest.approx(first.test_metrics[name].value)
+        assert item["difference"]["value"] == pytest.approx(item["one"]["value"] - item["other"]["value"])
+        assert item["difference"]["low"] <= item["difference"]["value"] <= item["difference"]["high"]
+    # and the card shows it
+    page = (tmp_path / "card.html").read_text()
+    assert f"Beside version {first.model_version}" in page
+    assert "Share flagged at the threshold" in page
+
+
+def test_a_version_of_other_data_stands_beside_the_champion_on_both(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    tracking, storage = Tracking(settings), open_storage(settings.storage)
+    # given a champion, and a challenger that was trained on another population
+    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    tracking.set_alias(CHAMPION, first.model_version)
+    others = pd.read_parquet(parts.test).head(400)
+    storage.write(f"datasets/{'d' * 64}/test.parquet", others.to_parquet())
+    for digest, raw in (("d" * 64, "old"), ("e" * 64, "new")):
+        manifest = {"digest": digest, "raw_sha256": raw, "parameters": {"salt": "s"}}
+        storage.write(f"datasets/{digest}/manifest.json", json.dumps(manifest).encode())
+    second = run(settings, log_search(settings, "LogisticRegression", dataset="e" * 64), parts, tmp_path)
+    # then its figures on the population of the champion are shown beside those on its own
+    stored = tracking.read_json(tracking.version(second.model_version).run_id, EVALUATION)
+    own, old = stored["comparisons"]
+    assert own["on"] == "the test set of this version"
+    assert (old["on"], old["rows"]) == (f"the test set of version {first.model_version}", 400)
+    # and no gate has asked about them
+    assert len(stored["gates"]) == 6
+
+
 def test_an_unfinished_search_is_refused(settings: Settings, parts: Parts, tmp_path: Path) -> None:
     parent = Tracking(settings).start_search("search", {}, {})
     with pytest.raises(StateError, match="no finished Best_ run"):
+        run(settings, parent, parts, tmp_path)
+
+
+def test_a_search_that_was_killed_before_its_choice_is_refused(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    # given a search with a best model that never ended
+    parent = log_search(settings, "LogisticRegression")
+    Tracking(settings).tag_run(parent, {CHOSEN: ""})
+    with pytest.raises(StateError, match="names no model"):
         run(settings, parent, parts, tmp_path)
