@@ -59,7 +59,7 @@ def bentos(home: Path) -> list[Path]:
             [("features", features), ("estimator", family.fit(family.first, matrix, labels, seed=seed))]
         )
         threshold = f1_threshold(labels, pipeline.predict_proba(frame)[:, 1].astype(float))
-        compiled = compile_pipeline(pipeline, threshold)
+        compiled = compile_pipeline(pipeline, family, threshold)
         identity = {
             **{"model_name": "readmission", "model_version": version, "run_id": "r" * 32, "dataset_digest": "d" * 64},
             **{"dataset_source": "synthetic", "git_commit": "c" * 40, "registered_threshold": threshold},

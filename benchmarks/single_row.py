@@ -51,7 +51,7 @@ def main() -> None:
             [("features", features), ("estimator", family.fit(family.first, matrix, labels, seed=1, threads=1))]
         )
         threshold = f1_threshold(labels, pipeline.predict_proba(frame)[:, 1].astype(float))
-        compiled = compile_pipeline(pipeline, threshold)
+        compiled = compile_pipeline(pipeline, family, threshold)
         session = open_session(compiled.graph)
 
         def usual(row: dict[str, str], pipeline: Pipeline = pipeline) -> float:

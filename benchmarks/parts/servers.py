@@ -60,8 +60,8 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     estimator = chosen.fit(chosen.first, features.transform(training), target(training), seed=seed, threads=1)
     pipeline = Pipeline([("features", features), ("estimator", estimator)])
     scores = pipeline.predict_proba(training)[:, 1].astype(float)
-    compiled = compile_pipeline(pipeline, f1_threshold(target(training), scores))
-    compiled = replace(compiled, explainer=explain_pipeline(pipeline, training))
+    compiled = compile_pipeline(pipeline, chosen, f1_threshold(target(training), scores))
+    compiled = replace(compiled, explainer=explain_pipeline(pipeline, chosen, training))
     compiled = replace(compiled, threshold=prove_parity(compiled, pipeline, other).threshold)
     prevalence = float(np.mean(target(training)))
     cutoffs = [multiple * prevalence for multiple in RISK_MULTIPLES]

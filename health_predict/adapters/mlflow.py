@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from health_predict.adapters.storage import disk_error
+from health_predict.core import families
 from health_predict.core.errors import HealthPredictError, StateError, UnreachableError
+from health_predict.core.families import FAMILIES, Family
 from health_predict.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,18 +43,12 @@ the alias `champion` serves; `challenger` passed its gates and waits for a rollo
 CHOSEN, REASON = "chosen_run_id", "chosen_because"
 MODEL = "model"
 PREPROCESSOR = "preprocessor"
-# The types that a saved model of ours may hold; anything else is refused when it is loaded.
-TRUSTED_TYPES = [
-    "collections.OrderedDict",
-    "collections.defaultdict",
+# The types of ours that a saved model may hold; those of its estimator its family names.
+TRUSTED_TYPES = (
     "health_predict.core.calibration.CalibratedClassifier",
     "health_predict.core.features.EncounterFeatures",
-    "lightgbm.basic.Booster",
-    "lightgbm.sklearn.LGBMClassifier",
-    "sklearn.tree._tree.Tree",
-    "xgboost.core.Booster",
-    "xgboost.sklearn.XGBClassifier",
-]
+)
+LIBRARIES = ("numpy", "pandas", "scikit-learn", "skops")
 # What a server answers, or a proxy in its place, that will be up again.
 _PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PASSING = re.compile(r"failed with exception|error code (429|5\d\d)")
@@ -129,6 +125,11 @@ class Tracking:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise StateError(f"MLflow: {error.message}", "run the stage that writes it") from error
+            if "untrusted types" in error.message:
+                raise StateError(
+                    f"the model holds types that nobody vouched for: {error.message.partition('Root error: ')[2]}",
+                    "name them in the `trusted_types` of the model's family, see docs/extend.md",
+                ) from error
             # A server that is away is wrapped in the whole history of its retries, which is no news to anybody.
             away = "failed with exception" in error.message
             passing = error.error_code in _PASSING_CODES or _PASSING.search(error.message)
@@ -330,9 +331,10 @@ class Tracking:
     ) -> str:
         """Write a `Best_<Family>_Model` run: the fitted pipeline, its preprocessor beside it, and JSON files.
 
-        `curves` are metrics over steps.
+        `curves` are metrics over steps. Raises StateError when the family does not name all types of its estimator.
         """
         name = f"Best_{family}_Model"
+        kind = families.named(family)
 
         def write(again: bool) -> str:
             for half in self._by_name(parent_id).get(name, []) if again else []:
@@ -343,14 +345,13 @@ class Tracking:
                 for path, content in files.items():
                     self._client.log_dict(run_id, content, path)
                 with self._mlflow.start_run(run_id=run_id):
-                    requirements = _requirements()
                     for part_name, part in ((PREPROCESSOR, pipeline.named_steps["features"]), (MODEL, pipeline)):
                         self._mlflow.sklearn.log_model(
                             part,
                             name=part_name,
                             serialization_format="skops",
-                            skops_trusted_types=TRUSTED_TYPES,
-                            pip_requirements=requirements,
+                            skops_trusted_types=[*TRUSTED_TYPES, *kind.trusted_types],
+                            pip_requirements=_requirements(kind),
                         )
             except BaseException:
                 with suppress(Exception):  # the cause is what counts
@@ -551,14 +552,17 @@ def import_for_models() -> None:
     import_module("mlflow.sklearn")
     import_module("skops.io")
     # For each model MLflow compares the requirements with what is installed, of which it makes a list the first time.
-    import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(_requirements())
+    import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(
+        _requirements(*FAMILIES.values())
+    )
 
 
-def _requirements() -> list[str]:
-    """Exact versions of what a saved pipeline needs; inferring them would take half a minute."""
+def _requirements(*kinds: Family) -> list[str]:
+    """Exact versions of what pipelines of these families need; inferring them would take half a minute."""
     from importlib.metadata import version
 
-    return [f"{name}=={version(name)}" for name in ("lightgbm", "numpy", "pandas", "scikit-learn", "skops", "xgboost")]
+    names = {*LIBRARIES, *(name for kind in kinds for name in kind.libraries)}
+    return [f"{name}=={version(name)}" for name in sorted(names)]
 
 
 def _digest(preprocessor: Any) -> str:

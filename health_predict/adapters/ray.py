@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 
 import health_predict
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.core.families import FAMILIES
 from health_predict.core.search import FamilySearch, Fitted, Point, Prepared, Trial
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 256 * 1024**2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
 # What a search's result depends on besides our own code, and what fitted models are pickled with.
-LIBRARIES = ("scikit-learn", "xgboost", "lightgbm", "numpy", "pandas", "scipy", "optuna")
+LIBRARIES = ("scikit-learn", "numpy", "pandas", "scipy", "optuna")
 START_SECONDS = 300.0
 LOOK_SECONDS = 0.02
 LOOKS = 500
@@ -526,7 +527,8 @@ def _tune_begun(begun: Begun, *others: Any) -> Sequence[FamilySearch]:
 
 def libraries() -> dict[str, str]:
     """Versions of the libraries that a search's result depends on, in this process."""
-    return {name: version(name) for name in LIBRARIES}
+    ours = {name for family in FAMILIES.values() for name in family.libraries}
+    return {name: version(name) for name in (*LIBRARIES, *sorted(ours))}
 
 
 def _require_success(trials: Sequence[Trial]) -> None:

@@ -8,7 +8,7 @@ edge rows; what it cannot prove does not get into a Bento.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -20,7 +20,8 @@ import pandas as pd
 from health_predict.core.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.columns import FEATURES, MISSING, Kind
 from health_predict.core.contributions import Explainer
-from health_predict.core.errors import GateError, StateError
+from health_predict.core.errors import GateError
+from health_predict.core.families import Family
 from health_predict.core.performance import CLOSEST
 from health_predict.core.row_encoder import RowEncoder
 from health_predict.core.tree_scores import TreeScores
@@ -31,7 +32,7 @@ OUTPUT = "probabilities"
 TOLERANCE = 1e-6
 # The threshold keeps this distance from every score it was proven on, so that such a difference cannot flip one.
 CLEARANCE = 2 * TOLERANCE
-OPSET = {"": 17, "ai.onnx.ml": 3}
+OPSET = 17
 UNSEEN_LEVEL = "never seen in training"
 
 Rows = npt.NDArray[np.float32]
@@ -70,73 +71,25 @@ class Parity:
     near: tuple[str, ...]
 
 
-def compile_pipeline(pipeline: Any, threshold: float) -> CompiledModel:
-    """Tables and graph of a fitted Pipeline([("features", EncounterFeatures), ("estimator", ...)]).
+def compile_pipeline(pipeline: Any, family: Family, threshold: float) -> CompiledModel:
+    """Tables and graph of a fitted Pipeline([("features", EncounterFeatures), ("estimator", ...)]) of a family.
 
-    The same pipeline gives the same bytes. Raises StateError for an estimator that no converter is known for.
+    The same pipeline gives the same bytes.
     """
     encoder: RowEncoder = pipeline.named_steps["features"].encoder_
     outer = pipeline.named_steps["estimator"]
-    estimator = uncalibrated(outer)
-    name = type(estimator).__name__
-    if name not in _CONVERTERS:
-        raise StateError(f"no ONNX converter for {name}", f"choose one of {', '.join(_CONVERTERS)}")
-    family, convert = _CONVERTERS[name]
     with warnings.catch_warnings():
         # The converters use names that their own dependencies have deprecated.
         warnings.simplefilter("ignore")
-        model = convert(estimator, len(encoder.names))
+        model = family.to_onnx(uncalibrated(outer), len(encoder.names))
     graph = _normalised(model)
     if isinstance(outer, CalibratedClassifier):
         graph = _calibrated(graph, outer.intercept, outer.slope)
-    return CompiledModel(encoder, graph, float(threshold), family)
-
-
-def _by_scikit_learn(estimator: Any, width: int) -> Any:
-    from skl2onnx import convert_sklearn
-    from skl2onnx.common.data_types import FloatTensorType
-
-    return convert_sklearn(
-        estimator,
-        "readmission",
-        initial_types=[(INPUT, FloatTensorType([None, width]))],
-        options={id(estimator): {"zipmap": False}},
-        target_opset=OPSET,
-    )
-
-
-def _by_xgboost(estimator: Any, width: int) -> Any:
-    from onnxmltools import convert_xgboost
-    from onnxmltools.convert.common.data_types import FloatTensorType
-
-    return convert_xgboost(
-        estimator, "readmission", initial_types=[(INPUT, FloatTensorType([None, width]))], target_opset=15
-    )
-
-
-def _by_lightgbm(estimator: Any, width: int) -> Any:
-    from onnxmltools import convert_lightgbm
-    from onnxmltools.convert.common.data_types import FloatTensorType
-
-    return convert_lightgbm(
-        estimator,
-        "readmission",
-        initial_types=[(INPUT, FloatTensorType([None, width]))],
-        target_opset=15,
-        zipmap=False,
-    )
-
-
-_CONVERTERS: Mapping[str, tuple[str, Callable[[Any, int], Any]]] = {
-    "LogisticRegression": ("LogisticRegression", _by_scikit_learn),
-    "RandomForestClassifier": ("RandomForest", _by_scikit_learn),
-    "XGBClassifier": ("XGBoost", _by_xgboost),
-    "LGBMClassifier": ("LightGBM", _by_lightgbm),
-}
+    return CompiledModel(encoder, graph, float(threshold), family.name)
 
 
 def _normalised(model: Any) -> bytes:
-    """One output, one input name, and nothing that tells when or by which release it was written."""
+    """One output, our names for it and the input, and nothing that tells when or by which release it was written."""
     import onnx
 
     graph = model.graph
@@ -145,10 +98,11 @@ def _normalised(model: Any) -> bytes:
     del graph.output[:]
     graph.output.append(output)
     _drop_unused(graph)
+    ours = {graph.input[0].name: INPUT, output.name: OUTPUT}
     for node in graph.node:
-        node.output[:] = [OUTPUT if name == output.name else name for name in node.output]
-        node.input[:] = [OUTPUT if name == output.name else name for name in node.input]
-    graph.output[0].name = OUTPUT
+        node.output[:] = [ours.get(name, name) for name in node.output]
+        node.input[:] = [ours.get(name, name) for name in node.input]
+    graph.input[0].name, graph.output[0].name = INPUT, OUTPUT
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -169,7 +123,7 @@ def _calibrated(graph: bytes, intercept: float, slope: float) -> bytes:
     )
     model.graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "calibration_column"))
     if not any(used.domain == "" for used in model.opset_import):  # a graph of nothing but trees
-        model.opset_import.append(helper.make_opsetid("", OPSET[""]))
+        model.opset_import.append(helper.make_opsetid("", OPSET))
     steps = (
         ("Gather", ("uncalibrated", "calibration_column"), "calibration_p"),
         ("Max", ("calibration_p", "calibration_least"), "calibration_above"),

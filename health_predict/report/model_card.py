@@ -93,15 +93,7 @@ def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) ->
             ]
             for group in tested["subgroups"]
         ],
-        importances=plots.bars(
-            [item["name"] for item in tested["importances"]],
-            {"share": [item["share"] for item in tested["importances"]]},
-            title="What weighs most",
-            description="Share of each feature in the family's own measure of importance",
-            value_label="share of all features",
-            share=True,
-            label_heading="Feature",
-        ),
+        importances=_importance_plot(tested["importances"]),
         parameters=sorted((name, value) for name, value in run.params.items() if name != "trial"),
     )
 
@@ -116,6 +108,20 @@ def _estimate(item: Mapping[str, float]) -> str:
 
 def _estimate_of(item: Mapping[str, float]) -> str:
     return estimate(item["value"], (item["low"], item["high"]))
+
+
+def _importance_plot(found: list[Mapping[str, Any]]) -> plots.Plot | None:
+    if not found:  # the family measures none
+        return None
+    return plots.bars(
+        [item["name"] for item in found],
+        {"share": [item["share"] for item in found]},
+        title="What weighs most",
+        description="Share of each feature in the family's own measure of importance",
+        value_label="share of all features",
+        share=True,
+        label_heading="Feature",
+    )
 
 
 def _subgroup_plot(groups: list[Mapping[str, Any]]) -> plots.Plot | None:

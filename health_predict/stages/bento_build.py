@@ -15,6 +15,7 @@ import pandas as pd
 from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.mlflow import ModelVersion, Tracking
 from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.core import families
 from health_predict.core.cohort import as_requests, load_part, target
 from health_predict.core.columns import FEATURES
 from health_predict.core.compiled_model import (
@@ -118,10 +119,11 @@ def _build(
     tag: str,
     store: BentoStore,
 ) -> Bento:
+    family = families.named(_tag(version, "family"))
     pipeline = tracking.load_pipeline(version.version)
     log.info("compiling version %s", version.version)
-    compiled = compile_pipeline(pipeline, identity["registered_threshold"])
-    compiled = replace(compiled, explainer=explain_pipeline(pipeline, train))
+    compiled = compile_pipeline(pipeline, family, identity["registered_threshold"])
+    compiled = replace(compiled, explainer=explain_pipeline(pipeline, family, train))
     parity = prove_parity(compiled, pipeline, validation)
     _tell(parity)
     tracking.log_json(version.run_id, PARITY, asdict(parity))

@@ -45,18 +45,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A search is the same when this code is.
+# A search is the same when this code is, as patterns below `health_predict/core`.
 _SOURCES = (
-    "columns",
-    "row_encoder",
-    "features",
-    "families",
-    "sparse_xgboost",
-    "evaluation",
-    "performance",
-    "calibration",
-    "search",
-    "selection",
+    "columns.py",
+    "row_encoder.py",
+    "features.py",
+    "families/*.py",
+    "evaluation.py",
+    "performance.py",
+    "calibration.py",
+    "search.py",
+    "selection.py",
 )
 LEADERBOARD = "leaderboard.html"
 _RUNG = "auc_rung_{}"
@@ -368,6 +367,7 @@ class _Search:
 
 def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
     """SHA-256 over all that the search's result depends on."""
+    core = Path(health_predict.core.__path__[0])
     identity = {
         "dataset": dataset_digest,
         "families": [family.name for family in chosen],
@@ -378,8 +378,9 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
         "seed": settings.seed,
         "libraries": ray.libraries(),
         "code": {
-            name: hashlib.sha256((Path(health_predict.core.__path__[0]) / f"{name}.py").read_bytes()).hexdigest()
-            for name in _SOURCES
+            str(file.relative_to(core)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for pattern in _SOURCES
+            for file in sorted(core.glob(pattern))
         },
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -332,7 +332,7 @@ def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float64], points: 
 
 
 def _importances(pipeline: Any, top: int = 15) -> list[dict[str, Any]]:
-    """The positions that weigh most, as the family itself states it; shares of the whole."""
+    """The positions that weigh most, as the estimator itself states it, if it does; shares of the whole."""
     from health_predict.core.calibration import uncalibrated
 
     estimator = uncalibrated(pipeline.named_steps["estimator"])
@@ -340,6 +340,6 @@ def _importances(pipeline: Any, top: int = 15) -> list[dict[str, Any]]:
     if hasattr(estimator, "coef_"):
         weights = np.abs(estimator.coef_[0])
     else:
-        weights = np.asarray(estimator.feature_importances_, dtype=float)
+        weights = np.asarray(getattr(estimator, "feature_importances_", ()), dtype=float)
     shares = weights / max(weights.sum(), 1e-12)
     return [{"name": str(names[position]), "share": float(shares[position])} for position in np.argsort(-shares)[:top]]

@@ -44,7 +44,7 @@ def compiled(cohort: pd.DataFrame) -> CompiledModel:
     features = EncounterFeatures().fit(cohort)
     family = FAMILIES["LogisticRegression"]
     estimator = family.fit(family.first, features.transform(cohort), target(cohort), seed=1)
-    return compile_pipeline(Pipeline([("features", features), ("estimator", estimator)]), 0.12)
+    return compile_pipeline(Pipeline([("features", features), ("estimator", estimator)]), family, 0.12)
 
 
 @pytest.fixture(scope="module")

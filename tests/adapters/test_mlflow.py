@@ -45,13 +45,13 @@ def tracking(settings: Settings) -> Tracking:
     return Tracking(settings)
 
 
-def log_best(tracking: Tracking, pipeline: Pipeline, digest: str = "d1") -> str:
-    parent = tracking.start_search("search", {"search_digest": digest}, {"trials": 1})
+def log_best(tracking: Tracking, pipelines: dict[str, Pipeline], family: str = "LogisticRegression") -> str:
+    parent = tracking.start_search("search", {"search_digest": "d1"}, {"trials": 1})
     return tracking.log_best(
         parent,
-        "XGBoost",
-        pipeline,
-        {"search_digest": digest},
+        family,
+        pipelines[family],
+        {"search_digest": "d1"},
         {"threshold": 0.5},
         {"validation_f1": 0.3},
         {"a.json": {"b": 1}},
@@ -67,7 +67,7 @@ def test_every_family_is_saved_and_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_id = log_best(tracking, pipelines[family])
+    run_id = log_best(tracking, pipelines, family)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     loaded = tracking.load_run_pipeline(run_id)
@@ -78,6 +78,12 @@ def test_every_family_is_saved_and_loaded(
     assert tracking.read_json(run_id, "a.json") == {"b": 1}
     # and no copy is left behind
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_type_that_the_family_does_not_name_is_refused(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
+    # given a pipeline whose estimator is of another family than it is said to be
+    with pytest.raises(StateError, match=r"XGBClassifier.*`trusted_types`"):
+        log_best(tracking, {"LightGBM": pipelines["XGBoost"]}, "LightGBM")
 
 
 def test_pages_name_the_experiment_and_the_dataset_of_a_search(tracking: Tracking, settings: Settings) -> None:
@@ -95,7 +101,7 @@ def test_a_run_without_its_preprocessor_is_noticed(
     tracking: Tracking, settings: Settings, pipelines: dict[str, Pipeline]
 ) -> None:
     # given a run whose preprocessor was lost
-    run_id = log_best(tracking, pipelines["XGBoost"])
+    run_id = log_best(tracking, pipelines, "XGBoost")
     loaded = tracking.load_run_pipeline(run_id)
     for item in tracking._logged_models(run_id):
         if item.name == "preprocessor":
@@ -107,7 +113,7 @@ def test_a_run_without_its_preprocessor_is_noticed(
 def test_a_preprocessor_of_another_fit_is_noticed(
     tracking: Tracking, pipelines: dict[str, Pipeline], cohort: pd.DataFrame
 ) -> None:
-    run_id = log_best(tracking, pipelines["XGBoost"])
+    run_id = log_best(tracking, pipelines, "XGBoost")
     other = Pipeline([("features", EncounterFeatures(400).fit(cohort)), ("estimator", None)])
     assert not tracking.preprocessor_matches(run_id, other)
 
@@ -152,12 +158,12 @@ def test_of_a_trial_that_was_written_twice_one_stays(tracking: Tracking) -> None
 
 
 def test_registering_twice_gives_one_version(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
-    run_id = log_best(tracking, pipelines["LogisticRegression"])
+    run_id = log_best(tracking, pipelines)
     first = tracking.register(run_id, {"family": "x"}, "text")
     second = tracking.register(run_id, {"family": "y"}, "text")
     assert first.version == second.version == "1"
     assert second.tags["family"] == "y"
-    other = tracking.register(log_best(tracking, pipelines["LogisticRegression"]), {}, "text")
+    other = tracking.register(log_best(tracking, pipelines), {}, "text")
     assert [version.version for version in tracking.versions()] == [other.version, "1"]
 
 
@@ -171,7 +177,7 @@ def test_a_server_registers_what_a_file_does(
     # given MLflow's server, which checks more than the store that it keeps
     with mlflow_server(settings.home / "mlflow.db", tmp_path / "artifacts") as server:
         tracking = Tracking(settings.model_copy(update={"mlflow_tracking_uri": server.uri}), patience=200)
-        run_id = log_best(tracking, pipelines["LogisticRegression"])
+        run_id = log_best(tracking, pipelines)
         # then MLflow puts no line between those of the stage
         assert capsys.readouterr().out == ""
         # when its model is registered
@@ -225,7 +231,7 @@ def test_a_server_that_answers_503_may_be_asked_again(settings: Settings, monkey
 
 def test_aliases_move_and_go(tracking: Tracking, pipelines: dict[str, Pipeline]) -> None:
     assert tracking.by_alias(CHAMPION) is None
-    version = tracking.register(log_best(tracking, pipelines["LogisticRegression"]), {}, "text").version
+    version = tracking.register(log_best(tracking, pipelines), {}, "text").version
     tracking.set_alias(CHAMPION, version)
     tracking.set_alias(CHALLENGER, version)
     champion = tracking.by_alias(CHAMPION)

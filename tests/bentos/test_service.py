@@ -76,7 +76,10 @@ def pipeline(cohort: pd.DataFrame) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def compiled(pipeline: Pipeline, cohort: pd.DataFrame) -> CompiledModel:
-    model = replace(compile_pipeline(pipeline, 0.12), explainer=explain_pipeline(pipeline, cohort.head(2000)))
+    model = replace(
+        compile_pipeline(pipeline, FAMILIES["LightGBM"], 0.12),
+        explainer=explain_pipeline(pipeline, FAMILIES["LightGBM"], cohort.head(2000)),
+    )
     parity = prove_parity(model, pipeline, cohort.iloc[2000:].reset_index(drop=True))
     return replace(model, threshold=parity.threshold)
 

@@ -72,9 +72,9 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
     assert (np.diff(after[np.argsort(before, kind="stable")]) >= 0).all()
     # and it compiles within the tolerance of parity
     pipeline = Pipeline([("features", features), ("estimator", once)])
-    assert prove_parity(compile_pipeline(pipeline, 0.1), pipeline, later).largest_difference <= 1e-6
+    assert prove_parity(compile_pipeline(pipeline, FAMILIES[family], 0.1), pipeline, later).largest_difference <= 1e-6
     # and its contributions, written and read again, add up to its scores
-    explainer = Explainer.from_bytes(explain_pipeline(pipeline, train).to_bytes())
+    explainer = Explainer.from_bytes(explain_pipeline(pipeline, FAMILIES[family], train).to_bytes())
     tables = {table.column: table for table in features.encoder_.tables}
     for number, expected in enumerate(scores(pipeline, rows[:5], explainer.unit)):
         amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in FEATURES]

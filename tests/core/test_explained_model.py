@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,24 @@ from health_predict.core.columns import FEATURES
 from health_predict.core.contributions import PROBABILITY, Explainer, LinearTables, owners_of
 from health_predict.core.errors import GateError, StateError
 from health_predict.core.explained_model import explain_pipeline, scores
-from health_predict.core.families import FAMILIES
+from health_predict.core.families import FAMILIES, Family
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.tree_tables import explain_graph
+from tests.documented_family import documented_family
 
 ROWS = 25
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def fitted(request: pytest.FixtureRequest, cohort: pd.DataFrame) -> Pipeline:
+@pytest.fixture(scope="module", params=[*FAMILIES.values(), documented_family()], ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Each family, and the one of the documentation, whose trees are read from its graph."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def fitted(family: Family, cohort: pd.DataFrame) -> Pipeline:
     features = EncounterFeatures(minimum_rows=30).fit(cohort)
-    family = FAMILIES[request.param]
-    few = {"n_estimators": 30} if "n_estimators" in {**family.fixed, **family.first} else {}
+    few = {family.rounds: 30} if family.rounds else {}
     estimator = family.fit({**family.first, **few}, features.transform(cohort), target(cohort), seed=1)
     return Pipeline([("features", features), ("estimator", estimator)])
 
@@ -44,10 +52,10 @@ def amounts_of(pipeline: Pipeline, frame: pd.DataFrame, row: int) -> list[Any]:
     return [tables[column.name].of(str(frame[column.name].iloc[row])) for column in FEATURES]
 
 
-def test_as_the_shap_library_says(fitted: Pipeline, cohort: pd.DataFrame) -> None:
+def test_as_the_shap_library_says(family: Family, fitted: Pipeline, cohort: pd.DataFrame) -> None:
     # given the tables of a model, written and read again
     features, estimator = fitted.named_steps["features"], fitted.named_steps["estimator"]
-    explainer = Explainer.from_bytes(explain_pipeline(fitted, cohort).to_bytes())
+    explainer = Explainer.from_bytes(explain_pipeline(fitted, family, cohort).to_bytes())
     frame = cohort.tail(ROWS)
     rows = features.transform(frame)
     expected = reference(estimator, features.transform(cohort).astype(np.float64), rows)
@@ -67,8 +75,8 @@ def test_as_the_shap_library_says(fitted: Pipeline, cohort: pd.DataFrame) -> Non
         assert by_column.sum() == pytest.approx(expected[number].sum(), abs=1e-4)
 
 
-def test_contributions_add_up_to_the_score(fitted: Pipeline, cohort: pd.DataFrame) -> None:
-    explainer = explain_pipeline(fitted, cohort)
+def test_contributions_add_up_to_the_score(family: Family, fitted: Pipeline, cohort: pd.DataFrame) -> None:
+    explainer = explain_pipeline(fitted, family, cohort)
     rows = fitted.named_steps["features"].transform(cohort.tail(ROWS))
     owners = owners_of(fitted.named_steps["features"].encoder_)
     totals = [
@@ -80,25 +88,28 @@ def test_contributions_add_up_to_the_score(fitted: Pipeline, cohort: pd.DataFram
         assert 0 < explainer.base < 1
 
 
-def test_the_same_model_gives_the_same_bytes(fitted: Pipeline, cohort: pd.DataFrame) -> None:
-    assert explain_pipeline(fitted, cohort).to_bytes() == explain_pipeline(fitted, cohort).to_bytes()
+def test_the_same_model_gives_the_same_bytes(family: Family, fitted: Pipeline, cohort: pd.DataFrame) -> None:
+    assert explain_pipeline(fitted, family, cohort).to_bytes() == explain_pipeline(fitted, family, cohort).to_bytes()
 
 
 def test_what_does_not_add_up_is_refused(
-    fitted: Pipeline, cohort: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    family: Family, fitted: Pipeline, cohort: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given tables whose contributions are not the model's
     monkeypatch.setattr(Explainer, "by_column", lambda self, amounts, owners: np.zeros(len(amounts)))
     with pytest.raises(GateError, match="do not add up to the score: training row"):
-        explain_pipeline(fitted, cohort)
+        explain_pipeline(fitted, family, cohort)
 
 
-def test_an_unknown_estimator(fitted: Pipeline, cohort: pd.DataFrame) -> None:
-    from sklearn.dummy import DummyClassifier
-
-    pipeline = Pipeline([("features", fitted.named_steps["features"]), ("estimator", DummyClassifier())])
-    with pytest.raises(StateError, match="no explanation is known for DummyClassifier"):
-        explain_pipeline(pipeline, cohort)
+def test_a_graph_that_is_no_ensemble_of_trees_is_refused(cohort: pd.DataFrame) -> None:
+    # given a linear model that shall be explained by the trees of its graph
+    features = EncounterFeatures(minimum_rows=30).fit(cohort)
+    family = FAMILIES["LogisticRegression"]
+    estimator = family.fit(family.first, features.transform(cohort), target(cohort), seed=1)
+    pipeline = Pipeline([("features", features), ("estimator", estimator)])
+    # then the error says what to do
+    with pytest.raises(StateError, match=r"LogisticRegression is not one ensemble of trees.*`explain`"):
+        explain_pipeline(pipeline, replace(family, explain=explain_graph(family.to_onnx)), cohort)
 
 
 def test_trees_of_nothing_but_a_root(cohort: pd.DataFrame) -> None:
@@ -107,6 +118,6 @@ def test_trees_of_nothing_but_a_root(cohort: pd.DataFrame) -> None:
     family = FAMILIES["XGBoost"]
     parameters = {**family.first, "n_estimators": 3, "min_child_weight": 1e9}
     estimator = family.fit(parameters, features.transform(cohort), target(cohort), seed=1)
-    explainer = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), cohort)
+    explainer = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), family, cohort)
     # then nothing contributes
     assert not explainer.by_position(features.transform(cohort.head(1))[0]).any()

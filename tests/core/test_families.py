@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from health_predict.core import families
-from health_predict.core.errors import SettingsError
-from health_predict.core.families import BASELINE, FAMILIES, Choice, Family, Range, choose, draws
+from health_predict.core.errors import SettingsError, StateError
+from health_predict.core.families import BASELINE, FAMILIES, Choice, Range, choose, draws, named
+from tests.documented_family import documented_family
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +93,14 @@ def test_an_unknown_family_is_refused() -> None:
     assert [family.name for family in choose(("XGBoost",))] == ["XGBoost"]
     with pytest.raises(SettingsError, match="CatBoost"):
         choose(("CatBoost",))
+    assert named("XGBoost") is FAMILIES["XGBoost"]
+    with pytest.raises(StateError, match="CatBoost"):
+        named("CatBoost")
     assert Range(1, 2) != Choice((1, 2))
 
 
 def test_the_documented_example_is_a_family(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    # given the example of docs/extend.md, as it stands there
-    page = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
-    [code] = re.findall(r"```python\n(.*?)```", page, re.S)
-    scope = dict(vars(families))
-    exec(code.replace("\nFamily(", "\nexample = Family("), scope)
-    family: Family = scope["example"]
+    family = documented_family()
     seen: list[int] = []
     # when it is fitted and watched
     model = family.fit(

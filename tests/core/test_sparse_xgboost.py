@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from xgboost import DMatrix, XGBClassifier
 
-from health_predict.core.families import Score
-from health_predict.core.sparse_xgboost import SparseXGBoost, without_zeros
+from health_predict.core.families.family import Score
+from health_predict.core.families.sparse_xgboost import SparseXGBoost, without_zeros
 
 PARAMETERS = {
     "n_estimators": 60,

@@ -17,10 +17,11 @@ from health_predict.core import tree_scores
 from health_predict.core.calibration import CalibratedClassifier
 from health_predict.core.cohort import target
 from health_predict.core.contributions import LOG_ODDS, PROBABILITY, Explainer, TreeTables
-from health_predict.core.explained_model import Tree, explain_pipeline, tables_of
+from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.tree_scores import TreeScores
+from health_predict.core.tree_tables import Tree, tables_of
 
 POSITIONS = 4
 # A leaf's value, or what a row is asked for and the two branches.
@@ -134,7 +135,7 @@ def test_as_the_family_scores(family: str, calibrated: bool, cohort: pd.DataFram
     estimator = chosen.fit({**chosen.first, "n_estimators": 40}, rows, target(cohort), seed=1)
     if calibrated:
         estimator = CalibratedClassifier(estimator, intercept=0.2, slope=0.7)
-    explainer = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), cohort)
+    explainer = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), chosen, cohort)
     # when its tables went to a file and back
     scores = TreeScores.of(Explainer.from_bytes(explainer.to_bytes()))
     # then they score as it does
@@ -148,7 +149,7 @@ def test_other_models_are_not_taken(cohort: pd.DataFrame) -> None:
     features = EncounterFeatures(minimum_rows=30).fit(cohort)
     chosen = FAMILIES["LogisticRegression"]
     estimator = chosen.fit(chosen.first, features.transform(cohort), target(cohort), seed=1)
-    linear = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), cohort)
+    linear = explain_pipeline(Pipeline([("features", features), ("estimator", estimator)]), chosen, cohort)
     # then none is scored by conditions
     for explainer in (Explainer(tables, base, PROBABILITY), linear, None):
         assert TreeScores.of(explainer) is None

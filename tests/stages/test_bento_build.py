@@ -15,6 +15,7 @@ from health_predict.adapters.bentoml import BentoStore
 from health_predict.adapters.mlflow import ModelVersion, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.core.errors import GateError, StateError
+from health_predict.core.families import Family
 from health_predict.settings import Settings
 from health_predict.stages import bento_build as stage
 from health_predict.stages.bento_build import PARITY, bento_build
@@ -87,10 +88,10 @@ def test_a_model_that_cannot_be_compiled_faithfully_is_refused(
     settings: Settings, version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a graph of another model
-    def another(pipeline: Any, threshold: float) -> Any:
+    def another(pipeline: Any, family: Family, threshold: float) -> Any:
         other = pickle.loads(pickle.dumps(pipeline))
         other.named_steps["estimator"].fit(other.named_steps["features"].transform(frame), labels)
-        return real(other, threshold)
+        return real(other, family, threshold)
 
     from health_predict.core.cohort import load_part, target
 

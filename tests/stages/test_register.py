@@ -89,7 +89,10 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
             if item.name == "preprocessor":
                 tracking._client.delete_logged_model(item.model_id)
         mlflow.sklearn.log_model(
-            other, name="preprocessor", skops_trusted_types=adapter.TRUSTED_TYPES, pip_requirements=["scikit-learn"]
+            other,
+            name="preprocessor",
+            skops_trusted_types=list(adapter.TRUSTED_TYPES),
+            pip_requirements=["scikit-learn"],
         )
     # then it is refused and no version appears
     with pytest.raises(StateError, match="preprocessor"):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from health_predict.core.families import Labels, Rows, Watch
+    from health_predict.core.families.family import Labels, Rows, Watch
 
 
 class SparseXGBoost:
