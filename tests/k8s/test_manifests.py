@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_every_workload_and_its_pods_say_what_they_are() -> None:
         if template is not None:
             wanted = {f"app.kubernetes.io/{name}" for name in ("name", "component", "part-of")}
             assert wanted <= set(item["metadata"]["labels"]) and wanted <= set(template["metadata"]["labels"])
+
+
+@needs_kubectl
+def test_the_prediction_log_has_a_volume_that_holds_it() -> None:
+    # given what `k8s/up` tells the service, and the Deployment that reads it
+    said = dict(re.findall(r"echo HEALTH_PREDICT_(PREDICTION_LOG\w*)=(\S+)", (ROOT / "k8s" / "up").read_text()))
+    spec = pod_specs(render("kind"))["Deployment/readmission-api"]
+    container = spec["containers"][0]
+    assert "readmission-api" in [item.get("configMapRef", {}).get("name") for item in container["envFrom"]]
+    # then the log waits in a volume of the pod, with room left, since a full one ends the pod
+    folder = Path(said["PREDICTION_LOG"])
+    [mount] = [one for one in container["volumeMounts"] if Path(one["mountPath"]) in folder.parents]
+    [volume] = [one for one in spec["volumes"] if one["name"] == mount["name"]]
+    assert volume["emptyDir"] == {"sizeLimit": "512Mi"} and int(said["PREDICTION_LOG_LIMIT_MB"]) <= 256
 
 
 @needs_kubectl
