@@ -50,14 +50,15 @@ def _sample(frame: pd.DataFrame, rows: int, random: np.random.Generator) -> pd.D
     return frame.iloc[random.integers(0, len(frame), rows)].reset_index(drop=True)
 
 
-def false_alarms(training: pd.DataFrame, draws: int) -> dict[int, float]:
-    """Share of clean resamples of the reference that alarm, by size."""
+def false_alarms(training: pd.DataFrame, draws: int) -> dict[int, tuple[float, float]]:
+    """Shares of clean resamples of the reference that alarm, and that raise a question about recording, by size."""
     reference = InputReference.fit(training)
     random = np.random.default_rng(99)
-    return {
-        size: sum(reference.compare(_sample(training, size, random)).alarm for _ in range(draws)) / draws
-        for size in SIZES
-    }
+    found = {}
+    for size in SIZES:
+        findings = [reference.compare(_sample(training, size, random)) for _ in range(draws)]
+        found[size] = (sum(one.alarm for one in findings) / draws, sum(bool(one.quality) for one in findings) / draws)
+    return found
 
 
 def power(training: pd.DataFrame, clean: pd.DataFrame, draws: int, evidently_draws: int) -> pd.DataFrame:

@@ -7,8 +7,11 @@ few and many cells comparable. The batch is called different when the largest of
 in all but a share `alpha` of resamples of the reference, so columns that depend on each other are counted as
 they are and looking at 47 columns does not raise the false alarms.
 
-Apart from that decision, missing-value switches, new and vanished levels are named: they are questions to those
-who supply the data, not evidence about patients.
+Apart from that decision, missing-value switches, new, appeared and vanished levels are named: they are questions to
+those who supply the data, not evidence about patients. A level has vanished when hardly any of it is left, and appeared
+when there was hardly any: a few stray entries do not make it a level in use. Whether that can be chance is asked by the
+exact test of two Poisson counts (Przyborowski and Wilenski 1940, doi:10.1093/biomet/31.3-4.313), at a probability that
+all levels share.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ _QUANTILES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.9
 _LEAST_SHARE = 1e-4  # of an empty cell in the population stability index
 _MISSING_STEP = 0.05  # change of the share of missing values that is named
 _LEVEL_STEP = 0.005  # share of rows with levels never seen that is named
-_VANISHED = 0.02  # share of a level that is named when it stops to occur
+_RELEVANT = 0.02  # share of a level that is named when hardly any of it is left, or was there before
+_HARDLY = 0.05  # of its former share
+_CHANCE = 1e-4  # share of batches without drift in which any level may seem to have vanished or appeared
 
 
 _chapter = lru_cache(maxsize=4096)(icd9_chapter)
@@ -97,18 +102,32 @@ class QualityKind(StrEnum):
 
     MISSING = "missing values"
     NEW = "new levels"
+    APPEARED = "appeared levels"
     VANISHED = "vanished levels"
 
 
 @dataclass(frozen=True, slots=True)
 class QualityFinding:
-    """A question to the supplier of the data, as a sentence; `before` and `after` are shares of rows."""
+    """A question to the supplier of the data, as a sentence; `before` and `after` are shares of rows.
+
+    `level`: which one appeared or vanished; empty where the finding is about the column.
+    """
 
     kind: QualityKind
     column: str
     before: float
     after: float
     sentence: str
+    level: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A level, or a cell of pooled ones, with its rows in reference and batch."""
+
+    name: str
+    before: int
+    after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +183,15 @@ class InputReference:
             _column(cells, after, scale, float(value), float(size), threshold)
             for cells, after, value, size in zip(self.cells, shares, z, sizes, strict=True)
         ]
+        frequent = [
+            _frequent(cells, counts, after, n, self.rows)
+            for cells, counts, after in zip(self.cells, counted, shares, strict=True)
+        ]
+        limit = _CHANCE / max(1, sum(map(len, frequent)))
         quality: list[QualityFinding] = []
-        for cells, counts in zip(self.cells, counted, strict=True):
+        for cells, counts, levels in zip(self.cells, counted, frequent, strict=True):
             quality += _quality(cells, counts, n, self.rows)
+            quality += _levels(cells, levels, counts, n, self.rows, limit)
         columns.sort(key=lambda finding: -finding.z)
         largest = columns[0].z if columns else 0.0
         # The null is sorted.
@@ -385,18 +410,62 @@ def _quality(cells: Cells, counts: Mapping[str, int], n: int, rows: int) -> list
                 f"({examples}{', …' if len(new) > 4 else ''}).",
             )
         )
-    for value, share in cells.seen.items():
-        # Only where its absence cannot be chance: fewer than one batch in a million lacks it.
-        if value != MISSING and share >= _VANISHED and value not in counts and n * share > 14:
-            if counts.get(MISSING, 0) == n:
-                break  # said already: everything is missing
-            findings.append(
-                QualityFinding(
-                    QualityKind.VANISHED,
-                    column,
-                    share,
-                    0.0,
-                    f"{column}: {value} no longer occurs; it was {share:.1%} of the reference.",
-                )
-            )
     return findings
+
+
+def _frequent(cells: Cells, counts: Mapping[str, int], pooled: Floats, n: int, rows: int) -> list[_Level]:
+    """The levels of a column that reference or batch hold often enough to ask about.
+
+    `pooled`: the batch's share of rows in each cell. What is pooled is only asked whether it vanished, and a new
+    level not at all, unless it is a count: new levels are named together (`_quality`).
+    """
+    values = [value for value, share in cells.seen.items() if share >= _RELEVANT and value != MISSING]
+    values += [
+        value
+        for value, count in counts.items()
+        if count / n >= _RELEVANT > cells.seen.get(value, 0.0) and (value in cells.seen or cells.edges)
+        if value != MISSING
+    ]
+    found = [_Level(value, round(cells.seen.get(value, 0.0) * rows), counts.get(value, 0)) for value in values]
+    if not cells.edges:
+        found += [
+            _Level(name, round(share * rows), round(float(after) * n))
+            for name, share, after in zip(cells.names, cells.shares, pooled, strict=True)
+            if share >= _RELEVANT and name not in cells.seen and name != MISSING
+        ]
+    return found
+
+
+def _levels(
+    cells: Cells, levels: Sequence[_Level], counts: Mapping[str, int], n: int, rows: int, limit: float
+) -> list[QualityFinding]:
+    """Which of the levels vanished from a batch of n rows, or appeared in it.
+
+    Shares are compared among the recorded values: that more or fewer are missing is another finding.
+    """
+    recorded, recorded_before = n - counts.get(MISSING, 0), round(rows * (1 - cells.seen.get(MISSING, 0.0)))
+    if min(recorded, recorded_before) == 0:
+        return []
+    # Of all rows with a level, the batch holds a binomial share when nothing changed.
+    part = recorded / (recorded + recorded_before)
+    findings = []
+    for level in levels:
+        before, after = level.before / rows, level.after / n
+        change = (level.after / recorded) / (level.before / recorded_before) if level.before else math.inf
+        total = level.before + level.after
+        if change <= _HARDLY and _at_most(level.after, total, part) < limit:
+            few = f"hardly occurs any more ({level.after:,} of {n:,} encounters)" if level.after else "no longer occurs"
+            sentence = f"{cells.column}: {level.name} {few}; it was {before:.1%} of the reference."
+            findings.append(QualityFinding(QualityKind.VANISHED, cells.column, before, after, sentence, level.name))
+        elif change >= 1 / _HARDLY and _at_most(level.before, total, 1 - part) < limit:
+            few = f"hardly occurred before ({level.before:,} of {rows:,} encounters)" if level.before else "is new"
+            sentence = f"{cells.column}: {level.name} {few}; it is {after:.1%} of the batch."
+            findings.append(QualityFinding(QualityKind.APPEARED, cells.column, before, after, sentence, level.name))
+    return findings
+
+
+def _at_most(count: int, total: int, share: float) -> float:
+    """Probability that a binomial number out of `total` is at most `count`."""
+    from scipy.special import bdtr
+
+    return float(bdtr(count, total, share))

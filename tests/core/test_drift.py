@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from health_predict.core.cohort import target
-from health_predict.core.columns import MISSING
+from health_predict.core.columns import MISSING, icd9_chapter
 from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.input_drift import InputReference, QualityKind, psi
 from health_predict.core.performance import (
@@ -151,6 +151,51 @@ def test_new_and_vanished_levels_are_named(reference: DriftReference, batch: pd.
     sentences = " ".join(item.sentence for item in reference.inputs.compare(changed).quality)
     assert "Black" in sentences
     assert "AfricanAmerican" in sentences
+
+
+def test_a_level_that_all_but_vanished_or_appeared_is_named_with_its_shares(
+    reference: DriftReference, batch: pd.DataFrame
+) -> None:
+    # given a common level of which two encounters are left, a rare one that became common, and rare codes that are gone
+    place = batch["discharge_disposition_id"].copy()
+    common = place.index[place == "3"]
+    place.loc[common[2:]] = "22"
+    rare = batch["diag_1"].map(lambda code: icd9_chapter(code) == "digestive")
+    changed = batch.assign(
+        discharge_disposition_id=place,
+        admission_type_id=batch["admission_type_id"].mask(batch.index % 4 == 0, "8"),
+        diag_1=batch["diag_1"].mask(rare, "428"),
+    )
+    # when
+    found = {(item.column, item.level): item for item in reference.inputs.compare(changed).quality}
+    # then each is asked about, and the other levels are not
+    gone = found["discharge_disposition_id", "3"]
+    assert gone.kind is QualityKind.VANISHED
+    assert gone.before == pytest.approx(0.137, abs=0.02) and gone.after == 2 / len(batch)
+    assert f"3 hardly occurs any more (2 of {len(batch):,} encounters); it was {gone.before:.1%}" in gone.sentence
+    grown = found["admission_type_id", "8"]
+    assert grown.kind is QualityKind.APPEARED
+    assert grown.before < 0.01 and grown.after == pytest.approx(0.25, abs=0.01)
+    assert "8 hardly occurred before" in grown.sentence and f"{grown.after:.1%} of the batch" in grown.sentence
+    assert found["diag_1", "other digestive codes"].kind is QualityKind.VANISHED
+    assert len(found) == 3
+    # and the report says so
+    said = judge(reference, changed, risks(changed)).reasons
+    assert any("recording of admission_type_id, discharge_disposition_id, diag_1 changed" in one for one in said)
+
+
+def test_levels_of_a_column_that_is_no_longer_recorded_are_not_asked_about_one_by_one(
+    reference: DriftReference, batch: pd.DataFrame
+) -> None:
+    changed = batch.assign(medical_specialty=batch["medical_specialty"].mask(batch.index % 50 > 0, MISSING))
+    assert [item.kind for item in reference.inputs.compare(changed).quality] == [QualityKind.MISSING]
+
+
+@pytest.mark.parametrize("rows", [200, 2000])
+def test_clean_resamples_raise_no_question(reference: DriftReference, cohort: pd.DataFrame, rows: int) -> None:
+    random = np.random.default_rng(rows)
+    for _ in range(60):
+        assert reference.inputs.compare(cohort[:10_000].iloc[random.integers(0, 10_000, rows)]).quality == ()
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.5])
