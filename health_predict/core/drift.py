@@ -52,6 +52,15 @@ class Verdict(StrEnum):
     RETRAIN = "retrain"
 
 
+class Alarm(StrEnum):
+    """What was surely found about a model's performance, any of which keeps a verdict from being steady."""
+
+    RATIO = "observed/expected"
+    SLOPE = "calibration slope"
+    AUC = "AUC"
+    REFIT = "a refit ranks better"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When a difference counts. An alpha is the share of batches that may alarm without drift, for calibration and
@@ -104,10 +113,12 @@ class DriftFindings:
 
     `calibration` and `discrimination` are None while fewer than `Limits.least_events` readmissions are known.
     `rolling` compares with the batches before instead of the training data: an alarm there means news.
+    `about_inputs` are those of the reasons that are about the inputs; the others are about performance.
     """
 
     verdict: Verdict
     reasons: tuple[str, ...]
+    about_inputs: tuple[str, ...]
     rows: int
     labelled: int
     events: int
@@ -118,6 +129,18 @@ class DriftFindings:
     discrimination: Discrimination | None
     subgroups: tuple[SubgroupFinding, ...]
     window: LabelledWindow | None  # of this batch, to be handed back as history with the next one
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """What was found about performance; empty when the verdict is steady."""
+        line, auc = self.calibration, self.discrimination
+        found = {
+            Alarm.RATIO: line is not None and line.ratio_over.off,
+            Alarm.SLOPE: line is not None and (line.slope_over.off or line.collapsed),
+            Alarm.AUC: auc is not None and auc.fell,
+            Alarm.REFIT: auc is not None and auc.outdated,
+        }
+        return tuple(alarm for alarm, raised in found.items() if raised)
 
     def to_json(self) -> dict[str, Any]:
         """A plain structure of numbers, strings, lists and dictionaries."""
@@ -260,10 +283,12 @@ def assess(
             tolerance=limits.gain_tolerance,
         )
         groups = _subgroups(frame[known], labels[known], scores[known])
-    verdict, reasons = _judge(inputs, news, score_findings, calibration, discrimination, events, limits)
+    verdict, reasons = _judge(score_findings, calibration, discrimination, events, limits)
+    about_inputs = _about_inputs(inputs, news)
     return DriftFindings(
         verdict,
-        reasons,
+        (*reasons, *about_inputs),
+        about_inputs,
         len(frame),
         int(known.sum()),
         events,
@@ -302,8 +327,6 @@ def _subgroups(frame: pd.DataFrame, labels: Floats, scores: Floats) -> tuple[Sub
 
 
 def _judge(
-    inputs: InputFindings,
-    rolling: InputFindings | None,
     scores: ScoreFindings,
     calibration: Calibration | None,
     discrimination: Discrimination | None,
@@ -347,14 +370,18 @@ def _judge(
                 f"The mean predicted risk moved from {scores.mean_before:.1%} on validation to {scores.mean_after:.1%} "
                 f"(stability index {scores.psi:.3f})."
             )
-    reasons.append(_input_sentence(inputs, rolling))
+    return verdict, tuple(reasons)
+
+
+def _about_inputs(inputs: InputFindings, rolling: InputFindings | None) -> tuple[str, ...]:
+    reasons = [_input_sentence(inputs, rolling)]
     if inputs.quality:
         columns = ", ".join(dict.fromkeys(finding.column for finding in inputs.quality))
         reasons.append(
             f"Data quality: the recording of {columns} changed (listed below). Ask who supplies the data; this alone "
             "says nothing about the patients."
         )
-    return verdict, tuple(reasons)
+    return tuple(reasons)
 
 
 def _input_sentence(inputs: InputFindings, rolling: InputFindings | None) -> str:

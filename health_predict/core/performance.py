@@ -12,7 +12,7 @@ Shin, Ramdas and Rinaldo 2023, doi:10.51387/23-NEJSDS51.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Self
@@ -77,11 +77,22 @@ def evidence(deviations: Sequence[float]) -> float:
     `deviations`: of each batch, oldest first, in standard errors beyond what is tolerated, so that each has mean 0
     or less and variance 1 without drift. Normal likelihood ratio exp(d z - d^2 / 2) for each shift d.
     """
-    logs = [0.0] * len(_SHIFTS)
+    return sum(math.exp(log) for log, _ in _sums(deviations)) / len(_SHIFTS)
+
+
+def rests_on(deviations: Sequence[float]) -> int:
+    """How many of the newest batches the evidence rests on: since its largest part began anew. At least one batch."""
+    return max(_sums(deviations))[1]
+
+
+def _sums(deviations: Sequence[float]) -> list[tuple[float, int]]:
+    """For each shift the logarithm of its evidence, and over how many batches it is summed."""
+    sums = [(0.0, 0)] * len(_SHIFTS)
     for z in deviations:
         for i, shift in enumerate(_SHIFTS):
-            logs[i] = min(_LARGEST_LOG, max(0.0, logs[i]) + shift * z - shift**2 / 2)
-    return sum(map(math.exp, logs)) / len(logs)
+            log, windows = sums[i] if sums[i][0] > 0 else (0.0, 0)
+            sums[i] = (min(_LARGEST_LOG, log + shift * z - shift**2 / 2), windows + 1)
+    return sums
 
 
 def threshold(alpha: float) -> float:
@@ -90,10 +101,24 @@ def threshold(alpha: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Accumulated:
+    """A figure over the newest labelled batches, those that the evidence about it rests on, with its 95 % interval."""
+
+    windows: int
+    value: float
+    low: float
+    high: float
+    evidence: float
+    off: bool  # it has surely left 1 by more than is tolerated
+    at_once: bool  # the newest batch alone shows that
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """Observed over expected readmissions with its interval, and Cox's recalibration line (logit scale).
 
-    All of the newest batch but the evidence, which counts all batches of this model version.
+    All of the newest batch, but for the two questions that are asked of all batches of this model version: has
+    observed over expected left 1 (`ratio_over`), has the slope (`slope_over`)?
     """
 
     observed: int
@@ -107,11 +132,15 @@ class Calibration:
     slope_low: float
     slope_high: float
     slope_p_value: float
-    ratio_evidence: float
-    slope_evidence: float
+    ratio_over: Accumulated
+    slope_over: Accumulated
     windows: int
-    broken: bool
     collapsed: bool  # the slope is surely so low that no mapping of the scores helps
+
+    @property
+    def broken(self) -> bool:
+        """Whether the risks are off."""
+        return self.ratio_over.off or self.slope_over.off
 
     @property
     def mendable(self) -> bool:
@@ -119,13 +148,37 @@ class Calibration:
         return self.broken and not self.collapsed
 
     def sentence(self) -> str:
-        """The finding in words."""
-        word = "is off" if self.broken else "holds"
-        return (
-            f"Calibration {word}: {self.observed:,} readmissions were observed and {self.expected:,.0f} expected, a "
-            f"ratio of {self.ratio:.2f} ({self.ratio_low:.2f} to {self.ratio_high:.2f}); calibration slope "
-            f"{self.slope:.2f} ({self.slope_low:.2f} to {self.slope_high:.2f})."
-        )
+        """The finding in words: what is off first, by which batches, and what holds."""
+        observed = f"{self.observed:,} readmissions were observed and {self.expected:,.0f} expected, a ratio of"
+        ratio = f"{observed} {self.ratio:.2f} ({self.ratio_low:.2f} to {self.ratio_high:.2f})"
+        slope = f"{self.slope:.2f} ({self.slope_low:.2f} to {self.slope_high:.2f})"
+        if not self.broken:
+            return f"Calibration holds: {ratio}; calibration slope {slope}."
+        wide = self.slope_over.value > 1
+        parts = [
+            (self.ratio_over, "observed over expected", ratio, ""),
+            (
+                self.slope_over,
+                "the calibration slope",
+                slope,
+                ", so high risks are too low and low ones too high"
+                if wide
+                else ", so high risks are too high and low ones too low",
+            ),
+        ]
+        parts.sort(key=lambda part: not part[0].off)
+        said = []
+        for over, name, newest, meaning in parts:
+            if not over.off:
+                said.append(f"{name} holds: {newest}")
+            elif over.at_once:
+                said.append(f"{name} is off: {newest}{meaning}")
+            else:
+                said.append(
+                    f"{name} is off: {over.value:.2f} ({over.low:.2f} to {over.high:.2f}) over the last {over.windows} "
+                    f"labelled batches together{meaning}; in the newest alone, {newest}"
+                )
+        return " ".join(f"{one[0].upper()}{one[1:]}." for one in said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +351,7 @@ def assess_calibration(
         )
         for window in windows
     ]
-    ratio_evidence = max(evidence(side) for side in zip(*ratio_z, strict=True))
-    slope_evidence = max(evidence(side) for side in zip(*slope_z, strict=True))
+    limit = threshold(alpha / 4)
     lost = evidence([(lost_slope - window.slope) / window.slope_error for window in windows])
     return Calibration(
         newest.events,
@@ -313,12 +365,37 @@ def assess_calibration(
         newest.slope - _Z95 * newest.slope_error,
         newest.slope + _Z95 * newest.slope_error,
         _two_sided((newest.slope - 1) / newest.slope_error),
-        ratio_evidence,
-        slope_evidence,
+        _accumulated(windows, ratio_z, limit, _mean_ratio),
+        _accumulated(windows, slope_z, limit, _mean_slope),
         len(windows),
-        max(ratio_evidence, slope_evidence) >= threshold(alpha / 4),
-        lost >= threshold(alpha / 4),
+        lost >= limit,
     )
+
+
+def _accumulated(
+    windows: Sequence[LabelledWindow],
+    deviations: Sequence[tuple[float, float]],
+    limit: float,
+    mean: Callable[[Sequence[LabelledWindow]], tuple[float, float, float]],
+) -> Accumulated:
+    """The stronger of the two sides of a question, and what `mean` of the batches behind it is."""
+    side = max(zip(*deviations, strict=True), key=evidence)
+    found, count = evidence(side), rests_on(side)
+    return Accumulated(count, *mean(windows[-count:]), found, found >= limit, evidence(side[-1:]) >= limit)
+
+
+def _mean_ratio(windows: Sequence[LabelledWindow]) -> tuple[float, float, float]:
+    events, expected, variance = (
+        math.fsum(values) for values in zip(*((one.events, one.expected, one.variance) for one in windows), strict=True)
+    )
+    return _ratio(events, expected, variance)[:3]
+
+
+def _mean_slope(windows: Sequence[LabelledWindow]) -> tuple[float, float, float]:
+    weights = [1 / max(one.slope_error**2, 1e-12) for one in windows]
+    slope = math.fsum(w * one.slope for w, one in zip(weights, windows, strict=True)) / math.fsum(weights)
+    half = _Z95 / math.sqrt(math.fsum(weights))
+    return slope, slope - half, slope + half
 
 
 def assess_discrimination(

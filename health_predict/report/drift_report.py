@@ -66,6 +66,8 @@ def drift_page(
             x_label="predicted risk of readmission",
         ),
         auc_plot=_discrimination(findings),
+        calibration_limit=threshold(limits.calibration_alpha / 4),
+        calibration_rows=_calibration_rows(findings),
         calibration_plot=_calibration(findings, probabilities if judged is None else judged, outcomes),
         subgroup_plot=_subgroups(findings.subgroups),
         fall_limit=threshold(limits.discrimination_alpha),
@@ -182,6 +184,26 @@ def _calibration(findings: DriftFindings, probabilities: Floats, outcomes: Float
         description="Observed share of readmissions against predicted risk in ten groups of equal size. "
         f"Observed over expected is {number(findings.calibration.ratio, 2)}.",
     )
+
+
+def _calibration_rows(findings: DriftFindings) -> list[tuple[str, ...]]:
+    line = findings.calibration
+    if line is None:
+        return []
+    return [
+        (
+            name,
+            estimate(*newest, 2),
+            str(over.windows),
+            estimate(over.value, (over.low, over.high), 2),
+            number(over.evidence, 1) if over.evidence < 1e6 else "over a million",
+            "off" if over.off else "holds",
+        )
+        for name, newest, over in (
+            ("Observed / expected", (line.ratio, (line.ratio_low, line.ratio_high)), line.ratio_over),
+            ("Calibration slope", (line.slope, (line.slope_low, line.slope_high)), line.slope_over),
+        )
+    ]
 
 
 def _subgroups(groups: Sequence[SubgroupFinding]) -> plots.Plot | None:

@@ -40,7 +40,6 @@ FORMAT = 2  # of what is kept of a reference and of a labelled window: it change
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
 REPORT, EVIDENTLY, EVIDENTLY_JSON, METRICS = "report.html", "evidently.html", "evidently.json", "metrics.json"
 NO_BATCH = -1
-ABOUT_INPUTS = ("The inputs ", "Data quality: ")  # begins of reasons that are the newest batch's, not the judged one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +150,7 @@ def _record(champion: ModelVersion, number: int, digest: str, **values: Any) -> 
         "quarantined": False,
         "labelled_batches": 0,
         "reasons": [],
+        "alarms": [],
         "waiting": {},
         "matured": [],
         "metrics": {},
@@ -274,6 +274,7 @@ def _judged(
         action=action,
         labelled_batches=available,
         reasons=[*findings.reasons],
+        alarms=[*findings.alarms],
         waiting=waiting,
         matured=sorted(matured),
         metrics=findings.metrics(),
@@ -396,12 +397,18 @@ def _with_outcomes(
         *(
             f"By the outcomes of batch {labelled.batch.number}: {reason}"
             for reason in judged.reasons
-            if not reason.startswith(ABOUT_INPUTS)
+            if reason not in judged.about_inputs
         ),
-        *inputs.reasons[1:],
+        *inputs.about_inputs,
     )
     return replace(
-        judged, rows=inputs.rows, inputs=inputs.inputs, rolling=inputs.rolling, scores=inputs.scores, reasons=reasons
+        judged,
+        reasons=reasons,
+        about_inputs=inputs.about_inputs,
+        rows=inputs.rows,
+        inputs=inputs.inputs,
+        rolling=inputs.rolling,
+        scores=inputs.scores,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from health_predict.core.cohort import target
 from health_predict.core.columns import MISSING, icd9_chapter
-from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
+from health_predict.core.drift import Alarm, DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.input_drift import InputReference, QualityKind, psi
 from health_predict.core.performance import (
     Calibration,
@@ -293,6 +293,55 @@ def test_slow_changes_show_in_accumulated_batches() -> None:
     found = discrimination([window(auc=0.647)] * 4)
     assert found.accumulated == pytest.approx(0.647)
     assert "over 4 labelled batches" in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("off", "alarms", "first"),
+    [
+        # the ratio of the newest batch is 1.05 (0.98 to 1.12): what is off is the slope
+        (
+            {"expected": 523.8, "slope": 1.61, "slope_error": 0.11},
+            [Alarm.SLOPE],
+            "The calibration slope is off: 1.61 (1.3",
+        ),
+        (
+            {"expected": 400.0},
+            [Alarm.RATIO],
+            "Observed over expected is off: 550 readmissions were observed and 400 ex",
+        ),
+        ({"expected": 400.0, "slope": 0.6}, [Alarm.RATIO, Alarm.SLOPE], "Observed over expected is off: 550 readm"),
+    ],
+    ids=["slope", "ratio", "both"],
+)
+def test_the_sentence_names_what_is_off_first(off: dict[str, float], alarms: list[Alarm], first: str) -> None:
+    # given a batch in which one question about calibration raises the alarm, or both
+    found = calibration([window(**off)])
+    # when
+    said = found.sentence()
+    # then only what is off is called so, and structure and words agree
+    assert said.startswith(first), said
+    assert [found.ratio_over.off, found.slope_over.off] == [Alarm.RATIO in alarms, Alarm.SLOPE in alarms]
+    assert said.count(" is off") == len(alarms) and said.count(" holds") == 2 - len(alarms)
+    assert "together" not in said
+
+
+@pytest.mark.parametrize(
+    ("off", "name"), [({"expected": 500.0}, "Observed over expected"), ({"slope": 0.75}, "The calibration slope")]
+)
+def test_evidence_of_several_batches_is_said_when_the_newest_alone_does_not_show_it(
+    off: dict[str, float], name: str
+) -> None:
+    # given quiet batches, then four that are each a little off
+    found = calibration([window()] * 5 + [window(**off)] * 4)
+    over = found.ratio_over if "expected" in off else found.slope_over
+    # then the figure of those four is told, not of all or of the last
+    assert over.off and not over.at_once and over.windows == 4
+    value = 550 / 500 if "expected" in off else 0.75
+    assert over.value == pytest.approx(value) and over.high - over.low < 0.3
+    assert found.sentence().startswith(
+        f"{name} is off: {value:.2f} ({over.low:.2f} to {over.high:.2f}) over the last 4"
+    )
+    assert "in the newest alone" in found.sentence()
 
 
 def test_looking_at_every_batch_does_not_add_up_to_false_alarms() -> None:

@@ -39,5 +39,7 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     assert "medical_specialty: the share of missing values rose" in html
     assert (">Recalibrate<" in html) is known
     assert ("Observed / expected" in html) is known
+    assert ("Batches behind the evidence" in html) is known
+    assert ("Observed over expected is off" in html) is known
     assert ("Waiting for labels" in html) is not known
     assert ("within the follow-up window" in html) is not known

@@ -197,6 +197,9 @@ def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, 
     hospital.tell(0, np.random.default_rng(1).random(len(cohort)) < doubled)
     watched = run_stage(settings, None, tmp_path)
     assert (watched.verdict, watched.action) == (Verdict.RECALIBRATE, Action.RECALIBRATE)
+    # and the record says in data what raised the alarm
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["alarms"] == ["observed/expected"] and record["window"]["batch"] == 0
     # when the champion is calibrated anew, twice, and registered
     files = {"validation": tmp_path / "validation.parquet", "test": tmp_path / "test.parquet"}
     renewed = recalibrate(settings, labelled_batches=1, **files)
