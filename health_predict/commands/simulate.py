@@ -52,6 +52,7 @@ def simulate(
     Begins with the model of the initial data, whatever serves now. Killed, the same command goes on.
     """
     from health_predict.adapters.source_control import commit
+    from health_predict.report.timeline_report import summary
     from health_predict.simulation.monitoring import monitoring
     from health_predict.simulation.replay import Plan, begin, play
     from health_predict.simulation.timeline import Moment, moment, publish, timeline
@@ -110,6 +111,8 @@ def simulate(
         f"{found.lost} challengers lost",
         highlight=False,
     )
+    for line in summary(found.to_json()):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"timeline: {page}", highlight=False, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from health_predict.report import plots
-from health_predict.report.page import estimate, number, percent, render
+from health_predict.report.page import ABSENT, estimate, number, percent, render
 
 
 def timeline_page(found: Mapping[str, Any]) -> str:
@@ -15,6 +15,7 @@ def timeline_page(found: Mapping[str, Any]) -> str:
     detection: Mapping[str, Any] | None = found["detection"]
     marks = _marks(moments, detection)
     changes = found["retrainings"] + found["recalibrations"]
+    kinds = ", ".join(detection["kinds"]) if detection else ""
     scenario = " and ".join(detection["scenarios"]) if detection else "the stream as it is"
     return render(
         "timeline.html",
@@ -39,6 +40,9 @@ def timeline_page(found: Mapping[str, Any]) -> str:
         ),
         versions_plot=_versions(found, moments, marks),
         detection=_detection(detection),
+        scenario=f"{scenario} ({kinds})",
+        begin=detection["from_batch"] if detection else None,
+        comparison=comparison(found) if detection else ("", ""),
         batches=[
             [
                 str(one["batch"]),
@@ -66,7 +70,7 @@ def _mean(moments: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _inputs(one: Mapping[str, Any]) -> str:
-    said = "new" if one["input_news"] else "differ" if one["input_alarm"] else "alike"
+    said = "new" if one["news"] else "differ" if one["input_alarm"] else "alike"
     return f"{said}; recording of {', '.join(one['quality'][:3])}" if one["quality"] else said
 
 
@@ -85,7 +89,7 @@ def _marks(moments: Sequence[Mapping[str, Any]], detection: Mapping[str, Any] | 
         for one in moments
         if one["outcome"] == "deployed"
     ]
-    if detection and detection["scenarios"] != ("none",) and moments and detection["from_batch"] <= len(moments) - 1:
+    if detection and detection["from_batch"] < len(moments):
         marks.append((detection["from_batch"] - 0.5, "drift begins"))
     return sorted(marks)
 
@@ -137,22 +141,70 @@ def _versions(
     )
 
 
-def _detection(detection: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+_SIGNS = (
+    ("inputs", "The inputs differ from the batch before"),
+    ("recording", "Their recording changed since the batch before"),
+    ("verdict", "The verdict is not steady"),
+)
+
+
+def _detection(detection: Mapping[str, Any] | None) -> list[tuple[str, str, str, str]]:
+    """Question, delay, what was found, and how often on batches that nothing was done to."""
     if detection is None:
         return []
+    rows = []
+    for name, question in _SIGNS:
+        sign = detection[name]
+        if sign is None:
+            rows.append((question, "not asked", "the scenario leaves this alone", ABSENT))
+        else:
+            looks = f"in {sign['before']} of {sign['looks']}" if sign["looks"] else ABSENT
+            rows.append((question, delay(sign["delay"]), ", ".join(sign["what"]) or ABSENT, looks))
+    late = "delay" in detection["kinds"]
+    if late:
+        rows.append(("Outcomes are waited for that came sooner before", delay(detection["waited"]), ABSENT, ABSENT))
+    if not late or len(detection["kinds"]) > 1:
+        rows.append(
+            ("A new version serves that learned from changed batches", delay(detection["learned"]), ABSENT, ABSENT)
+        )
+    return rows
 
-    def delay(value: int | None) -> str:
-        if value is None:
-            return "never"
-        return "in its first batch" if value == 0 else f"{value} batch{'es' if value > 1 else ''} later"
 
-    return [
-        ("Scenario", " and ".join(detection["scenarios"])),
-        ("Kind", ", ".join(detection["kinds"])),
-        ("Begins with batch", str(detection["from_batch"])),
-        ("Inputs differ from the batch before", delay(detection["inputs"])),
-        ("A new change of recording is named", delay(detection["quality"])),
-        ("The verdict is not steady", delay(detection["verdict"])),
-        ("A new version serves", delay(detection["action"])),
-        ("Verdicts other than steady before it", str(detection["false_verdicts"])),
-    ]
+def delay(batches: int | None) -> str:
+    """A number of batches after the begin of a change, in words; None is never."""
+    if batches is None:
+        return "never"
+    return "in its first batch" if batches == 0 else f"{batches} batch{'es' if batches > 1 else ''} later"
+
+
+def comparison(found: Mapping[str, Any]) -> tuple[str, str]:
+    """How far findings are told apart from the stream's own drift, and the command that does so; empty where none.
+
+    `found` is a `Timeline` as a plain structure, of a scenario.
+    """
+    other = found["detection"]["compared_with"]
+    if other:
+        return (
+            f"Compared with simulation {other}, the same stream without the scenario: what that one found in the same "
+            "batch is not counted.",
+            "",
+        )
+    return (
+        "The stream drifts by itself, so a finding may be its own; only what stood before is not counted. To have it "
+        "told apart, simulate the same without the scenario, then this once more:",
+        f"health-predict simulate --batches {len(found['moments'])} --policy {found['policy']} "
+        f"--delay {found['delay']}",
+    )
+
+
+def summary(found: Mapping[str, Any]) -> list[str]:
+    """When the change was seen, in lines for a terminal; none where nothing was injected."""
+    detection = found["detection"]
+    if detection is None:
+        return []
+    lines = [f"{' and '.join(detection['scenarios'])} from batch {detection['from_batch']} on:"]
+    for question, when, what, looks in _detection(detection):
+        more = [one for one in (what, f"on unchanged batches {looks}" if looks != ABSENT else ABSENT) if one != ABSENT]
+        lines.append(f"  {question}: {when}" + (f" ({'; '.join(more)})" if more else ""))
+    text, command = comparison(found)
+    return [*lines, text, *([f"  {command}"] if command else [])]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 PORTION = 1000  # encounters in a request
 LOG_SECONDS = 120.0  # until the service has shipped what it logged
 MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
+_PLAN = re.compile(r"simulations/(.+)/plan\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,35 @@ class Plan:
         """The batch after whose arrival the outcomes of batch `number` are delivered."""
         late = Scenario.DELAYED_LABELS in self.scenarios and number >= self.from_batch
         return number + self.delay + (MORE_DELAY if late else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A simulation that has begun, as storage knows it."""
+
+    plan: Plan
+    dataset_digest: str
+    first_version: str
+
+
+def begun(storage: Storage, name: str) -> Begun | None:
+    """The simulation of that name; None when there is none."""
+    key = _plan_key(name)
+    if not storage.exists(key):
+        return None
+    known = json.loads(storage.read(key))
+    plan = Plan(**{**{field.name: known[field.name] for field in fields(Plan)}, "scenarios": tuple(known["scenarios"])})
+    return Begun(plan, known["dataset_digest"], known["first_version"])
+
+
+def all_begun(storage: Storage) -> list[Begun]:
+    """Every simulation that has begun, by name."""
+    names = [found[1] for key in storage.keys("simulations/") if (found := _PLAN.match(key))]
+    return [one for name in names if (one := begun(storage, name)) is not None]
+
+
+def _plan_key(name: str) -> str:
+    return f"simulations/{name}/plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +142,7 @@ def begin(settings: Settings, plan: Plan) -> Replay:
         files = {name: work / name for name in ("train", "validation", "test", "batches", "profile")}
         data = split(settings, labelled_batches=0, **files)
         found = {**asdict(plan), "scenarios": list(plan.scenarios), "dataset_digest": data.dataset_digest}
-        key = f"simulations/{plan.name}/plan.json"
+        key = _plan_key(plan.name)
         known = json.loads(storage.read(key)) if storage.exists(key) else None
         if known is not None:
             first = known.pop("first_version")

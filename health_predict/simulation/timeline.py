@@ -1,63 +1,107 @@
-"""What a simulation showed: metrics by batch, verdicts, versions in service, retrainings, delay of detection."""
+"""What a simulation showed: metrics by batch, verdicts, versions in service, retrainings, delay of detection.
+
+A finding counts as a detection only when it rests on what the scenario changed: on rows of changed batches where it is
+about inputs, on outcomes of changed batches where it is about performance. What is left may still be the stream's own
+drift, so it is compared with a simulation of the same stream without the scenario, where there is one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from health_predict.adapters.batches import Batches
+from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core.cohort import target
 from health_predict.core.evaluation import Estimate
+from health_predict.core.partition import batch_name
 from health_predict.core.performance import auc_interval, observed_expected
 from health_predict.core.policy import Action
+from health_predict.core.synthetic import Scenario
 from health_predict.report.timeline_report import timeline_page
-from health_predict.simulation.replay import Replay
+from health_predict.simulation.replay import Replay, all_begun
+
+_NOT_OF_INPUTS = ("concept", "delay")  # kinds of change that leave the rows as they are
+_NOT_OF_OUTCOMES = ("delay",)
+_Names = Callable[["Finding"], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A batch of the simulation. Metrics are of the probabilities as they were served, against the true outcomes."""
+class Finding:
+    """What monitoring found about a batch, and on what that rests."""
 
     batch: int
+    verdict: str
+    alarms: tuple[str, ...]
+    """What keeps the verdict from being steady."""
+    judged: int | None
+    """The newest batch whose outcomes the verdict rests on; None: no outcomes were known."""
+    news: tuple[str, ...]
+    """Columns that differ from the batch before; of the first batch, from the training data."""
+    recording: tuple[str, ...]
+    """Columns whose recording changed since the batch before."""
+    waiting: tuple[int, ...]
+    """Batches whose outcomes were not known."""
+    action: str
+    outcome: str
+    version_after: str
+    labelled_batches: int
+    """From the first one on, those whose outcomes a new version may learn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment(Finding):
+    """A batch of the simulation. Metrics are of the probabilities as they were served, against the true outcomes."""
+
     rows: int
     readmitted: int
     served_by: str
     auc: Estimate
     observed_expected: Estimate
-    verdict: str
-    action: str
-    outcome: str
     reasons: tuple[str, ...]
     input_alarm: bool
     """Against the training data."""
-    input_news: bool
-    """Against the batch before."""
     quality: tuple[str, ...]
-    """Columns whose recording changed."""
-    version_after: str
-    labelled_batches: int
+    """Columns whose recording changed since the training data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """When findings of one kind came that rest on what the scenario changed and are not known to be the stream's own.
+
+    `delay` counts batches from the begin of the change: 0 in its first batch, None never. Of `looks` that rest on
+    nothing changed, `before` found something too.
+    """
+
+    delay: int | None
+    what: tuple[str, ...]
+    before: int
+    looks: int
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """When an injected change was seen, in batches after its begin: 0 in its first batch, None never."""
+    """When an injected change was seen. A sign is None where the scenario leaves alone what it is about."""
 
     scenarios: tuple[str, ...]
     kinds: tuple[str, ...]
     from_batch: int
-    inputs: int | None
-    """Until the inputs differ from the batch before."""
-    quality: int | None
-    verdict: int | None
-    """Until the verdict is not steady."""
-    action: int | None
-    """Until a new version serves."""
-    false_verdicts: int
-    """Verdicts other than steady before the change."""
+    inputs: Sign | None
+    """The inputs differ from the batch before."""
+    recording: Sign | None
+    """Their recording changed since the batch before."""
+    verdict: Sign | None
+    """The verdict is not steady."""
+    waited: int | None
+    """Batches until outcomes were waited for that had been known by then before."""
+    learned: int | None
+    """Batches until a new version serves that has learned from changed batches."""
+    compared_with: str
+    """The simulation of the same stream without the scenario; empty when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +115,7 @@ class Timeline:
     first_version: str
     moments: tuple[Moment, ...]
     detection: Detection | None
+    """None when nothing was injected."""
     retrainings: int
     """New versions in service that were trained anew."""
     recalibrations: int
@@ -94,24 +139,41 @@ def moment(replay: Replay, number: int) -> Moment:
     labels = target(replay.batch(number)).astype(np.float64)
     served = sorted({str(predictions[one]["model_version"]) for one in batch.ids})
     ratio, low, high, _ = observed_expected(labels, scores)
-    findings = decision.get("findings") or {"inputs": {"alarm": False, "quality": []}, "rolling": None}
+    inputs = (decision.get("findings") or {"inputs": {"alarm": False, "quality": []}})["inputs"]
     return Moment(
-        batch=number,
+        **_finding(settled, decision),
         rows=len(labels),
         readmitted=int(labels.sum()),
         served_by=", ".join(served),
         auc=Estimate(*auc_interval(labels, scores)),
         observed_expected=Estimate(ratio, low, high),
-        verdict=settled["verdict"],
-        action=settled["action"],
-        outcome=settled["outcome"],
         reasons=tuple(decision["reasons"]),
-        input_alarm=bool(findings["inputs"]["alarm"]),
-        input_news=bool(findings["rolling"] and findings["rolling"]["alarm"]),
-        quality=tuple(dict.fromkeys(one["column"] for one in findings["inputs"]["quality"])),
-        version_after=settled["version_after"],
-        labelled_batches=settled["labelled_batches"],
+        input_alarm=bool(inputs["alarm"]),
+        quality=_columns(inputs["quality"]),
     )
+
+
+def _finding(settled: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Finding`, from the records of a batch."""
+    findings, window = decision.get("findings") or {}, decision.get("window")
+    inputs = findings.get("rolling") or findings.get("inputs") or {"columns": [], "quality": []}
+    return {
+        "batch": int(settled["batch"]),
+        "verdict": settled["verdict"],
+        "alarms": tuple(decision.get("alarms", ())),
+        "judged": int(window["batch"]) if window else None,
+        "news": _columns([one for one in inputs["columns"] if one["alarm"]]),
+        "recording": _columns(inputs["quality"]),
+        "waiting": tuple(int(number) for number in decision.get("waiting", ())),
+        "action": settled["action"],
+        "outcome": settled["outcome"],
+        "version_after": settled["version_after"],
+        "labelled_batches": settled["labelled_batches"],
+    }
+
+
+def _columns(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one["column"] for one in found))
 
 
 def timeline(replay: Replay) -> Timeline:
@@ -127,41 +189,100 @@ def timeline(replay: Replay) -> Timeline:
         synthetic=replay.synthetic,
         first_version=replay.first_version,
         moments=moments,
-        detection=_detection(replay, moments) if plan.scenarios else None,
+        detection=detect(replay, moments, *_without_scenario(replay, moments)) if replay.truths else None,
         retrainings=sum(one.action == Action.RETRAIN for one in changed),
         recalibrations=sum(one.action == Action.RECALIBRATE for one in changed),
         lost=sum(one.outcome == "lost" for one in moments),
     )
 
 
-def _detection(replay: Replay, moments: Sequence[Moment]) -> Detection:
-    start = replay.plan.from_batch
-    known = set(moments[0].quality) if moments else set()
-    for one in moments:
-        if one.batch < start:
-            known |= set(one.quality)
+def detect(
+    replay: Replay, found: Sequence[Finding], compared_with: str = "", without: Mapping[int, Finding] | None = None
+) -> Detection:
+    """What counts as a detection among the findings about batches, in their order.
 
-    def first(found: Sequence[bool]) -> int | None:
-        return next(
-            (one.batch - start for one, yes in zip(moments, found, strict=True) if yes and one.batch >= start), None
-        )
+    `without`: by batch, what the simulation `compared_with` found on the same stream without the scenario.
+    """
+    plan = replay.plan
+    start, kinds = plan.from_batch, tuple(truth.kind for truth in replay.truths)
+    of_inputs = any(kind not in _NOT_OF_INPUTS for kind in kinds)
+    of_outcomes = any(kind not in _NOT_OF_OUTCOMES for kind in kinds)
+
+    def sign(names: _Names, newest: Callable[[Finding], int | None]) -> Sign:
+        return _sign(found, start, names, newest, without)
+
+    def first(seen: Callable[[Finding], bool]) -> int | None:
+        return next((one.batch - start for one in found if one.batch >= start and seen(one)), None)
 
     return Detection(
-        scenarios=replay.plan.scenarios,
-        kinds=tuple(truth.kind for truth in replay.truths) or ("none",),
+        scenarios=plan.scenarios,
+        kinds=kinds,
         from_batch=start,
-        inputs=first([one.input_news for one in moments]),
-        quality=first([bool(set(one.quality) - known) for one in moments]),
-        verdict=first([one.verdict != "steady" for one in moments]),
-        action=first([one.outcome == "deployed" for one in moments]),
-        false_verdicts=sum(one.verdict != "steady" for one in moments if one.batch < start),
+        inputs=sign(lambda one: one.news, lambda one: one.batch) if of_inputs else None,
+        recording=sign(lambda one: one.recording, lambda one: one.batch) if of_inputs else None,
+        verdict=sign(lambda one: one.alarms, lambda one: one.judged) if of_outcomes else None,
+        waited=first(lambda one: any(start <= number <= one.batch - plan.delay for number in one.waiting)),
+        learned=first(lambda one: one.outcome == "deployed" and one.labelled_batches > start),
+        compared_with=compared_with,
     )
+
+
+def _sign(
+    found: Sequence[Finding],
+    start: int,
+    names: _Names,
+    newest: Callable[[Finding], int | None],
+    without: Mapping[int, Finding] | None,
+) -> Sign:
+    """The first finding that rests on a changed batch: `newest` is the newest one that a finding rests on."""
+    looks = [(one, on) for one in found if (on := newest(one)) is not None]
+    before = [one for one, on in looks if on < start]
+    # What stood before the change may go on by itself, until another version serves: evidence accumulates.
+    standing = names(before[-1]) if before and before[-1].outcome != "deployed" else ()
+    for one, on in looks:
+        own = standing if without is None else names(without[one.batch])
+        new = tuple(name for name in names(one) if name not in own)
+        if on >= start and new:
+            return Sign(one.batch - start, new, sum(bool(names(other)) for other in before), len(before))
+    return Sign(None, (), sum(bool(names(other)) for other in before), len(before))
+
+
+def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Mapping[int, Finding] | None]:
+    """A simulation of the same stream, model and policy without drift that got as far, and its findings by batch.
+
+    The seed need not be the same: it is the drift's.
+    """
+    storage, plan = open_storage(replay.settings.storage, replay.settings.s3_endpoint_url), replay.plan
+    own = _stream(storage, replay.dataset_digest, plan.from_batch)
+    for other in all_begun(storage):
+        if set(other.plan.scenarios) - {Scenario.NONE} or other.first_version != replay.first_version:
+            continue
+        if (other.plan.policy, other.plan.delay) != (plan.policy, plan.delay):
+            continue
+        if _stream(storage, other.dataset_digest, plan.from_batch) != own:
+            continue
+        batches = Batches(replay.settings.model_copy(update={"stream": other.plan.stream}))
+        decisions = {int(one["batch"]): one for one in batches.decisions()}
+        without = {
+            int(one["batch"]): Finding(**_finding(one, decisions[int(one["batch"])])) for one in batches.settled()
+        }
+        if all(one.batch in without for one in found):
+            return other.plan.name, without
+    return "", None
+
+
+def _stream(storage: Storage, digest: str, from_batch: int) -> tuple[Any, ...]:
+    """What two datasets have in common when one is the other with drift from a batch on; nothing when one is lost."""
+    key = f"datasets/{digest}/manifest.json"
+    if not storage.exists(key):
+        return ()
+    manifest = json.loads(storage.read(key))
+    parts = ("train", "validation", "test", *map(batch_name, range(from_batch)))
+    return manifest["rows"], manifest["parameters"], [manifest["parts"][name]["rows_sha256"] for name in parts]
 
 
 def publish(replay: Replay, found: Timeline) -> str:
     """Write the page and its figures (JSON) to storage and, as a file to open, to the home; the page's address."""
-    from health_predict.adapters.storage import open_storage, whole_file
-
     page = timeline_page(found.to_json()).encode()
     storage = open_storage(replay.settings.storage, replay.settings.s3_endpoint_url)
     storage.write(f"simulations/{found.name}/timeline.json", json.dumps(found.to_json(), indent=1).encode())

@@ -12,11 +12,13 @@ import pytest
 from health_predict.commands.simulate import PolicyName
 from health_predict.core.cohort import read_cohort
 from health_predict.core.errors import SettingsError
+from health_predict.core.evaluation import Estimate
 from health_predict.core.partition import Parameters, batch_bounds, partition
 from health_predict.core.policy import Policy
 from health_predict.report.timeline_report import timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.replay import Plan, _with_drift, begin
+from health_predict.simulation.timeline import Detection, Moment, Sign, Timeline
 
 PLAN = Plan("p", ("age-shift", "prevalence-up"), from_batch=2, policy="drift", delay=1, batches=4, seed=0)
 
@@ -61,42 +63,33 @@ def test_a_plan_that_does_not_fit_is_refused(make_settings: Callable[..., Settin
 @pytest.mark.parametrize("scenarios", [(), ("concept-flip",)])
 def test_the_timeline_tells_what_happened(scenarios: tuple[str, ...]) -> None:
     # given two batches, of which the first led to a new version
-    estimate = {"value": 0.66, "low": 0.64, "high": 0.68}
-    one = {
-        "batch": 0,
-        "rows": 1000,
-        "readmitted": 110,
-        "served_by": "1",
-        "auc": estimate,
-        "observed_expected": {"value": 1.2, "low": 1.1, "high": 1.3},
-        "verdict": "retrain",
-        "action": "retrain",
-        "outcome": "deployed",
-        "reasons": ["Discrimination fell: <badly>."],
-        "input_alarm": True,
-        "input_news": True,
-        "quality": ["payer_code"],
-        "version_after": "2",
-        "labelled_batches": 1,
-    }
-    other = {**one, "batch": 1, "served_by": "2", "verdict": "steady", "action": "none", "outcome": "unchanged"}
-    detection = {"scenarios": scenarios, "kinds": ("concept",), "from_batch": 0, "false_verdicts": 0}
-    detection |= {"inputs": None, "quality": None, "verdict": 0, "action": 2}
-    # when
-    html = timeline_page(
-        {
-            "name": "s",
-            "policy": "drift",
-            "delay": 1,
-            "synthetic": False,
-            "first_version": "1",
-            "moments": [one, other],
-            "detection": detection if scenarios else None,
-            "retrainings": 1,
-            "recalibrations": 0,
-            "lost": 0,
-        }
+    one = Moment(
+        batch=0,
+        verdict="retrain",
+        alarms=("AUC",),
+        judged=0,
+        news=("payer_code",),
+        recording=(),
+        waiting=(),
+        action="retrain",
+        outcome="deployed",
+        version_after="2",
+        labelled_batches=1,
+        rows=1000,
+        readmitted=110,
+        served_by="1",
+        auc=Estimate(0.66, 0.64, 0.68),
+        observed_expected=Estimate(1.2, 1.1, 1.3),
+        reasons=("Discrimination fell: <badly>.",),
+        input_alarm=True,
+        quality=("payer_code",),
     )
+    other = replace(one, batch=1, served_by="2", verdict="steady", alarms=(), action="none", outcome="unchanged")
+    seen = Sign(0, ("AUC",), 0, 0)
+    detection = Detection(scenarios, ("concept",), 0, None, None, seen, None, 2, "")
+    found = Timeline("s", "drift", 1, False, "1", (one, other), detection if scenarios else None, 1, 0, 0)
+    # when
+    html = timeline_page(found.to_json())
     # then
     assert html.count("<svg") == 3
     assert "retrain: version 2" in html
