@@ -16,8 +16,8 @@ from pathlib import Path
 from health_predict.adapters.mlflow import Tracking
 from health_predict.core.calibration import uncalibrated
 from health_predict.core.cohort import load_part, target
-from health_predict.core.drift import DEFAULT_LIMITS, calibration_of
-from health_predict.core.performance import Calibration, LabelledWindow, threshold
+from health_predict.core.drift import calibration_of
+from health_predict.core.performance import Calibration, LabelledWindow
 from health_predict.settings import load_settings
 from health_predict.stages.hpo import hpo
 from health_predict.stages.register import register
@@ -37,11 +37,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-first-model-") as folder:
             family, decision, found, raw = first_window(salt, Path(folder))
         promoted += decision == "promote"
-        alarms += slope_alarm(found)
-        raw_alarms += slope_alarm(raw)
+        alarms += found.slope_over.off
+        raw_alarms += raw.slope_over.off
         print(
-            f"{salt:<12} {family:<20} {decision:<9} {slope(found):<20} {slope_alarm(found)!s:<6} {slope(raw):<20} "
-            f"{slope_alarm(raw)}",
+            f"{salt:<12} {family:<20} {decision:<9} {slope(found):<20} {found.slope_over.off!s:<6} {slope(raw):<20} "
+            f"{raw.slope_over.off}",
             flush=True,
         )
     counts = {"salts": len(SALTS), "promoted": promoted, "slope_alarms": alarms, "slope_alarms_without_map": raw_alarms}
@@ -77,11 +77,6 @@ def first_window(salt: str, home: Path) -> tuple[str, str, Calibration, Calibrat
         for model in (estimator, uncalibrated(estimator))
     )
     return registered.family, registered.decision.value, found, raw
-
-
-def slope_alarm(found: Calibration) -> bool:
-    """Whether the slope alone would raise monitoring's alarm."""
-    return found.slope_evidence >= threshold(DEFAULT_LIMITS.calibration_alpha / 4)
 
 
 def slope(found: Calibration) -> str:
