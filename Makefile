@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -101,6 +101,9 @@ kill-search: $(READY) ## A search on a separate cluster, with an MLflow that die
 
 kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
 	@$(RUN)python benchmarks/long/kill_simulation.py
+
+check-registry: $(READY) ## The registered model in an environment with only MLflow: it must answer like the endpoint
+	@$(RUN)python benchmarks/long/check_registry.py $(ARGS)
 
 reference: $(READY) ## Write docs/reference/ from the code
 	@$(RUN)python docs/generate_reference.py

@@ -62,7 +62,7 @@ def bentos(home: Path) -> list[Path]:
         compiled = compile_pipeline(pipeline, family, threshold)
         identity = {
             **{"model_name": "readmission", "model_version": version, "run_id": "r" * 32, "dataset_digest": "d" * 64},
-            **{"dataset_source": "synthetic", "git_commit": "c" * 40, "registered_threshold": threshold},
+            **{"dataset_source": "synthetic", "git_commit": "c" * 40},
             **{"training_prevalence": 0.1, "risk_cutoffs": CUTOFFS, "metrics": {}},
         }
         tag = f"readmission:v{version}-bench"

@@ -15,7 +15,9 @@ import pytest
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
+from health_predict.adapters.storage import open_storage
 from health_predict.core.cohort import exclude_not_readmittable, load_part, save_part, target
+from health_predict.core.compiled_model import cleared
 from health_predict.core.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.families import BASELINE, FAMILIES
 from health_predict.core.features import EncounterFeatures
@@ -127,7 +129,9 @@ def log_search(parts: Parts) -> Callable[..., str]:
         source: str = "custom",
         dataset: str = "d" * 64,
     ) -> str:
-        tracking = Tracking(settings)
+        tracking, storage = Tracking(settings), open_storage(settings.storage)
+        if not storage.exists(f"datasets/{dataset}/train.parquet"):
+            storage.upload(parts.train, f"datasets/{dataset}/train.parquet")
         train, validation = load_part(parts.train), load_part(parts.validation)
         features = preprocessor or EncounterFeatures().fit(train)
         tags = {"search_digest": "s", "dataset_digest": dataset, "dataset_source": source, "git_commit": "c" * 40}
@@ -139,7 +143,7 @@ def log_search(parts: Parts) -> Callable[..., str]:
             estimator = family.fit({**family.first, **small}, features.transform(train), target(train), seed=1)
             pipeline = Pipeline([("features", features), ("estimator", estimator)])
             scores = pipeline.predict_proba(validation)[:, 1].astype(float)
-            threshold = f1_threshold(target(validation), scores)
+            threshold = cleared(f1_threshold(target(validation), scores), pipeline, validation)
             found = metrics(target(validation), scores, threshold)
             models[name] = Scored(scores, threshold)
             runs[name] = tracking.log_best(

@@ -23,14 +23,15 @@ import psutil
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag
+from health_predict.core import risk_groups
 from health_predict.core.cohort import as_requests, target
-from health_predict.core.compiled_model import compile_pipeline, prove_parity
+from health_predict.core.compiled_model import cleared, compile_pipeline, prove_parity
 from health_predict.core.evaluation import f1_threshold
 from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.synthetic import synthesize
-from health_predict.stages.bento_build import RISK_MULTIPLES, golden_requests
+from health_predict.stages.bento_build import golden_requests
 
 HERE = Path(__file__).parent
 START_SECONDS = 120.0
@@ -60,11 +61,12 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     estimator = chosen.fit(chosen.first, features.transform(training), target(training), seed=seed, threads=1)
     pipeline = Pipeline([("features", features), ("estimator", estimator)])
     scores = pipeline.predict_proba(training)[:, 1].astype(float)
-    compiled = compile_pipeline(pipeline, chosen, f1_threshold(target(training), scores))
+    threshold = cleared(f1_threshold(target(training), scores), pipeline, other)
+    compiled = compile_pipeline(pipeline, chosen, threshold)
     compiled = replace(compiled, explainer=explain_pipeline(pipeline, chosen, training))
-    compiled = replace(compiled, threshold=prove_parity(compiled, pipeline, other).threshold)
+    prove_parity(compiled, pipeline, other)
     prevalence = float(np.mean(target(training)))
-    cutoffs = [multiple * prevalence for multiple in RISK_MULTIPLES]
+    cutoffs = risk_groups.cutoffs(prevalence)
     identity = {
         "model_name": "readmission",
         "model_version": version,

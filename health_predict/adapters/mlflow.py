@@ -1,7 +1,8 @@
 """MLflow: runs of a search, and the model registry.
 
 Runs: one parent a search, one child a trial, and one `Best_<Family>_Model` child a family that holds the model
-and, beside it, its fitted preprocessor. Trials are written by the driver in one batch each.
+and, beside it, its fitted preprocessor. Trials are written by the driver in one batch each. The run whose model is
+registered holds a third one, which others load.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+import health_predict.core
 from health_predict.adapters.storage import disk_error
 from health_predict.core import families
 from health_predict.core.errors import HealthPredictError, StateError, UnreachableError
@@ -38,17 +41,29 @@ EXPERIMENT_NOTE = """Readmission within 30 days of diabetic in-patients. **Not f
 
 A run with the tag `role = search` is one search; below it stand its trials (`role = trial`) and the best model of each
 family (`Best_<Family>_Model`, `role = best`), which holds the fitted preprocessor beside the model. The version with
-the alias `champion` serves; `challenger` passed its gates and waits for a rollout."""
+the alias `champion` serves; `challenger` passed its gates and waits for a rollout. For use elsewhere, load a version:
+`mlflow.pyfunc.load_model("models:/readmission@champion")`."""
 # Tags of a search's parent run: the run of the model that it ended with, and why, in one sentence.
 CHOSEN, REASON = "chosen_run_id", "chosen_because"
-MODEL = "model"
-PREPROCESSOR = "preprocessor"
+# The models of a run: the two that our own stages load, and the one that is registered, for everybody else.
+MODEL, PREPROCESSOR, REGISTERED = "model", "preprocessor", "registered"
 # The types of ours that a saved model may hold; those of its estimator its family names.
 TRUSTED_TYPES = (
     "health_predict.core.calibration.CalibratedClassifier",
     "health_predict.core.features.EncounterFeatures",
 )
-LIBRARIES = ("numpy", "pandas", "scikit-learn", "skops")
+LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy", "skops")
+# Of the library, what the registered model needs where nothing of it is installed.
+REGISTERED_CODE = (
+    "calibration",
+    "columns",
+    "errors",
+    "features",
+    "performance",
+    "raw_encounters",
+    "risk_groups",
+    "row_encoder",
+)
 # What a server answers, or a proxy in its place, that will be up again.
 _PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PASSING = re.compile(r"failed with exception|error code (429|5\d\d)")
@@ -440,6 +455,32 @@ class Tracking:
             raise StateError(f"run {run_id} holds no readable model: {error}", "run the search again") from error
         return loaded
 
+    def log_registered(self, run_id: str, family: str, threshold: float, risk_cutoffs: Sequence[float]) -> None:
+        """Add the model that is registered to a `Best_` run, unless it is there: see `registered_model`.
+
+        The run itself stays finished. One that is open while this is written would be half a run after a kill.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        if self._logged_model(run_id, REGISTERED) is not None:
+            return
+        kind = families.named(family)
+        decision = {
+            "threshold": threshold,
+            "risk_cutoffs": list(risk_cutoffs),
+            "trusted_types": [*TRUSTED_TYPES, *kind.trusted_types],
+        }
+        with self._answering(), tempfile.TemporaryDirectory(prefix="health-predict-mlflow-") as folder:
+            for half in self._logged_models(run_id):  # of an attempt that was killed
+                if half.name == REGISTERED:
+                    self._client.delete_logged_model(half.model_id)
+            params = dict(self._client.get_run(run_id).data.params)
+            model = self._client.create_logged_model(self._experiment_id, REGISTERED, run_id, params=params)
+            _save_registered(Path(folder), run_id, model, decision, _requirements(kind))
+            self._client.log_model_artifacts(model.model_id, str(Path(folder) / REGISTERED))
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+            self._client.finalize_logged_model(model.model_id, "READY")
+
     def preprocessor_matches(self, run_id: str, pipeline: Pipeline) -> bool:
         """Whether the run holds, beside its model, the very preprocessor that the model was fitted with."""
         try:
@@ -479,7 +520,10 @@ class Tracking:
         return None if number is None else self.version(str(number))
 
     def register(self, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
-        """The version of a run's model: the existing one, else a new one. Tags are written either way."""
+        """The version of a run's registered model (`log_registered`): the existing one, else a new one.
+
+        Tags are written either way.
+        """
         with self._answering():
             try:
                 self._client.create_registered_model(
@@ -491,7 +535,7 @@ class Tracking:
             found = self._client.search_model_versions(f"name = '{self.registered_model}' and run_id = '{run_id}'")
             number = str(min(int(item.version) for item in found)) if found else ""
             if not number:
-                model_id = next((item.model_id for item in self._logged_models(run_id) if item.name == MODEL), None)
+                model_id = self._logged_model(run_id, REGISTERED) or self._logged_model(run_id, MODEL)
                 created = self._client.create_model_version(
                     self.registered_model,
                     source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{MODEL}",
@@ -503,9 +547,13 @@ class Tracking:
         self.tag_version(number, tags)
         return self.version(number)
 
+    def _logged_model(self, run_id: str, name: str) -> str | None:
+        """The id of a run's finished model of that name."""
+        found = self._logged_models(run_id)
+        return next((str(item.model_id) for item in found if item.name == name and item.status == "READY"), None)
+
     def _logged_models(self, run_id: str) -> list[Any]:
-        found = self._client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
-        return list(found)
+        return list(self._client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'"))
 
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -540,6 +588,8 @@ def _quiet_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A lock file in the working folder says nothing about a model.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -563,6 +613,39 @@ def _requirements(*kinds: Family) -> list[str]:
 
     names = {*LIBRARIES, *(name for kind in kinds for name in kind.libraries)}
     return [f"{name}=={version(name)}" for name in sorted(names)]
+
+
+def _save_registered(
+    folder: Path, run_id: str, model: Any, decision: Mapping[str, Any], requirements: Sequence[str]
+) -> None:
+    """Write the files of a run's registered model below a folder."""
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+    from health_predict.adapters import registered_model
+
+    code = folder / "code" / "health_predict"
+    (code / "core").mkdir(parents=True)
+    for package in (code, code / "core"):
+        (package / "__init__.py").touch()
+    for name in REGISTERED_CODE:
+        shutil.copy(Path(health_predict.core.__path__[0]) / f"{name}.py", code / "core")
+    (folder / "decision.json").write_text(json.dumps(decision))
+    save_model(
+        folder / REGISTERED,
+        mlflow_model=Model(
+            artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
+        ),
+        python_model=registered_model.__file__,
+        artifacts={
+            "pipeline": f"runs:/{run_id}/{MODEL}/model.skops",
+            "decision": (folder / "decision.json").as_uri(),
+        },
+        code_paths=[str(code)],
+        signature=registered_model.signature(),
+        input_example=registered_model.example(),
+        pip_requirements=list(requirements),
+    )
 
 
 def _digest(preprocessor: Any) -> str:

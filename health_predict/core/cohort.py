@@ -24,6 +24,7 @@ import pandas as pd
 
 from health_predict.core.columns import (
     BY_NAME,
+    CODE_PATTERN,
     COLUMNS,
     ENCOUNTER,
     FEATURES,
@@ -47,7 +48,7 @@ _SHOWN = 3  # violations that an error message names
 _IDENTIFIER = re.compile(r"[1-9]\d{0,17}")  # fits 64 bits
 _WHOLE_NUMBER = re.compile(r"0|[1-9]\d{0,8}")
 _ICD9 = re.compile(ICD9_PATTERN)
-_CODE = re.compile(r"[1-9]\d{0,3}")  # of admission_type_id and its like
+_CODE = re.compile(CODE_PATTERN)
 _TEXT = re.compile(r"(?!\s)[^\x00-\x1f\x7f]{1,100}(?<!\s)")
 
 
@@ -78,13 +79,16 @@ def read_cohort(path: Path, *, labelled: bool = True) -> pd.DataFrame:
     return frame[[column.name for column in COLUMNS if column.name in names]]
 
 
-def load_part(path: Path) -> pd.DataFrame:
-    """A part of a dataset written by `save_part`, as a cohort frame. Raises DataError when it cannot be read."""
+def load_part(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A part of a dataset written by `save_part`, as a cohort frame, or some of its columns.
+
+    Raises DataError when it cannot be read.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, columns=columns)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", "run the split stage again") from None
     except (OSError, pyarrow.ArrowException) as error:
@@ -305,13 +309,9 @@ def _is_valid(column: Column, value: object) -> bool:
         case Kind.ICD9:
             return _ICD9.fullmatch(value) is not None
         case Kind.OPEN_LEVEL:
-            return (_CODE if _is_coded(column) else _TEXT).fullmatch(value) is not None
+            return (_CODE if column.is_code else _TEXT).fullmatch(value) is not None
         case Kind.LEVEL | Kind.OUTCOME:
             return value in column.levels
-
-
-def _is_coded(column: Column) -> bool:
-    return all(level.isdigit() for level in column.levels) if column.levels else False
 
 
 def _explain(column: Column, value: str, check: str) -> tuple[str, str]:
@@ -327,7 +327,7 @@ def _explain(column: Column, value: str, check: str) -> tuple[str, str]:
             return f"{text} is no whole number {bounds}", f"give a number {bounds} without decimals"
         case Kind.ICD9:
             return f"{text} is no ICD-9 code", f"give a code such as 250.83, V57 or E909{or_missing}"
-        case Kind.OPEN_LEVEL if _is_coded(column):
+        case Kind.OPEN_LEVEL if column.is_code:
             return f"{text} is no code", f"give a positive whole number such as {column.levels[0]}{or_missing}"
         case Kind.OPEN_LEVEL:
             return f"{text} is no level", f"give a text of 1 to 100 characters without outer spaces{or_missing}"

@@ -20,6 +20,10 @@ ENCOUNTER = "encounter_id"
 
 # A diagnosis: three digits with up to two decimals, or a V or E code. Source: ICD-9-CM.
 ICD9_PATTERN = r"(?:\d{1,3}|[VE]\d{1,4})(?:\.\d{1,2})?"
+# A code of `admission_type_id` and its like.
+MAXIMUM_CODE = 999
+CODE_PATTERN = r"[1-9][0-9]{0,2}"
+MAXIMUM_TEXT = 100  # characters of a level that is free
 
 
 class Kind(StrEnum):
@@ -49,6 +53,26 @@ class Column:
     def is_feature(self) -> bool:
         """Whether a prediction may use it."""
         return self.kind not in (Kind.IDENTIFIER, Kind.OUTCOME)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether the levels are numbers, which a client may write with or without quotes."""
+        return self.kind is Kind.OPEN_LEVEL and bool(self.levels) and self.levels[0].isdigit()
+
+    @property
+    def allowed(self) -> str:
+        """What a cell may hold, in words."""
+        if self.kind is Kind.COUNT:
+            text = f"a whole number from {self.minimum} to {self.maximum}"
+        elif self.kind is Kind.LEVEL:
+            text = f"one of {', '.join(self.levels)}"
+        elif self.kind is Kind.ICD9:
+            text = "an ICD-9 code such as 250.83, V57 or E909"
+        elif self.is_code:
+            text = f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
+        else:
+            text = f"text of 1 to {MAXIMUM_TEXT} characters"
+        return f"{text}; null, ? or absent when unknown" if self.nullable else text
 
 
 def _id_levels(*codes: int) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ INPUT = "rows"
 OUTPUT = "probabilities"
 # Largest difference of a probability that float32 arithmetic in another order may cause.
 TOLERANCE = 1e-6
-# The threshold keeps this distance from every score it was proven on, so that such a difference cannot flip one.
+# A threshold keeps this distance from the scores that it is chosen by, so that such a difference cannot flip one.
 CLEARANCE = 2 * TOLERANCE
 OPSET = 17
 UNSEEN_LEVEL = "never seen in training"
@@ -59,15 +59,13 @@ class CompiledModel:
 class Parity:
     """What was compared, and how far apart the two sides are at most.
 
-    `threshold` lies midway between neighbouring scores and decides like the one asked for, but for `moved` rows;
-    `near` names the rows whose score lies within 1e-6 of it.
+    `near` names the rows whose score lies within 1e-6 of the threshold.
     """
 
     rows: int
     edge_rows: int
     largest_difference: float
     threshold: float
-    moved: int
     near: tuple[str, ...]
 
 
@@ -229,8 +227,8 @@ def _unseen(kind: Kind, levels: tuple[str, ...]) -> tuple[str, ...]:
 def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) -> Parity:
     """Compare the compiled model with the pipeline on every row of `frame` (n >= 1) and on generated edge rows.
 
-    Rows must be equal bit by bit, probabilities within 1e-6, decisions identical at the returned threshold. Raises
-    GateError that names the first rows where they are not.
+    Rows must be equal bit by bit, probabilities within 1e-6, decisions identical. Raises GateError that names the first
+    rows where they are not.
     """
     edges, labels = edge_rows(frame)
     names = list(edges.columns)
@@ -261,44 +259,43 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
         f"probabilities of single rows differ by more than {TOLERANCE}",
     )
 
-    real = np.arange(len(everything)) < len(frame)
-    threshold = clear_threshold(compiled.threshold, expected, scores, real)
+    threshold = compiled.threshold
     decided = expected >= threshold
     differ = ((scores >= threshold) != decided) | ((together >= threshold) != decided)
     _refuse(differ, where, f"decisions at {threshold!r} differ")
     near = np.flatnonzero(np.minimum(np.abs(scores - threshold), np.abs(expected - threshold)) < TOLERANCE)
-    validation = expected[: len(frame)]
     return Parity(
         rows=len(frame),
         edge_rows=len(edges),
         largest_difference=float(np.maximum(difference, apart).max()),
         threshold=threshold,
-        moved=int(((validation >= threshold) != (validation >= compiled.threshold)).sum()),
         near=tuple(where[index] for index in near),
     )
 
 
-def clear_threshold(
-    threshold: float, expected: Scores, scores: Scores, real: npt.NDArray[np.bool_] | None = None
-) -> float:
+def clear_threshold(threshold: float, real: Scores, made_up: Scores) -> float:
     """The middle of a gap between neighbouring scores that decides like the threshold; `score >= threshold` means 1.
 
-    `expected` and `scores`, both (n,), are the two sides' scores of the same rows; a gap is one on both sides, and
-    wide enough that rounding cannot flip a row. Of those, the one is taken that moves the fewest of the `real` rows
-    (n,) to the other side (all rows count when it is None), and among equals the nearest.
+    `real` (n,) are the scores of real rows, `made_up` (m,) those of `edge_rows`. A gap is so wide that the rounding of
+    a score cannot flip a row. Of those, the one is taken that moves the fewest real rows to the other side, and among
+    equals the nearest.
     """
-    order = np.argsort(expected, kind="stable")
-    counted = np.ones(len(expected), dtype=bool) if real is None else real
-    # Below the k-th cut lie the first k rows; the ends of [0, 1] close the first and the last gap.
-    below = np.maximum.accumulate(np.maximum(expected, scores)[order])
-    above = np.minimum.accumulate(np.minimum(expected, scores)[order][::-1])[::-1]
-    low = np.concatenate([[-2 * CLEARANCE], below])
-    high = np.concatenate([above, [1.0 + 2 * CLEARANCE]])
-    moved = np.abs(np.concatenate([[0], np.cumsum(counted[order])]) - int((counted & (expected < threshold)).sum()))
-    middle = (low + high) / 2
-    wide = np.flatnonzero(high - low > 2 * CLEARANCE)
-    best = np.lexsort((np.abs(middle[wide] - threshold), moved[wide]))[0]
-    return float(middle[wide[best]])
+    scores = np.sort(np.concatenate([real, made_up]).astype(np.float64))
+    # The ends of [0, 1] close the first and the last gap.
+    low = np.concatenate([[-2 * CLEARANCE], scores])
+    high = np.concatenate([scores, [1.0 + 2 * CLEARANCE]])
+    middle = ((low + high) / 2)[high - low > 2 * CLEARANCE]
+    before = np.searchsorted(np.sort(real), [threshold, *middle])
+    best = np.lexsort((np.abs(middle - threshold), np.abs(before[1:] - before[0])))[0]
+    return float(middle[best])
+
+
+def cleared(threshold: float, pipeline: Any, frame: pd.DataFrame) -> float:
+    """`clear_threshold` on the rows that `prove_parity` compares: those of `frame`, and their edge rows."""
+    real, made_up = (
+        np.asarray(pipeline.predict_proba(rows)[:, 1], dtype=np.float64) for rows in (frame, edge_rows(frame)[0])
+    )
+    return clear_threshold(threshold, real, made_up)
 
 
 def _refuse(wrong: npt.NDArray[np.bool_], where: list[str], problem: str) -> None:

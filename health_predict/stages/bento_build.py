@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import pandas as pd
 
 from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.mlflow import ModelVersion, Tracking
+from health_predict.adapters.parts import stored_part
 from health_predict.adapters.storage import open_storage, whole_file
-from health_predict.core import families
+from health_predict.core import families, risk_groups
 from health_predict.core.cohort import as_requests, load_part, target
 from health_predict.core.columns import FEATURES
 from health_predict.core.compiled_model import (
@@ -34,9 +34,6 @@ from health_predict.settings import Settings
 log = logging.getLogger(__name__)
 
 GOLDEN_REQUESTS = 24
-# Lowest probability of the groups medium, high and very high, as multiples of the training prevalence.
-RISK_MULTIPLES = (1.0, 1.5, 2.5)
-RISK_GROUPS = ("low", "medium", "high", "very high")
 PARITY = "parity.json"
 
 
@@ -57,13 +54,14 @@ def bento_build(settings: Settings, *, model_version: str, validation: Path | No
     """
     tracking = Tracking(settings)
     version = tracking.version(model_version)
-    train = _part(settings, version, "train", None)
+    storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), _tag(version, "dataset_digest")
+    train = stored_part(storage, dataset, "train")
     identity = _identity(settings, tracking, version, float(np.mean(target(train))))
     tag = bento_tag(version.version, identity)
     store = BentoStore(settings.home / "bentoml")
     built = store.find(tag, version.tags.get("bento_digest", ""))
     if built is None:
-        frame = _part(settings, version, "validation", validation)
+        frame = load_part(validation) if validation else stored_part(storage, dataset, "validation")
         built = _build(tracking, version, train, frame, identity, tag, store)
     else:
         log.info("%s is built already", tag)
@@ -71,16 +69,6 @@ def bento_build(settings: Settings, *, model_version: str, validation: Path | No
         pack(built, temporary)
     tracking.tag_version(version.version, {"bento_tag": built.tag, "bento_digest": built.digest})
     return BentoBuildResult(built.tag, built.digest)
-
-
-def _part(settings: Settings, version: ModelVersion, name: str, given: Path | None) -> pd.DataFrame:
-    if given is not None:
-        return load_part(given)
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.parquet"
-        storage.download(f"datasets/{_tag(version, 'dataset_digest')}/{name}.parquet", file)
-        return load_part(file)
 
 
 def _tag(version: ModelVersion, name: str) -> str:
@@ -101,9 +89,8 @@ def _identity(settings: Settings, tracking: Tracking, version: ModelVersion, pre
         "dataset_digest": _tag(version, "dataset_digest"),
         "dataset_source": _tag(version, "dataset_source"),
         "git_commit": version.tags.get("git_commit", ""),
-        "registered_threshold": float(_tag(version, "threshold")),
         "training_prevalence": prevalence,
-        "risk_cutoffs": [multiple * prevalence for multiple in RISK_MULTIPLES],
+        "risk_cutoffs": risk_groups.cutoffs(prevalence),
         "metrics": {
             name: value for name, value in sorted(metrics.items()) if name.startswith(("validation_", "test_"))
         },
@@ -122,12 +109,11 @@ def _build(
     family = families.named(_tag(version, "family"))
     pipeline = tracking.load_pipeline(version.version)
     log.info("compiling version %s", version.version)
-    compiled = compile_pipeline(pipeline, family, identity["registered_threshold"])
+    compiled = compile_pipeline(pipeline, family, float(_tag(version, "threshold")))
     compiled = replace(compiled, explainer=explain_pipeline(pipeline, family, train))
     parity = prove_parity(compiled, pipeline, validation)
     _tell(parity)
     tracking.log_json(version.run_id, PARITY, asdict(parity))
-    compiled = replace(compiled, threshold=parity.threshold)
     log.info("building %s", tag)
     return store.build(tag, compiled, identity, golden_requests(compiled, validation, identity["risk_cutoffs"]))
 
@@ -140,8 +126,6 @@ def _tell(parity: Parity) -> None:
         parity.largest_difference,
         parity.threshold,
     )
-    if parity.moved:
-        log.warning("the threshold had to pass %d validation rows to find a gap", parity.moved)
     for where in parity.near:
         log.warning("within %g of the threshold: %s", TOLERANCE, where)
 
@@ -171,7 +155,7 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
             "answer": {
                 "prediction": int(scores[index] >= compiled.threshold),
                 "probability_score": float(scores[index]),
-                "risk_group": RISK_GROUPS[int(np.searchsorted(cutoffs, scores[index], side="right"))],
+                "risk_group": str(risk_groups.group_of(scores[index], cutoffs)),
             },
         }
         for index in chosen

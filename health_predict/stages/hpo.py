@@ -24,6 +24,7 @@ from health_predict.core import families
 from health_predict.core.columns import PATIENT
 from health_predict.core.errors import GateError, HealthPredictError, StateError
 from health_predict.core.families import BASELINE, Family
+from health_predict.core.families.family import Rows
 from health_predict.core.search import (
     METRICS,
     RUNGS,
@@ -54,6 +55,7 @@ _SOURCES = (
     "evaluation.py",
     "performance.py",
     "calibration.py",
+    "compiled_model.py",
     "search.py",
     "selection.py",
 )
@@ -259,10 +261,16 @@ class _Search:
             for family in self._chosen
         }
         # Beside the trials, what their winners and the page will need.
+        self._edge_rows = self._threads.submit(self._encode_edge_rows)
         self._threads.submit(import_for_models)
         self._threads.submit(import_module, "matplotlib.figure")
         self._threads.submit(import_module, "matplotlib.backends.backend_svg")
         return list(self._searches.values()), self._data
+
+    def _encode_edge_rows(self) -> Rows:
+        from health_predict.core.compiled_model import edge_rows
+
+        return self._preprocessor.transform(edge_rows(self._validation)[0])
 
     def _done(self, trial: Trial, progress: ray.Progress) -> None:
         """Log a trial."""
@@ -307,6 +315,7 @@ class _Search:
         self._logged[best.family] = self._threads.submit(self._log_best, best)
 
     def _log_best(self, best: Trial) -> None:
+        from health_predict.core.compiled_model import clear_threshold
         from health_predict.core.evaluation import Scored, f1_threshold, metrics
 
         fitted: Fitted | None
@@ -319,7 +328,10 @@ class _Search:
         family = families.FAMILIES[best.family]
         estimator = self._calibrated(family, best, fitted.estimator)
         scores = estimator.predict_proba(self._data.validation_rows)[:, 1]
-        scored = Scored(scores, f1_threshold(self._data.validation_labels, scores))
+        threshold = f1_threshold(self._data.validation_labels, scores)
+        # Of the rows that the compiled model will be proven on, none may lie where rounding flips it.
+        made_up = estimator.predict_proba(self._edge_rows.result())[:, 1]
+        scored = Scored(scores, clear_threshold(threshold, scores, made_up))
         found = metrics(self._data.validation_labels, scored.scores, scored.threshold)
         run_id = self._tracking.log_best(
             self.parent,

@@ -13,7 +13,8 @@ import pandas as pd
 
 from health_predict.adapters.batches import Batches, trained_through
 from health_predict.adapters.mlflow import CHAMPION, CHOSEN, REASON, ModelVersion, Tracking
-from health_predict.adapters.storage import whole_file
+from health_predict.adapters.parts import stored_part
+from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.core.cohort import save_part
 from health_predict.core.columns import PATIENT, POSITIVE, TARGET
 from health_predict.core.errors import StateError
@@ -110,13 +111,17 @@ def _fit(
 
     from health_predict.core.calibration import CalibratedClassifier
     from health_predict.core.cohort import target
+    from health_predict.core.compiled_model import cleared
     from health_predict.core.evaluation import f1_threshold, metrics
 
     pipeline = tracking.load_pipeline(champion.version)
     features = pipeline.named_steps["features"]
     calibrated = CalibratedClassifier.fitted(pipeline.named_steps["estimator"], features.transform(fit), target(fit))
     renewed = Pipeline([("features", features), ("estimator", calibrated)])
-    threshold = f1_threshold(target(fit), renewed.predict_proba(fit)[:, 1])
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    # Clear of the rows that its compiled model will be proven on.
+    proven = stored_part(storage, champion.tags["dataset_digest"], "validation")
+    threshold = cleared(f1_threshold(target(fit), renewed.predict_proba(fit)[:, 1]), renewed, proven)
     found = metrics(target(held_back), renewed.predict_proba(held_back)[:, 1], threshold)
     log.info(
         "logit(new) = %.3f + %.3f logit(old), from %d encounters; observed/expected on others %.2f",

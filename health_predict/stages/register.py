@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, REASON, ModelVersion, RunRecord, Tracking
+from health_predict.adapters.parts import stored_part
 from health_predict.adapters.storage import Storage, open_storage, whole_file
-from health_predict.core.columns import PATIENT
+from health_predict.core import risk_groups
+from health_predict.core.columns import PATIENT, TARGET
 from health_predict.core.errors import StateError
 from health_predict.core.evaluation import Estimate, Scored
 from health_predict.core.families import BASELINE
@@ -59,9 +61,11 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     champion already. Refuses a run without its preprocessor (StateError). A repeat gives the same version and decision.
     """
     tracking = Tracking(settings)
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
     best = chosen_run(tracking, parent_run_id)
     if not _is_registered(tracking, best.run_id):
         _require_preprocessor(tracking, best)
+        _log_registered(tracking, storage, best)
     version = tracking.register(
         best.run_id,
         {
@@ -75,7 +79,6 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
         f"{best.tags['family']} of search {parent_run_id}",
     )
     champion = tracking.by_alias(CHAMPION)
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
     content = _judgement(tracking, storage, version, best, champion, parent_run_id, validation, test)
     decision = Decision(content["decision"])
     page = tracking.read_text(best.run_id, CARD)
@@ -111,6 +114,14 @@ def _require_preprocessor(tracking: Tracking, best: RunRecord) -> None:
             f"run {best.run_id} ({best.name}) does not hold the preprocessor that its model was fitted with",
             "run the search again; a model without its preprocessor is not registered",
         )
+
+
+def _log_registered(tracking: Tracking, storage: Storage, best: RunRecord) -> None:
+    from health_predict.core.cohort import target
+
+    train = stored_part(storage, best.tags["dataset_digest"], "train", [TARGET])
+    cutoffs = risk_groups.cutoffs(float(np.mean(target(train))))
+    tracking.log_registered(best.run_id, best.tags["family"], float(best.params["threshold"]), cutoffs)
 
 
 def _judgement(
@@ -149,7 +160,7 @@ def _judgement(
     tracking.log_json(best.run_id, EVALUATION, content)
     tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
     tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in tested["metrics"].items()})
-    tracking.describe_version(version.version, _description(version.version, best, content))
+    tracking.describe_version(version.version, _description(version.name, version.version, best, content))
     tracking.tag_version(
         version.version,
         {
@@ -162,8 +173,8 @@ def _judgement(
     return content
 
 
-def _description(version: str, best: RunRecord, content: dict[str, Any]) -> str:
-    """The decision and its reasons, for the page of the version."""
+def _description(model: str, version: str, best: RunRecord, content: dict[str, Any]) -> str:
+    """The decision, its reasons and how to use it, for the page of the version."""
     auc = Estimate(**content["on_test"]["metrics"]["auc"])
     lines = [
         f"**{best.tags['family']}: {content['decision']}** against {content['decided_against']}; "
@@ -172,6 +183,10 @@ def _description(version: str, best: RunRecord, content: dict[str, Any]) -> str:
         content["chosen_because"],
         "",
         *(f"- {reason}" for reason in content["reasons"]),
+        "",
+        f"`mlflow.pyfunc.load_model('models:/{model}/{version}').predict(frame)` takes encounters as they are in the "
+        "data, text or numbers, with `?`, None or NaN for what is missing, and gives `probability_score`, `prediction` "
+        f"(1 from a probability of {content['threshold']:.4f}) and `risk_group`.",
         "",
         f"More: `{CARD}` and `{EVALUATION}` among its run's artifacts; `health-predict report open {version}`.",
     ]

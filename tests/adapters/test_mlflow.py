@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import get_model_info
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, REGISTERED, Tracking
 from health_predict.core.cohort import target
 from health_predict.core.errors import StateError, UnreachableError
 from health_predict.core.families import FAMILIES
@@ -181,9 +182,13 @@ def test_a_server_registers_what_a_file_does(
         # then MLflow puts no line between those of the stage
         assert capsys.readouterr().out == ""
         # when its model is registered
+        tracking.log_registered(run_id, "LogisticRegression", 0.1, [0.1, 0.2, 0.3])
+        assert capsys.readouterr().out == ""
         version = tracking.register(run_id, {"family": "x"}, "text")
-        # then it is found there and loads
+        # then it is found there, is the one for everybody, and our own loads
         assert tracking.version(version.version).tags["family"] == "x"
+        about = get_model_info(f"models:/{version.name}/{version.version}")
+        assert about.name == REGISTERED and about.signature is not None
         loaded = tracking.load_run_pipeline(run_id)
         assert len(loaded.predict_proba(cohort.head(5))) == 5
         # when it is killed in the middle of a search, and comes back

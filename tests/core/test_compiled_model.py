@@ -16,6 +16,7 @@ from health_predict.core.compiled_model import (
     CLEARANCE,
     CompiledModel,
     clear_threshold,
+    cleared,
     compile_pipeline,
     edge_rows,
     open_session,
@@ -58,16 +59,16 @@ def test_parity_of_every_family(family: str, pipelines: dict[str, Pipeline], val
     # given a threshold that is one of the scores, as the choice by F1 gives it
     scores = pipelines[family].predict_proba(validation)[:, 1].astype(float)
     threshold = float(np.sort(scores)[int(0.8 * len(scores))])
-    # when the pipeline is compiled and compared
-    compiled = compile_pipeline(pipelines[family], FAMILIES[family], threshold)
+    # when it is cleared, and the pipeline compiled and compared
+    compiled = compile_pipeline(pipelines[family], FAMILIES[family], cleared(threshold, pipelines[family], validation))
     parity = prove_parity(compiled, pipelines[family], validation)
     # then scores agree, and the new threshold decides as the old one, away from every score
     assert compiled.family == family
     assert parity.rows == len(validation)
     assert parity.edge_rows > 3000
     assert parity.largest_difference <= 1e-6
-    assert parity.moved == 0
     assert parity.near == ()
+    assert parity.threshold == compiled.threshold
     assert ((scores >= threshold) == (scores >= parity.threshold)).all()
     assert np.abs(scores - parity.threshold).min() >= CLEARANCE
 
@@ -131,6 +132,17 @@ def test_other_tables_for_batches_are_refused(
         prove_parity(replace(model, explainer=wrong), pipelines["XGBoost"], validation)
 
 
+def test_a_threshold_that_rounding_crosses_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    # given a score of the pipeline that is larger than that of its graph, as threshold
+    model, pipeline = compiled_as("XGBoost", pipelines["XGBoost"]), pipelines["XGBoost"]
+    rows = pipeline.named_steps["features"].transform(validation)
+    expected = pipeline.predict_proba(validation)[:, 1].astype(float)
+    larger = np.flatnonzero(expected > score(open_session(model.graph), rows))
+    # then the two decide differently, which is not overlooked
+    with pytest.raises(GateError, match=r"decisions at .* differ: validation row"):
+        prove_parity(replace(model, threshold=float(expected[larger[0]])), pipeline, validation)
+
+
 def test_a_score_that_is_no_number_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
     pipeline = pickle.loads(pickle.dumps(pipelines["LogisticRegression"]))
     pipeline.named_steps["estimator"].coef_[0, 0] = np.nan
@@ -147,14 +159,12 @@ def test_score_gives_the_positive_class(pipelines: dict[str, Pipeline], validati
 
 class TestClearThreshold:
     def test_lies_midway(self) -> None:
-        scores = np.array([0.1, 0.2, 0.4])
-        assert clear_threshold(0.4, scores, scores) == pytest.approx(0.3)
+        assert clear_threshold(0.4, np.array([0.1, 0.2, 0.4]), np.array([0.25])) == pytest.approx(0.325)
 
-    def test_decides_as_before_when_rounding_splits_the_score(self) -> None:
-        # given a row whose compiled score lies just below the threshold, its own score
-        expected, scores = np.array([0.1, 0.2, 0.4]), np.array([0.1, 0.2 - 5e-8, 0.4])
-        # when the threshold is cleared, then the row stays positive
-        assert clear_threshold(0.2, expected, scores) == pytest.approx(0.15)
+    def test_is_left_as_it_is_once_it_is_clear(self) -> None:
+        scores = np.random.default_rng(0).random(1000)
+        found = clear_threshold(0.4, scores, scores)
+        assert clear_threshold(found, scores, scores) == found
 
     def test_leaves_a_gap_that_is_too_narrow(self) -> None:
         scores = np.array([0.1, 0.2, 0.2 + 1e-7, 0.4])
@@ -163,10 +173,9 @@ class TestClearThreshold:
 
     def test_real_rows_keep_their_side_where_made_up_ones_crowd(self) -> None:
         # given two real rows, and made-up ones that leave a gap only just below the lower one and far above it
-        expected = np.array([0.2, 0.21, *np.linspace(0.2, 0.205, 5001)])
-        real = np.arange(len(expected)) < 2
+        real, made_up = np.array([0.2, 0.21]), np.linspace(0.2, 0.205, 5001)
         # when the threshold of the upper one is cleared, then it stays between the two
-        assert 0.205 < clear_threshold(0.21, expected, expected, real) < 0.21
+        assert 0.205 < clear_threshold(0.21, real, made_up) < 0.21
 
     def test_beyond_all_scores(self) -> None:
         scores = np.array([0.3, 0.4])

@@ -54,7 +54,8 @@ def test_a_version_becomes_a_bento(settings: Settings, version: ModelVersion, tm
     assert identity["metrics"]
     parity = tracking.read_json(version.run_id, PARITY)
     assert parity["largest_difference"] <= 1e-6
-    assert parity["threshold"] == identity["threshold"]
+    # which is that of the version, and so of its registered model
+    assert parity["threshold"] == identity["threshold"] == float(tags["threshold"])
     assert len(json.loads((source / "golden.json").read_text())) == stage.GOLDEN_REQUESTS
 
 

@@ -6,12 +6,15 @@ import html
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
+from mlflow.models import get_model_info
 
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, CHOSEN, REASON, Tracking
 from health_predict.adapters.storage import open_storage
+from health_predict.core.cohort import load_part
 from health_predict.core.errors import StateError
 from health_predict.core.evaluation import COMPARED
 from health_predict.core.features import EncounterFeatures
@@ -49,6 +52,13 @@ def test_the_best_family_becomes_a_version_with_a_card(
     # and its page in MLflow says why
     stored = tracking._client.get_model_version(settings.registered_model, version.version)
     assert all(f"- {reason}" in stored.description for reason in result.reasons)
+    # and how to use the model, which decides as the version does
+    assert f"mlflow.pyfunc.load_model('models:/{version.name}/{version.version}')" in stored.description
+    model = get_model_info(f"models:/{version.name}/{version.version}")
+    decision = json.loads((Path(urlsplit(model.artifact_path).path) / "artifacts" / "decision.json").read_text())
+    assert decision["threshold"] == float(version.tags["threshold"])
+    prevalence = float((load_part(parts.train)["readmitted"] == "<30").mean())
+    assert decision["risk_cutoffs"] == pytest.approx([prevalence, 1.5 * prevalence, 2.5 * prevalence])
     # and the alias follows the decision
     challenger = tracking.by_alias(CHALLENGER)
     assert (challenger is not None) == (result.decision is Decision.PROMOTE)

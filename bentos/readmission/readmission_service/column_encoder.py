@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from health_predict.core.columns import MISSING, Column, Kind
 from health_predict.core.row_encoder import Amounts, ColumnTable
-from readmission_service.contract import LEVELS, is_code, text_of, well_formed
+from readmission_service.contract import LEVELS, text_of, well_formed
 
 # The entry of values that training did not have.
 NEW = 0
@@ -32,7 +32,7 @@ class ColumnEncoder:
         for value, amounts in seen.items():
             if column.kind is not Kind.COUNT:
                 self.known[LEVELS[column.name](value) if column.kind is Kind.LEVEL else value] = amounts
-            if column.kind is Kind.COUNT or (is_code(column) and value.isdigit()):
+            if column.kind is Kind.COUNT or (column.is_code and value.isdigit()):
                 self.known[int(value)] = amounts
         if MISSING in seen:
             self.known[None] = seen[MISSING]

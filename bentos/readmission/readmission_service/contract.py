@@ -16,11 +16,17 @@ from typing import Annotated, Any, Self
 
 import msgspec
 
-from health_predict.core.columns import FEATURES, ICD9_PATTERN, MISSING, Column, Kind
+from health_predict.core.columns import (
+    CODE_PATTERN,
+    FEATURES,
+    ICD9_PATTERN,
+    MAXIMUM_CODE,
+    MAXIMUM_TEXT,
+    MISSING,
+    Column,
+    Kind,
+)
 
-MAXIMUM_TEXT = 100
-MAXIMUM_CODE = 999
-CODE = r"[1-9][0-9]{0,2}"
 # `\d` would take the digits of every script.
 DIAGNOSIS = ICD9_PATTERN.replace(r"\d", "[0-9]")
 # How many violations one answer lists: a hostile batch must not become a bigger answer.
@@ -35,11 +41,6 @@ class Violation(msgspec.Struct, frozen=True):
     loc: tuple[str | int, ...]
     msg: str
     type: str
-
-
-def is_code(column: Column) -> bool:
-    """Whether the levels are numbers, which a client may write with or without quotes."""
-    return column.kind is Kind.OPEN_LEVEL and bool(column.levels) and column.levels[0].isdigit()
 
 
 class Level(bytes, Enum):
@@ -80,7 +81,7 @@ def _type_of(column: Column) -> Any:
         kind = LEVELS[column.name]
     elif column.kind is Kind.ICD9:
         kind = str
-    elif is_code(column):
+    elif column.is_code:
         kind = Annotated[int, msgspec.Meta(ge=1, le=MAXIMUM_CODE)] | str
     else:
         kind = Annotated[str, msgspec.Meta(min_length=1, max_length=MAXIMUM_TEXT)]
@@ -111,9 +112,9 @@ ROWS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _writing_of(column: Column) -> re.Pattern[str] | None:
-    if column.kind is not Kind.ICD9 and not is_code(column):
+    if column.kind is not Kind.ICD9 and not column.is_code:
         return None
-    pattern = DIAGNOSIS if column.kind is Kind.ICD9 else CODE
+    pattern = DIAGNOSIS if column.kind is Kind.ICD9 else CODE_PATTERN
     return re.compile(f"{pattern}|[{MISSING}]" if column.nullable else pattern)
 
 
@@ -175,9 +176,9 @@ def _of_field(column: Column, encounter: dict[str, Any], loc: tuple[str | int, .
     if column.name not in encounter:
         if column.nullable:
             return []
-        return [Violation((*loc, column.name), f"is required: {allowed(column)}", "missing")]
+        return [Violation((*loc, column.name), f"is required: {column.allowed}", "missing")]
     kind = _wrong(column, encounter[column.name])
-    return [Violation((*loc, column.name), f"must be {allowed(column)}", kind)] if kind else []
+    return [Violation((*loc, column.name), f"must be {column.allowed}", kind)] if kind else []
 
 
 def _wrong(column: Column, value: Any) -> str:
@@ -188,7 +189,7 @@ def _wrong(column: Column, value: Any) -> str:
         return "finite_number"
     if column.kind is Kind.COUNT:
         return _wrong_number(value, column.minimum, column.maximum)
-    if is_code(column) and isinstance(value, int | float):
+    if column.is_code and isinstance(value, int | float):
         return _wrong_number(value, 1, MAXIMUM_CODE)
     if not isinstance(value, str):
         return "string_type"
@@ -200,8 +201,8 @@ def _wrong(column: Column, value: Any) -> str:
         return "" if value in column.levels else "literal_error"
     if column.kind is Kind.ICD9:
         return "" if re.fullmatch(DIAGNOSIS, value) else "string_pattern_mismatch"
-    if is_code(column):
-        return "" if re.fullmatch(CODE, value) else "string_pattern_mismatch"
+    if column.is_code:
+        return "" if re.fullmatch(CODE_PATTERN, value) else "string_pattern_mismatch"
     if not value:
         return "string_too_short"
     return "string_too_long" if len(value) > MAXIMUM_TEXT else ""
@@ -218,18 +219,3 @@ def _wrong_number(value: Any, minimum: int, maximum: int) -> str:
 def _is_unicode(text: str) -> bool:
     # JSON can spell half of a surrogate pair, which no encoding can write.
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def allowed(column: Column) -> str:
-    """What a field may hold, in words."""
-    if column.kind is Kind.COUNT:
-        text = f"a whole number from {column.minimum} to {column.maximum}"
-    elif column.kind is Kind.LEVEL:
-        text = f"one of {', '.join(column.levels)}"
-    elif column.kind is Kind.ICD9:
-        text = "an ICD-9 code such as 250.83, V57 or E909"
-    elif is_code(column):
-        text = f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
-    else:
-        text = f"text of 1 to {MAXIMUM_TEXT} characters"
-    return f"{text}; null, ? or absent when unknown" if column.nullable else text

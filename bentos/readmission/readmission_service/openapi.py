@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from health_predict.core.columns import EXAMPLE, FEATURES, MISSING, Column, Kind
+from health_predict.core.columns import (
+    CODE_PATTERN,
+    EXAMPLE,
+    FEATURES,
+    MAXIMUM_CODE,
+    MAXIMUM_TEXT,
+    MISSING,
+    Column,
+    Kind,
+)
 from health_predict.core.contributions import LOG_ODDS, PROBABILITY
-from readmission_service.contract import CODE, DIAGNOSIS, MAXIMUM_CODE, MAXIMUM_TEXT, is_code
+from readmission_service.contract import DIAGNOSIS
 from readmission_service.scorer import RISK_GROUPS, Identity
 
 
@@ -20,11 +29,11 @@ def _property(column: Column) -> dict[str, Any]:
         schema = {**text, "enum": [*column.levels, *missing, *([None] if null else [])]}
     elif column.kind is Kind.ICD9:
         schema = {**text, "pattern": rf"^(?:{DIAGNOSIS}{'|[?]' if null else ''})$"}
-    elif is_code(column):
+    elif column.is_code:
         schema = {
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": MAXIMUM_CODE},
-                {"type": "string", "pattern": f"^{CODE}$"},
+                {"type": "string", "pattern": f"^{CODE_PATTERN}$"},
             ]
         }
     else:
