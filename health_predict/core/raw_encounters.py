@@ -30,12 +30,13 @@ def read_encounters(frame: pd.DataFrame) -> pd.DataFrame:
     """
     found: dict[str, list[str]] = {}
     wrong: list[str] = []
-    count = 0
+    count, lost = 0, False
     for column in FEATURES:
         if column.name in frame:
             cells = frame[column.name]
             found[column.name] = texts = _read(column, cells.tolist(), cells.isna().tolist())
             bad = [row for row, text in enumerate(texts) if not text]
+            lost = lost or ("None" in column.levels and bool(cells.iloc[bad].isna().any()))
             count += len(bad)
             wrong += [f"row {row}, {column.name}: must be {column.allowed}" for row in bad[:SHOWN]]
         elif column.nullable:
@@ -48,7 +49,8 @@ def read_encounters(frame: pd.DataFrame) -> pd.DataFrame:
         more = f"; and {count - SHOWN} more" if count > SHOWN else ""
         raise DataError(
             f"the encounters break the contract in {places}: {'; '.join(wrong[:SHOWN])}{more}",
-            "mend them and ask again; nothing was predicted",
+            "mend them and ask again"
+            + ("; pandas reads the level None as missing, unless keep_default_na=False" if lost else ""),
         )
     return pd.DataFrame(found, index=frame.index, dtype=str)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_equal_values_of_other_types_are_told_apart() -> None:
     frame["number_inpatient"] = pd.Series([1, 1.0, True], dtype=object)
     with pytest.raises(DataError, match="in 1 place: row 2, number_inpatient"):
         read_encounters(frame)
+
+
+def test_a_level_that_pandas_lost_is_told(tmp_path: Path, cohort: pd.DataFrame) -> None:
+    # given a file that is read without a thought
+    cohort.to_csv(tmp_path / "cohort.csv", index=False)
+    with pytest.raises(DataError, match=r"max_glu_serum: must be one of None.*keep_default_na=False"):
+        read_encounters(pd.read_csv(tmp_path / "cohort.csv"))
+    # then what the message says is what helps
+    found = read_encounters(pd.read_csv(tmp_path / "cohort.csv", keep_default_na=False))
+    pd.testing.assert_frame_equal(found, cohort[NAMES])
 
 
 def test_many_violations_are_counted(cohort: pd.DataFrame) -> None:
