@@ -12,7 +12,7 @@ RUN := .venv/bin/
 # The copy of the data that lies beside some checkouts. The library itself knows nothing of it.
 LOCAL_DATA := $(wildcard ../shared/data/diabetic_data.csv.gz)
 ifneq ($(LOCAL_DATA),)
-export HEALTH_PREDICT_DATA_SOURCE ?= $(abspath $(LOCAL_DATA))
+export HEALTH_PREDICT_DATA_COPY ?= $(abspath $(LOCAL_DATA))
 endif
 
 # Where the system has certificates of its own, such as a company proxy's, they count for downloads too.

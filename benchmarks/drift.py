@@ -104,7 +104,7 @@ def scenarios() -> dict[str, float]:
 
 def stream() -> dict[str, float]:
     """(e) the policies on the stream."""
-    source = Path(os.environ.get("HEALTH_PREDICT_DATA_SOURCE", ""))
+    source = Path(os.environ.get("HEALTH_PREDICT_DATA_COPY", ""))
     real = source.is_file()
     data = build(read_cohort(source) if real else synthesize(60_000, seed=1))
     print(f"\nthe {'real' if real else 'SYNTHETIC'} stream, {BATCHES} batches: gain in prequential AUC over never")

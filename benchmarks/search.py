@@ -9,7 +9,7 @@ each trial to MLflow; ours also stores the winners' models, learning curves and 
     halving   HalvingRandomSearchCV a family, two processes
     ours      the hpo stage
 
-Needs the real data (HEALTH_PREDICT_DATA_SOURCE); without, it takes synthetic encounters and says so.
+Needs the real data (HEALTH_PREDICT_DATA_COPY); without, it takes synthetic encounters and says so.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def main() -> None:
 
 def prepare(folder: Path) -> None:
     """Leave the parts that the split stage makes in the folder, and their encounters as CSV files."""
-    source = os.environ.get("HEALTH_PREDICT_DATA_SOURCE", "")
+    source = os.environ.get("HEALTH_PREDICT_DATA_COPY", "")
     if source:
         files = {name: folder / name for name in ("train", "validation", "test", "batches", "profile")}
         split(Settings(home=folder / "split", data_source=source), labelled_batches=0, **files)
         for name in ("train", "validation"):
             save_csv(load_part(files[name]), folder / f"{name}.csv")
         return
-    print("SYNTHETIC encounters: HEALTH_PREDICT_DATA_SOURCE names no file")
+    print("SYNTHETIC encounters: HEALTH_PREDICT_DATA_COPY names no file")
     encounters = exclude_not_readmittable(synthesize(20_000, seed=1))
     for name, part in (("train", encounters[:14_000]), ("validation", encounters[14_000:17_000])):
         save_part(part, folder / name)

@@ -14,7 +14,14 @@ def drift(
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple(
     "DriftOutputs",
-    [("verdict", str), ("action", str), ("batch", int), ("batch_digest", str), ("labelled_batches", int)],
+    [
+        ("verdict", str),
+        ("action", str),
+        ("batch", int),
+        ("batch_digest", str),
+        ("labelled_batches", int),
+        ("dataset_source", str),
+    ],
 ):  # type: ignore[valid-type]
     """Compare one batch with what the champion was trained on, and decide what to do about the model.
 
@@ -31,6 +38,7 @@ def drift(
         batch: Number of the batch; -1 when none waited.
         batch_digest: Digest of its encounters.
         labelled_batches: How many batches have known outcomes.
+        dataset_source: What data the champion stands on: uci, custom or synthetic.
     """
     from pathlib import Path
 
@@ -47,4 +55,11 @@ def drift(
         )
         for name, value in result.metrics.items():
             metrics.log_metric(name, value)
-    return (result.verdict.value, result.action.value, result.batch, result.batch_digest, result.labelled_batches)
+    return (
+        result.verdict.value,
+        result.action.value,
+        result.batch,
+        result.batch_digest,
+        result.labelled_batches,
+        result.dataset_source,
+    )

@@ -10,8 +10,8 @@ def hpo(
     dataset_digest: str,
     dataset_source: str,
     families: List[str],
-    trials: int,
-    seed: int,
+    trials: str,
+    seed: str,
     train: dsl.Input[dsl.Dataset],
     validation: dsl.Input[dsl.Dataset],
     leaderboard: dsl.Output[dsl.HTML],
@@ -22,9 +22,9 @@ def hpo(
     Args:
         dataset_digest: Digest of the data set.
         dataset_source: Where the data came from: uci, custom or synthetic.
-        families: Model families to search; empty takes all.
-        trials: Trials of each family.
-        seed: Seed of the search.
+        families: Model families to search; empty is as in the settings.
+        trials: Trials of each family; empty is as in the settings.
+        seed: Seed of the search; empty is as in the settings.
         train: Training encounters.
         validation: Validation encounters.
 
@@ -38,7 +38,7 @@ def hpo(
     from health_predict.stages.hpo import hpo as stage
     from health_predict.stages.task import task
 
-    with task("hpo", families=tuple(families), trials=int(trials), seed=int(seed)) as settings:
+    with task("hpo", families=tuple(families), trials=trials, seed=seed) as settings:
         result = stage(
             settings,
             dataset_digest=dataset_digest,

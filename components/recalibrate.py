@@ -11,7 +11,7 @@ def recalibrate(
     validation: dsl.Output[dsl.Dataset],
     test: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple("RecalibrateOutputs", [("parent_run_id", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("RecalibrateOutputs", [("parent_run_id", str), ("dataset_source", str)]):  # type: ignore[valid-type]
     """Fit the champion's map from score to risk, and its threshold, on the newest outcomes.
 
     Args:
@@ -22,6 +22,7 @@ def recalibrate(
         test: Encounters that are read once for the card.
         metrics: The new map.
         parent_run_id: MLflow run that holds the recalibrated model.
+        dataset_source: What data the champion stands on: uci, custom or synthetic.
     """
     from pathlib import Path
 
@@ -37,4 +38,4 @@ def recalibrate(
         )
         for name in ("intercept", "slope", "rows"):
             metrics.log_metric(name, getattr(result, name))
-    return (result.parent_run_id,)
+    return (result.parent_run_id, result.dataset_source)

@@ -8,8 +8,9 @@ from components.image import PIPELINE_IMAGE
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def split(
     data_source: str,
-    initial_share: float,
-    future_batches: int,
+    replace_data: bool,
+    initial_share: str,
+    future_batches: str,
     salt: str,
     labelled_batches: int,
     train: dsl.Output[dsl.Dataset],
@@ -21,11 +22,13 @@ def split(
     """Cut the raw data into initial and future encounters, and the patients into train, validation and test.
 
     Args:
-        data_source: Path or URI of the raw CSV; empty takes the one of the settings.
-        initial_share: Share of encounters, in order of their number, that train the first model.
-        future_batches: How many batches the remaining encounters make.
-        salt: Salt of the patient split.
-        labelled_batches: How many future batches have labels by now and join the initial data.
+        data_source: Path or URI of the raw CSV; empty is as in the settings, else the champion's, else UCI's.
+        replace_data: Whether other data than the champion's may take their place; false is as the settings say.
+        initial_share: Share of encounters, in order of their number, that train the first model; empty is as in the
+            settings or, with labelled batches, in the champion's dataset.
+        future_batches: How many batches the remaining encounters make; empty likewise.
+        salt: Salt of the patient split; empty likewise.
+        labelled_batches: How many batches have labels by now and join the initial data.
 
     Returns:
         train: Training encounters, Parquet.
@@ -41,12 +44,12 @@ def split(
     from health_predict.stages.split import split as stage
     from health_predict.stages.task import task
 
-    with task(
-        "split", data_source=data_source, initial_share=initial_share, future_batches=future_batches, salt=salt
-    ) as settings:
+    cut = {"initial_share": initial_share, "future_batches": future_batches, "salt": salt}
+    with task("split", data_source=data_source, replace_data=replace_data or "", **cut) as settings:
         result = stage(
             settings,
             labelled_batches=labelled_batches,
+            given=[name for name, value in cut.items() if value],
             train=Path(train.path),
             validation=Path(validation.path),
             test=Path(test.path),

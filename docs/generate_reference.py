@@ -243,8 +243,9 @@ def pipelines_page() -> str:
             ]
     return page(
         "Pipelines and components",
-        "`health-predict pipeline run NAME -p parameter=value` runs a pipeline; what is not given comes from the "
-        "[settings](settings.md) where they have it, else it is the default below. The components are its tasks, in "
+        "`health-predict pipeline run NAME -p parameter=value` runs a pipeline. A parameter that is empty is as in the "
+        "[settings](settings.md) of the place where the tasks run; what is set in the environment of the command goes "
+        "with the run. The components are its tasks, in "
         "the dashboard under the names of `pipelines/*.py`.",
         *parts,
     )

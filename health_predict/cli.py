@@ -47,11 +47,11 @@ def options(
 
 
 @app.command()
-def demo() -> None:
+def demo(replace_data: pipeline.ReplaceData = False) -> None:
     """From the raw data to a trained, deployed, answering model, on this machine."""
     from health_predict.commands.demo import demo as run  # takes seconds to import
 
-    run()
+    run(replace_data)
 
 
 @app.command("mlflow-ui")

@@ -48,9 +48,16 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".health-predict"), description="Folder of everything that the local profile writes")
 
     data_source: str = Field(
-        "", description="Path or URI (file, s3, https) of the raw CSV, or `synthetic`; empty: download from UCI"
+        "",
+        description="Path or URI (file, s3, https) of the raw CSV, or `synthetic`; empty: the champion's, else UCI's",
     )
     data_sha256: str = Field("", description="SHA-256 that the uncompressed raw CSV must have; empty: UCI's own only")
+    data_copy: str = Field(
+        "", description="Path or URI of a copy of UCI's file, taken instead of a download; a default, no request"
+    )
+    replace_data: bool = Field(
+        False, description="Train on the data that are asked for although the champion has others"
+    )
     storage_uri: str = Field("", description="Where bulk data lies: file:///folder or s3://bucket/prefix")
     s3_endpoint_url: str = Field("", description="S3 endpoint when it is not Amazon's")
 
@@ -63,6 +70,9 @@ class Settings(BaseSettings):
     )
     follow_up_days: float = Field(
         30, ge=0, description="Age in days from which a prediction's outcome counts; 0: as soon as it is delivered"
+    )
+    replay: bool = Field(
+        True, description="Where no encounters were delivered, the future batches of the champion's dataset stand in"
     )
     policy: Literal["never", "every", "scheduled", "drift"] = Field(
         "drift", description="What changes the model: never, every, scheduled or drift"
@@ -136,7 +146,7 @@ class Settings(BaseSettings):
         # Stages run in other working folders than the command that started them.
         return value.expanduser().absolute()
 
-    @field_validator("data_source")
+    @field_validator("data_source", "data_copy")
     @classmethod
     def _absolute_source(cls, value: str) -> str:
         if not value or value == SYNTHETIC_SOURCE or "://" in value:
@@ -205,6 +215,7 @@ PROFILE_DEFAULTS: Mapping[Profile, Mapping[str, Any]] = {
         "serving_target": ServingTarget.KUBERNETES,
         "rollout_timeout": 300.0,
         "rollout_observation": 75.0,
+        "replay": False,
     },
 }
 
@@ -223,7 +234,8 @@ def unknown_variables() -> list[str]:
 def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
     """Settings from explicit values, the environment and the profile's defaults, in that order.
 
-    Raises SettingsError that names each wrong or unknown variable; `allow_unknown` is for the doctor.
+    Raises SettingsError that names each wrong or unknown variable, and each explicit value as a parameter;
+    `allow_unknown` is for the doctor.
     """
     unknown = [] if allow_unknown else unknown_variables()
     if unknown:
@@ -239,11 +251,16 @@ def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
         }
         return Settings(**defaults, **overrides) if defaults else settings
     except ValidationError as error:
-        problems = "; ".join(
-            f"{PREFIX}{'_'.join(str(part) for part in item['loc'] if isinstance(part, str)).upper()}: {item['msg']}"
+        problems = {
+            "_".join(str(part) for part in item["loc"] if isinstance(part, str)): item["msg"]
             for item in error.errors(include_url=False, include_input=False)
+        }
+        said = "; ".join(
+            f"{f'parameter {name}' if name in overrides else PREFIX + name.upper()}: {problem}"
+            for name, problem in problems.items()
         )
-        raise SettingsError(f"wrong setting: {problems}", "correct or unset the variable") from None
+        what = "parameter" if overrides.keys() & problems else "variable"
+        raise SettingsError(f"wrong setting: {said}", f"correct the {what}, or leave it out") from None
     except Exception as error:  # pydantic-settings wraps a JSON list that does not parse in its own type
         raise SettingsError(f"wrong setting: {error}", 'lists are written as JSON, like ["XGBoost"]') from None
 

@@ -14,6 +14,7 @@ class MonitoringOutputs(NamedTuple):
     verdict: str
     action: str
     outcome: str
+    dataset_source: str
 
 
 @dsl.pipeline(
@@ -23,39 +24,28 @@ class MonitoringOutputs(NamedTuple):
 def monitoring(
     batch: int = -1,
     policy: str = "",
-    data_source: str = "",
-    initial_share: float = 0.2,
-    future_batches: int = 16,
-    salt: str = "readmission",
     families: List[str] = [],  # noqa: B006 (KFP reads the default and does not share it)
-    trials: int = 6,
-    seed: int = 17,
+    trials: str = "",
+    seed: str = "",
 ) -> MonitoringOutputs:
     """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle.
 
     Args:
         batch: Number of the batch, from 0; -1 takes the next one that was not handled.
         policy: never, every, scheduled or drift; empty takes the one of the settings.
-        data_source: Path or URI of the raw CSV; empty takes the one of the settings.
-        initial_share: Share of encounters that train the first model.
-        future_batches: How many batches the remaining encounters make.
-        salt: Salt of the patient split.
-        families: Model families to search; empty takes all.
-        trials: Trials of each family.
-        seed: Seed of the search.
+        families: Model families to search; empty is as in the settings.
+        trials: Trials of each family; empty is as in the settings.
+        seed: Seed of the search; empty is as in the settings.
 
     Returns:
         verdict: steady, recalibrate or retrain.
         action: none, recalibrate or retrain.
         outcome: deployed, unchanged, lost or quarantined.
+        dataset_source: What data the champion that judged stands on: uci, custom or synthetic.
     """
     watched = wire(drift(batch=batch, policy=policy), "Judge the batch", memory="1Gi")
     with dsl.If(watched.outputs["action"] == "retrain", name="retrain"):
         retrained = readmission(
-            data_source=data_source,
-            initial_share=initial_share,
-            future_batches=future_batches,
-            salt=salt,
             labelled_batches=watched.outputs["labelled_batches"],
             families=families,
             trials=trials,
@@ -71,4 +61,5 @@ def monitoring(
         settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done),
         "Close the batch",
     )
-    return MonitoringOutputs(watched.outputs["verdict"], watched.outputs["action"], settled.outputs["outcome"])
+    verdict, action = watched.outputs["verdict"], watched.outputs["action"]
+    return MonitoringOutputs(verdict, action, settled.outputs["outcome"], watched.outputs["dataset_source"])

@@ -12,6 +12,7 @@ class RecalibrationOutputs(NamedTuple):
 
     model_version: str
     decision: str
+    dataset_source: str
     outcome: str
 
 
@@ -28,6 +29,7 @@ def recalibration(labelled_batches: int) -> RecalibrationOutputs:
     Returns:
         model_version: Version in MLflow's registry.
         decision: promote or reject.
+        dataset_source: What data the champion stands on: uci, custom or synthetic.
         outcome: deployed or unchanged; a rollout that was undone fails.
     """
     renewed = wire(recalibrate(labelled_batches=labelled_batches), "Recalibrate the champion", memory="1Gi", retries=1)
@@ -42,4 +44,5 @@ def recalibration(labelled_batches: int) -> RecalibrationOutputs:
         retries=1,
     )
     version, decision = registered.outputs["model_version"], registered.outputs["decision"]
-    return RecalibrationOutputs(version, decision, deployed_if_promoted(version, decision))
+    outcome = deployed_if_promoted(version, decision)
+    return RecalibrationOutputs(version, decision, renewed.outputs["dataset_source"], outcome)

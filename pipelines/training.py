@@ -11,38 +11,44 @@ class TrainingOutputs(NamedTuple):
 
     model_version: str
     decision: str
+    dataset_source: str
 
 
 @dsl.pipeline(name="training", description="Split the data, search over the model families, register the best.")
 def training(
     data_source: str = "",
-    initial_share: float = 0.2,
-    future_batches: int = 16,
-    salt: str = "readmission",
+    replace_data: bool = False,
+    initial_share: str = "",
+    future_batches: str = "",
+    salt: str = "",
     labelled_batches: int = 0,
     families: List[str] = [],  # noqa: B006 (KFP reads the default and does not share it)
-    trials: int = 6,
-    seed: int = 17,
+    trials: str = "",
+    seed: str = "",
 ) -> TrainingOutputs:
     """split, hpo, register.
 
     Args:
-        data_source: Path or URI of the raw CSV; empty takes the one of the settings.
-        initial_share: Share of encounters that train the first model.
-        future_batches: How many batches the remaining encounters make.
-        salt: Salt of the patient split.
-        labelled_batches: How many future batches have labels by now.
-        families: Model families to search; empty takes all.
-        trials: Trials of each family.
-        seed: Seed of the search.
+        data_source: Path or URI of the raw CSV; empty is as in the settings, else the champion's, else UCI's.
+        replace_data: Whether other data than the champion's may take their place; false is as the settings say.
+        initial_share: Share of encounters that train the first model; empty is as in the settings or, with labelled
+            batches, in the champion's dataset.
+        future_batches: How many batches the remaining encounters make; empty likewise.
+        salt: Salt of the patient split; empty likewise.
+        labelled_batches: How many batches have labels by now.
+        families: Model families to search; empty is as in the settings.
+        trials: Trials of each family; empty is as in the settings.
+        seed: Seed of the search; empty is as in the settings.
 
     Returns:
         model_version: Version in MLflow's registry.
         decision: promote or reject.
+        dataset_source: What the data are: uci, custom or synthetic.
     """
     data = wire(
         split(
             data_source=data_source,
+            replace_data=replace_data,
             initial_share=initial_share,
             future_batches=future_batches,
             salt=salt,
@@ -76,4 +82,6 @@ def training(
         memory="1Gi",
         retries=1,
     )
-    return TrainingOutputs(registered.outputs["model_version"], registered.outputs["decision"])
+    return TrainingOutputs(
+        registered.outputs["model_version"], registered.outputs["decision"], data.outputs["dataset_source"]
+    )

@@ -17,12 +17,13 @@ from sklearn.pipeline import Pipeline
 from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.core.cohort import exclude_not_readmittable, load_part, save_part, target
+from health_predict.core.columns import ENCOUNTER
 from health_predict.core.compiled_model import cleared
 from health_predict.core.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.families import BASELINE, FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.selection import select
-from health_predict.core.synthetic import synthesize
+from health_predict.core.synthetic import FIRST_NUMBER, synthesize
 from health_predict.settings import PREFIX, Settings
 
 # Nothing here may fail because a machine is slow.
@@ -31,7 +32,7 @@ hypothesis.settings.load_profile("any machine")
 
 # Of the environment, what no process of a test should see: settings, and coverage.
 FOREIGN = (PREFIX, "COVERAGE_PROCESS_")
-REAL_DATA = os.environ.get(f"{PREFIX}DATA_SOURCE", "")
+REAL_DATA = os.environ.get(f"{PREFIX}DATA_COPY", "")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,11 +89,17 @@ def cohort() -> pd.DataFrame:
     return synthesize(3000, seed=5)
 
 
+def as_if_real(cohort: pd.DataFrame) -> pd.DataFrame:
+    """A synthetic cohort whose encounters have numbers below those by which such ones are known."""
+    numbers = cohort[ENCOUNTER].astype("int64") - FIRST_NUMBER
+    return cohort.assign(**{ENCOUNTER: numbers.astype(str)})
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The real file, where one was named."""
     if not REAL_DATA or not Path(REAL_DATA).is_file():
-        pytest.skip("skipped: no copy of the real data (HEALTH_PREDICT_DATA_SOURCE names none)")
+        pytest.skip("skipped: no copy of the real data (HEALTH_PREDICT_DATA_COPY names none)")
     return Path(REAL_DATA)
 
 

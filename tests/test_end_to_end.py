@@ -1,8 +1,13 @@
-"""The whole of it as its user runs it: commands in a shell, on a small synthetic cohort given as a file."""
+"""The whole of it as its user runs it: commands in a shell, on a small cohort given as a file.
+
+The file is named to the demo alone. Every later command finds itself in a shell without that variable and without
+network, and has to go on with the data of the champion.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -26,7 +31,7 @@ from health_predict import cli
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import PREFIX
 from tests.browser import address, browser, needs_chromium
-from tests.conftest import FOREIGN
+from tests.conftest import FOREIGN, as_if_real
 
 COMMAND = (sys.executable, "-m", "health_predict.cli")
 
@@ -44,13 +49,12 @@ def free_port() -> int:
 class Shell:
     """A home and the commands run in it."""
 
-    def __init__(self, folder: Path, data: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.port = free_port()
         values = {
             "HOME": self.home,
-            "DATA_SOURCE": data,
             "SERVING_PORT": self.port,
             "TRIALS": 1,
             "FAMILIES": '["LogisticRegression", "LightGBM"]',
@@ -59,23 +63,25 @@ class Shell:
         }
         # Coverage would slow the imports of every process by half; what they run is measured by the stages' own tests.
         plain = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-        self.environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
+        offline = {"https_proxy": "http://127.0.0.1:1"}
+        self.environment = {**plain, **offline, **{PREFIX + name: str(value) for name, value in values.items()}}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **settings: object) -> subprocess.Popen[str]:
+        more = {PREFIX + name: str(value) for name, value in settings.items()}
         return subprocess.Popen(
             [*COMMAND, *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **more},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
 
-    def run(self, *arguments: str) -> str:
-        """What a command says that runs as a process of its own."""
-        process = self.start(*arguments)
+    def run(self, *arguments: str, code: int = 0, **settings: object) -> str:
+        """What a command says that runs as a process of its own, with more settings."""
+        process = self.start(*arguments, **settings)
         output, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, output
+        assert process.returncode == code, output
         return output
 
     def ask(self, *arguments: str) -> str:
@@ -104,14 +110,14 @@ class Shell:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "cohort.csv"
-    synthesize(14_000, seed=11).to_csv(file, index=False)
+    as_if_real(synthesize(14_000, seed=11)).to_csv(file, index=False)
     return file
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Shell]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A home, with everything in it stopped at the end."""
-    shell = Shell(tmp_path_factory.mktemp("shell"), data)
+    shell = Shell(tmp_path_factory.mktemp("shell"))
     try:
         yield shell
     finally:
@@ -121,20 +127,20 @@ def shell(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Shel
 
 
 @pytest.fixture(scope="module")
-def demo(shell: Shell) -> str:
+def demo(shell: Shell, data: Path) -> str:
     """What the demo says, after it was killed in the stage with the most processes and run again."""
-    kill_in(shell, "hpo", "trial 1 of 2")
+    kill_in(shell, "hpo", "trial 1 of 2", DATA_SOURCE=data)
     # then nothing outlives the command: no stage, no Ray
     deadline = time.monotonic() + 30
     while left := shell.processes():
         assert time.monotonic() < deadline, [_command(process) for process in left]
         psutil.wait_procs(left, timeout=1)
-    return shell.run("demo")
+    return shell.run("demo", DATA_SOURCE=data)
 
 
-def kill_in(shell: Shell, stage: str, words: str, *arguments: str) -> list[str]:
+def kill_in(shell: Shell, stage: str, words: str, *arguments: str, **settings: object) -> list[str]:
     """Run a command, by default the demo, and kill -9 it once `stage` says some words; what was said until then."""
-    process = shell.start(*(arguments or ("demo",)))
+    process = shell.start(*(arguments or ("demo",)), **settings)
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -213,6 +219,35 @@ def test_a_demo_that_finds_a_loss_names_it_and_runs_the_stages(shell: Shell, dem
     part.write_bytes(content)
 
 
+def data_of(shell: Shell, data: Path) -> bool:
+    """Whether what serves stands on the file that the demo was given."""
+    sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
+    found = shell.json("status")
+    assert found["champion"] == found["serving"]["model_version"]
+    return bool(found["data"] == f"custom data (SHA-256 {sha256[:12]})")
+
+
+def test_a_plain_training_goes_on_with_the_data_of_the_champion(shell: Shell, demo: str, data: Path) -> None:
+    # when the pipeline is run in a shell that names no data
+    outputs = last_line(shell.run("pipeline", "run", "readmission", "--json"))["outputs"]
+    # then it is the same training once more
+    assert outputs == {"model_version": "1", "decision": "promote", "dataset_source": "custom", "outcome": "unchanged"}
+    assert data_of(shell, data)
+
+
+def test_data_that_are_asked_for_replace_none_untold(shell: Shell, demo: str, data: Path, tmp_path: Path) -> None:
+    # given other real data, and synthetic ones
+    for name, cohort in (("real", as_if_real(synthesize(400, seed=1))), ("made up", synthesize(400, seed=1))):
+        cohort.to_csv(tmp_path / f"{name}.csv", index=False)
+    # when they are asked for, then the run is refused
+    training = ("pipeline", "run", "training", "-p", f"data_source={tmp_path / 'real.csv'}")
+    assert "--replace-data" in shell.run(*training, code=3)
+    simulation = shell.run("simulate", REPLACE_DATA=1, DATA_SOURCE=tmp_path / "made up.csv", code=3)
+    assert "another HEALTH_PREDICT_HOME" in simulation
+    # and what served serves
+    assert data_of(shell, data)
+
+
 def test_lineage_is_whole(shell: Shell, demo: str) -> None:
     found = shell.json("lineage")
     assert found["intact"], found
@@ -258,7 +293,8 @@ def test_monitoring_recalibrates_and_redeploys_when_that_is_the_verdict(shell: S
     # given a batch on which this champion turns out to be badly calibrated, the next one that waits
     outputs = last_line(shell.run("pipeline", "run", "monitoring", "--json"))["outputs"]
     # then the verdict led to a new version of the same estimator, and it serves
-    assert outputs == {"verdict": "recalibrate", "action": "recalibrate", "outcome": "deployed"}
+    found = {"verdict": "recalibrate", "action": "recalibrate", "outcome": "deployed", "dataset_source": "custom"}
+    assert outputs == found
     found = shell.json("status")
     assert (found["champion"], found["serving"]["model_version"]) == ("2", "2")
     assert (found["drift"]["batch"], found["drift"]["verdict"], found["monitored"]) == (0, "recalibrate", 1)
@@ -278,10 +314,20 @@ def test_a_simulation_that_was_killed_goes_on_and_does_nothing_twice(shell: Shel
     # and the version that the same findings had led to before was found, not made again
     assert shell.json("status")["champion"] == second["version_after"]
     page = Path(found["page"]).read_text()
-    assert "SYNTHETIC" in page.upper() and "<svg" in page
+    assert "SYNTHETIC" not in page.upper() and "<svg" in page
     # and once more, nothing is done
     again = shell.json(*arguments)
     assert again == found
+
+
+def test_a_retraining_goes_on_with_the_data_of_the_champion(shell: Shell, demo: str, data: Path) -> None:
+    # when every batch leads to a retraining, in a shell that names no data and without network
+    parameters = ("-p", "policy=every", "-p", "trials=1", "-p", "families=LogisticRegression")
+    outputs = last_line(shell.run("pipeline", "run", "monitoring", *parameters, "--json"))["outputs"]
+    # then it is one on the champion's patients, whoever won
+    assert (outputs["action"], outputs["dataset_source"]) == ("retrain", "custom")
+    assert data_of(shell, data)
+    assert shell.json("lineage")["intact"]
 
 
 def test_down_leaves_nothing_running(shell: Shell, demo: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from health_predict.core.errors import SettingsError
-from health_predict.settings import ServingTarget, Settings, load_settings
+from health_predict.settings import Profile, ServingTarget, Settings, load_settings, settings_on
 
 
 def test_defaults_need_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,6 +30,26 @@ def test_a_profile_sets_defaults_that_the_environment_may_change(monkeypatch: py
     assert load_settings().serving_target is ServingTarget.KUBERNETES
     monkeypatch.setenv("HEALTH_PREDICT_SERVING_TARGET", "process")
     assert load_settings().serving_target is ServingTarget.PROCESS
+
+
+@pytest.mark.parametrize("place", [Profile.KIND, Profile.AWS])
+def test_on_aws_monitoring_is_about_deliveries_only(monkeypatch: pytest.MonkeyPatch, place: Profile) -> None:
+    # given the settings that the pods of a place get
+    overlay = Path(__file__).parents[1] / "k8s" / "overlays" / place.value / "settings.env"
+    for name, value in (line.split("=", 1) for line in overlay.read_text().splitlines()):
+        monkeypatch.setenv(name, value)
+    # then a schedule there does not replay the future part of a file, night by night
+    assert load_settings().replay is (place is Profile.KIND)
+    # and a command from outside sees the same
+    monkeypatch.delenv("HEALTH_PREDICT_REPLAY", raising=False)
+    assert settings_on(place).replay is (place is Profile.KIND)
+
+
+def test_a_wrong_parameter_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(trials="many")
+    assert "parameter trials" in caught.value.problem and "parameter" in caught.value.remedy
+    assert load_settings(trials="4", initial_share="0.5").trials == 4
 
 
 def test_settings_survive_the_way_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

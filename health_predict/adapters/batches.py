@@ -10,8 +10,9 @@ All of it in storage, so that runs on other machines find it. A stream is a sequ
     monitoring/<stream>/reports/NN-*/        the pages and figures
     monitoring/<stream>/policy.json          what the policy remembers
 
-Where nobody sent batches through the endpoint, the future batches of the champion's dataset stand in for them. They
-hold their outcomes and need no log.
+Where none were delivered, the future batches of the champion's dataset stand in for them, unless HEALTH_PREDICT_REPLAY
+says no. They hold their outcomes and need no log. A record is about the series of batches that it names: when delivered
+ones come, or other data with another future, monitoring begins with their first.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.adapters.mlflow import ModelVersion
+from health_predict.adapters.raw_data import origin_of
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.cohort import load_part, save_part, target
-from health_predict.core.columns import TARGET
+from health_predict.core.columns import COLUMNS, NEGATIVE, POSITIVE, TARGET
 from health_predict.core.errors import DataError, StateError
 from health_predict.core.outcomes import PREDICTION_ID, Joined, join, read_outcomes
 from health_predict.core.partition import rows_digest
@@ -45,6 +47,7 @@ from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
+DELIVERED = "delivered"
 _NUMBER = re.compile(r"/(\d+)(?:-[0-9a-f]+)?\.(?:parquet|json)$")
 
 
@@ -85,15 +88,35 @@ class Batches:
         self._follow_up_days = settings.follow_up_days
         self._now = now or datetime.now(UTC)
         self._records = f"monitoring/{self.stream}"
-        digest = champion.tags.get("dataset_digest", "none") if champion else "none"
-        self._dataset = f"datasets/{digest}/batches/"
+        self._champion = champion
+        self._replay = settings.replay
 
     # Arrivals
 
     @cached_property
+    def have_arrived(self) -> bool:
+        """Whether batches were delivered: else those of the champion's dataset stand in, if they may."""
+        return bool(self.storage.keys(f"batches/{self.stream}/"))
+
+    @property
+    def silence(self) -> str:
+        """That nothing was delivered, where nothing may stand in for it; else empty."""
+        if self.have_arrived or self._replay:
+            return ""
+        return f"no encounters were delivered to {self.storage.uri(f'batches/{self.stream}')}"
+
+    @cached_property
     def _folder(self) -> str:
-        own = f"batches/{self.stream}/"
-        return own if self.storage.keys(own) else self._dataset
+        if self.have_arrived or not self._replay or self._champion is None:
+            return f"batches/{self.stream}/"
+        return f"datasets/{self._champion.tags.get('dataset_digest', 'none')}/batches/"
+
+    @cached_property
+    def series(self) -> str:
+        """What the batches are: `delivered`, or the digest of those that stand in; empty where that is not known."""
+        if self.have_arrived:
+            return DELIVERED
+        return origin_of(self.storage, self._champion).future if self._champion else ""
 
     def numbers(self) -> list[int]:
         """Numbers of the batches that are there, in order."""
@@ -101,13 +124,17 @@ class Batches:
 
     @cached_property
     def handled(self) -> frozenset[int]:
-        """Numbers of the batches that were judged: without the quarantined ones and the repetitions."""
-        passed = ("quarantined", "repeats")
-        return frozenset(int(one["batch"]) for one in self.decisions() if not any(one.get(name) for name in passed))
+        """Numbers of the batches that were judged: without those that were passed over."""
+        return frozenset(int(one["batch"]) for one in self.decisions()) - self.passed
+
+    @cached_property
+    def passed(self) -> frozenset[int]:
+        """Numbers of the batches that were not judged: the quarantined ones and the repetitions."""
+        return frozenset(int(one["batch"]) for one in self.decisions() if one.get("quarantined") or one.get("repeats"))
 
     def waiting(self) -> list[int]:
         """Those that were not handled yet."""
-        done = set(_numbers(self.storage.keys(f"{self._records}/settled/")))
+        done = {int(one["batch"]) for one in self.settled()}
         return [number for number in self.numbers() if number not in done]
 
     def deliver(self, number: int, frame: pd.DataFrame, ids: Sequence[str]) -> None:
@@ -128,7 +155,7 @@ class Batches:
         if not self.storage.exists(key):
             numbers = self.numbers()
             if not numbers:
-                raise StateError(f"{self.storage.uri(self._folder)} has no batches", "run the split stage")
+                raise StateError(f"{self.storage.uri(self._folder)} has no batches", "deliver one: docs/monitoring.md")
             raise StateError(f"there is no batch {number}", f"batches are numbered {numbers[0]} to {numbers[-1]}")
         frame = self._parquet(key)
         ids = tuple(frame.pop(PREDICTION_ID)) if PREDICTION_ID in frame else ()
@@ -165,6 +192,14 @@ class Batches:
         scores = np.array([found[one]["probability"] if one in found else np.nan for one in batch.ids])
         versions = tuple(str(found[one]["model_version"]) if one in found else "" for one in batch.ids)
         return Labelled(batch, joined, scores, versions)
+
+    def with_outcomes(self, number: int) -> pd.DataFrame:
+        """The encounters of a batch whose outcomes are known by now, with them: cohort frame (n, columns)."""
+        labelled = self.labelled(self.batch(number))
+        known = np.isfinite(labelled.joined.outcomes)
+        outcomes = np.where(labelled.joined.outcomes[known] > 0, POSITIVE, NEGATIVE)
+        frame = labelled.batch.frame[known].assign(**{TARGET: outcomes})
+        return frame[[column.name for column in COLUMNS]].astype(str).reset_index(drop=True)
 
     def predictions(self, batch: Batch) -> dict[str, dict[str, Any]]:
         """Time, model version and probability of the batch's predictions, by id, as far as the log was shipped."""
@@ -217,14 +252,14 @@ class Batches:
 
     def decision(self, batch_key: str) -> dict[str, Any] | None:
         """What was decided about a batch, None before."""
-        return self._record(f"{self._records}/decisions/{batch_key}.json")
+        return self._ours(f"{self._records}/decisions/{batch_key}.json")
 
     def decide(self, batch_key: str, record: Mapping[str, Any]) -> None:
         """Store what was found and decided, whole, before it is acted on."""
         self.storage.write(f"{self._records}/decisions/{batch_key}.json", json.dumps(record, indent=1).encode())
 
     def decisions(self) -> list[dict[str, Any]]:
-        """All decisions, by number of the batch."""
+        """All decisions about these batches, by number of the batch."""
         return self._by_number("decisions")
 
     def settled(self) -> list[dict[str, Any]]:
@@ -233,25 +268,31 @@ class Batches:
 
     def settlement(self, batch_key: str) -> dict[str, Any] | None:
         """How a batch ended, None before."""
-        return self._record(f"{self._records}/settled/{batch_key}.json")
+        return self._ours(f"{self._records}/settled/{batch_key}.json")
 
     def settle(self, batch_key: str, record: Mapping[str, Any], policy: PolicyState) -> None:
         """Store how a batch ended. The policy's state comes first: a repeat makes the same of the decision."""
-        self.storage.write(f"{self._records}/policy.json", json.dumps(policy.to_json()).encode())
+        memory = {**policy.to_json(), "series": record.get("series", "")}
+        self.storage.write(f"{self._records}/policy.json", json.dumps(memory).encode())
         self.storage.write(f"{self._records}/settled/{batch_key}.json", json.dumps(record, indent=1).encode())
 
-    def policy_state(self) -> PolicyState:
-        """What the policy remembers."""
-        record = self._record(f"{self._records}/policy.json")
-        return PolicyState.from_json(record) if record else PolicyState()
+    def policy_state(self, series: str) -> PolicyState:
+        """What the policy remembers of a series of batches."""
+        record = self._record(f"{self._records}/policy.json") or {}
+        return PolicyState.from_json(record) if _same(record.pop("series", ""), series) else PolicyState()
 
     def report_key(self, batch_key: str, name: str) -> str:
         """Key of a file of the batch's report."""
         return f"{self._records}/reports/{batch_key}/{name}"
 
     def _by_number(self, kind: str) -> list[dict[str, Any]]:
-        keys = self.storage.keys(f"{self._records}/{kind}/")
-        return sorted((json.loads(self.storage.read(key)) for key in keys), key=lambda record: int(record["batch"]))
+        records = (json.loads(self.storage.read(key)) for key in self.storage.keys(f"{self._records}/{kind}/"))
+        ours = (record for record in records if _same(record.get("series", ""), self.series))
+        return sorted(ours, key=lambda record: int(record["batch"]))
+
+    def _ours(self, key: str) -> dict[str, Any] | None:
+        record = self._record(key)
+        return record if record and _same(record.get("series", ""), self.series) else None
 
     def _record(self, key: str) -> dict[str, Any] | None:
         if not self.storage.exists(key):
@@ -269,10 +310,13 @@ def trained_through(storage: Storage, version: ModelVersion) -> int:
     """How many batches had given their outcomes to the version: from that number on, a batch is new to it."""
     if "labelled_batches" in version.tags:
         return int(version.tags["labelled_batches"])
-    manifest = f"datasets/{version.tags.get('dataset_digest', 'none')}/manifest.json"
-    if not storage.exists(manifest):
-        return 0
-    return int(json.loads(storage.read(manifest))["parameters"]["labelled_batches"])
+    manifest = origin_of(storage, version).manifest
+    return int(manifest["parameters"]["labelled_batches"]) if manifest else 0
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two series are the same; one that is not known counts as such."""
+    return one == other or not (one and other)
 
 
 def _file(folder: str, number: int) -> str:

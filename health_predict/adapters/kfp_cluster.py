@@ -47,6 +47,8 @@ class ClusterRun:
     pipeline: str
     state: str
     url: str
+    dataset_source: str = ""
+    """What the champion stands on at its end, as the record of that says; empty where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,8 @@ class ClusterPipelines:
             time.sleep(POLL_SECONDS)
         if found.state != "SUCCEEDED":
             raise self._reason(found, run)
-        return ClusterRun(run.run_id, run.pipeline, found.state, run.url)
+        record = self._ends([run.run_id]).get(run.run_id, {})
+        return ClusterRun(run.run_id, run.pipeline, found.state, run.url, record.get("dataset_source", ""))
 
     def _tell(self, found: Any, pipeline: str, seen: dict[str, str], tell: Callable[[Event], None]) -> None:
         details = found.run_details.task_details if found.run_details else None
@@ -205,10 +208,10 @@ class ClusterPipelines:
                 "state": str(run.state).lower(),
                 "started": run.created_at.isoformat(timespec="seconds"),
                 "ended": run.finished_at.isoformat(timespec="seconds") if run.finished_at else "",
-                "outputs": {"champion": end["champion"]} if (end := ends.get(run.run_id, {})).get("champion") else {},
+                "outputs": {name: end[name] for name in ("champion", "dataset_source") if end.get(name)},
                 "error": end.get("error") or (run.error.message if run.error else ""),
             }
-            for run in found
+            for run, end in ((run, ends.get(run.run_id, {})) for run in found)
         ]
 
     def _ends(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ from health_predict.adapters.storage import disk_error
 from health_predict.core import families
 from health_predict.core.errors import HealthPredictError, StateError, UnreachableError
 from health_predict.core.families import FAMILIES, Family
+from health_predict.core.sources import warning
 from health_predict.settings import Settings
 
 if TYPE_CHECKING:
@@ -265,7 +266,9 @@ class Tracking:
             # An attempt whose answer got lost may have made the run.
             run_id = self.resume_search(tags.get("search_digest", "")) if again else None
             if run_id is None:
-                run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "role": "search"})
+                run = self._client.create_run(
+                    self._experiment_id, run_name=name, tags={**_noted(tags), "role": "search"}
+                )
                 run_id = str(run.info.run_id)
             self._log(run_id, {}, params)
             self._log_dataset(run_id, tags)
@@ -330,7 +333,7 @@ class Tracking:
         return self._insist(write)
 
     def _create_child(self, parent_id: str, name: str, tags: Mapping[str, str], role: str) -> str:
-        tags = {**tags, "role": role, "mlflow.parentRunId": parent_id}
+        tags = {**_noted(tags), "role": role, "mlflow.parentRunId": parent_id}
         return str(self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id)
 
     def log_best(
@@ -597,6 +600,14 @@ def _quiet_mlflow() -> Any:
     return mlflow
 
 
+def champion_of(settings: Settings) -> ModelVersion | None:
+    """The version that is champion. A home in which nothing was tracked yet gets no database for the question."""
+    database = urlsplit(settings.tracking_uri)
+    if database.scheme == "sqlite" and not Path(settings.tracking_uri.removeprefix("sqlite:///")).exists():
+        return None
+    return Tracking(settings).by_alias(CHAMPION)
+
+
 def import_for_models() -> None:
     """Import what saving a model needs. It takes seconds, which a thread can spend while others compute."""
     import_module("mlflow.sklearn")
@@ -605,6 +616,12 @@ def import_for_models() -> None:
     import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(
         _requirements(*FAMILIES.values())
     )
+
+
+def _noted(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a run, with what its page in MLflow says above all else."""
+    said = warning(tags.get("dataset_source", ""))
+    return {**tags, **({"mlflow.note.content": f"**{said}**"} if said else {})}
 
 
 def _requirements(*kinds: Family) -> list[str]:

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from health_predict.adapters.storage import whole_file
 from health_predict.core.errors import DataError
-from health_predict.settings import load_settings
+from health_predict.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from health_predict.adapters.dataset import RawData
     from health_predict.core.cohort import Violation
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
@@ -45,14 +46,24 @@ class ScenarioName(StrEnum):
 
 @app.command()
 def fetch(as_json: AsJson = False) -> None:
-    """Bring the raw data to this machine and say where they are and whether they are real."""
-    from health_predict.adapters.dataset import fetch as bring
+    """Bring the raw data to this machine and say where they are and whether they are real.
 
-    raw = bring(load_settings(), Console(stderr=as_json))
+    A source that is named, else the champion's data, else UCI's; without network the synthetic cohort, said loudly.
+    """
+    raw = _bring(load_settings(), Console(stderr=as_json), stand_in=True)
     if as_json:
         typer.echo(json.dumps({"path": str(raw.path), "sha256": raw.sha256, "source": str(raw.source)}))
     else:
         Console().print(f"{raw.path}\nsource {raw.source}, SHA-256 {raw.sha256}", soft_wrap=True, highlight=False)
+
+
+def _bring(settings: Settings, console: Console, *, stand_in: bool) -> RawData:
+    """A source that is named, else what a training would take: looking at other data replaces nothing."""
+    from health_predict.adapters import dataset, raw_data
+
+    if settings.data_source:
+        return dataset.fetch(settings, console)
+    return raw_data.raw_data(settings, raw_data.champion_origin(settings), console, stand_in=stand_in)
 
 
 @app.command()
@@ -102,11 +113,10 @@ def _cells(violation: Violation) -> tuple[str, str, str, str]:
 
 @app.command()
 def profile(
-    file: Annotated[Path | None, typer.Argument(help="CSV file; by default the data of the settings")] = None,
+    file: Annotated[Path | None, typer.Argument(help="CSV file; by default what a training would take")] = None,
     out: Annotated[Path | None, typer.Option(help="HTML file to write; by default in the home folder")] = None,
 ) -> None:
     """Write the data profile: who is in the cohort, what is missing, levels, and what changes over time."""
-    from health_predict.adapters.dataset import fetch as bring
     from health_predict.core import cohort
     from health_predict.core.partition import Parameters, partition
     from health_predict.report.data_profile import data_profile_page
@@ -114,7 +124,7 @@ def profile(
     settings = load_settings(data_source=str(file.absolute()), data_sha256="") if file else load_settings()
     target = out or settings.home / "data-profile.html"
     console = Console()
-    raw = bring(settings, console)
+    raw = _bring(settings, console, stand_in=False)
     with console.status("reading and checking"):
         frame = cohort.read_cohort(raw.path)
         cohort.check(frame, name=str(file or raw.path))

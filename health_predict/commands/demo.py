@@ -15,12 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from health_predict.adapters.dataset import fetch
 from health_predict.adapters.mlflow import Tracking
 from health_predict.adapters.processes import ProcessTarget
+from health_predict.adapters.raw_data import champion_origin, raw_data
 from health_predict.adapters.source_control import commit
 from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.commands.pipeline import run_pipeline
+from health_predict.commands.progress import say_source
 from health_predict.core.columns import EXAMPLE
 from health_predict.core.content import content_digest
 from health_predict.core.errors import GateError, UnreachableError
@@ -34,19 +35,21 @@ DONE = "demo.json"
 SHOWN = ("auc", "average_precision", "f1", "brier", "observed_expected", "sensitivity_top20", "ppv_top20")
 
 
-def demo() -> None:
+def demo(replace_data: bool = False) -> None:
     """From the raw data to a trained, deployed, answering model, on this machine."""
     began = time.monotonic()
     console = Console(file=sys.stdout)  # pinned: a running pipeline redirects sys.stdout
-    settings = load_settings()
+    settings = load_settings(**({"replace_data": True} if replace_data else {}))
     target = ProcessTarget(settings)
     target.check_port()
-    data = fetch(settings, console)
+    data = raw_data(settings, champion_origin(settings), console, stand_in=True)
     console.print(f"[bold]data        [/bold]{data.path} ({data.source})", highlight=False, soft_wrap=True)
     inputs = _inputs(settings, data.sha256)
     version = _unchanged(settings, target, inputs, console)
     if version is None:
-        version = str(run_pipeline(settings, "readmission", {}, console).outputs["model_version"])
+        # The very data that were chosen here, also where the synthetic cohort stands in.
+        chosen = settings.model_copy(update={"data_source": str(data.path)})
+        version = str(run_pipeline(chosen, "readmission", {}, console).outputs["model_version"])
     serving = target.active()
     if serving is None:
         evaluation = _evaluation(Tracking(settings), version)
@@ -56,18 +59,22 @@ def demo() -> None:
                 "give it more encounters or trials (HEALTH_PREDICT_INITIAL_SHARE, HEALTH_PREDICT_TRIALS)",
             )
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
-    _report(console, settings, version, serving.model_version, target.url)
+    source = _report(console, settings, version, serving.model_version, target.url)
     with whole_file(settings.home / DONE) as temporary:
         temporary.write_text(json.dumps({"inputs": inputs, "version": version, "serving": serving.model_version}))
     console.print(f"\ndone in {time.monotonic() - began:.0f} s", highlight=False)
+    say_source(console, source)
 
 
 def _inputs(settings: Settings, raw_sha256: str) -> str:
     """Digest of all that a demo's result depends on: settings, data, code and libraries."""
     root = Path(__file__).parents[2]
+    chosen = ("data_source", "data_sha256", "data_copy", "replace_data")  # what they led to is in `raw_sha256`
     code = ("health_predict", "components", "pipelines", "bentos")
     identity = {
-        "settings": settings.environment(),
+        "settings": settings.model_copy(
+            update={name: Settings.model_fields[name].default for name in chosen}
+        ).environment(),
         "raw": raw_sha256,
         "code": [content_digest(root / name) for name in code],
         "commit": settings.git_commit or commit(),
@@ -101,20 +108,17 @@ def _unchanged(settings: Settings, target: ProcessTarget, inputs: str, console: 
     return str(last["version"])
 
 
-def _report(console: Console, settings: Settings, version: str, serving: str, url: str) -> None:
+def _report(console: Console, settings: Settings, version: str, serving: str, url: str) -> str:
+    """Say how good what serves is and how to talk to it; what its data are."""
     tracking = Tracking(settings)
     record = tracking.version(serving)
     evaluation = _evaluation(tracking, serving)
     tested = evaluation["on_test"]
-    synthetic = record.tags["dataset_source"] == "synthetic"
     console.rule(f"version {serving} serves: {record.tags['family']}")
     if version != serving:
         reasons = "; ".join(_evaluation(tracking, version)["reasons"])
         console.print(f"version {version} was trained and rejected: {reasons}", highlight=False)
-    if synthetic:
-        console.print(
-            "[bold red]SYNTHETIC DATA: these patients do not exist; the figures say nothing about real ones[/]"
-        )
+    say_source(console, record.tags["dataset_source"])
     console.print(evaluation["chosen_because"], highlight=False)
     console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted", highlight=False)
     for name in SHOWN:
@@ -138,6 +142,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         "stop             make down",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return record.tags["dataset_source"]
 
 
 def _evaluation(tracking: Tracking, version: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from health_predict.adapters.target import open_target
+from health_predict.commands.progress import say_source
 from health_predict.core.errors import StateError
 from health_predict.settings import Profile, settings_on
 
@@ -98,8 +99,8 @@ def _print_status(console: Console, found: Status) -> None:
     else:
         row("serving", "nothing")
     row("champion", f"version {found.champion} ({found.family})" if found.champion else "none")
-    if found.synthetic:
-        row("data", "SYNTHETIC, no real patients")
+    if found.data:
+        row("data", found.data)
     if found.on_test:
         row("on its test set", f"{found.on_test['rows']:,} encounters, {found.on_test['positives']:,} readmitted")
         for name in _SHOWN_METRICS:
@@ -122,6 +123,7 @@ def _print_status(console: Console, found: Status) -> None:
     if not found.waiting:
         row("waiting", "nothing")
     console.print(table)
+    say_source(console, "synthetic" if found.synthetic else "")
 
 
 def lineage(on: On = None, as_json: AsJson = False) -> None:

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from health_predict.adapters.kfp import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
-from health_predict.commands.progress import PipelineProgress
+from health_predict.commands.progress import PipelineProgress, say_source
 from health_predict.core.errors import HealthPredictError, SettingsError
-from health_predict.settings import Profile, Settings, settings_on
+from health_predict.settings import PREFIX, SYNTHETIC_SOURCE, Profile, Settings, load_settings, settings_on
 
 if TYPE_CHECKING:
     from health_predict.adapters.kfp_cluster import ClusterRun
@@ -35,6 +35,10 @@ On = Annotated[
 ]
 Parameters = Annotated[
     list[str] | None, typer.Option("--param", "-p", help="A parameter of the pipeline as name=value")
+]
+ReplaceData = Annotated[
+    bool,
+    typer.Option("--replace-data", help="Train on the data that are asked for although the champion has others"),
 ]
 Name = Annotated[str, typer.Argument(help="training, deployment, readmission, recalibration or monitoring")]
 
@@ -69,6 +73,7 @@ def compile_(
 def run(
     name: Name,
     parameter: Parameters = None,
+    replace_data: ReplaceData = False,
     on: On = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="In a cluster: do not wait for the end")] = False,
     timeout: Annotated[float, typer.Option(help="In a cluster: seconds to wait for the end")] = 6 * 3600,
@@ -77,10 +82,12 @@ def run(
     """Run a pipeline on this machine or, with the same functions, in a cluster."""
     settings = settings_on(on)
     console = Console(file=sys.stderr if as_json else sys.stdout)  # pinned: a running pipeline redirects both
-    given = _parameters(parameter or [])
+    given = _parameters(parameter or []) | ({"replace_data": "true"} if replace_data else {})
     if settings.profile is not Profile.LOCAL:
         done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
         typer.echo(json.dumps(asdict(done)) if as_json else f"{done.state.lower()}: {done.url}")
+        if not as_json:
+            say_source(console, done.dataset_source)
         return
     result = run_pipeline(settings, name, given, console)
     if as_json:
@@ -89,6 +96,7 @@ def run(
         for output, value in result.outputs.items():
             console.print(f"{output}: {value}", highlight=False)
         console.print(f"artifacts and log: {result.folder}", highlight=False, soft_wrap=True)
+        say_source(console, str(result.outputs.get("dataset_source", "")))
 
 
 @app.command("upload")
@@ -138,11 +146,11 @@ def schedule(
         )
     from health_predict.adapters.kfp_cluster import ClusterPipelines
 
+    arguments = _arguments(settings, name, given)
     cluster = ClusterPipelines(settings)
     if not cron:
         typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
         return
-    arguments = _arguments(settings, name, given)
     with Console(stderr=True).status("scheduling"):
         made = cluster.schedule(name, _recorded(name), settings.git_commit or commit(), cron, arguments)
     typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")
@@ -222,8 +230,8 @@ def _run_in_cluster(
 ) -> ClusterRun:
     from health_predict.adapters.kfp_cluster import ClusterPipelines
 
-    cluster = ClusterPipelines(settings)
     arguments = _arguments(settings, name, given)
+    cluster = ClusterPipelines(settings)
     started = cluster.start(name, _recorded(name), arguments)
     console.print(f"[bold]pipeline    [/bold]{name} in {started.url}", highlight=False, soft_wrap=True)
     if seconds is None:
@@ -233,31 +241,40 @@ def _run_in_cluster(
 
 
 def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's inputs: the given ones over the settings'. Raises SettingsError for what it does not take."""
+    """The pipeline's inputs: those given. The rest are the settings' where its tasks run.
+
+    A cluster's tasks do not see the environment of this command: what is set there goes with the run too. Raises
+    SettingsError for what the pipeline does not take and for a value that is none.
+    """
     pipelines = _pipelines()
     if name not in pipelines:
         raise SettingsError(f"unknown pipeline {name!r}", f"choose from {', '.join(pipelines)}")
     inputs = pipelines[name].component_spec.inputs or {}
-    arguments = {
-        key: value
-        for key, value in {
-            "initial_share": settings.initial_share,
-            "future_batches": settings.future_batches,
-            "salt": settings.salt,
-            "families": list(settings.families),
-            "trials": settings.trials,
-            "seed": settings.seed,
-        }.items()
-        if key in inputs
-    }
-    for key, value in given.items():
+    for key in given:
         if key not in inputs:
             raise SettingsError(f"pipeline {name} has no parameter {key!r}", f"it takes {', '.join(inputs)}")
-        arguments[key] = _typed(key, value, inputs[key].type)
+    arguments = {key: _typed(key, value, inputs[key].type) for key, value in given.items()}
+    if settings.profile is not Profile.LOCAL:
+        here = {key: getattr(settings, key) for key in settings.model_fields_set if key in inputs}
+        arguments = {key: _sent(value, inputs[key].type) for key, value in here.items()} | arguments
+        _refuse_path(str(arguments.get("data_source", "")))
+    checked = load_settings(
+        **{key: value for key, value in arguments.items() if key in Settings.model_fields and value}
+    )
+    if arguments.get("data_source"):
+        arguments["data_source"] = checked.data_source  # absolute: a task has another working folder
     missing = [key for key, item in inputs.items() if not item.optional and key not in arguments]
     if missing:
         raise SettingsError(f"pipeline {name} needs {', '.join(missing)}", " ".join(f"-p {key}=..." for key in missing))
     return arguments
+
+
+def _refuse_path(source: str) -> None:
+    if source and source != SYNTHETIC_SOURCE and "://" not in source:
+        raise SettingsError(
+            f"the data source {source} is a path on this machine, which the cluster cannot read",
+            f"put the file into its object store and name that (s3://...), or unset {PREFIX}DATA_SOURCE",
+        )
 
 
 def _parameters(pairs: list[str]) -> dict[str, str]:
@@ -268,15 +285,25 @@ def _parameters(pairs: list[str]) -> dict[str, str]:
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:
+    """A parameter as the command line has it, in the type of the pipeline's input."""
     if not isinstance(value, str):
         return value
     try:
         if kind == "Integer":
             return int(value)
-        if kind == "Float":
-            return float(value)
-        if kind.partition("[")[0].rpartition(".")[2] == "List":
-            return [item for item in value.split(",") if item]
-    except ValueError:
-        raise SettingsError(f"parameter {name} takes a number, not {value!r}", f"write -p {name}=1") from None
-    return value
+        if kind == "Boolean":
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+    except (ValueError, KeyError):
+        what = "a number" if kind == "Integer" else "true or false"
+        example = "1" if kind == "Integer" else "true"
+        raise SettingsError(f"parameter {name} takes {what}, not {value!r}", f"write -p {name}={example}") from None
+    return [item for item in value.split(",") if item] if _is_list(kind) else value
+
+
+def _sent(value: Any, kind: str) -> Any:
+    """A setting in the type of the pipeline's input."""
+    return list(value) if _is_list(kind) else value if kind in ("Integer", "Boolean") else str(value)
+
+
+def _is_list(kind: str) -> bool:
+    return kind.partition("[")[0].rpartition(".")[2] == "List"

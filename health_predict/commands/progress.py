@@ -15,6 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from health_predict.adapters.kfp import Event
+from health_predict.core.sources import warning
 
 QUIET_SECONDS = 4.0
 
@@ -78,6 +79,12 @@ class PipelineProgress:
                 self._spinner.update(text=f"{self._stage} ({seconds:.0f} s)")
             elif time.monotonic() - self._last >= QUIET_SECONDS:
                 self._print(f"... {seconds:.0f} s", "dim")
+
+
+def say_source(console: Console, source: str) -> None:
+    """Say last, and loudly, when something stands on patients who do not exist."""
+    if warning(source):
+        console.print(warning(source), style="bold red", highlight=False, soft_wrap=True)
 
 
 def search_table(progress: Mapping[str, Any]) -> Table:

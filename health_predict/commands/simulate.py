@@ -15,7 +15,7 @@ from health_predict.adapters.kfp import Event
 from health_predict.adapters.locks import only_one
 from health_predict.commands.data import ScenarioName
 from health_predict.commands.operate import AsJson, On
-from health_predict.commands.progress import PipelineProgress
+from health_predict.commands.progress import PipelineProgress, say_source
 from health_predict.settings import Settings, settings_on
 
 
@@ -114,6 +114,7 @@ def simulate(
     for line in summary(found.to_json()):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"timeline: {page}", highlight=False, soft_wrap=True)
+    say_source(console, "synthetic" if found.synthetic else "")
 
 
 class _said_by_stages(logging.Handler):  # noqa: N801 (a context manager reads like a function)

@@ -15,6 +15,7 @@ from enum import StrEnum
 MISSING = "?"
 TARGET = "readmitted"
 POSITIVE = "<30"
+NEGATIVE = "NO"  # of somebody of whom no more is known than that he did not come back within 30 days
 PATIENT = "patient_nbr"
 ENCOUNTER = "encounter_id"
 

@@ -67,6 +67,7 @@ class Partition:
     validation: pd.DataFrame
     test: pd.DataFrame
     batches: tuple[pd.DataFrame, ...]  # in order of time; all of them, those with known labels too
+    joined: pd.DataFrame  # the encounters with known labels that joined the initial ones
     initial_rows: int  # before the exclusion
     excluded: Mapping[str, int]  # encounters by discharge code, of all rows
 
@@ -93,14 +94,15 @@ def patient_share(salt: str, patient: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{patient}".encode()).digest()[:8], "big") / 2**64
 
 
-def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
+def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None = None) -> Partition:
     """Cut a valid cohort frame into its parts.
 
-    Raises DataError when there are too few rows for the number of batches, more labelled batches than batches, or
-    a part would be empty.
+    `delivered` are the encounters of the labelled batches, in order of time, where they came from elsewhere than from
+    the future of this cohort. Raises DataError when there are too few rows for the number of batches, more labelled
+    batches than batches, or a part would be empty.
     """
     batches = parameters.future_batches
-    if not 0 <= parameters.labelled_batches <= batches:
+    if delivered is None and not 0 <= parameters.labelled_batches <= batches:
         raise DataError(
             f"{parameters.labelled_batches} labelled batches of {batches} are not possible",
             f"ask for 0 to {batches} of them",
@@ -109,8 +111,10 @@ def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
     ordered = frame.iloc[order].reset_index(drop=True)
     bounds = batch_bounds(len(ordered), parameters)
     cuts = tuple(exclude_not_readmittable(ordered.iloc[start:end]) for start, end in itertools.pairwise(bounds))
-    end = bounds[parameters.labelled_batches]
-    labelled = exclude_not_readmittable(ordered.iloc[max(0, end - parameters.window) if parameters.window else 0 : end])
+    joined = ordered.iloc[bounds[0] : bounds[parameters.labelled_batches]] if delivered is None else delivered
+    labelled = pd.concat([ordered.iloc[: bounds[0]], joined], ignore_index=True)
+    labelled = labelled.drop_duplicates(ENCOUNTER, keep="last")  # what was delivered may be of the file too
+    labelled = exclude_not_readmittable(labelled.tail(parameters.window) if parameters.window else labelled)
     place = places(parameters.salt, labelled[PATIENT])
     train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
     result = Partition(
@@ -118,6 +122,7 @@ def partition(frame: pd.DataFrame, parameters: Parameters) -> Partition:
         validation=validation,
         test=test,
         batches=cuts,
+        joined=joined,
         initial_rows=bounds[0],
         excluded=exclusions(ordered),
     )
@@ -149,9 +154,13 @@ def rows_digest(frame: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def inputs_digest(raw_sha256: str, parameters: Parameters) -> str:
-    """SHA-256 of what a dataset is made from. Known before the work is done, unlike `dataset_digest`."""
-    return _digest({"raw_sha256": raw_sha256, "parameters": parameters.to_json()})
+def inputs_digest(raw_sha256: str, parameters: Parameters, delivered: str = "") -> str:
+    """SHA-256 of what a dataset is made from. Known before the work is done, unlike `dataset_digest`.
+
+    `delivered` is the `rows_digest` of labelled batches that are not of the raw file.
+    """
+    inputs = {"raw_sha256": raw_sha256, "parameters": parameters.to_json()}
+    return _digest(inputs | ({"delivered": delivered} if delivered else {}))
 
 
 def dataset_digest(raw_sha256: str, parameters: Parameters, parts: Mapping[str, str]) -> str:

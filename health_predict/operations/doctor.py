@@ -193,10 +193,13 @@ def _storage(settings: Settings) -> Iterator[Check]:
 
 
 def _data(settings: Settings) -> Iterator[Check]:
-    source = settings.data_source
+    source = settings.data_source or settings.data_copy
+    name = "HEALTH_PREDICT_DATA_SOURCE" if settings.data_source else "HEALTH_PREDICT_DATA_COPY"
     if not source:
-        found = "will be downloaded from UCI, or synthetic without network"
-        yield Check("data", Health.WARN, found, "set HEALTH_PREDICT_DATA_SOURCE to a file you have")
+        found = "the champion's; where there is none, downloaded from UCI"
+        yield Check(
+            "data", Health.WARN, found, "for the first model: set HEALTH_PREDICT_DATA_SOURCE to a file you have"
+        )
     elif source == "synthetic":
         yield Check("data", Health.WARN, "a synthetic cohort", "set HEALTH_PREDICT_DATA_SOURCE for real data")
     elif urlsplit(source).scheme in ("", "file"):
@@ -204,7 +207,7 @@ def _data(settings: Settings) -> Iterator[Check]:
         if path.is_file() and os.access(path, os.R_OK):
             yield Check("data", Health.OK, f"{path}, {path.stat().st_size / 2**20:.1f} MiB")
         else:
-            yield Check("data", Health.FAIL, f"{path} is not a readable file", "correct HEALTH_PREDICT_DATA_SOURCE")
+            yield Check("data", Health.FAIL, f"{path} is not a readable file", f"correct or unset {name}")
     else:
         parts = urlsplit(source)
         if parts.scheme in ("http", "https"):

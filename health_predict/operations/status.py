@@ -8,6 +8,7 @@ from typing import Any
 
 from health_predict.adapters.batches import Batches, batch_key
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.raw_data import origin_of
 from health_predict.adapters.target import Active, open_target
 from health_predict.core.errors import StateError
 from health_predict.settings import Settings
@@ -35,6 +36,8 @@ class Status:
     """Version with the alias; empty when there is none."""
     family: str
     synthetic: bool
+    data: str
+    """What the champion stands on: source and start of the SHA-256 of its raw data."""
     on_test: Mapping[str, Any]
     """The champion on its own test set: rows, positives, and metrics (name -> value, low, high)."""
     comparison: Mapping[str, Any]
@@ -58,6 +61,8 @@ def status(settings: Settings) -> Status:
     waiting = [*_rollouts(tracking, active, champion, target.trouble())]
     if open_batches:
         waiting.append(f"{len(open_batches)} of {len(numbers)} batches are not monitored yet, next: {open_batches[0]}")
+    if champion is not None and batches.silence:
+        waiting.append(batches.silence)
     waiting += _outcomes(batches)
     # What serves is worth showing without its evaluation.
     judged = (evaluation(tracking, champion) if champion else None) or {}
@@ -68,6 +73,7 @@ def status(settings: Settings) -> Status:
         champion=champion.version if champion else "",
         family=champion.tags.get("family", "") if champion else "",
         synthetic=champion is not None and champion.tags.get("dataset_source") == "synthetic",
+        data=origin_of(batches.storage, champion).data if champion else "",
         on_test={name: tested[name] for name in ("rows", "positives", "metrics")} if tested else {},
         comparison=next(iter(judged.get("comparisons", ())), {}),
         drift=_last(batches, decisions),

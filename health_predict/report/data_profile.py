@@ -40,7 +40,7 @@ def data_profile_page(
     """
     parts = cut.parts()
     later = pd.concat(cut.batches, ignore_index=True)
-    initial = _initial(cut, parameters)
+    initial = _initial(cut)
     kept = pd.concat([initial, later], ignore_index=True)
     return render(
         "data_profile.html",
@@ -86,11 +86,10 @@ def data_profile_page(
     )
 
 
-def _initial(cut: Partition, parameters: Parameters) -> pd.DataFrame:
+def _initial(cut: Partition) -> pd.DataFrame:
     """The scoreable encounters before the first batch: the splits without the labelled batches that joined them."""
     together = pd.concat([cut.train, cut.validation, cut.test], ignore_index=True)
-    joined = pd.concat([together.iloc[:0], *cut.batches[: parameters.labelled_batches]], ignore_index=True)
-    return together[~together["encounter_id"].isin(joined["encounter_id"])].reset_index(drop=True)
+    return together[~together["encounter_id"].isin(cut.joined["encounter_id"])].reset_index(drop=True)
 
 
 def _prevalence(frame: pd.DataFrame) -> float:

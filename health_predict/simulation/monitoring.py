@@ -20,7 +20,7 @@ from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import RegisterResult, register
 from health_predict.stages.rollout import rollout
 from health_predict.stages.settle import Settlement, settle
-from health_predict.stages.split import split
+from health_predict.stages.split import SplitResult, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,7 @@ def monitoring(settings: Settings, *, batch: int | None = None) -> Handled:
 
 def readmission(settings: Settings, labelled_batches: int, work: Path) -> RegisterResult:
     """split, hpo, register, and the deployment when the decision is `promote`; files go to `work`."""
-    data = split(
-        settings,
-        labelled_batches=labelled_batches,
-        train=work / "train.parquet",
-        validation=work / "validation.parquet",
-        test=work / "test.parquet",
-        batches=work / "batches.json",
-        profile=work / "profile.html",
-    )
+    data = dataset(settings, labelled_batches, work)
     search = hpo(
         settings,
         dataset_digest=data.dataset_digest,
@@ -69,6 +61,19 @@ def readmission(settings: Settings, labelled_batches: int, work: Path) -> Regist
         leaderboard=work / "leaderboard.html",
     )
     return _judged(settings, search.parent_run_id, work)
+
+
+def dataset(settings: Settings, labelled_batches: int, work: Path) -> SplitResult:
+    """split; files go to `work`."""
+    return split(
+        settings,
+        labelled_batches=labelled_batches,
+        train=work / "train.parquet",
+        validation=work / "validation.parquet",
+        test=work / "test.parquet",
+        batches=work / "batches.json",
+        profile=work / "profile.html",
+    )
 
 
 def _recalibration(settings: Settings, labelled_batches: int, work: Path) -> RegisterResult:

@@ -6,14 +6,14 @@ is read from storage, and every step is safe to repeat. So a simulation that was
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,26 @@ import numpy as np
 import pandas as pd
 
 from health_predict.adapters.batches import Batches
-from health_predict.adapters.dataset import fetch
 from health_predict.adapters.endpoint import Endpoint
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import Storage, open_storage, whole_file
+from health_predict.adapters.raw_data import champion_origin, raw_data
+from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.target import open_target
-from health_predict.core.cohort import as_requests, load_part, read_cohort, save_csv, target
+from health_predict.core.cohort import as_requests, load_part, read_cohort, save_part, target
 from health_predict.core.columns import ENCOUNTER, TARGET
 from health_predict.core.errors import GateError, SettingsError, StateError, UnreachableError
 from health_predict.core.outcomes import write_outcomes
-from health_predict.core.partition import Parameters, batch_bounds
+from health_predict.core.partition import Parameters, batch_bounds, partition
 from health_predict.core.promotion import Decision
+from health_predict.core.sources import Source
 from health_predict.core.synthetic import GroundTruth, Scenario, inject
 from health_predict.settings import Settings
-from health_predict.simulation.monitoring import readmission
+from health_predict.simulation.monitoring import dataset, readmission
 from health_predict.stages.rollout import rollout
-from health_predict.stages.split import split
 
 log = logging.getLogger(__name__)
 
+PLAN = "plan.json"
 PORTION = 1000  # encounters in a request
 LOG_SECONDS = 120.0  # until the service has shipped what it logged
 MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
@@ -76,18 +77,19 @@ class Begun:
     """A simulation that has begun, as storage knows it."""
 
     plan: Plan
-    dataset_digest: str
+    data: Mapping[str, Any]
+    """SHA-256 of the raw file, and the parameters by which it was cut: before any drift."""
     first_version: str
 
 
 def begun(storage: Storage, name: str) -> Begun | None:
     """The simulation of that name; None when there is none."""
-    key = _plan_key(name)
+    key = _key(name, PLAN)
     if not storage.exists(key):
         return None
     known = json.loads(storage.read(key))
     plan = Plan(**{**{field.name: known[field.name] for field in fields(Plan)}, "scenarios": tuple(known["scenarios"])})
-    return Begun(plan, known["dataset_digest"], known["first_version"])
+    return Begun(plan, known.get("data", {}), known["first_version"])
 
 
 def all_begun(storage: Storage) -> list[Begun]:
@@ -96,17 +98,19 @@ def all_begun(storage: Storage) -> list[Begun]:
     return [one for name in names if (one := begun(storage, name)) is not None]
 
 
-def _plan_key(name: str) -> str:
-    return f"simulations/{name}/plan.json"
+def _key(simulation: str, name: str) -> str:
+    """Key in storage of a file of a simulation."""
+    return f"simulations/{simulation}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A simulation that has begun: the settings of all its stages, its data and its first version."""
+    """A simulation that has begun: the settings of all its stages, what its data are and its first version."""
 
     plan: Plan
     settings: Settings
-    dataset_digest: str
+    data: Mapping[str, Any]
+    """As in `Begun`."""
     synthetic: bool
     first_version: str
     truths: tuple[GroundTruth, ...]
@@ -116,87 +120,101 @@ class Replay:
         storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "batch.parquet"
-            storage.download(f"datasets/{self.dataset_digest}/batches/{number:02d}.parquet", file)
+            storage.download(_key(self.plan.name, f"batches/{number:02d}.parquet"), file)
             return load_part(file)
 
 
 def begin(settings: Settings, plan: Plan) -> Replay:
     """Prepare the data, and bring the model of the initial data into service; or find what was begun.
 
-    Raises SettingsError for an impossible plan, StateError when another plan has its name, GateError when no model
-    of the initial data passes its gates.
+    The data are the champion's and cut as its dataset was; drift is injected into what is sent, never into what a
+    model begins with. Raises SettingsError for an impossible plan, StateError when another plan has its name, GateError
+    when no model of the initial data passes its gates, and what `raw_data` raises.
     """
-    if not 1 <= plan.batches <= settings.future_batches or not 0 <= plan.from_batch < settings.future_batches:
+    origin = champion_origin(settings)
+    # Real data do not take the place of synthetic ones in the middle of a simulation.
+    raw = raw_data(settings, origin, continues=not settings.data_source)
+    parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
+    if origin is not None and origin.raw_sha256 == raw.sha256:
+        parameters = replace(origin.parameters, labelled_batches=0, window=0)
+    if not 1 <= plan.batches <= parameters.future_batches or not 0 <= plan.from_batch < parameters.future_batches:
         raise SettingsError(
-            f"{plan.batches} batches from {plan.from_batch} on do not fit into {settings.future_batches}",
-            "give fewer, or set HEALTH_PREDICT_FUTURE_BATCHES",
+            f"{plan.batches} batches from {plan.from_batch} on do not fit into {parameters.future_batches}",
+            "give fewer; the champion's dataset has so many, HEALTH_PREDICT_FUTURE_BATCHES without one",
         )
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     settings = settings.model_copy(
-        # Time is made fast: outcomes come by the count of batches, and the log is shipped at once.
-        update={"stream": plan.stream, "policy": plan.policy, "follow_up_days": 0.0, "prediction_log_seconds": 1}
+        update={
+            "data_source": str(raw.path),
+            **{name: getattr(parameters, name) for name in ("initial_share", "future_batches", "salt")},
+            # Time is made fast: outcomes come by the count of batches, and the log is shipped at once.
+            "stream": plan.stream,
+            "policy": plan.policy,
+            "follow_up_days": 0.0,
+            "prediction_log_seconds": 1,
+        }
     )
-    settings, truths = _with_drift(settings, plan)
+    key = _key(plan.name, PLAN)
+    data = {"raw_sha256": raw.sha256, "parameters": parameters.to_json()}
+    found = {**asdict(plan), "scenarios": list(plan.scenarios), "data": data}
+    known = json.loads(storage.read(key)) if storage.exists(key) else None
+    synthetic = raw.source is Source.SYNTHETIC
+    if known is not None:
+        first, truths = known.pop("first_version"), _truths(known.pop("truths", []))
+        if known != found:
+            wrong = sorted(name for name in found if known.get(name) != found[name])
+            raise StateError(
+                f"simulation {plan.name} was begun with another {', '.join(wrong)}", "give this one another --name"
+            )
+        replay = Replay(plan, settings, data, synthetic, first, truths)
+        _go_on(replay)
+        return replay
+    truths = _write_batches(storage, plan, read_cohort(raw.path), parameters)
+    version = _first_version(settings, storage)
+    # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
+    open_target(settings).stop()
+    _serve(settings, version)
+    # Last: from here on there is a simulation.
+    record = {**found, "first_version": version.version, "truths": [truth.to_json() for truth in truths]}
+    storage.write(key, json.dumps(record, indent=1).encode())
+    return Replay(plan, settings, data, synthetic, version.version, truths)
+
+
+def _write_batches(
+    storage: Storage, plan: Plan, frame: pd.DataFrame, parameters: Parameters
+) -> tuple[GroundTruth, ...]:
+    """The future batches as they will be sent, with drift injected; what was done to them."""
+    frame = frame.iloc[np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")].reset_index(drop=True)
+    row = batch_bounds(len(frame), parameters)[plan.from_batch]
+    truths = []
+    injected = [name for name in plan.scenarios if name != Scenario.NONE]
+    if injected:
+        log.info("injecting %s from batch %d on", " and ".join(injected), plan.from_batch)
+    for number, scenario in enumerate(injected):
+        frame, truth = inject(frame, scenario, row, plan.seed + number)
+        truths.append(truth)
+    for number, batch in enumerate(partition(frame, parameters).batches[: plan.batches]):
+        buffer = io.BytesIO()
+        save_part(batch, buffer)
+        storage.write(_key(plan.name, f"batches/{number:02d}.parquet"), buffer.getvalue())
+    return tuple(truths)
+
+
+def _truths(recorded: list[dict[str, Any]]) -> tuple[GroundTruth, ...]:
+    return tuple(
+        GroundTruth(**{**one, "scenario": Scenario(one["scenario"]), "columns": tuple(one["columns"])})
+        for one in recorded
+    )
+
+
+def _first_version(settings: Settings, storage: Storage) -> ModelVersion:
+    """The version that was trained on the initial encounters, else a new one."""
     with tempfile.TemporaryDirectory(prefix="health-predict-simulation-") as folder:
         work = Path(folder)
-        files = {name: work / name for name in ("train", "validation", "test", "batches", "profile")}
-        data = split(settings, labelled_batches=0, **files)
-        found = {**asdict(plan), "scenarios": list(plan.scenarios), "dataset_digest": data.dataset_digest}
-        key = _plan_key(plan.name)
-        known = json.loads(storage.read(key)) if storage.exists(key) else None
-        if known is not None:
-            first = known.pop("first_version")
-            if known != found:
-                wrong = sorted(name for name in found if known.get(name) != found[name])
-                raise StateError(
-                    f"simulation {plan.name} was begun with another {', '.join(wrong)}", "give this one another --name"
-                )
-            replay = Replay(plan, settings, data.dataset_digest, data.dataset_source == "synthetic", first, truths)
-            _go_on(replay)
-            return replay
-        version = _first_version(settings, storage, data.manifest, work)
-        # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
-        open_target(settings).stop()
-        _serve(settings, version)
-        # Last: from here on there is a simulation.
-        storage.write(key, json.dumps({**found, "first_version": version.version}, indent=1).encode())
-    return Replay(plan, settings, data.dataset_digest, data.dataset_source == "synthetic", version.version, truths)
+        return _trained_on(settings, storage, dataset(settings, 0, work).manifest, work)
 
 
-def _with_drift(settings: Settings, plan: Plan) -> tuple[Settings, tuple[GroundTruth, ...]]:
-    """Settings that name the drifted data, written once, and what was done to them."""
-    raw = fetch(settings)
-    injected = [name for name in plan.scenarios if name != Scenario.NONE]
-    if not injected:
-        return settings, ()
-    identity = json.dumps([raw.sha256, injected, plan.from_batch, plan.seed, settings.initial_share])
-    identity += str(settings.future_batches)
-    stem = f"simulation-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    file, truth_file = settings.home / "data" / f"{stem}.csv", settings.home / "data" / f"{stem}.truth.json"
-    if not (file.is_file() and truth_file.is_file()):
-        log.info("injecting %s from batch %d on", " and ".join(injected), plan.from_batch)
-        frame = read_cohort(raw.path)
-        frame = frame.iloc[np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")]
-        frame = frame.reset_index(drop=True)
-        parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
-        row = batch_bounds(len(frame), parameters)[plan.from_batch]
-        made = []
-        for number, scenario in enumerate(injected):
-            frame, truth = inject(frame, scenario, row, plan.seed + number)
-            made.append(truth.to_json())
-        with whole_file(truth_file) as temporary:
-            temporary.write_text(json.dumps(made, indent=1))
-        with whole_file(file) as temporary:
-            save_csv(frame, temporary)
-    truths = tuple(
-        GroundTruth(**{**one, "scenario": Scenario(one["scenario"]), "columns": tuple(one["columns"])})
-        for one in json.loads(truth_file.read_text())
-    )
-    return settings.model_copy(update={"data_source": str(file), "data_sha256": ""}), truths
-
-
-def _first_version(settings: Settings, storage: Storage, manifest: Any, work: Path) -> ModelVersion:
-    """The version that was trained on the same initial encounters, else a new one."""
+def _trained_on(settings: Settings, storage: Storage, manifest: Mapping[str, Any], work: Path) -> ModelVersion:
     tracking = Tracking(settings)
     wanted = [manifest["parts"][name]["rows_sha256"] for name in ("train", "validation", "test")]
     for version in tracking.versions():

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from health_predict.adapters.batches import Batches
-from health_predict.adapters.storage import Storage, open_storage, whole_file
+from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.core.cohort import target
 from health_predict.core.evaluation import Estimate
-from health_predict.core.partition import batch_name
 from health_predict.core.performance import auc_interval, observed_expected
 from health_predict.core.policy import Action
 from health_predict.core.synthetic import Scenario
@@ -253,13 +252,10 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
     The seed need not be the same: it is the drift's.
     """
     storage, plan = open_storage(replay.settings.storage, replay.settings.s3_endpoint_url), replay.plan
-    own = _stream(storage, replay.dataset_digest, plan.from_batch)
     for other in all_begun(storage):
         if set(other.plan.scenarios) - {Scenario.NONE} or other.first_version != replay.first_version:
             continue
-        if (other.plan.policy, other.plan.delay) != (plan.policy, plan.delay):
-            continue
-        if _stream(storage, other.dataset_digest, plan.from_batch) != own:
+        if (other.data, other.plan.policy, other.plan.delay) != (replay.data, plan.policy, plan.delay):
             continue
         batches = Batches(replay.settings.model_copy(update={"stream": other.plan.stream}))
         decisions = {int(one["batch"]): one for one in batches.decisions()}
@@ -269,16 +265,6 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
         if all(one.batch in without for one in found):
             return other.plan.name, without
     return "", None
-
-
-def _stream(storage: Storage, digest: str, from_batch: int) -> tuple[Any, ...]:
-    """What two datasets have in common when one is the other with drift from a batch on; nothing when one is lost."""
-    key = f"datasets/{digest}/manifest.json"
-    if not storage.exists(key):
-        return ()
-    manifest = json.loads(storage.read(key))
-    parts = ("train", "validation", "test", *map(batch_name, range(from_batch)))
-    return manifest["rows"], manifest["parameters"], [manifest["parts"][name]["rows_sha256"] for name in parts]
 
 
 def publish(replay: Replay, found: Timeline) -> str:

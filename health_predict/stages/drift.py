@@ -20,6 +20,7 @@ import pandas as pd
 
 from health_predict.adapters.batches import Batch, Batches, Labelled, batch_key, trained_through
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.storage import Storage, whole_file
 from health_predict.core.cohort import check, load_part, target
 from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
@@ -46,7 +47,8 @@ NO_BATCH = -1
 class DriftResult:
     """The verdict on a batch, the action that follows, why, its figures, and whether it had been handled before.
 
-    `batch` is -1 when none waits. `labelled_batches` is how many batches a retraining may use.
+    `batch` is -1 when none waits. `labelled_batches` is how many batches a retraining may use, `dataset_source` what
+    the champion stands on.
     """
 
     batch: int
@@ -56,6 +58,7 @@ class DriftResult:
     reasons: tuple[str, ...]
     metrics: Mapping[str, float]
     model_version: str
+    dataset_source: str
     labelled_batches: int
     quarantined: bool
     already_handled: bool
@@ -67,18 +70,18 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
     A batch is handled once: a repeat of one that was settled, under its number or another, gives the stored result
     and the action `none`. One that breaks the data contract is quarantined with a report. Inputs are judged at
     once, performance on the newest batch whose outcomes have matured since. Raises StateError when there is no
-    champion or no such batch.
+    champion or no such batch, DataError when other data are asked for than the champion's.
     """
     tracking = Tracking(settings)
     champion = tracking.by_alias(CHAMPION)
     if champion is None:
         raise StateError("no model version is the champion", "deploy one: `health-predict pipeline run readmission`")
     batches = Batches(settings, champion)
+    refuse_other_data(settings, origin_of(batches.storage, champion))
     number = next(iter(batches.waiting()), None) if batch is None else batch
     files = {REPORT: report, EVIDENTLY: evidently, METRICS: metrics}
     if number is None:
-        log.info("no batch waits")
-        return _nothing(champion, files)
+        return _nothing(champion, batches, files)
     found, problem = _arrived(batches, number)
     key, digest = batch_key(number, found), found
     record = batches.decision(key)
@@ -106,17 +109,22 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
         reasons=tuple(record["reasons"]),
         metrics=record["metrics"],
         model_version=record["model_version"],
+        dataset_source=champion.tags.get("dataset_source", ""),
         labelled_batches=int(record["labelled_batches"]),
         quarantined=bool(record["quarantined"]),
         already_handled=settled is not None,
     )
 
 
-def _nothing(champion: ModelVersion, files: Mapping[str, Path]) -> DriftResult:
-    why = "No batch waits."
+def _nothing(champion: ModelVersion, batches: Batches, files: Mapping[str, Path]) -> DriftResult:
+    why = f"Nothing to judge: {batches.silence}." if batches.silence else "No batch waits."
+    log.info("%s", why)
     for name, path in files.items():
         _write(path, "{}" if name == METRICS else note_page("Monitoring", why))
-    return DriftResult(NO_BATCH, "", Verdict.STEADY, Action.NONE, (why,), {}, champion.version, 0, False, True)
+    source = champion.tags.get("dataset_source", "")
+    return DriftResult(
+        NO_BATCH, "", Verdict.STEADY, Action.NONE, (why,), {}, champion.version, source, 0, False, already_handled=True
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -139,12 +147,13 @@ def _arrived(batches: Batches, number: int) -> tuple[str, str]:
     return arrived.digest, ""
 
 
-def _record(champion: ModelVersion, number: int, digest: str, **values: Any) -> dict[str, Any]:
+def _record(batches: Batches, champion: ModelVersion, number: int, digest: str, **values: Any) -> dict[str, Any]:
     return {
         "batch": number,
         "batch_digest": digest,
         "model_version": champion.version,
         "dataset_digest": champion.tags.get("dataset_digest", ""),
+        "series": batches.series,
         "verdict": Verdict.STEADY,
         "action": Action.NONE,
         "quarantined": False,
@@ -163,7 +172,7 @@ def _repeated(
     batches: Batches, champion: ModelVersion, number: int, digest: str, key: str, earlier: int
 ) -> dict[str, Any]:
     why = f"Batch {number} holds the encounters of batch {earlier}, which was handled: nothing is counted twice."
-    record = _record(champion, number, digest, reasons=[why], repeats=f"{earlier:02d}")
+    record = _record(batches, champion, number, digest, reasons=[why], repeats=f"{earlier:02d}")
     _store(batches, key, record, note_page(f"Batch {number} is a repetition", why))
     return record
 
@@ -173,7 +182,7 @@ def _quarantined(
 ) -> dict[str, Any]:
     log.warning("batch %d is quarantined: %s", number, problem)
     why = f"Not judged: {problem}. The batches after it are not held up; deliver a corrected one under a new number."
-    record = _record(champion, number, digest, reasons=[why], quarantined=True)
+    record = _record(batches, champion, number, digest, reasons=[why], quarantined=True)
     _store(batches, key, record, note_page(f"Batch {number} is quarantined", why))
     return record
 
@@ -209,7 +218,7 @@ def _judged(
         reference = _reference(storage, champion, training, target(validation), validation_scores)
         first = trained_through(storage, champion)
         learned = int(champion.tags.get("estimator_batches", first))  # fewer, when it was recalibrated since
-        decisions, state = batches.decisions(), batches.policy_state()
+        decisions, state = batches.decisions(), batches.policy_state(batches.series)
         known = _windows(decisions, champion)
         matured = {number for one in decisions for number in one["matured"]}
         labelled = {batch.number: batches.labelled(batch)}
@@ -267,6 +276,7 @@ def _judged(
             evidently=second_opinion,
         )
     record = _record(
+        batches,
         champion,
         batch.number,
         batch.digest,

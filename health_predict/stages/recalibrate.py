@@ -8,15 +8,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from health_predict.adapters.batches import Batches, trained_through
 from health_predict.adapters.mlflow import CHAMPION, CHOSEN, REASON, ModelVersion, Tracking
 from health_predict.adapters.parts import stored_part
+from health_predict.adapters.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.storage import open_storage, whole_file
-from health_predict.core.cohort import save_part
-from health_predict.core.columns import PATIENT, POSITIVE, TARGET
+from health_predict.core.cohort import save_part, target
+from health_predict.core.columns import PATIENT
 from health_predict.core.errors import StateError
 from health_predict.core.partition import places, rows_digest
 from health_predict.settings import Settings
@@ -24,17 +24,17 @@ from health_predict.settings import Settings
 log = logging.getLogger(__name__)
 
 LEAST_EVENTS = 1000  # readmissions that a map is fitted and judged on: the level then has a standard error of 4 %
-NEGATIVE = "NO"
 
 
 @dataclass(frozen=True, slots=True)
 class RecalibrateResult:
-    """The run that `register` takes, the new map, and how many encounters it stands on."""
+    """The run that `register` takes, the new map, how many encounters it stands on, and what data the champion."""
 
     parent_run_id: str
     intercept: float
     slope: float
     rows: int
+    dataset_source: str
     reused: bool
 
 
@@ -44,16 +44,19 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     Only batches that the estimator did not learn from count, the newest ones until `LEAST_EVENTS` readmissions are
     known. Their patients are parted as in `split`: the map and the threshold come from the training patients, the
     other two parts are written for `register`'s gates and card. The result lies in MLflow as a search with a single
-    model; the same champion and rows give the same run. Raises StateError when no such batch has matured, GateError
-    when the scores hold nothing that a map could mend.
+    model; the same champion and rows give the same run. Raises StateError when no such batch has matured, DataError
+    when other data are asked for than the champion's, GateError when the scores hold nothing that a map could mend.
     """
     tracking = Tracking(settings)
     champion = tracking.by_alias(CHAMPION)
     if champion is None:
         raise StateError("no model version is the champion", "deploy one: `health-predict pipeline run readmission`")
     batches = Batches(settings, champion)
+    origin = origin_of(batches.storage, champion)
+    refuse_other_data(settings, origin)
     rows = _newest(batches, champion, labelled_batches)
-    part = places(settings.salt, rows[PATIENT])
+    # By the salt of the champion's dataset: nobody whom it has learned from is among those that judge it.
+    part = places(origin.parameters.salt, rows[PATIENT])
     fit, held_back, tested = (rows[part == number].reset_index(drop=True) for number in range(3))
     for path, frame in ((validation, held_back), (test, tested)):
         with whole_file(path) as temporary:
@@ -64,7 +67,12 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
         log.info("the same recalibration is there already: run %s", existing.run_id)
         found = existing.params
         return RecalibrateResult(
-            existing.run_id, float(found["intercept"]), float(found["slope"]), len(rows), reused=True
+            existing.run_id,
+            float(found["intercept"]),
+            float(found["slope"]),
+            len(rows),
+            champion.tags["dataset_source"],
+            reused=True,
         )
     return _fit(settings, tracking, champion, digest, fit, held_back, labelled_batches, len(rows))
 
@@ -75,12 +83,8 @@ def _newest(batches: Batches, champion: ModelVersion, labelled_batches: int) -> 
     frames: list[pd.DataFrame] = []
     events = 0
     for number in sorted((one for one in batches.handled if first <= one < labelled_batches), reverse=True):
-        labelled = batches.labelled(batches.batch(number))
-        outcomes = labelled.joined.outcomes
-        known = np.isfinite(outcomes)
-        frame = labelled.batch.frame[known].reset_index(drop=True)
-        frames.insert(0, frame.assign(**{TARGET: np.where(outcomes[known] > 0, POSITIVE, NEGATIVE)}))
-        events += int(outcomes[known].sum())
+        frames.insert(0, batches.with_outcomes(number))
+        events += int(target(frames[0]).sum())
         if events >= LEAST_EVENTS:
             break
     if not frames:
@@ -88,7 +92,7 @@ def _newest(batches: Batches, champion: ModelVersion, labelled_batches: int) -> 
             f"no batch from {first} to {labelled_batches - 1} has outcomes that the model has not learned from",
             "wait for outcomes: `health-predict status` shows what is waiting",
         )
-    return pd.concat(frames, ignore_index=True).astype(str)
+    return pd.concat(frames, ignore_index=True)
 
 
 def _digest(champion: ModelVersion, rows: pd.DataFrame) -> str:
@@ -110,7 +114,6 @@ def _fit(
     from sklearn.pipeline import Pipeline
 
     from health_predict.core.calibration import CalibratedClassifier
-    from health_predict.core.cohort import target
     from health_predict.core.compiled_model import cleared
     from health_predict.core.evaluation import f1_threshold, metrics
 
@@ -165,4 +168,5 @@ def _fit(
         raise
     # Last: only what is whole counts as finished.
     tracking.end_search(parent, {"best_f1": found["f1"], "best_auc": found["auc"]})
-    return RecalibrateResult(parent, calibrated.intercept, calibrated.slope, size, reused=False)
+    source = champion.tags["dataset_source"]
+    return RecalibrateResult(parent, calibrated.intercept, calibrated.slope, size, source, reused=False)

@@ -25,13 +25,14 @@ COMPLETE = "COMPLETE"
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended: the failed stage's `error` and `remedy`, and the version that is `champion` since then."""
+    """How a run ended: the failed stage's `error` and `remedy`, the version that is `champion` since then, its data."""
 
     run_id: str
     pipeline: str
     state: str
     ended: str
     champion: str = ""
+    dataset_source: str = ""
     error: str = ""
     remedy: str = ""
 
@@ -50,6 +51,7 @@ def record_end(settings: Settings, *, pipeline: str, run_id: str, state: str) ->
         "succeeded" if succeeded else "failed",
         datetime.now(UTC).isoformat(timespec="seconds"),
         champion.version if champion else "",
+        champion.tags.get("dataset_source", "") if champion else "",
         reason.problem if reason else "",
         reason.remedy if reason else "",
     )

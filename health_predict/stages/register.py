@@ -22,6 +22,7 @@ from health_predict.core.errors import StateError
 from health_predict.core.evaluation import Estimate, Scored
 from health_predict.core.families import BASELINE
 from health_predict.core.promotion import Decision, decide
+from health_predict.core.sources import warning
 from health_predict.settings import Settings
 from health_predict.stages.hpo import best_runs, chosen_run
 
@@ -176,7 +177,9 @@ def _judgement(
 def _description(model: str, version: str, best: RunRecord, content: dict[str, Any]) -> str:
     """The decision, its reasons and how to use it, for the page of the version."""
     auc = Estimate(**content["on_test"]["metrics"]["auc"])
+    said = warning(best.tags["dataset_source"])
     lines = [
+        *([f"**{said}**", ""] if said else []),
         f"**{best.tags['family']}: {content['decision']}** against {content['decided_against']}; "
         f"AUC {auc} on its {content['on_test']['rows']} test encounters",
         "",

@@ -34,7 +34,8 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     """
     if batch < 0:
         return Settlement.UNCHANGED
-    batches = Batches(settings)
+    champion = Tracking(settings).by_alias(CHAMPION)
+    batches = Batches(settings, champion)
     key = batch_key(batch, batch_digest)
     known = batches.settlement(key)
     if known is not None:
@@ -42,10 +43,9 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     decision = batches.decision(key)
     if decision is None:
         raise StateError(f"batch {batch} was not judged", f"`health-predict pipeline run monitoring -p batch={batch}`")
-    champion = Tracking(settings).by_alias(CHAMPION)
     after = champion.version if champion else ""
     action = Action(decision["action"])
-    state = batches.policy_state()
+    state = batches.policy_state(batches.series)
     if decision["quarantined"]:
         outcome = Settlement.QUARANTINED
     elif action is Action.NONE:
@@ -62,6 +62,7 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
         "version_before": decision["model_version"],
         "version_after": after,
         "labelled_batches": decision["labelled_batches"],
+        "series": batches.series,
     }
     batches.settle(key, record, state)
     log.info("batch %d: %s", batch, outcome.value)

@@ -1,4 +1,7 @@
-"""split: the raw file to initial data by patient and future batches by time, under one digest."""
+"""split: the raw file to initial data by patient and future batches by time, under one digest.
+
+Labelled batches join the initial data: those that were delivered, with their outcomes, else the first of the future.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from health_predict.adapters.dataset import FILE_NAME, RawData, fetch
+from health_predict.adapters.batches import Batches
+from health_predict.adapters.dataset import RawData, raw_key
+from health_predict.adapters.raw_data import Origin, champion_origin, raw_data
 from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core.cohort import check, read_cohort, save_part, target
-from health_predict.core.columns import PATIENT
+from health_predict.core.columns import ENCOUNTER, PATIENT
 from health_predict.core.errors import StateError
 from health_predict.core.partition import Parameters, dataset_digest, inputs_digest, partition, rows_digest
 from health_predict.report.data_profile import data_profile_page
@@ -48,25 +53,29 @@ def split(
     test: Path,
     batches: Path,
     profile: Path,
+    given: Collection[str] = (),
 ) -> SplitResult:
-    """Fetch, check and partition the raw data; write the dataset to storage and its parts to the given paths.
+    """Choose, check and partition the raw data; write the dataset to storage and its parts to the given paths.
 
-    The first `labelled_batches` future batches join the initial data (0: none). `train`, `validation` and `test`
-    become Parquet, `batches` the manifest as JSON with the addresses of the future batches, `profile` HTML. The same
-    data and parameters give the same digest anywhere; a dataset that lies whole in storage is used again. Raises
-    DataError, before anything is written, when the raw data break the contract or are too few for the parts.
+    The first `labelled_batches` batches join the initial data (0: none). Such a dataset continues the champion's, if
+    there is one, and is cut as that was; `given` names the parameters that are the settings' all the same. `train`,
+    `validation` and `test` become Parquet, `batches` the manifest as JSON with the addresses of the future batches,
+    `profile` HTML. The same data and parameters give the same digest anywhere; a dataset that lies whole in storage
+    is used again. Raises DataError, before anything is written, when the raw data break the contract, are too few for
+    the parts or may not take the place of the champion's; StateError when the champion's are gone.
     """
-    raw = fetch(settings)
-    log.info("raw data: %s (%s)", raw.path, raw.source)
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    parameters = Parameters(
-        settings.initial_share, settings.future_batches, settings.salt, labelled_batches, settings.training_window
-    )
-    index = f"datasets/by-inputs/{inputs_digest(raw.sha256, parameters)}"
+    origin = champion_origin(settings)
+    raw = raw_data(settings, origin, continues=labelled_batches > 0)
+    log.info("raw data: %s (%s)", raw.path, raw.source)
+    parameters = _parameters(settings, origin, labelled_batches, given)
+    delivered = _delivered(Batches(settings), labelled_batches)
+    index = inputs_digest(raw.sha256, parameters, "" if delivered is None else rows_digest(delivered))
+    index = f"datasets/by-inputs/{index}"
     stored = _stored(storage, index)
     reused = stored is not None
     if stored is None:
-        stored = _build(storage, raw, parameters)
+        stored = _build(storage, raw, parameters, delivered)
         storage.write(index, str(stored.manifest["digest"]).encode())
     else:
         log.info("dataset %s is in storage and whole", str(stored.manifest["digest"])[:12])
@@ -80,17 +89,40 @@ def split(
         if name.startswith("batches/")
     }
     _write(batches, _json({**stored.manifest, "uris": addresses}))
-    return SplitResult(digest, str(raw.source), storage.uri(_raw_key(raw.sha256)), stored.manifest, reused)
+    return SplitResult(digest, str(raw.source), storage.uri(raw_key(raw.sha256)), stored.manifest, reused)
+
+
+_CUT = ("initial_share", "future_batches", "salt")
+
+
+def _parameters(settings: Settings, origin: Origin | None, labelled_batches: int, given: Collection[str]) -> Parameters:
+    values = {name: getattr(settings, name) for name in _CUT}
+    if labelled_batches and origin is not None:
+        values |= {name: getattr(origin.parameters, name) for name in _CUT if name not in given}
+    return Parameters(**values, labelled_batches=labelled_batches, window=settings.training_window)
+
+
+def _delivered(batches: Batches, labelled_batches: int) -> pd.DataFrame | None:
+    """The encounters of the labelled batches with their outcomes, None where none were delivered."""
+    if not labelled_batches or not batches.have_arrived:
+        return None
+    numbers = [number for number in batches.numbers() if number < labelled_batches and number not in batches.passed]
+    frames = [frame for frame in map(batches.with_outcomes, numbers) if len(frame)]
+    if not frames:
+        raise StateError(
+            f"none of the first {labelled_batches} batches of stream {batches.stream} has outcomes",
+            "wait for outcomes: `health-predict status` shows what is waiting",
+        )
+    log.info("%d delivered batches with outcomes join the initial encounters", len(frames))
+    delivered = pd.concat(frames, ignore_index=True).drop_duplicates(ENCOUNTER, keep="last", ignore_index=True)
+    check(delivered, labelled=False, name=f"the batches of stream {batches.stream}")
+    return delivered
 
 
 @dataclass(frozen=True, slots=True)
 class _Dataset:
     manifest: Mapping[str, Any]
     files: Mapping[str, bytes]  # by name below datasets/<digest>/, without the manifest
-
-
-def _raw_key(sha256: str) -> str:
-    return f"raw/{sha256}/{FILE_NAME}"
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -108,7 +140,7 @@ def _stored(storage: Storage, index: str) -> _Dataset | None:
         digest = storage.read(index).decode()
         manifest = json.loads(storage.read(f"datasets/{digest}/{MANIFEST}"))
         files = {name: storage.read(f"datasets/{digest}/{name}") for name in manifest["files"]}
-        whole = manifest["digest"] == digest and storage.exists(_raw_key(manifest["raw_sha256"]))
+        whole = manifest["digest"] == digest and storage.exists(raw_key(manifest["raw_sha256"]))
         for name, sha256 in manifest["files"].items():
             whole = whole and hashlib.sha256(files[name]).hexdigest() == sha256
     except StateError:
@@ -123,11 +155,11 @@ def _stored(storage: Storage, index: str) -> _Dataset | None:
     return None
 
 
-def _build(storage: Storage, raw: RawData, parameters: Parameters) -> _Dataset:
+def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd.DataFrame | None) -> _Dataset:
     frame = read_cohort(raw.path)
     check(frame, name=str(raw.path))
     log.info("checked %d encounters against the contract", len(frame))
-    cut = partition(frame, parameters)
+    cut = partition(frame, parameters, delivered)
     parts = cut.parts()
     described = {name: _described(part) for name, part in parts.items()}
     digest = dataset_digest(raw.sha256, parameters, {name: str(described[name]["rows_sha256"]) for name in parts})
@@ -153,8 +185,8 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters) -> _Dataset:
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     # From here on there are effects, each whole: the raw file, the parts, and last the manifest that vouches for them.
-    if not storage.exists(_raw_key(raw.sha256)):
-        storage.upload(raw.path, _raw_key(raw.sha256))
+    if not storage.exists(raw_key(raw.sha256)):
+        storage.upload(raw.path, raw_key(raw.sha256))
     for name, data in files.items():
         storage.write(f"datasets/{digest}/{name}", data)
     storage.write(f"datasets/{digest}/{MANIFEST}", _json(manifest))

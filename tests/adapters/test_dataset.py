@@ -1,4 +1,7 @@
-"""Where the raw data come from: a named source, an earlier download, UCI, and only then the synthetic cohort."""
+"""Where the raw data come from: a named source, a copy of UCI's file, an earlier download, UCI.
+
+The synthetic cohort stands in only for whoever says so.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ import pytest
 from rich.console import Console
 
 from health_predict.adapters import dataset, download
-from health_predict.adapters.dataset import UCI_SHA256, Source, fetch
+from health_predict.adapters.dataset import UCI_SHA256, fetch
 from health_predict.adapters.storage import open_storage
 from health_predict.core.cohort import read_cohort, save_csv
 from health_predict.core.errors import DataError, UnreachableError
+from health_predict.core.sources import Source
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import Settings
 
@@ -271,26 +275,69 @@ class TestFallback:
             url = f"http://127.0.0.1:{probe.getsockname()[1]}/data.zip"
         # when
         with caplog.at_level(logging.WARNING):
-            raw = fetch(Settings(home=tmp_path), url=url)
+            raw = fetch(Settings(home=tmp_path), stand_in=True, url=url)
         # then
         assert raw.source == Source.SYNTHETIC == "synthetic" and "SYNTHETIC DATA" in caplog.text
         assert len(read_cohort(raw.path)) == 500 and files(tmp_path) == [raw.path.name]
         # and the next time it is the same file
-        assert fetch(Settings(home=tmp_path), url=url) == raw
+        assert fetch(Settings(home=tmp_path), stand_in=True, url=url) == raw
+
+    @pytest.mark.parametrize("profile", ["local", "kind", "aws"])
+    def test_without_network_nothing_stands_in_unasked(self, profile: str, tmp_path: Path, server: Archive) -> None:
+        # given the settings of a pipeline, in a cluster or not, and a UCI that does not answer
+        server.status = 503
+        settings = Settings(home=tmp_path, profile=profile)  # type: ignore[arg-type]
+        # when
+        with pytest.raises(UnreachableError, match="does not answer") as caught:
+            fetch(settings, url=server.url)
+        # then both ways out are named, and nothing was made up
+        assert "HEALTH_PREDICT_DATA_SOURCE=synthetic" in caught.value.remedy and "data_source=" in caught.value.remedy
+        assert files(tmp_path) == []
 
     def test_a_server_that_refuses_counts_as_no_network(self, server: Archive, tmp_path: Path) -> None:
         server.status = 503
         console = Console(file=io.StringIO(), width=200)
-        assert fetch(Settings(home=tmp_path), console, url=server.url).source == "synthetic"
+        assert fetch(Settings(home=tmp_path), console, stand_in=True, url=server.url).source == "synthetic"
         assert "SYNTHETIC DATA" in console.file.getvalue()  # type: ignore[attr-defined]
 
     def test_a_checksum_in_the_settings_forbids_the_fallback(self, server: Archive, tmp_path: Path) -> None:
         server.status = 404
         with pytest.raises(DataError, match="as set"):
-            fetch(Settings(home=tmp_path, data_sha256="0" * 64), url=server.url)
+            fetch(Settings(home=tmp_path, data_sha256="0" * 64), stand_in=True, url=server.url)
 
     def test_it_can_be_asked_for(self, tmp_path: Path) -> None:
         assert fetch(Settings(home=tmp_path, data_source="synthetic")).source == "synthetic"
+
+
+class TestCopy:
+    """A copy of UCI's file is a default: taken instead of the download, and never instead of what is named."""
+
+    def test_it_takes_the_place_of_the_download(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        # given one that is packed
+        (tmp_path / "copy.gz").write_bytes(gzip.compress(csv_bytes))
+        settings = Settings(home=tmp_path / "home", data_copy=str(tmp_path / "copy.gz"))
+        # then nothing is downloaded
+        assert fetch(settings, url=server.url, sha256=sha256).sha256 == sha256 and server.asked == []
+        # and what is named goes before it
+        (tmp_path / "mine.csv").write_bytes(csv_bytes + csv_bytes.splitlines(keepends=True)[1])
+        named = settings.model_copy(update={"data_source": str(tmp_path / "mine.csv")})
+        assert fetch(named, url=server.url, sha256=sha256).path == tmp_path / "mine.csv"
+
+    def test_one_at_an_address_is_fetched_once(
+        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
+    ) -> None:
+        server.body = csv_bytes
+        settings = Settings(home=tmp_path, data_copy=server.url)
+        assert fetch(settings, sha256=sha256) == fetch(settings, sha256=sha256) and len(server.asked) == 1
+
+    def test_one_that_is_another_file_is_refused(self, server: Archive, tmp_path: Path, csv_bytes: bytes) -> None:
+        (tmp_path / "copy.csv").write_bytes(csv_bytes)
+        for where, message in (("copy.csv", "the copy of UCI's file has SHA-256"), ("none.csv", "does not exist")):
+            with pytest.raises(DataError, match=message) as caught:
+                fetch(Settings(home=tmp_path / "home", data_copy=str(tmp_path / where)), url=server.url)
+            assert caught.value.remedy == "correct or unset HEALTH_PREDICT_DATA_COPY"
 
 
 class TestNamedSource:

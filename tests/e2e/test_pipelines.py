@@ -95,7 +95,7 @@ def test_a_run_ends_with_a_model_in_service(shell: dict[str, str]) -> None:
     (first,) = command(shell, "pipeline", "list")[:1]
     # with its end recorded
     assert (first["run_id"], first["state"]) == (run["run_id"], "succeeded")
-    assert first["outputs"] == {"champion": command(shell, "status")["champion"]}
+    assert first["outputs"] == {"champion": command(shell, "status")["champion"], "dataset_source": "synthetic"}
     # and a model serves, from the image that lineage names
     links = command(shell, "lineage")["links"]
     assert [link["problem"] for link in links] == [""] * len(links)
@@ -129,11 +129,11 @@ def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: P
     # when it is scheduled, for a time that does not come
     try:
         never = "0 0 3 29 2 *"
-        first = cluster.schedule("training", training, "a" * 40, never, {"trials": 1})
+        first = cluster.schedule("training", training, "a" * 40, never, {"trials": "1"})
         assert first.changed
         # then a repetition changes nothing, another time replaces it
-        assert not cluster.schedule("training", training, "a" * 40, never, {"trials": 1}).changed
-        assert cluster.schedule("training", training, "a" * 40, "0 0 4 29 2 *", {"trials": 1}).changed
+        assert not cluster.schedule("training", training, "a" * 40, never, {"trials": "1"}).changed
+        assert cluster.schedule("training", training, "a" * 40, "0 0 4 29 2 *", {"trials": "1"}).changed
     finally:
         assert cluster.unschedule("training") == 1
     assert cluster.unschedule("training") == 0
@@ -154,11 +154,8 @@ def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[
 
 
 def test_a_simulation_is_served_by_the_cluster_and_finds_its_log(shell: dict[str, str]) -> None:
-    # given the parameters of the first run, so that its model begins
-    own = {"data_source": f"s3://{BUCKET}/{KEY}", "initial_share": "0.8", "future_batches": "2"}
-    environment = {**shell, **{PREFIX + name.upper(): value for name, value in own.items()}}
-    # when a batch passes through the endpoint
-    found = command(environment, "simulate", "--batches", "1", "--policy", "never", "--delay", "0")
+    # when a batch of the champion's data passes through the endpoint
+    found = command(shell, "simulate", "--batches", "1", "--policy", "never", "--delay", "0")
     # then what its pods logged came to storage, and was judged against the outcomes
     (moment,) = found["moments"]
     assert (moment["served_by"], moment["outcome"]) == (found["first_version"], "unchanged")

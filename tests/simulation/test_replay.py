@@ -9,15 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from health_predict.adapters.storage import open_storage
 from health_predict.commands.simulate import PolicyName
-from health_predict.core.cohort import read_cohort
+from health_predict.core.cohort import load_part, read_cohort
 from health_predict.core.errors import SettingsError
 from health_predict.core.evaluation import Estimate
 from health_predict.core.partition import Parameters, batch_bounds, partition
 from health_predict.core.policy import Policy
 from health_predict.report.timeline_report import timeline_page
 from health_predict.settings import Settings
-from health_predict.simulation.replay import Plan, _with_drift, begin
+from health_predict.simulation.replay import Plan, _truths, _write_batches, begin
 from health_predict.simulation.timeline import Detection, Moment, Sign, Timeline
 
 PLAN = Plan("p", ("age-shift", "prevalence-up"), from_batch=2, policy="drift", delay=1, batches=4, seed=0)
@@ -39,25 +40,33 @@ def test_two_drifts_begin_with_their_batch(
     # given a file in no order
     file = tmp_path / "cohort.csv"
     cohort.sample(frac=1, random_state=0).to_csv(file, index=False)
-    settings = make_settings(data_source=str(file), future_batches=4)
-    # when drift is injected, twice
-    drifted, truths = _with_drift(settings, PLAN)
-    again, same = _with_drift(settings, PLAN)
-    # then both are known, it is done once, and what comes before the batch is as it was
+    settings, parameters = make_settings(), Parameters(0.2, 4, "s")
+    storage = open_storage(settings.storage)
+    # when the batches are prepared that will be sent, twice, with drift injected
+    truths = _write_batches(storage, PLAN, read_cohort(file), parameters)
+    keys = storage.keys("simulations/p/batches/")
+    written = [storage.read(key) for key in keys]
+    assert _write_batches(storage, PLAN, read_cohort(file), parameters) == truths
+    # then both are known, the same comes of it, and what comes before the batch is as it was
     assert [str(truth.scenario) for truth in truths] == ["age-shift", "prevalence-up"]
-    assert (again, same) == (drifted, truths)
-    assert {truth.from_row for truth in truths} == {batch_bounds(len(cohort), Parameters(0.2, 4, "s"))[2]}
-    parameters = Parameters(0.2, 4, settings.salt)
-    before, after = partition(cohort, parameters), partition(read_cohort(Path(drifted.data_source)), parameters)
-    assert after.train.equals(before.train)
-    assert after.batches[1].equals(before.batches[1])
-    old = [(batch["age"] > "[70").mean() for batch in (before.batches[2], after.batches[2])]
+    assert {truth.from_row for truth in truths} == {batch_bounds(len(cohort), parameters)[2]}
+    assert [storage.read(key) for key in keys] == written and len(keys) == PLAN.batches
+    before = partition(cohort, parameters).batches
+    after = [load_part(settings.home / "storage" / key) for key in keys]
+    assert after[1].equals(before[1])
+    old = [(batch["age"] > "[70").mean() for batch in (before[2], after[2])]
     assert old[1] > old[0] + 0.2
+    # and what was done to them can be told again from the record of the plan
+    assert _truths([truth.to_json() for truth in truths]) == truths
 
 
-def test_a_plan_that_does_not_fit_is_refused(make_settings: Callable[..., Settings]) -> None:
+def test_a_plan_that_does_not_fit_is_refused(
+    cohort: pd.DataFrame, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    file = tmp_path / "cohort.csv"
+    cohort.to_csv(file, index=False)
     with pytest.raises(SettingsError, match="do not fit"):
-        begin(make_settings(future_batches=3), PLAN)
+        begin(make_settings(future_batches=3, data_source=str(file)), PLAN)
 
 
 @pytest.mark.parametrize("scenarios", [(), ("concept-flip",)])

@@ -15,14 +15,15 @@ from sklearn.pipeline import Pipeline
 from health_predict.adapters.batches import Batches
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import load_part, target
+from health_predict.core.cohort import load_part, read_cohort, target
 from health_predict.core.columns import TARGET
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.partition import Parameters
 from health_predict.core.synthetic import GroundTruth, Scenario, synthesize
 from health_predict.report.timeline_report import comparison, summary, timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.monitoring import monitoring
-from health_predict.simulation.replay import Plan, Replay, _deliver_outcomes, _with_drift
+from health_predict.simulation.replay import Plan, Replay, _deliver_outcomes, _write_batches
 from health_predict.simulation.timeline import Detection, Finding, Sign, detect, timeline
 from health_predict.stages.split import split
 
@@ -37,7 +38,7 @@ KINDS = {
 def replay(settings: Settings, *scenarios: str, from_batch: int = 2) -> Replay:
     plan = Plan("p", scenarios, from_batch=from_batch, policy="drift", delay=1, batches=6, seed=0)
     truths = tuple(GroundTruth(Scenario(name), KINDS[name], 0, "", 1, (), 1, 0) for name in scenarios if name != "none")
-    return Replay(plan, settings, "d" * 64, False, "1", truths)
+    return Replay(plan, settings, {}, False, "1", truths)
 
 
 def finding(batch: int, *alarms: str, judged: int | None = None, **values: object) -> Finding:
@@ -148,10 +149,12 @@ class Played:
 
     def play(self, plan: Plan, version: str) -> Replay:
         changes = {"stream": plan.stream, "policy": plan.policy, "follow_up_days": 0.0, "evidently": "never"}
-        settings, truths = _with_drift(self.settings.model_copy(update=changes), plan)
-        data = split(settings, labelled_batches=0, **self.parts)
-        found = Replay(plan, settings, data.dataset_digest, False, version, truths)
+        settings = self.settings.model_copy(update=changes)
         storage, pipeline = open_storage(settings.storage), Tracking(settings).load_pipeline(version)
+        parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
+        truths = _write_batches(storage, plan, read_cohort(Path(settings.data_source)), parameters)
+        data = {"raw_sha256": "the same", "parameters": parameters.to_json()}
+        found = Replay(plan, settings, data, False, version, truths)
         for number in range(plan.batches):
             frame = found.batch(number)
             ids = [f"{plan.name}-{number}-{row}" for row in range(len(frame))]
@@ -167,7 +170,7 @@ class Played:
                 if plan.due(earlier) <= number:
                     _deliver_outcomes(found, earlier)
             monitoring(settings, batch=number)
-        known = {**asdict(plan), "dataset_digest": data.dataset_digest, "first_version": version}
+        known = {**asdict(plan), "data": data, "first_version": version}
         storage.write(f"simulations/{plan.name}/plan.json", json.dumps(known).encode())
         return found
 

@@ -16,11 +16,12 @@ from sklearn.pipeline import Pipeline
 from health_predict.adapters.batches import Batches
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import exclude_not_readmittable, save_part, target
+from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv, save_part, target
 from health_predict.core.drift import Verdict
-from health_predict.core.errors import StateError
+from health_predict.core.errors import DataError, StateError
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.outcomes import write_outcomes
+from health_predict.core.partition import Parameters, places
 from health_predict.core.policy import Action
 from health_predict.core.promotion import Decision
 from health_predict.core.synthetic import synthesize
@@ -29,8 +30,10 @@ from health_predict.stages.drift import NO_BATCH, DriftResult, drift
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import register
 from health_predict.stages.settle import Settlement, settle
+from tests.conftest import as_if_real
 
 DATASET = "d" * 64
+SALT = "of the champion's dataset"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
         file = home / "part.parquet"
         save_part(frame.reset_index(drop=True), file)
         storage.upload(file, f"datasets/{DATASET}/{name}.parquet")
+    manifest = {"raw_sha256": "a" * 64, "source": "synthetic", "parameters": Parameters(0.4, 4, SALT).to_json()}
+    storage.write(f"datasets/{DATASET}/manifest.json", json.dumps(manifest).encode())
     train: pd.DataFrame = parts["train"].reset_index(drop=True)
     pipeline = Pipeline([("features", EncounterFeatures()), ("estimator", LogisticRegression(C=0.01, max_iter=1000))])
     pipeline.fit(train, target(train))
@@ -205,6 +210,10 @@ def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, 
     renewed = recalibrate(settings, labelled_batches=1, **files)
     again = recalibrate(settings, labelled_batches=1, **files)
     assert again.reused and again.parent_run_id == renewed.parent_run_id
+    # and its patients are parted as the champion's were, whatever the settings say by now
+    assert settings.salt != SALT
+    for number, name in ((1, "validation"), (2, "test")):
+        assert set(places(SALT, load_part(files[name])["patient_nbr"])) == {number}
     result = register(settings, parent_run_id=renewed.parent_run_id, card=tmp_path / "card.html", **files)
     # then it passes, its risks are right, and it knows what it is and what it has learned from
     assert result.decision is Decision.PROMOTE, result.reasons
@@ -228,6 +237,65 @@ def test_a_batch_that_does_not_exist_is_named_with_the_range(settings: Settings,
         run_stage(settings, 9, tmp_path)
     assert "no batch 9" in caught.value.problem
     assert "0 to 3" in caught.value.remedy
+
+
+def test_without_deliveries_nothing_is_judged_where_nothing_may_stand_in(settings: Settings, tmp_path: Path) -> None:
+    # given a stream to which nothing was delivered, in a place where monitoring is about real deliveries only
+    settings = settings.model_copy(update={"stream": "quiet", "replay": False})
+    # when it is monitored, as a schedule does each night
+    result = run_stage(settings, None, tmp_path)
+    # then it says so, on its page too, and leaves no trace
+    assert (result.batch, result.verdict, result.action) == (NO_BATCH, Verdict.STEADY, Action.NONE)
+    assert "no encounters were delivered" in result.reasons[0] and "batches/quiet" in result.reasons[0]
+    assert "no encounters were delivered" in (tmp_path / "report.html").read_text()
+    assert finish(settings, result) is Settlement.UNCHANGED
+    assert open_storage(settings.storage).keys("monitoring/quiet/") == []
+    with pytest.raises(StateError, match="has no batches"):
+        run_stage(settings, 0, tmp_path)
+    # when encounters come, they are judged
+    Hospital(settings).send(0, exclude_not_readmittable(synthesize(1000, seed=8)))
+    assert run_stage(settings, None, tmp_path).batch == 0
+
+
+def test_what_was_judged_of_other_data_does_not_count(settings: Settings, tmp_path: Path) -> None:
+    # given a dataset and another, of other data, each with two batches that stand in
+    settings = settings.model_copy(update={"stream": "replaced"})
+    storage, tracking = open_storage(settings.storage), Tracking(settings)
+    champion, other = tracking.by_alias(CHAMPION), "e" * 64
+    assert champion is not None
+    manifest = json.loads(storage.read(f"datasets/{DATASET}/manifest.json"))
+    for digest in (DATASET, other):
+        rows = {f"batches/{number:02d}": {"rows_sha256": digest + str(number)} for number in range(2)}
+        storage.write(f"datasets/{digest}/manifest.json", json.dumps({**manifest, "parts": rows}).encode())
+    for key in storage.keys(f"datasets/{DATASET}/"):
+        if key.endswith(".parquet"):
+            storage.write(key.replace(DATASET, other), storage.read(key))
+    try:
+        # when the first of both is judged, and then the data of the champion are replaced
+        for number in range(2):
+            assert run_stage(settings, None, tmp_path).batch == number
+            finish(settings, run_stage(settings, number, tmp_path))
+        tracking.tag_version(champion.version, {"dataset_digest": other})
+        # then monitoring begins anew, though these have the same numbers and here even the same encounters
+        again = run_stage(settings, None, tmp_path)
+        assert (again.batch, again.already_handled, again.labelled_batches) == (0, False, 1)
+        assert finish(settings, again) in (Settlement.UNCHANGED, Settlement.LOST)
+        assert run_stage(settings, None, tmp_path).batch == 1
+    finally:
+        tracking.tag_version(champion.version, {"dataset_digest": DATASET})
+        storage.write(f"datasets/{DATASET}/manifest.json", json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize("replace_data", [True, False])
+def test_other_data_than_the_champions_are_refused(settings: Settings, tmp_path: Path, replace_data: bool) -> None:
+    # given settings that ask for another file
+    save_csv(as_if_real(synthesize(200, seed=9)), tmp_path / "other.csv")
+    asked = settings.model_copy(update={"data_source": str(tmp_path / "other.csv"), "replace_data": replace_data})
+    # then neither a judgement nor a recalibration passes over that
+    with pytest.raises(DataError, match="of the champion's patients"):
+        run_stage(asked, None, tmp_path)
+    with pytest.raises(DataError, match="of the champion's patients"):
+        recalibrate(asked, labelled_batches=1, validation=tmp_path / "v", test=tmp_path / "t")
 
 
 def test_without_a_champion_the_remedy_is_to_deploy(tmp_path: Path) -> None:

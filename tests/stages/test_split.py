@@ -14,14 +14,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from health_predict.adapters.batches import Batches
+from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import load_part, save_csv
-from health_predict.core.errors import DataError
+from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv
+from health_predict.core.errors import DataError, StateError
+from health_predict.core.outcomes import write_outcomes
 from health_predict.core.partition import rows_digest
 from health_predict.core.synthetic import synthesize
 from health_predict.settings import Settings
 from health_predict.stages.split import SplitResult, split
+from tests.conftest import as_if_real
 
+CUT = ("initial_share", "future_batches", "salt")
 NAMES = ("train", "validation", "test", "batches", "profile")
 
 
@@ -132,6 +137,76 @@ def test_labelled_batches_join_the_splits_and_stay_batches(raw: Path, tmp_path: 
     joined = [first.manifest["parts"][f"batches/0{number}"] for number in (0, 1)]
     assert rows[2] == rows[0] + sum(part["rows"] for part in joined)
     assert [later.manifest["parts"][f"batches/0{number}"] for number in (0, 1)] == joined
+
+
+@pytest.fixture
+def continued(raw: Path, tmp_path: Path, mlflow_database: Path) -> Settings:
+    """Of a shell without variables, in a home whose champion's dataset was cut in another way than the settings say."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(mlflow_database, home)
+    made = run(settings_of(home, raw, initial_share=0.5, salt="its own"), tmp_path / "first")
+    tracking, tags = Tracking(Settings(home=home)), {"dataset_digest": made.dataset_digest, "dataset_source": "custom"}
+    tracking.set_alias(CHAMPION, tracking.register(tracking.start_search("a search", tags, {}), tags, "").version)
+    return Settings(home=home, evidently="never")
+
+
+def test_what_continues_the_champions_dataset_is_cut_as_that_was(continued: Settings, tmp_path: Path) -> None:
+    # when one batch has labels by now, and nothing else is said
+    parameters = run(continued, tmp_path / "out", labelled_batches=1).manifest["parameters"]
+    assert [parameters[name] for name in CUT] == [0.5, 3, "its own"] and parameters["labelled_batches"] == 1
+    # then what is given to this very run counts all the same, what the settings say in general does not
+    settings = continued.model_copy(update={"salt": "given", "future_batches": 7})
+    files = {name: tmp_path / "out" / name for name in NAMES}
+    parameters = split(settings, labelled_batches=1, given=["salt"], **files).manifest["parameters"]  # type: ignore[arg-type]
+    assert [parameters[name] for name in CUT] == [0.5, 3, "given"]
+    # and a training from the beginning is cut as the settings say
+    parameters = run(settings, tmp_path / "out").manifest["parameters"]
+    assert [parameters[name] for name in CUT] == [0.2, 7, "given"]
+
+
+def test_what_was_delivered_is_learned_from_and_not_the_future_of_the_file(
+    continued: Settings, raw: Path, tmp_path: Path
+) -> None:
+    # given two batches of other patients that the endpoint scored, of whom some outcomes are known
+    patients = as_if_real(synthesize(600, seed=77))
+    batches = Batches(continued)
+    for number in range(2):
+        frame = patients[300 * number : 300 * (number + 1)].reset_index(drop=True)
+        ids = [f"{number}-{row}" for row in range(len(frame))]
+        scored = {"time": "2020-01-01T00:00:00+00:00", "model_version": "1", "probability_score": 0.1}
+        log = "\n".join(json.dumps({**scored, "prediction_id": one}) for one in ids)
+        batches.storage.write(f"predictions/2020-01-0{number + 1}/log.jsonl", log.encode())
+        batches.deliver(number, frame.drop(columns="readmitted"), ids)
+        readmitted = frame["readmitted"] == "<30"
+        batches.storage.write(f"outcomes/{number}.csv", write_outcomes(ids[:280], readmitted[:280]))
+    first = json.loads((tmp_path / "first" / "batches").read_text())
+    # when the champion's dataset is continued with both
+    result = run(continued, tmp_path / "out", labelled_batches=2)
+    # then they are what joins the initial encounters: those whose outcome is known, with it
+    kept = exclude_not_readmittable(pd.concat([patients[:280], patients[300:580]]))
+    parts = pd.concat([load_part(tmp_path / "out" / name) for name in NAMES[:3]])
+    joined = parts[parts["encounter_id"].isin(patients["encounter_id"])]
+    assert sorted(joined["encounter_id"]) == sorted(kept["encounter_id"])
+    assert len(parts) - len(joined) == sum(first["parts"][name]["rows"] for name in NAMES[:3])
+    assert set(joined.loc[joined["readmitted"] == "<30", "encounter_id"]) == set(
+        kept.loc[kept["readmitted"] == "<30", "encounter_id"]
+    )
+    # and the same again is the same dataset, another outcome another
+    assert run(continued, tmp_path / "out", labelled_batches=2).reused
+    batches.storage.write("outcomes/late.csv", write_outcomes(["0-299"], [1]))
+    assert run(continued, tmp_path / "out", labelled_batches=2).dataset_digest != result.dataset_digest
+    # and a stream may be longer than the future of the file
+    batches.deliver(9, patients[:5].drop(columns="readmitted").reset_index(drop=True), ["a", "b", "c", "d", "e"])
+    assert run(continued, tmp_path / "out", labelled_batches=10).manifest["parameters"]["labelled_batches"] == 10
+
+
+def test_deliveries_without_outcomes_are_waited_for(continued: Settings, tmp_path: Path) -> None:
+    frame = synthesize(5, seed=1).drop(columns="readmitted")
+    Batches(continued).deliver(0, frame, list("abcde"))
+    with pytest.raises(StateError, match="has outcomes") as caught:
+        run(continued, tmp_path / "out", labelled_batches=1)
+    assert "health-predict status" in caught.value.remedy
 
 
 def test_a_repeat_reads_what_lies_in_storage(raw: Path, tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""What kind of patients data are of, and the words for those who do not exist."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+SYNTHETIC_WARNING = "SYNTHETIC DATA: these patients do not exist, and no figure says anything about real ones"
+
+
+class Source(StrEnum):
+    """What the data are. Whatever stands on synthetic data says so."""
+
+    UCI = "uci"
+    CUSTOM = "custom"
+    SYNTHETIC = "synthetic"
+
+
+def warning(source: str) -> str:
+    """What to say about whatever stands on data of this source; empty for real patients."""
+    return SYNTHETIC_WARNING if source == Source.SYNTHETIC else ""

@@ -1,0 +1,49 @@
+"""`health-predict pipeline`: which parameters a run is begun with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from health_predict.commands.pipeline import _arguments
+from health_predict.core.errors import SettingsError
+from health_predict.settings import PREFIX, Profile, settings_on
+
+
+@pytest.fixture(autouse=True)
+def shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell in which some settings were exported."""
+    for name, value in {"SEED": "5", "FAMILIES": '["XGBoost"]', "POLICY": "every"}.items():
+        monkeypatch.setenv(PREFIX + name, value)
+
+
+def test_on_this_machine_only_what_was_given_is_passed() -> None:
+    # the tasks inherit the environment
+    assert _arguments(settings_on(None), "training", {"trials": "3"}) == {"trials": "3"}
+    assert _arguments(settings_on(None), "monitoring", {}) == {}
+
+
+@pytest.mark.parametrize("place", [Profile.KIND, Profile.AWS])
+def test_a_cluster_gets_what_is_set_here_and_nothing_else(place: Profile) -> None:
+    # then the defaults of this machine do not cover the settings of the cluster
+    settings = settings_on(place)
+    assert _arguments(settings, "training", {"trials": "3"}) == {"trials": "3", "seed": "5", "families": ["XGBoost"]}
+    assert _arguments(settings, "training", {"seed": "6"})["seed"] == "6"
+    assert _arguments(settings, "monitoring", {})["policy"] == "every"
+    assert _arguments(settings, "deployment", {"model_version": "1"}) == {"model_version": "1"}
+
+
+def test_data_that_a_cluster_cannot_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}DATA_SOURCE", "my.csv")
+    with pytest.raises(SettingsError, match="path on this machine"):
+        _arguments(settings_on(Profile.KIND), "training", {})
+    for source in ("s3://bucket/my.csv", "synthetic"):
+        assert _arguments(settings_on(Profile.KIND), "training", {"data_source": source})["data_source"] == source
+
+
+def test_a_path_means_the_same_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"data_source": "my.csv", "replace_data": "true"}
+    expected = {"data_source": str(tmp_path / "my.csv"), "replace_data": True}
+    assert _arguments(settings_on(None), "training", given) == expected
