@@ -86,7 +86,7 @@ bundle = Bundle(
             "HP_ADDRESS": HOST_ADDRESS,
             "HP_OPEN_PORTS": " ".join(str(port.number) for port in config.open_ports),
             "HP_RECREATE_CLUSTER": config.recreate_cluster,
-            "HP_RETRAIN": config.retrain,
+            "HP_MONITOR": config.monitor,
             "HP_DATA_URL": UCI_URL,
             "HP_DATA_SHA256": UCI_SHA256,
         },

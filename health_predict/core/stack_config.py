@@ -112,8 +112,10 @@ class StackConfig(BaseModel):
     budget_email: str = Field("", description="Address of the budget's alarm; empty: no alarm")
     tags: Mapping[str, str] = Field(default_factory=dict, description="Tags of every resource, beside our own")
     image_tag: str = Field("", description="Tag of the pipeline and MLflow images to run; empty: the git commit")
-    retrain: str = Field(
-        "", description="When the cluster retrains: second minute hour day month weekday, in UTC; empty: never"
+    monitor: str = Field(
+        "",
+        description="When the cluster judges delivered encounters, and recalibrates or retrains where that follows: "
+        "second minute hour day month weekday, in UTC; empty: never",
     )
     keep_data: bool = Field(True, description="Protect volume, bucket and images against deletion")
     recreate_cluster: str = Field("", description="Hash of the cluster configuration that may replace the running one")
@@ -192,11 +194,11 @@ class StackConfig(BaseModel):
             raise ValueError("'latest' names another image every day -> use the commit the images were built from")
         return value
 
-    @field_validator("retrain")
+    @field_validator("monitor")
     @classmethod
     def _six_fields(cls, value: str) -> str:
         if value and not re.fullmatch(r"([\d*/,-]+|\?)( ([\d*/,?-]+)){5}", value):
-            raise ValueError(f"{value!r} has not six fields -> as in '0 0 2 * * 0': Sundays at two, UTC")
+            raise ValueError(f"{value!r} has not six fields -> as in '0 0 2 * * *': each night at two, UTC")
         return value
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from infra.bundle import environment_file, pack, start_script
 from tests.infra.program import ROOT
@@ -122,6 +123,7 @@ class Machine:
             "HP_IMAGE_TAG": "0123abc",
             "HP_OPEN_PORTS": "3000",
             "HP_RECREATE_CLUSTER": "",
+            "HP_MONITOR": "0 30 2 * * *",
             "HP_DATA_URL": "file:///srv/downloads/data.zip",
             "HP_DATA_SHA256": hashlib.sha256(b"encounter_id\n1\n").hexdigest(),
             "HP_DOCKER_URL": "file:///srv/downloads",
@@ -295,6 +297,17 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     assert {file.name for file in (machine.upper / "var/lib").glob("stub-enabled-health-predict-port*")} == {
         "stub-enabled-health-predict-port@3000.socket"
     }
+    # and each night what was delivered is monitored, with the settings that the cluster has by then
+    job = yaml.safe_load((machine.state / "register.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert 'pipeline schedule monitoring --cron "$MONITOR"' in container["args"][0]
+    names = [one["name"].removeprefix("HEALTH_PREDICT_") for one in container["env"]]
+    assert container["env"][0]["value"] == "0 30 2 * * *"
+    assert names == ["MONITOR", "KFP_HOST", "PIPELINE_IMAGE", "GIT_COMMIT"] and "envFrom" not in container
+    assert (
+        "HEALTH_PREDICT_DATA_COPY=s3://the-bucket/raw/diabetic_data.csv\n"
+        in (machine.state / "settings.env").read_text()
+    )
     # and the registry's credentials went to the node by standard input, never as an argument
     assert "token-of-ecr" not in machine.calls
     assert '"auth": "QVdTOnRva2VuLW9mLWVjcg=="' in (machine.upper / "var/lib/stub-node-config.json").read_text()

@@ -168,6 +168,8 @@ def test_the_bundle_is_named_by_its_content() -> None:
         in (pointer.inputs["content"])
     )
     assert "HP_IMAGE_TAG=0123abc\n" in pointer.inputs["content"]
+    scheduled = stack(monitor="0 30 2 * * *").one("s3/bucketObjectv2:BucketObjectv2", "health-predict-dev-host")
+    assert "HP_MONITOR='0 30 2 * * *'\n" in scheduled.inputs["content"]
     # and the pointer moves only after the archive is there
     assert any("archive" in urn for urn in pointer.depends_on)
     assert stack(**OPERATOR).one("BucketObjectv2", "health-predict-dev-archive").inputs["key"] == archive["key"]
@@ -320,7 +322,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tags": {"team": "a;b"}}, "AWS refuses"),
     ({"image_tag": "latest"}, "another image every day"),
     ({"image_tag": "a b"}, "no image tag"),
-    ({"retrain": "every day"}, "six fields"),
+    ({"monitor": "every day"}, "six fields"),
     ({"instnace_type": "t3a.xlarge"}, "there is no such key"),
 ]
 

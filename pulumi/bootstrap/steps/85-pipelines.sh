@@ -1,8 +1,8 @@
 #!/bin/bash
-# Register the compiled pipelines and their schedules with Kubeflow Pipelines, from inside the cluster.
+# Register the compiled pipelines, and the schedule of monitoring, with Kubeflow Pipelines, from inside the cluster.
 set -euo pipefail
 image=$(<"$HP_STATE/pipeline-image")
-job=health-predict-register-$(printf '%s%s' "$HP_BUNDLE_SHA256" "$image${HP_RETRAIN:-}" | sha256sum | cut -c1-10)
+job=health-predict-register-$(printf '%s%s' "$HP_BUNDLE_SHA256" "$image${HP_MONITOR:-}" | sha256sum | cut -c1-10)
 settings=$HP_STATE/register.yaml
 
 status() { kubectl -n kubeflow get job "$job" --output "jsonpath={.status.conditions[?(@.status=='True')].type}" 2>/dev/null || true; }
@@ -27,9 +27,14 @@ spec:
           args:
             - >-
               health-predict pipeline upload --on aws &&
-              health-predict pipeline schedule readmission --cron "\$RETRAIN" --on aws
-          env: [{name: RETRAIN, value: "${HP_RETRAIN:-}"}]
-          envFrom: [{configMapRef: {name: health-predict-settings}}]
+              health-predict pipeline schedule monitoring --cron "\$MONITOR" --on aws &&
+              health-predict pipeline schedule readmission --cron "" --on aws
+          # Not all settings: what a command has in its environment goes with its runs, past later changes.
+          env:
+            - {name: MONITOR, value: "${HP_MONITOR:-}"}
+$(for name in KFP_HOST PIPELINE_IMAGE GIT_COMMIT; do
+    echo "            - {name: HEALTH_PREDICT_$name, valueFrom: {configMapKeyRef: {name: health-predict-settings, key: HEALTH_PREDICT_$name}}}"
+done)
           securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
           resources: {requests: {cpu: 100m, memory: 256Mi}, limits: {cpu: "1", memory: 1Gi}}
 END
