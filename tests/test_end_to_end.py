@@ -312,7 +312,7 @@ def test_a_simulation_that_was_killed_goes_on_and_does_nothing_twice(shell: Shel
     assert (first["verdict"], first["outcome"]) == ("recalibrate", "deployed")
     assert (first["served_by"], second["served_by"]) == ("1", "2")
     # and the version that the same findings had led to before was found, not made again
-    assert shell.json("status")["champion"] == second["version_after"]
+    assert first["version_after"] == second["version_after"] == shell.json("status")["champion"] == "2"
     page = Path(found["page"]).read_text()
     assert "SYNTHETIC" not in page.upper() and "<svg" in page
     # and once more, nothing is done
@@ -328,6 +328,31 @@ def test_a_retraining_goes_on_with_the_data_of_the_champion(shell: Shell, demo: 
     assert (outputs["action"], outputs["dataset_source"]) == ("retrain", "custom")
     assert data_of(shell, data)
     assert shell.json("lineage")["intact"]
+
+
+def test_what_served_before_a_simulation_serves_again_at_its_end(shell: Shell, demo: str) -> None:
+    # given version 2 in service, and a simulation with falsified outcomes, killed while version 1 serves it
+    before = shell.json("status")["serving"]["model_version"]
+    arguments = ("simulate", "--batches", "1", "--policy", "never", "--scenario", "concept-flip", "--from-batch", "0")
+    kill_in(shell, "replay", "batch 0: sending", *arguments)
+    found = shell.json("status")
+    assert (before, found["serving"]["model_version"], found["champion"]) == ("2", "1", "1")
+    assert any("brings back version 2" in item for item in found["waiting"])
+    # when it goes on to its end
+    said = shell.ask(*arguments)
+    # then that is told, and the version before serves again and is champion, through every link
+    assert "version 2, which served before, serves again" in said
+    after = shell.json("status")
+    assert (after["serving"]["model_version"], after["champion"]) == ("2", "2")
+    assert not any("simulation" in item for item in after["waiting"])
+    assert shell.json("lineage")["intact"]
+    # when it is asked for once more, then its timeline is shown and nothing moves
+    assert shell.json(*arguments)["serving"] == "2"
+    assert shell.json("status")["serving"] == after["serving"]
+    # when its model is to be kept, then it serves, and the way back is told
+    said = shell.ask(*arguments, "--keep")
+    assert "`health-predict pipeline run deployment -p model_version=2` brings back version 2" in said
+    assert shell.json("status")["champion"] == "1"
 
 
 def test_down_leaves_nothing_running(shell: Shell, demo: str) -> None:

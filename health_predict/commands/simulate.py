@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,10 +15,14 @@ from rich.console import Console
 
 from health_predict.adapters.kfp import Event
 from health_predict.adapters.locks import only_one
+from health_predict.adapters.target import open_target
 from health_predict.commands.data import ScenarioName
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import PipelineProgress, say_source
+from health_predict.core.errors import HealthPredictError
 from health_predict.settings import Settings, settings_on
+
+log = logging.getLogger(__name__)
 
 
 class PolicyName(StrEnum):
@@ -44,17 +50,23 @@ def simulate(
     pipelines: Annotated[
         bool, typer.Option("--pipelines", help="Run the compiled pipeline for each batch, not its stages in here")
     ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the simulation's last model in service, not what served before")
+    ] = False,
     on: On = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay future batches against the endpoint: predict, wait for outcomes, monitor, retrain, redeploy.
 
-    Begins with the model of the initial data, whatever serves now. Killed, the same command goes on.
+    Begins with the model of the initial data, whatever serves now; what served before serves again at the end. Killed,
+    the same command goes on.
     """
     from health_predict.adapters.source_control import commit
     from health_predict.report.timeline_report import summary
+    from health_predict.simulation.in_service import put_back
     from health_predict.simulation.monitoring import monitoring
-    from health_predict.simulation.replay import Plan, begin, play
+    from health_predict.simulation.plan import Plan
+    from health_predict.simulation.replay import begin, play
     from health_predict.simulation.timeline import Moment, moment, publish, timeline
 
     settings = settings_on(on)
@@ -87,7 +99,6 @@ def simulate(
         PipelineProgress(console) as progress,
         _said_by_stages(progress),
     ):
-        replay = begin(settings, plan)
 
         def told(number: int) -> None:
             one = moment(replay, number)
@@ -100,11 +111,16 @@ def simulate(
                 soft_wrap=True,
             )
 
-        play(replay, handle, told)
-        found = timeline(replay)
-        page = publish(replay, found)
+        with _put_back_on_failure(settings, keep):
+            replay = begin(settings, plan, keep=keep)
+            play(replay, handle, told)
+            found = timeline(replay)
+            page = publish(replay, found)
+        ending = put_back(settings, keep=keep)
     if as_json:
-        typer.echo(json.dumps({**found.to_json(), "page": page}))
+        active = open_target(settings).active()
+        serving = active.model_version if active else None
+        typer.echo(json.dumps({**found.to_json(), "page": page, "serving": serving}))
         return
     console.print(
         f"{len(shown)} batches, {found.retrainings} retrainings and {found.recalibrations} recalibrations in service, "
@@ -114,7 +130,26 @@ def simulate(
     for line in summary(found.to_json()):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"timeline: {page}", highlight=False, soft_wrap=True)
+    if ending:
+        console.print(f"[bold]{ending}[/bold]", highlight=False, soft_wrap=True)
     say_source(console, "synthetic" if found.synthetic else "")
+
+
+@contextmanager
+def _put_back_on_failure(settings: Settings, keep: bool) -> Iterator[None]:
+    """What served before serves again when a simulation fails or is interrupted; it can go on all the same."""
+    from health_predict.simulation.in_service import put_back
+
+    try:
+        yield
+    except BaseException:
+        if not keep:
+            try:
+                if ending := put_back(settings, ended=False):
+                    log.warning(ending)
+            except HealthPredictError as error:
+                log.error("what served before does not serve again: %s", error)
+        raise
 
 
 class _said_by_stages(logging.Handler):  # noqa: N801 (a context manager reads like a function)

@@ -154,23 +154,15 @@ class Calibration:
         slope = f"{self.slope:.2f} ({self.slope_low:.2f} to {self.slope_high:.2f})"
         if not self.broken:
             return f"Calibration holds: {ratio}; calibration slope {slope}."
-        wide = self.slope_over.value > 1
         parts = [
             (self.ratio_over, "observed over expected", ratio, ""),
-            (
-                self.slope_over,
-                "the calibration slope",
-                slope,
-                ", so high risks are too low and low ones too high"
-                if wide
-                else ", so high risks are too high and low ones too low",
-            ),
+            (self.slope_over, "the calibration slope", slope, f", so {_meaning(self.slope_over.value)}"),
         ]
         parts.sort(key=lambda part: not part[0].off)
         said = []
         for over, name, newest, meaning in parts:
             if not over.off:
-                said.append(f"{name} holds: {newest}")
+                said.append(f"{name} is not surely off: {newest}")
             elif over.at_once:
                 said.append(f"{name} is off: {newest}{meaning}")
             else:
@@ -179,6 +171,14 @@ class Calibration:
                     f"labelled batches together{meaning}; in the newest alone, {newest}"
                 )
         return " ".join(f"{one[0].upper()}{one[1:]}." for one in said)
+
+
+def _meaning(slope: float) -> str:
+    if slope <= 0:
+        return "higher scores do not mean higher risks"
+    return (
+        "high risks are too low and low ones too high" if slope > 1 else "high risks are too high and low ones too low"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from health_predict.adapters.raw_data import origin_of
 from health_predict.adapters.target import Active, open_target
 from health_predict.core.errors import StateError
 from health_predict.settings import Settings
+from health_predict.simulation.in_service import under_way
 
 EVALUATION = "evaluation.json"
 
@@ -63,7 +64,7 @@ def status(settings: Settings) -> Status:
         waiting.append(f"{len(open_batches)} of {len(numbers)} batches are not monitored yet, next: {open_batches[0]}")
     if champion is not None and batches.silence:
         waiting.append(batches.silence)
-    waiting += _outcomes(batches)
+    waiting += [*_outcomes(batches), *_simulation(settings)]
     # What serves is worth showing without its evaluation.
     judged = (evaluation(tracking, champion) if champion else None) or {}
     tested = judged.get("on_test")
@@ -108,6 +109,14 @@ def _outcomes(batches: Batches) -> list[str]:
         joined = batches.labelled(batches.batch(number)).joined
         found.append(f"outcomes of batch {number}: {joined.waiting or 'known, judged with the next batch'}")
     return found + [f"left out: {problem}" for problem in batches.damaged]
+
+
+def _simulation(settings: Settings) -> list[str]:
+    before = under_way(settings)
+    if before is None:
+        return []
+    again = f", which brings back version {before.version} at its end" if before.version else ""
+    return [f"simulation {before.simulation} was begun and its model serves: give its command again{again}"]
 
 
 def _last(batches: Batches, decisions: list[dict[str, Any]]) -> LastDrift | None:

@@ -66,6 +66,8 @@ def drift_page(
             x_label="predicted risk of readmission",
         ),
         auc_plot=_discrimination(findings),
+        fall_evidence=_evidence(findings.discrimination.evidence) if findings.discrimination else "",
+        gain_evidence=_evidence(findings.discrimination.gain_evidence) if findings.discrimination else "",
         calibration_limit=threshold(limits.calibration_alpha / 4),
         calibration_rows=_calibration_rows(findings),
         calibration_plot=_calibration(findings, probabilities if judged is None else judged, outcomes),
@@ -196,14 +198,18 @@ def _calibration_rows(findings: DriftFindings) -> list[tuple[str, ...]]:
             estimate(*newest, 2),
             str(over.windows),
             estimate(over.value, (over.low, over.high), 2),
-            number(over.evidence, 1) if over.evidence < 1e6 else "over a million",
-            "off" if over.off else "holds",
+            _evidence(over.evidence),
+            "off" if over.off else "not surely off",
         )
         for name, newest, over in (
             ("Observed / expected", (line.ratio, (line.ratio_low, line.ratio_high)), line.ratio_over),
             ("Calibration slope", (line.slope, (line.slope_low, line.slope_high)), line.slope_over),
         )
     ]
+
+
+def _evidence(value: float) -> str:
+    return number(value, 1) if value < 1e6 else "over a million"
 
 
 def _subgroups(groups: Sequence[SubgroupFinding]) -> plots.Plot | None:

@@ -39,7 +39,7 @@ def timeline_page(found: Mapping[str, Any]) -> str:
             moments, marks, "observed_expected", "observed / expected", {"risks are right": 1.0}, 2
         ),
         versions_plot=_versions(found, moments, marks),
-        detection=_detection(detection),
+        detection=_detection(found),
         scenario=f"{scenario} ({kinds})",
         begin=detection["from_batch"] if detection else None,
         comparison=comparison(found) if detection else ("", ""),
@@ -141,6 +141,7 @@ def _versions(
     )
 
 
+NOT_ASKED = "not asked"
 _SIGNS = (
     ("inputs", "The inputs differ from the batch before"),
     ("recording", "Their recording changed since the batch before"),
@@ -148,30 +149,30 @@ _SIGNS = (
 )
 
 
-def _detection(detection: Mapping[str, Any] | None) -> list[tuple[str, str, str, str]]:
-    """Question, delay, what was found, and how often on batches that nothing was done to."""
-    if detection is None:
+def _detection(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Question, delay, what was found, and how often on unchanged batches; no rows where nothing was changed."""
+    detection = found["detection"]
+    if detection is None or detection["from_batch"] >= len(found["moments"]):
         return []
     rows = []
     for name, question in _SIGNS:
         sign = detection[name]
         if sign is None:
-            rows.append((question, "not asked", "the scenario leaves this alone", ABSENT))
+            rows.append((question, NOT_ASKED, "the scenario leaves this alone", ABSENT))
         else:
             looks = f"in {sign['before']} of {sign['looks']}" if sign["looks"] else ABSENT
-            rows.append((question, delay(sign["delay"]), ", ".join(sign["what"]) or ABSENT, looks))
+            rows.append((question, _delay(sign["delay"]), ", ".join(sign["what"]) or ABSENT, looks))
     late = "delay" in detection["kinds"]
     if late:
-        rows.append(("Outcomes are waited for that came sooner before", delay(detection["waited"]), ABSENT, ABSENT))
+        rows.append(("Outcomes are waited for that came sooner before", _delay(detection["waited"]), ABSENT, ABSENT))
     if not late or len(detection["kinds"]) > 1:
         rows.append(
-            ("A new version serves that learned from changed batches", delay(detection["learned"]), ABSENT, ABSENT)
+            ("A new version serves that learned from changed batches", _delay(detection["learned"]), ABSENT, ABSENT)
         )
     return rows
 
 
-def delay(batches: int | None) -> str:
-    """A number of batches after the begin of a change, in words; None is never."""
+def _delay(batches: int | None) -> str:
     if batches is None:
         return "never"
     return "in its first batch" if batches == 0 else f"{batches} batch{'es' if batches > 1 else ''} later"
@@ -190,8 +191,8 @@ def comparison(found: Mapping[str, Any]) -> tuple[str, str]:
             "",
         )
     return (
-        "The stream drifts by itself, so a finding may be its own; only what stood before is not counted. To have it "
-        "told apart, simulate the same without the scenario, then this once more:",
+        "A stream may drift by itself, as the real one does, so a finding may be its own; only what stood before is "
+        "not counted. To have it told apart, simulate the same without the scenario, then this once more:",
         f"health-predict simulate --batches {len(found['moments'])} --policy {found['policy']} "
         f"--delay {found['delay']}",
     )
@@ -202,8 +203,14 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     detection = found["detection"]
     if detection is None:
         return []
-    lines = [f"{' and '.join(detection['scenarios'])} from batch {detection['from_batch']} on:"]
-    for question, when, what, looks in _detection(detection):
+    scenario = " and ".join(detection["scenarios"])
+    rows = _detection(found)
+    if not rows:
+        return [f"{scenario} begins with batch {detection['from_batch']}, after the last one of this simulation"]
+    lines = [f"{scenario} from batch {detection['from_batch']} on:"]
+    for question, when, what, looks in rows:
+        if when == NOT_ASKED:
+            continue
         more = [one for one in (what, f"on unchanged batches {looks}" if looks != ABSENT else ABSENT) if one != ABSENT]
         lines.append(f"  {question}: {when}" + (f" ({'; '.join(more)})" if more else ""))
     text, command = comparison(found)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,72 +34,14 @@ from health_predict.core.promotion import Decision
 from health_predict.core.sources import Source
 from health_predict.core.synthetic import GroundTruth, Scenario, inject
 from health_predict.settings import Settings
+from health_predict.simulation.in_service import remember, serve, version_of
 from health_predict.simulation.monitoring import dataset, readmission
-from health_predict.stages.rollout import rollout
+from health_predict.simulation.plan import PLAN, Begun, Plan, file_key
 
 log = logging.getLogger(__name__)
 
-PLAN = "plan.json"
 PORTION = 1000  # encounters in a request
 LOG_SECONDS = 120.0  # until the service has shipped what it logged
-MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
-_PLAN = re.compile(r"simulations/(.+)/plan\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is simulated: together with the data, all that the end depends on."""
-
-    name: str
-    scenarios: tuple[str, ...]
-    from_batch: int
-    """Where the drift begins."""
-    policy: str
-    delay: int
-    """Batches until outcomes are known; 0: with the batch itself."""
-    batches: int
-    seed: int
-
-    @property
-    def stream(self) -> str:
-        """Name under which its batches and watermarks are kept."""
-        return f"sim-{self.name}"
-
-    def due(self, number: int) -> int:
-        """The batch after whose arrival the outcomes of batch `number` are delivered."""
-        late = Scenario.DELAYED_LABELS in self.scenarios and number >= self.from_batch
-        return number + self.delay + (MORE_DELAY if late else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A simulation that has begun, as storage knows it."""
-
-    plan: Plan
-    data: Mapping[str, Any]
-    """SHA-256 of the raw file, and the parameters by which it was cut: before any drift."""
-    first_version: str
-
-
-def begun(storage: Storage, name: str) -> Begun | None:
-    """The simulation of that name; None when there is none."""
-    key = _key(name, PLAN)
-    if not storage.exists(key):
-        return None
-    known = json.loads(storage.read(key))
-    plan = Plan(**{**{field.name: known[field.name] for field in fields(Plan)}, "scenarios": tuple(known["scenarios"])})
-    return Begun(plan, known.get("data", {}), known["first_version"])
-
-
-def all_begun(storage: Storage) -> list[Begun]:
-    """Every simulation that has begun, by name."""
-    names = [found[1] for key in storage.keys("simulations/") if (found := _PLAN.match(key))]
-    return [one for name in names if (one := begun(storage, name)) is not None]
-
-
-def _key(simulation: str, name: str) -> str:
-    """Key in storage of a file of a simulation."""
-    return f"simulations/{simulation}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +61,18 @@ class Replay:
         storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "batch.parquet"
-            storage.download(_key(self.plan.name, f"batches/{number:02d}.parquet"), file)
+            storage.download(file_key(self.plan.name, f"batches/{number:02d}.parquet"), file)
             return load_part(file)
 
 
-def begin(settings: Settings, plan: Plan) -> Replay:
+def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
     """Prepare the data, and bring the model of the initial data into service; or find what was begun.
 
     The data are the champion's and cut as its dataset was; drift is injected into what is sent, never into what a
-    model begins with. Raises SettingsError for an impossible plan, StateError when another plan has its name, GateError
-    when no model of the initial data passes its gates, and what `raw_data` raises.
+    model begins with. What served before is written down first (`in_service`). A simulation that has ended brings
+    nothing into service, unless its last model is to be kept there. Raises SettingsError for an impossible plan,
+    StateError when another plan has its name, GateError when no model of the initial data passes its gates, and what
+    `raw_data` raises.
     """
     origin = champion_origin(settings)
     # Real data do not take the place of synthetic ones in the middle of a simulation.
@@ -154,7 +97,7 @@ def begin(settings: Settings, plan: Plan) -> Replay:
             "prediction_log_seconds": 1,
         }
     )
-    key = _key(plan.name, PLAN)
+    key = file_key(plan.name, PLAN)
     data = {"raw_sha256": raw.sha256, "parameters": parameters.to_json()}
     found = {**asdict(plan), "scenarios": list(plan.scenarios), "data": data}
     known = json.loads(storage.read(key)) if storage.exists(key) else None
@@ -167,13 +110,15 @@ def begin(settings: Settings, plan: Plan) -> Replay:
                 f"simulation {plan.name} was begun with another {', '.join(wrong)}", "give this one another --name"
             )
         replay = Replay(plan, settings, data, synthetic, first, truths)
-        _go_on(replay)
+        if keep or not _ended(replay):
+            _go_on(replay, Begun(plan, data, first), anew=remember(settings, plan.name))
         return replay
     truths = _write_batches(storage, plan, read_cohort(raw.path), parameters)
+    remember(settings, plan.name)
     version = _first_version(settings, storage)
     # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
     open_target(settings).stop()
-    _serve(settings, version)
+    serve(settings, version)
     # Last: from here on there is a simulation.
     record = {**found, "first_version": version.version, "truths": [truth.to_json() for truth in truths]}
     storage.write(key, json.dumps(record, indent=1).encode())
@@ -196,7 +141,7 @@ def _write_batches(
     for number, batch in enumerate(partition(frame, parameters).batches[: plan.batches]):
         buffer = io.BytesIO()
         save_part(batch, buffer)
-        storage.write(_key(plan.name, f"batches/{number:02d}.parquet"), buffer.getvalue())
+        storage.write(file_key(plan.name, f"batches/{number:02d}.parquet"), buffer.getvalue())
     return tuple(truths)
 
 
@@ -237,30 +182,20 @@ def _trained_on(settings: Settings, storage: Storage, manifest: Mapping[str, Any
     return tracking.version(result.model_version)
 
 
-def _serve(settings: Settings, version: ModelVersion) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        rollout(
-            settings,
-            image_uri=version.tags["image_uri"],
-            model_version=version.version,
-            report=Path(folder) / "rollout.html",
-        )
+def _ended(replay: Replay) -> bool:
+    settled = {int(one["batch"]) for one in Batches(replay.settings).settled()}
+    return settled >= set(range(replay.plan.batches))
 
 
-def _go_on(replay: Replay) -> None:
-    """Serve what served when the simulation ended, if something else does by now."""
-    batches, tracking = Batches(replay.settings), Tracking(replay.settings)
-    settled = batches.settled()
-    expected = settled[-1]["version_after"] if settled else replay.first_version
-    champion, active = tracking.by_alias(CHAMPION), open_target(replay.settings).active()
-    closed = {one["batch"] for one in settled}
-    pending = any(one["batch"] not in closed and one["action"] != "none" for one in batches.decisions())
-    if pending and champion is not None:
-        expected = champion.version  # the killed step may have got as far as its rollout
-    if active is None or active.model_version != expected or champion is None or champion.version != expected:
+def _go_on(replay: Replay, simulation: Begun, *, anew: bool) -> None:
+    """Have the version serve that the simulation had come to, with its settings, if something else does by now."""
+    tracking, target = Tracking(replay.settings), open_target(replay.settings)
+    expected, _ = version_of(replay.settings, simulation)
+    champion, active = tracking.by_alias(CHAMPION), target.active()
+    if anew or active is None or champion is None or {active.model_version, champion.version} != {expected}:
         log.info("bringing version %s back into service", expected)
-        open_target(replay.settings).stop()
-        _serve(replay.settings, tracking.version(expected))
+        target.stop()
+        serve(replay.settings, tracking.version(expected))
 
 
 def play(replay: Replay, handle: Callable[[Settings, int], object], told: Callable[[int], None]) -> None:

@@ -22,7 +22,8 @@ from health_predict.core.performance import auc_interval, observed_expected
 from health_predict.core.policy import Action
 from health_predict.core.synthetic import Scenario
 from health_predict.report.timeline_report import timeline_page
-from health_predict.simulation.replay import Replay, all_begun
+from health_predict.simulation.plan import all_begun
+from health_predict.simulation.replay import Replay
 
 _NOT_OF_INPUTS = ("concept", "delay")  # kinds of change that leave the rows as they are
 _NOT_OF_OUTCOMES = ("delay",)

@@ -18,7 +18,8 @@ from health_predict.core.partition import Parameters, batch_bounds, partition
 from health_predict.core.policy import Policy
 from health_predict.report.timeline_report import timeline_page
 from health_predict.settings import Settings
-from health_predict.simulation.replay import Plan, _truths, _write_batches, begin
+from health_predict.simulation.plan import Plan
+from health_predict.simulation.replay import _truths, _write_batches, begin
 from health_predict.simulation.timeline import Detection, Moment, Sign, Timeline
 
 PLAN = Plan("p", ("age-shift", "prevalence-up"), from_batch=2, policy="drift", delay=1, batches=4, seed=0)

@@ -23,7 +23,8 @@ from health_predict.core.synthetic import GroundTruth, Scenario, synthesize
 from health_predict.report.timeline_report import comparison, summary, timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.monitoring import monitoring
-from health_predict.simulation.replay import Plan, Replay, _deliver_outcomes, _write_batches
+from health_predict.simulation.plan import Plan
+from health_predict.simulation.replay import Replay, _deliver_outcomes, _write_batches
 from health_predict.simulation.timeline import Detection, Finding, Sign, detect, timeline
 from health_predict.stages.split import split
 
@@ -124,6 +125,11 @@ def test_late_outcomes_are_seen_as_what_is_waited_for_and_in_nothing_else(settin
     assert detected(found, *looks[:3]).waited is None
 
 
+def test_a_change_that_does_not_begin_is_said_not_to(settings: Settings) -> None:
+    found = {"moments": [], "policy": "drift", "delay": 1, "detection": asdict(detected(replay(settings, "age-shift")))}
+    assert summary(found) == ["age-shift begins with batch 2, after the last one of this simulation"]
+
+
 class Played:
     """Simulations whose batches are scored in here instead of over HTTP; everything after that is the real thing."""
 
@@ -205,7 +211,7 @@ def test_a_flip_is_credited_to_the_first_outcomes_that_show_it(
     plain = json.loads(json.dumps(found.to_json()))
     page = timeline_page(plain)
     assert "in its first batch" not in page and "1 batch later" in page and "in 1 of 1" in page
-    assert "drifts by itself" in page and "health-predict simulate --batches 3 --policy never --delay 1" in page
+    assert "may drift by itself" in page and "health-predict simulate --batches 3 --policy never --delay 1" in page
     assert any("The verdict is not steady: 1 batch later (" in line for line in summary(plain))
 
     # when the same stream was watched without the scenario, which `none` is too

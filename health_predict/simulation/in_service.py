@@ -1,0 +1,153 @@
+"""What served before a simulation, which brings its own models into service, and how that serves again afterwards.
+
+It is written down in storage before a simulation's first rollout and struck out once it serves again. So a simulation
+that was killed and goes on, and another one that begins meanwhile, know what to put back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from health_predict.adapters.batches import Batches
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.target import open_target
+from health_predict.settings import ServingTarget, Settings
+from health_predict.simulation.plan import Begun, begun
+from health_predict.stages.rollout import rollout
+
+log = logging.getLogger(__name__)
+
+KEY = "simulations/served-before.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBefore:
+    """What served before, and whose models do meanwhile."""
+
+    simulation: str
+    """Empty once what served before serves again."""
+    version: str
+    """What served, else the champion; empty when there was neither."""
+    running: bool
+    """Whether the endpoint ran."""
+    challenger: str
+    """The version with that alias; empty when there was none."""
+
+
+def serve(settings: Settings, version: ModelVersion) -> None:
+    """Roll a version out."""
+    with tempfile.TemporaryDirectory() as folder:
+        rollout(
+            settings,
+            image_uri=version.tags["image_uri"],
+            model_version=version.version,
+            report=Path(folder) / "rollout.html",
+        )
+
+
+def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
+    """The version that a simulation is served by between two batches, and whether a step of it is half done.
+
+    A step half done is repeated from the version that it began with: so it ends as if it had never been killed.
+    """
+    batches = Batches(settings.model_copy(update={"stream": simulation.plan.stream}))
+    settled = batches.settled()
+    closed = {one["batch"] for one in settled}
+    for one in batches.decisions():
+        if one["batch"] not in closed and one["action"] != "none":
+            return str(one["model_version"]), True
+    return (str(settled[-1]["version_after"]) if settled else simulation.first_version), False
+
+
+def under_way(settings: Settings) -> ServedBefore | None:
+    """What served before a simulation that runs or was killed; None when there is no such simulation."""
+    return _read(open_storage(settings.storage, settings.s3_endpoint_url))
+
+
+def remember(settings: Settings, simulation: str) -> bool:
+    """Write down what serves before a simulation brings its models into service; whether that was done now.
+
+    What is written down already stays, unless something else than a simulation's model serves by now.
+    """
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    known = _read(storage)
+    if known is not None and _serves_own(settings, storage, known):
+        _write(storage, replace(known, simulation=simulation))
+        return False
+    tracking, active = Tracking(settings), open_target(settings).active()
+    champion, challenger = tracking.by_alias(CHAMPION), tracking.by_alias(CHALLENGER)
+    version = active.model_version if active else champion.version if champion else ""
+    found = ServedBefore(simulation, version, active is not None, challenger.version if challenger else "")
+    _write(storage, found)
+    log.info("what serves before the simulation: %s", f"version {version}" if version else "nothing")
+    return True
+
+
+def put_back(settings: Settings, *, keep: bool = False, ended: bool = True) -> str:
+    """Have what served before a simulation serve again, or with `keep` leave the simulation's model; in words.
+
+    `settings` are those of everything else: a process that serves gets them. `ended`: whether the simulation did; one
+    that failed may go on. Nothing happens, and the answer is empty, when no simulation's model serves. Safe to repeat.
+    """
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    before = _read(storage)
+    if before is None:
+        return ""
+    target, tracking = open_target(settings), Tracking(settings)
+    done = replace(before, simulation="")
+    if not _serves_own(settings, storage, before):
+        _write(storage, done)
+        return ""
+    active = target.active()
+    now = f"version {active.model_version}" if active else "the version"
+    if not before.version:
+        if ended:
+            _write(storage, done)
+        return f"nothing served before: {now} of this simulation serves on, `health-predict down` stops it"
+    if keep:
+        _write(storage, done)
+        return (
+            f"{now} of this simulation serves on; `health-predict pipeline run deployment -p "
+            f"model_version={before.version}` brings back version {before.version}, which served before"
+        )
+    log.info("bringing back version %s, which served before", before.version)
+    if settings.serving_target is ServingTarget.PROCESS:
+        target.stop()  # it has the simulation's settings; a Deployment has its own
+    serve(settings, tracking.version(before.version))
+    challenger = tracking.by_alias(CHALLENGER)
+    if before.challenger and before.challenger != before.version:
+        tracking.set_alias(CHALLENGER, before.challenger)
+    elif challenger is not None:
+        tracking.delete_alias(CHALLENGER)
+    _write(storage, done)
+    if before.running:
+        return f"version {before.version}, which served before, serves again"
+    return f"version {before.version}, the champion before, serves; nothing ran before, `health-predict down` stops it"
+
+
+def _serves_own(settings: Settings, storage: Storage, before: ServedBefore) -> bool:
+    """Whether what serves is still the simulation's, and not what somebody has rolled out since."""
+    simulation = begun(storage, before.simulation)
+    if simulation is None:
+        return True  # it was killed while it brought its first version into service
+    version, half_done = version_of(settings, simulation)
+    active, champion = open_target(settings).active(), Tracking(settings).by_alias(CHAMPION)
+    serves = active.model_version if active else champion.version if champion else version
+    return half_done or serves == version
+
+
+def _read(storage: Storage) -> ServedBefore | None:
+    """What is written down and not struck out."""
+    if not storage.exists(KEY):
+        return None
+    found = ServedBefore(**json.loads(storage.read(KEY)))
+    return found if found.simulation else None
+
+
+def _write(storage: Storage, before: ServedBefore) -> None:
+    storage.write(KEY, json.dumps(asdict(before)).encode())
