@@ -1,6 +1,6 @@
 # Two images from one lock file: `pipeline`, in which every stage of the pipelines runs, and `mlflow`, the tracking
 # server. `make images` builds and pushes both. The service's own image is not built here: ecr_push assembles it.
-ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${PYTHON_IMAGE} AS build
 ARG UV_VERSION=0.13.9

@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install infra demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -27,6 +27,11 @@ help: ## Show this list
 unexport PYTHONDONTWRITEBYTECODE
 
 install: $(READY) ## The locked environment, in .venv
+
+# Pulumi calls uv itself, by its name.
+infra: | $(UV) ## The locked environment of the Pulumi program, in pulumi/.venv
+	@cd pulumi && $(CURDIR)/$(UV) sync --locked --quiet
+	@command -v uv >/dev/null || echo 'Pulumi looks for uv on the PATH -> export PATH="$$PATH:$(CURDIR)/.tools/bin"'
 
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
 	@$(RUN)health-predict demo

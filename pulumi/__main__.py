@@ -10,21 +10,27 @@ import pulumi_aws as aws
 from health_predict.adapters.dataset import UCI_SHA256, UCI_URL
 from health_predict.core.cost import machine
 from health_predict.core.stack_config import PROJECT
+from infra.account import require_account
+from infra.alarms import Alarms, AlarmsArgs
 from infra.budget import BudgetAlarm, BudgetAlarmArgs
 from infra.bundle import Bundle, BundleArgs, start_script
 from infra.config import stack_config
 from infra.firewall import Firewall, FirewallArgs
 from infra.host import Host, HostArgs
 from infra.identity import Identity, IdentityArgs
-from infra.images import image_tag
+from infra.images import image_sources, image_tag, source_revision
 from infra.network import HOST_ADDRESS, Network, NetworkArgs
-from infra.outputs import commands, monthly_cost
+from infra.outputs import commands, estimate, monthly_cost
 from infra.registry import Registry, RegistryArgs
 from infra.rollout import Rollout, RolloutArgs
 from infra.schedule import OfficeHours, OfficeHoursArgs
 from infra.storage import Storage, StorageArgs
 
 config = stack_config()
+if config.account_id:
+    require_account(config.account_id, config.region)
+if pulumi.runtime.is_dry_run():
+    pulumi.log.info(estimate(config))
 stack = pulumi.get_stack()
 name = f"{PROJECT}-{stack}"
 tags = config.resource_tags(stack)
@@ -72,34 +78,49 @@ host = Host(
     ),
     pulumi.ResourceOptions(providers={"aws": provider}, depends_on=[network.route, identity.policy]),
 )
+sources = image_sources()
+tag = config.image_tag or image_tag(config.python_image)
 bundle = Bundle(
     name,
     BundleArgs(
         storage.bucket.id,
         {
             "HP_REGION": config.region,
+            "HP_STACK": stack,
             "HP_VOLUME_ID": host.volume.id,
+            "HP_DATA_GIB": str(config.data_gib),
             "HP_IMAGE_PIPELINE": registry.urls["pipeline"],
             "HP_IMAGE_MLFLOW": registry.urls["mlflow"],
             "HP_IMAGE_READMISSION": registry.urls["readmission"],
-            "HP_IMAGE_TAG": image_tag(config.image_tag),
+            "HP_IMAGES": config.images,
+            "HP_IMAGE_TAG": tag,
+            "HP_PYTHON_IMAGE": config.python_image,
+            "HP_GIT_COMMIT": source_revision(sources),
             "HP_ADDRESS": HOST_ADDRESS,
             "HP_OPEN_PORTS": " ".join(str(port.number) for port in config.open_ports),
             "HP_RECREATE_CLUSTER": config.recreate_cluster,
+            "HP_FIRST_RUN": str(config.first_run).lower(),
             "HP_MONITOR": config.monitor,
             "HP_DATA_URL": UCI_URL,
             "HP_DATA_SHA256": UCI_SHA256,
         },
+        sources,
         tags,
     ),
     opts,
 )
 script = storage.bucket.id.apply(lambda bucket: start_script(config.region, bucket))
 version = bundle.host_env.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
-Rollout(
+rollout = Rollout(
     name,
-    RolloutArgs(config.region, host.instance.id, script, version),
+    RolloutArgs(config.region, host.instance.id, script, version, config.data_gib, config.root_gib),
     pulumi.ResourceOptions(depends_on=[bundle.pointer, host.attachment]),
+)
+Alarms(
+    name,
+    AlarmsArgs(host.instance.id, stack, config.alarm_email, config.schedule is None, tags),
+    # What is silent counts as down, and until it is ready the host is silent.
+    pulumi.ResourceOptions(providers={"aws": provider}, depends_on=[rollout.command]),
 )
 if config.schedule:
     OfficeHours(
@@ -115,5 +136,6 @@ pulumi.export("public_ip", host.instance.public_ip)
 pulumi.export("public_dns", host.instance.public_dns)
 pulumi.export("bucket", storage.bucket.id)
 pulumi.export("images", registry.urls)
-pulumi.export("commands", host.instance.id.apply(lambda instance: commands(config.region, instance)))
+pulumi.export("image_tag", tag)
+pulumi.export("commands", host.instance.id.apply(lambda instance: commands(config, instance)))
 pulumi.export("monthly_cost", monthly_cost(config))

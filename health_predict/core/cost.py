@@ -2,8 +2,8 @@
 
 Prices are USD, on demand, Linux, without taxes, free tier and savings plans. Sources, by AWS's own pages:
 aws.amazon.com/ec2/pricing/on-demand, /ebs/pricing, /vpc/pricing (public IPv4, NAT), /s3/pricing, /ecr/pricing,
-/eks/pricing, /rds/postgresql/pricing, /elasticloadbalancing/pricing. They change seldom, but they change: compare
-with those pages before a decision hangs on them.
+/cloudwatch/pricing, /eks/pricing, /rds/postgresql/pricing, /elasticloadbalancing/pricing. They change seldom, but
+they change: compare with those pages before a decision hangs on them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ HOURS_A_MONTH = 730.0
 WEEKS_A_MONTH = HOURS_A_MONTH / (24 * 7)
 BUCKET_GIB = 10.0  # what an estimate assumes to be stored
 IMAGES_GIB = 10.0
+METRICS, ALARMS = 3, 4  # pulumi/infra/alarms.py
 NODES = 3  # of the managed alternative
 _NODE_DISK_GIB = 20.0
 SMALLEST_VCPU, SMALLEST_GIB = 4, 16
@@ -54,6 +55,8 @@ class RegionPrices:
     ipv4: float
     bucket: float
     images: float
+    metric: float
+    alarm: float
     eks: float
     node: float  # t3.large
     nat: float
@@ -72,6 +75,8 @@ _US = RegionPrices(
     ipv4=0.005,
     bucket=0.023,
     images=0.10,
+    metric=0.30,
+    alarm=0.10,
     eks=0.10,
     node=0.0832,
     nat=0.045,
@@ -90,6 +95,8 @@ PRICES: Mapping[str, RegionPrices] = MappingProxyType(
             ipv4=0.005,
             bucket=0.023,
             images=0.10,
+            metric=0.30,
+            alarm=0.10,
             eks=0.10,
             node=0.0912,
             nat=0.048,
@@ -103,6 +110,8 @@ PRICES: Mapping[str, RegionPrices] = MappingProxyType(
             ipv4=0.005,
             bucket=0.0245,
             images=0.10,
+            metric=0.30,
+            alarm=0.10,
             eks=0.10,
             node=0.096,
             nat=0.052,
@@ -159,6 +168,7 @@ def host(region: str, instance_type: str, root_gib: int, data_gib: int, hours_a_
             Part("disks", f"{disks} GiB gp3", prices.gp3 * disks),
             Part("bucket", f"{BUCKET_GIB:.0f} GiB assumed", prices.bucket * BUCKET_GIB),
             Part("images", f"{IMAGES_GIB:.0f} GiB assumed", prices.images * IMAGES_GIB),
+            Part("alarms", f"{METRICS} metrics, {ALARMS} alarms", METRICS * prices.metric + ALARMS * prices.alarm),
         )
     )
 

@@ -6,10 +6,11 @@ Pure, since both `pulumi up` and `health-predict cost` read it.
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -110,8 +111,20 @@ class StackConfig(BaseModel):
     schedule: Schedule | None = Field(None, description="Office hours; none: always on")
     budget_usd: int = Field(150, ge=1, description="Monthly budget that the alarm watches")
     budget_email: str = Field("", description="Address of the budget's alarm; empty: no alarm")
+    alarm_email: str = Field(
+        "", description="Address told when the host is down, a disk fills, a backup or a run fails; empty: none"
+    )
     tags: Mapping[str, str] = Field(default_factory=dict, description="Tags of every resource, beside our own")
-    image_tag: str = Field("", description="Tag of the pipeline and MLflow images to run; empty: the git commit")
+    images: Literal["build", "push"] = Field(
+        "build", description="`build`: the host builds the images that ECR lacks; `push`: you do, with `make images`"
+    )
+    image_tag: str = Field(
+        "", description="Tag in ECR of the images to run, to go back; empty: the digest of what they are built from"
+    )
+    python_image: str = Field(
+        "", description="Base of the images, with its digest, from your own mirror; empty: the Dockerfile's"
+    )
+    first_run: bool = Field(True, description="Train and deploy a first model when there is no champion")
     monitor: str = Field(
         "",
         description="When the cluster judges delivered encounters, and recalibrates or retrains where that follows: "
@@ -160,12 +173,20 @@ class StackConfig(BaseModel):
             )
         return value
 
-    @field_validator("budget_email")
+    @field_validator("budget_email", "alarm_email")
     @classmethod
     def _email(cls, value: str) -> str:
         if value and not _EMAIL.fullmatch(value):
             raise ValueError(f"{value!r} is no e-mail address -> write one, as in you@example.org")
         return value
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        # `pulumi config set --path tags.cost_center 4711` stores a number.
+        if not isinstance(value, Mapping):
+            return value
+        return {key: json.dumps(text) if isinstance(text, int | float) else text for key, text in value.items()}
 
     @field_validator("tags")
     @classmethod
@@ -191,7 +212,14 @@ class StackConfig(BaseModel):
         if value and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", value):
             raise ValueError(f"{value!r} is no image tag -> letters, digits, dots, dashes")
         if value == "latest":
-            raise ValueError("'latest' names another image every day -> use the commit the images were built from")
+            raise ValueError("'latest' names another image every day -> use a tag of `aws ecr describe-images`")
+        return value
+
+    @field_validator("python_image")
+    @classmethod
+    def _by_digest(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", value):
+            raise ValueError(f"{value!r} has no digest -> write it as mirror.example.org/python@sha256:...")
         return value
 
     @field_validator("monitor")

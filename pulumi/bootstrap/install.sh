@@ -6,13 +6,15 @@ state=/var/lib/health-predict
 
 install -m 644 -t /etc/systemd/system "$here"/units/*
 systemctl daemon-reload
-systemctl enable --quiet health-predict-bootstrap.service \
-    health-predict-registry.timer health-predict-secrets.timer
+timers=(health-predict-registry.timer health-predict-secrets.timer health-predict-watch.timer)
+systemctl enable --quiet health-predict-bootstrap.service "${timers[@]}"
 if ! systemctl restart health-predict-bootstrap.service; then
     cat "$state/failure" >&2 2>/dev/null ||
         echo "the bootstrap did not even begin -> \`journalctl -u health-predict-bootstrap\` on the host says why" >&2
     exit 1
 fi
+# Enabled alone, they would begin at the next boot.
+systemctl enable --now --quiet "${timers[@]}"
 echo "ready: $(cat "$state/ready")"
 
 # Old releases have done their duty; two stay for a look back.

@@ -8,7 +8,7 @@ export AWS_DEFAULT_REGION=$region
 home=/opt/health-predict
 
 exec 8>/run/health-predict-start.lock
-flock -w 3600 8 || { echo "another start has been running for an hour -> reboot the host" >&2; exit 75; }
+flock -w 7000 8 || { echo "another start has been running for two hours -> reboot the host" >&2; exit 75; }
 mkdir -p /etc/health-predict "$home/releases"
 
 # On the first boot the stack may still be uploading; the role may take a while to be known everywhere.

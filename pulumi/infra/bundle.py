@@ -7,7 +7,7 @@ import hashlib
 import io
 import shlex
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pulumi
 import pulumi_aws as aws
 
 ROOT = Path(__file__).parents[2]
-CONTENT = ("pulumi/bootstrap", "k8s", "pipelines/compiled")
+CONTENT = ("pulumi/bootstrap", "k8s", "pipelines/compiled")  # beside what the images are built from
+OBJECT_TAGS = ("Project", "Stack", "ManagedBy")  # an object takes ten tags, everything else fifty
 _START = ROOT / "pulumi" / "bootstrap" / "start.sh"
 HOST_KEY = "bundles/host.env"
 USER_DATA_LIMIT = 16_384  # bytes, by AWS
@@ -23,10 +24,14 @@ USER_DATA_LIMIT = 16_384  # bytes, by AWS
 
 @dataclass(frozen=True, slots=True)
 class BundleArgs:
-    """Arguments of Bundle. `host` holds the variables of `host.env`; no secret may be among them."""
+    """Arguments of Bundle.
+
+    `host` holds the variables of `host.env`, no secret among them; `sources` the files that the images are built from.
+    """
 
     bucket: pulumi.Input[str]
     host: Mapping[str, pulumi.Input[str]]
+    sources: Sequence[str]
     tags: Mapping[str, str]
     root: Path = ROOT
 
@@ -36,7 +41,8 @@ class Bundle(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: BundleArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("health-predict:infra:Bundle", name, None, opts)
-        data = pack(args.root, CONTENT)
+        tags = {key: args.tags[key] for key in OBJECT_TAGS}
+        data = pack(args.root, CONTENT, args.sources)
         digest = hashlib.sha256(data).hexdigest()
         file = args.root / ".health-predict" / "bundles" / f"{digest}.tar.gz"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +51,7 @@ class Bundle(pulumi.ComponentResource):
         archive = aws.s3.BucketObjectv2(
             f"{name}-archive",
             aws.s3.BucketObjectv2Args(
-                bucket=args.bucket, key=key, source=pulumi.FileAsset(str(file)), tags={**args.tags, "Name": key}
+                bucket=args.bucket, key=key, source=pulumi.FileAsset(str(file)), tags={**tags, "Name": key}
             ),
             # The old archive goes only after the pointer has moved on.
             opts=pulumi.ResourceOptions(parent=self),
@@ -59,7 +65,7 @@ class Bundle(pulumi.ComponentResource):
                 key=HOST_KEY,
                 content=self.host_env,
                 content_type="text/plain",
-                tags={**args.tags, "Name": HOST_KEY},
+                tags={**tags, "Name": HOST_KEY},
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[archive]),
         )
@@ -67,22 +73,23 @@ class Bundle(pulumi.ComponentResource):
         self.register_outputs({"digest": digest})
 
 
-def pack(root: Path, folders: Iterable[str]) -> bytes:
-    """A gzipped tar of folders. The same files give the same bytes: order, times and owners are fixed."""
+def pack(root: Path, folders: Iterable[str], files: Iterable[str] = ()) -> bytes:
+    """A gzipped tar of folders and files. The same content gives the same bytes: order, times and owners are fixed."""
+    names = {path.relative_to(root).as_posix() for folder in folders for path in (root / folder).rglob("*")}
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for folder in folders:
-            for path in sorted((root / folder).rglob("*")):
-                if not path.is_file() or path.suffix in (".py", ".pyc"):
-                    continue
-                entry = tarfile.TarInfo(path.relative_to(root).as_posix())
-                content = path.read_bytes()
-                entry.size = len(content)
-                entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-                tar.addfile(entry, io.BytesIO(content))
+        for name in sorted(names.union(files)):
+            path = root / name
+            if not path.is_file() or path.suffix == ".pyc":
+                continue
+            entry = tarfile.TarInfo(name)
+            content = path.read_bytes()
+            entry.size = len(content)
+            entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+            tar.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 
 

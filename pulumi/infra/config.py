@@ -10,7 +10,12 @@ import pulumi
 from health_predict.core.errors import SettingsError
 from health_predict.core.stack_config import PROJECT, StackConfig, read_config
 
-_STRUCTURED = ("schedule", "tags", "open_ports")
+# Keys that hold more than a text, and how each is set.
+_STRUCTURED = {
+    "schedule": "--path schedule.timezone Europe/Berlin",
+    "tags": "--path tags.team ml",
+    "open_ports": "--path 'open_ports[0]' api",
+}
 
 
 def stack_config() -> StackConfig:
@@ -19,17 +24,24 @@ def stack_config() -> StackConfig:
     try:
         for key, text in _own_keys().items():
             if key in _STRUCTURED:
-                try:
-                    values[key] = json.loads(text)
-                except ValueError:
+                values[key] = _parsed(text)
+                if not isinstance(values[key], list | dict):
                     raise SettingsError(
-                        f"{PROJECT}:{key}: {text!r} is no JSON", f"edit Pulumi.{pulumi.get_stack()}.yaml"
-                    ) from None
+                        f"{PROJECT}:{key}: {text!r} is one text, not a list or a map",
+                        f"`pulumi config rm {key} && pulumi config set {_STRUCTURED[key]}`",
+                    )
             else:
                 values[key] = text
         return read_config(values)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _own_keys() -> dict[str, str]:

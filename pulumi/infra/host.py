@@ -92,7 +92,9 @@ class Host(pulumi.ComponentResource):
             ),
             opts=pulumi.ResourceOptions(
                 parent=self,
-                ignore_changes=["ami", "userDataBase64"],
+                # What a refresh finds otherwise than the program says: a stopped host has no public address, and that
+                # alone would replace it.
+                ignore_changes=["ami", "userDataBase64", "associatePublicIpAddress"],
                 # A volume attaches to one instance at a time, and the address is taken: the old one must go first.
                 delete_before_replace=True,
             ),

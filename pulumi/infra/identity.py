@@ -10,6 +10,8 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
+from infra.alarms import NAMESPACE
+
 # Actions for which AWS knows no resource: their only possible resource is `*`.
 WITHOUT_RESOURCE = (
     "ec2messages:AcknowledgeMessage",
@@ -108,6 +110,11 @@ def instance_policy(
                     ["ssm:UpdateInstanceInformation"],
                     [f"arn:{partition}:ec2:{region}:{account_id}:instance/*"],
                 ),
+                # Metrics are no resource; a namespace narrows them all the same.
+                {
+                    **allow("Metrics", ["cloudwatch:PutMetricData"], ["*"]),
+                    "Condition": {"StringEquals": {"cloudwatch:namespace": NAMESPACE}},
+                },
                 allow("WithoutResource", WITHOUT_RESOURCE, ["*"]),
             ],
         }

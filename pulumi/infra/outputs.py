@@ -8,11 +8,14 @@ from health_predict.core import cost
 from health_predict.core.stack_config import OpenPort, StackConfig
 
 KUBERNETES_PORT = 6443
+# Minutes. Docs tell what they were measured on, and what of them is estimated.
+FIRST_UP = 45
+LATER_UP = 20
 
 
-def commands(region: str, instance_id: str) -> dict[str, str]:
+def commands(config: StackConfig, instance_id: str) -> dict[str, str]:
     """Commands by what they do. All go through Systems Manager: no port of the host is open for them."""
-    target = f"aws ssm start-session --region {region} --target {instance_id}"
+    target = f"aws ssm start-session --region {config.region} --target {instance_id}"
     forward = (
         f"{target} --document-name AWS-StartPortForwardingSession --parameters portNumber={{0}},localPortNumber={{0}}"
     )
@@ -24,7 +27,20 @@ def commands(region: str, instance_id: str) -> dict[str, str]:
         "kubernetes": forward.format(KUBERNETES_PORT),
         "state": f"{show} command='cat /var/lib/health-predict/state'",
         **{port.value: forward.format(port.number) for port in OpenPort},
+        "delete": "pulumi config set keep_data false && pulumi up && pulumi destroy"
+        if config.keep_data
+        else "pulumi destroy",
     }
+
+
+def estimate(config: StackConfig) -> str:
+    """What `pulumi up` will take, said before it starts."""
+    first = " and with training" if config.first_run else ""
+    return (
+        f"the first `pulumi up` takes about {FIRST_UP} minutes, with images{first}; a later one up to {LATER_UP}, or "
+        f"seconds where the host has nothing to do. The stack costs about {stack_estimate(config).usd:.0f} USD a month "
+        f"(list prices of {cost.PRICES_AS_OF})"
+    )
 
 
 def monthly_cost(config: StackConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ WIDEST_PREFIX = 24
 REQUIRED_TAGS = ("Project", "Stack", "ManagedBy")
 TAGGED = (
     "aws:budgets/budget:Budget",
+    "aws:cloudwatch/metricAlarm:MetricAlarm",
     "aws:ebs/volume:Volume",
     "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup",
     "aws:ec2/instance:Instance",
@@ -34,9 +35,10 @@ TAGGED = (
     "aws:iam/role:Role",
     "aws:s3/bucket:Bucket",
     "aws:s3/bucketObjectv2:BucketObjectv2",
+    "aws:sns/topic:Topic",
 )
 # AWS knows no resource for these; `*` is all one can write.
-_WITHOUT_RESOURCE = ("ec2messages:", "ecr:GetAuthorizationToken", "ssmmessages:")
+_WITHOUT_RESOURCE = ("cloudwatch:PutMetricData", "ec2messages:", "ecr:GetAuthorizationToken", "ssmmessages:")
 _TOO_POWERFUL = ("AdministratorAccess", "PowerUserAccess", "IAMFullAccess")
 _CLOSED = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
 

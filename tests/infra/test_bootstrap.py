@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.bundle import environment_file, pack, start_script
+from infra.bundle import CONTENT, environment_file, pack, start_script
+from infra.images import image_sources, image_tag
 from tests.infra.program import ROOT
 
 FIXTURES = ROOT / "tests" / "infra" / "machine"
@@ -93,6 +94,11 @@ class Machine:
         """The repository as the bundle packs it, with the checksums of stand-ins for Docker, kind and kubectl."""
         shutil.copytree(BOOTSTRAP, self.bundle_root / "pulumi/bootstrap")
         shutil.copytree(FIXTURES / "k8s", self.bundle_root / "k8s")
+        for name in ("images", "image-source"):
+            shutil.copy(ROOT / "k8s" / name, self.bundle_root / "k8s")
+        (self.bundle_root / "Dockerfile").write_text(f"ARG PYTHON_IMAGE=python@sha256:{'0' * 64}\n")
+        (self.bundle_root / ".dockerignore").write_text("*\n!pyproject.toml\n")
+        (self.bundle_root / "pyproject.toml").write_text('version = "0.1.0"\n')
         (self.bundle_root / "pipelines/compiled").mkdir(parents=True)
         tools = self.downloads
         for name in ("kind/v0/kind-linux-amd64", "kubectl/v0/bin/linux/amd64/kubectl"):
@@ -120,7 +126,13 @@ class Machine:
             "HP_IMAGE_PIPELINE": f"{REGISTRY}/health-predict/dev/pipeline",
             "HP_IMAGE_MLFLOW": f"{REGISTRY}/health-predict/dev/mlflow",
             "HP_IMAGE_READMISSION": f"{REGISTRY}/health-predict/dev/readmission",
-            "HP_IMAGE_TAG": "0123abc",
+            "HP_STACK": "dev",
+            "HP_IMAGES": "build",
+            "HP_IMAGE_TAG": image_tag(root=self.bundle_root),
+            "HP_PYTHON_IMAGE": "",
+            "HP_GIT_COMMIT": "c" * 40,
+            "HP_FIRST_RUN": "true",
+            "HP_ANSWER_SECONDS": "1",
             "HP_OPEN_PORTS": "3000",
             "HP_RECREATE_CLUSTER": "",
             "HP_MONITOR": "0 30 2 * * *",
@@ -130,15 +142,11 @@ class Machine:
             "HP_KIND_URL": "file:///srv/downloads/kind",
             "HP_KUBECTL_URL": "file:///srv/downloads/kubectl",
         }
-        for image in ("pipeline", "mlflow"):
-            tag = self.upper / "srv/ecr/health-predict/dev" / image / "0123abc"
-            tag.parent.mkdir(parents=True)
-            tag.write_text(f"sha256:{image}\n")
 
     def publish(self, **changes: str) -> str:
         """What `pulumi up` puts into the bucket: the archive under its digest, then the pointer to it."""
         self.host_env |= changes
-        data = pack(self.bundle_root, ("pulumi/bootstrap", "k8s", "pipelines/compiled"))
+        data = pack(self.bundle_root, CONTENT, image_sources(self.bundle_root))
         digest = hashlib.sha256(data).hexdigest()
         bundles = self.bucket / "bundles"
         bundles.mkdir(parents=True, exist_ok=True)
@@ -232,7 +240,18 @@ def _loop(*arguments: str) -> str:
 def _missing() -> str:
     if os.geteuid() != 0:
         return "not root"
-    for command in ("unshare", "losetup", "blkid", "mkfs.ext4", "resize2fs", "findmnt", "unzip", "flock", "curl"):
+    for command in (
+        "unshare",
+        "losetup",
+        "blkid",
+        "mkfs.ext4",
+        "resize2fs",
+        "findmnt",
+        "blockdev",
+        "unzip",
+        "flock",
+        "curl",
+    ):
         if shutil.which(command) is None:
             return f"{command} is not installed"
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # an overlay's upper layer may not lie on an overlay
@@ -291,6 +310,7 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     # and images run by digest, the data are in the bucket, one port is open
     current = machine.upper / "opt/health-predict/current"
     release = machine.upper / "opt/health-predict/releases" / current.readlink().name
+    assert machine.calls.count("docker build") == machine.calls.count("docker push") == 2
     assert "digest: sha256:mlflow" in (release / "k8s/overlays/host/aws/kustomization.yaml").read_text()
     assert "up with" in done.stdout and "pipeline@sha256:pipeline" in done.stdout
     assert (machine.bucket / "raw/diabetic_data.csv").read_text() == "encounter_id\n1\n"
@@ -308,6 +328,14 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
         "HEALTH_PREDICT_DATA_COPY=s3://the-bucket/raw/diabetic_data.csv\n"
         in (machine.state / "settings.env").read_text()
     )
+    # and the first model is trained and answers
+    assert (
+        'command: [health-predict, pipeline, run, "readmission", --on, aws]'
+        in (machine.upper / "var/lib/stub-first").read_text()
+    )
+    assert "version 1 answers" in done.stdout
+    # and what repeats itself has begun, without waiting for a reboot
+    assert "systemctl enable --now --quiet health-predict-registry.timer" in machine.calls
     # and the registry's credentials went to the node by standard input, never as an argument
     assert "token-of-ecr" not in machine.calls
     assert '"auth": "QVdTOnRva2VuLW9mLWVjcg=="' in (machine.upper / "var/lib/stub-node-config.json").read_text()
@@ -318,6 +346,7 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     # then nothing was made anew
     assert machine.uuid() == uuid
     assert "kind create" not in machine.calls and "kind delete" not in machine.calls
+    assert "docker build" not in machine.calls and "first.yaml" not in machine.calls
     assert "s3 cp --quiet s3://the-bucket/bundles/host.env" in machine.calls and ".tar.gz" not in machine.calls
 
     # when the host reboots
@@ -484,11 +513,133 @@ def test_a_changed_cluster_replaces_nothing_by_itself(machine: Machine) -> None:
     assert "kind delete cluster" in machine.calls and machine.on_disk("cat", "pv/postgres/password") == password
 
 
-def test_an_image_that_is_not_there_is_named(machine: Machine) -> None:
-    machine.publish(HP_IMAGE_TAG="fedcba9")
+@pytest.mark.parametrize("changes", [{"HP_IMAGES": "push"}, {"HP_IMAGE_TAG": "fedcba9"}])
+def test_an_image_that_is_not_there_is_named(machine: Machine, changes: dict[str, str]) -> None:
+    # given that the images come from elsewhere, or older ones are asked for
+    machine.publish(**changes)
     done = machine.up()
-    assert done.returncode == 1 and "step 65-images failed" in done.stderr
-    assert "has no image tagged fedcba9" in done.stderr and "make images PUSH=" in done.stderr
+    # then nothing is built, and what is lacking is named
+    assert done.returncode == 1 and "step 65-images failed" in done.stderr and "docker build" not in machine.calls
+    assert f"has no image tagged {machine.host_env['HP_IMAGE_TAG']} -> " in done.stderr
+    assert f"make images PUSH={REGISTRY}/health-predict/dev`" in done.stderr
+
+
+def test_only_the_image_that_is_lacking_is_built(machine: Machine) -> None:
+    # given ECR with one of the two
+    tag = machine.host_env["HP_IMAGE_TAG"]
+    there = machine.upper / "srv/ecr/health-predict/dev/mlflow" / tag
+    there.parent.mkdir(parents=True)
+    there.write_text("sha256:there\n")
+    succeeded(machine.up())
+    # then the other is built, under the digest of its sources and with their commit, and its layers go afterwards
+    assert machine.calls.count("docker build") == 1 and there.read_text() == "sha256:there\n"
+    assert f"--build-arg REVISION={'c' * 40} -t {REGISTRY}/health-predict/dev/pipeline:{tag} ." in machine.calls
+    assert "docker image prune" in machine.calls
+    # and no token is left on the host
+    assert "token-of-ecr" not in machine.calls
+    assert not [file for file in (machine.upper / "root/.docker").rglob("*") if file.is_file()]
+
+
+def test_a_build_that_fails_says_what_to_do(machine: Machine) -> None:
+    failing = machine.upper / "var/lib/stub-build-fails"
+    failing.parent.mkdir(parents=True, exist_ok=True)
+    failing.touch()
+    done = machine.up()
+    assert done.returncode == 1 and "step 62-build failed" in done.stderr and "no such package" in done.stderr
+    assert "the images mlflow pipeline could not be built -> " in done.stderr
+    # when it is corrected, the run goes on
+    failing.unlink()
+    succeeded(machine.up())
+
+
+def test_a_registry_that_refuses_is_not_taken_for_an_empty_one(machine: Machine) -> None:
+    (machine.upper / "srv/ecr-denied").touch()
+    done = machine.up()
+    assert done.returncode == 1 and "step 62-build failed" in done.stderr and "AccessDenied" in done.stderr
+    assert "docker build" not in machine.calls
+
+
+@pytest.mark.parametrize(
+    ("health", "champion", "ran"),
+    [
+        ("", "", '"readmission"'),
+        ("", '{"model_version": {"version": "7"}}', '"deployment", "-p", "model_version=7"'),
+        ('{"ready": true, "model_version": "7"}', '{"model_version": {"version": "7"}}', ""),
+        ('{"ready": false, "problem": "no model"}', "", '"readmission"'),
+    ],
+)
+def test_the_first_run_brings_what_is_lacking(machine: Machine, health: str, champion: str, ran: str) -> None:
+    # given what serves and which version is the champion
+    (machine.upper / "var/lib").mkdir(parents=True, exist_ok=True)
+    for name, text in (("health", health), ("champion", champion)):
+        if text:
+            (machine.upper / f"var/lib/stub-{name}").write_text(text)
+    # when the host comes up
+    succeeded(machine.up())
+    # then only what is lacking ran
+    first = machine.upper / "var/lib/stub-first"
+    assert first.exists() == bool(ran)
+    assert not ran or f"pipeline, run, {ran}, --on, aws]" in first.read_text()
+
+
+def test_no_first_run_where_none_is_wanted(machine: Machine) -> None:
+    machine.publish(HP_FIRST_RUN="false")
+    succeeded(machine.up())
+    assert not (machine.upper / "var/lib/stub-first").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [("fails", "the run of readmission failed -> "), ("refuses", "the run ended and no model serves -> ")],
+)
+def test_a_first_run_without_a_model_says_so(machine: Machine, run: str, words: str) -> None:
+    # given a run that fails, or whose gates refuse the model
+    (machine.upper / "var/lib").mkdir(parents=True, exist_ok=True)
+    (machine.upper / "var/lib/stub-run").write_text(run)
+    done = machine.up()
+    # then the host is not ready, and the run's own words are there
+    assert done.returncode == 1 and "step 95-first-model failed" in done.stderr and not machine.ready()
+    assert words in done.stderr and "the stage 'ingest' found no rows" in done.stderr
+    # when that is corrected, then another run is started
+    (machine.upper / "var/lib/stub-run").unlink()
+    succeeded(machine.up())
+
+
+def test_what_failed_and_how_full_the_disks_are_is_told_once(machine: Machine) -> None:
+    # given a running host
+    succeeded(machine.up())
+
+    def watch() -> list[str]:
+        (machine.upper / "var/log/calls").write_text("")
+        running = "mkdir -p /data && echo true >/var/lib/stub-docker/health-predict-control-plane"
+        unit = f'{running} && set -a && . /etc/health-predict/host.env && set +a && exec "$0"'
+        succeeded(machine.run("/bin/bash", "-c", unit, "/opt/health-predict/current/pulumi/bootstrap/watch.sh"))
+        lines = [line for line in machine.calls.splitlines() if "put-metric-data" in line]
+        assert all("--namespace health-predict" in line and "{Name=Stack,Value=dev}" in line for line in lines)
+        return [line.partition("MetricName=")[2].partition(",Dimensions")[0] for line in lines]
+
+    jobs, workflows = (machine.upper / f"var/lib/stub-{name}" for name in ("jobs", "workflows"))
+    jobs.write_text("\n2001-01-01T02:17:00Z\n")
+    workflows.write_text("2001-01-01T02:17:00Z Failed\n2001-01-01T02:17:00Z Succeeded\n Running\n")
+    # when it watches for the first time, then old failures are no news
+    disk, *failed = watch()
+    assert disk.startswith("DiskUsed,Unit=Percent,Value=") and disk.rpartition("=")[2].isdigit()
+    assert failed == ["FailedBackups,Unit=Count,Value=0", "FailedRuns,Unit=Count,Value=0"]
+    # when a backup and two runs fail
+    jobs.write_text("\n2001-01-01T02:17:00Z\n2999-01-01T02:17:00Z\n")
+    workflows.write_text("2999-01-01T01:00:00Z Failed\n2999-01-01T01:00:00Z Error\n2999-01-01T01:00:00Z Succeeded\n")
+    # then they are counted
+    assert watch()[1:] == ["FailedBackups,Unit=Count,Value=1", "FailedRuns,Unit=Count,Value=2"]
+
+
+def test_the_state_says_what_is_done_in_words(machine: Machine) -> None:
+    machine.up_until("50-cluster: begins")
+    state = (machine.state / "state").read_text()
+    assert state.startswith("step=50-cluster status=begins") and state.endswith("doing=The Kind cluster\n")
+    # and every step has such words
+    for script in (BOOTSTRAP / "steps").glob("*.sh"):
+        line = script.read_text().splitlines()[1]
+        assert line.startswith("# ") and 10 < len(line) < 121, script.name
 
 
 def test_the_file_system_grows_with_its_volume(machine: Machine) -> None:
@@ -499,6 +650,22 @@ def test_the_file_system_grows_with_its_volume(machine: Machine) -> None:
     _loop("--set-capacity", machine.loop)
     succeeded(machine.boot())
     assert int(machine.on_disk("stat", "-f", "-c", "%b", ".")) > 1.5 * before
+
+
+def test_a_volume_that_grows_is_waited_for(machine: Machine) -> None:
+    # given a stack whose volume was enlarged, and AWS that has not done it yet
+    succeeded(machine.up())
+    machine.publish(HP_VOLUME_BYTES=str(2 * DISK_BYTES))
+    done = machine.up()
+    assert (
+        done.returncode == 1 and f"has not grown to {2 * DISK_BYTES} bytes yet -> run `pulumi up` again" in done.stderr
+    )
+    # when it has, then the file system is as large as the volume
+    with machine.disk.open("r+b") as image:
+        image.truncate(2 * DISK_BYTES)
+    _loop("--set-capacity", machine.loop)
+    succeeded(machine.up())
+    assert int(machine.on_disk("stat", "-f", "-c", "%b", ".")) * 4096 > 1.7 * DISK_BYTES
 
 
 def test_a_step_that_hangs_ends_with_its_reason(machine: Machine) -> None:
@@ -540,6 +707,7 @@ def test_units_pass_systemd_analyze(tmp_path: Path) -> None:
         "usr/local/bin/dockerd",
         "usr/lib/systemd/systemd-socket-proxyd",
         "opt/health-predict/current/pulumi/bootstrap/run.sh",
+        "opt/health-predict/current/pulumi/bootstrap/watch.sh",
     ):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).write_text("#!/bin/sh\n")

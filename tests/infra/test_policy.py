@@ -22,6 +22,7 @@ EVERYTHING = {
     "open_ports": ["api"],
     "schedule": {"timezone": "UTC"},
     "budget_email": "ops@example.org",
+    "alarm_email": "ops@example.org",
 }
 INSTANCE = "aws:ec2/instance:Instance"
 GROUP = "aws:ec2/securityGroup:SecurityGroup"

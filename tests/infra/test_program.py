@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import functools
+import io
 import json
-import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pulumi
 import pytest
+from moto import mock_aws
 
+from health_predict.core import cost
 from health_predict.core.cost import MACHINES, PRICES
 from health_predict.core.errors import SettingsError
 from health_predict.core.stack_config import StackConfig, read_config
+from infra.outputs import FIRST_UP, estimate
 from tests.infra.program import ACCOUNT, ROOT, Stack, run
 
 OPERATOR = {"operator_cidr": "203.0.113.0/28", "open_ports": ["api", "mlflow"]}
@@ -127,7 +131,8 @@ def test_the_host() -> None:
     assert "keyName" not in host.inputs and host.inputs["vpcSecurityGroupIds"] == ["health-predict-dev"]
     assert host.inputs["iamInstanceProfile"] == "health-predict-dev"
     # a running host is neither replaced nor restarted for a newer image or newer user data
-    assert host.options["ignore_changes"] == ["ami", "userDataBase64"]
+    # nor because it has no public address while it is stopped
+    assert host.options["ignore_changes"] == ["ami", "userDataBase64", "associatePublicIpAddress"]
     assert host.inputs["userDataReplaceOnChange"] is False
     # and where it must be replaced, it goes first
     assert host.options["delete_before_replace"] is True
@@ -183,7 +188,7 @@ def test_the_rollout_waits_for_bundle_and_disk() -> None:
         rollout.inputs["script"]
         == base64.b64decode(made.one("ec2/instance:Instance").inputs["userDataBase64"]).decode()
     )
-    assert rollout.options["create_timeout"] == "75m"
+    assert rollout.options["create_timeout"] == "150m"
     waits = {urn.rpartition("::")[2] for urn in made.one("infra:Rollout").depends_on + rollout.depends_on}
     assert {"health-predict-dev-host", "health-predict-dev-data"} <= waits
     other = stack(**OPERATOR).one("dynamic:Resource")
@@ -204,7 +209,9 @@ def test_the_role_reaches_this_stack_alone() -> None:
     assert all(f"{ACCOUNT}:repository/health-predict/dev/" in arn for arn in statements["Images"]["Resource"])
     assert len(statements["Images"]["Resource"]) == 3
     everywhere = [sid for sid, item in statements.items() if "*" in item["Resource"]]
-    assert everywhere == ["WithoutResource"]
+    assert everywhere == ["Metrics", "WithoutResource"]
+    assert statements["Metrics"]["Action"] == ["cloudwatch:PutMetricData"]
+    assert statements["Metrics"]["Condition"] == {"StringEquals": {"cloudwatch:namespace": "health-predict"}}
     assert all(
         action.startswith(("ssmmessages:", "ec2messages:")) or action == "ecr:GetAuthorizationToken"
         for action in statements["WithoutResource"]["Action"]
@@ -239,22 +246,101 @@ def test_the_budget_alarm() -> None:
 
 
 def test_every_resource_has_our_tags_and_our_provider() -> None:
-    made = stack(tags={"team": "ml"}, **OFFICE_HOURS, **ALARM)
+    # given as many tags as are allowed, a number among them, as `pulumi config set --path` stores it
+    given = {f"key-{number}": "x" for number in range(39)} | {"cost_center": 4711}
+    made = stack(tags=given, alarm_email="ops@example.org", **OFFICE_HOURS, **ALARM)
     tagged = [item for item in made.resources if "tags" in item.inputs]
-    assert len(tagged) >= 18
+    assert len(tagged) >= 23
+    own = {"Project": "health-predict", "Stack": "dev", "ManagedBy": "pulumi", "Name": ""}
     for item in tagged:
         found = item.inputs["tags"]
-        assert {**found, "Name": ""} == {
-            "Project": "health-predict",
-            "Stack": "dev",
-            "ManagedBy": "pulumi",
-            "team": "ml",
-            "Name": "",
-        }, item.name
-        assert found["Name"]
+        # then all have them, but for objects, of which S3 refuses those with more than ten
+        theirs = {} if "bucketObject" in item.type else {**given, "cost_center": "4711"}
+        assert {**found, "Name": ""} == {**own, **theirs}, item.name
+        assert found["Name"] and len(found) <= (10 if "bucketObject" in item.type else 50)
     for item in made.resources:
         if item.type.startswith("aws:"):
             assert "providers:aws" in item.options["provider"], item.name
+
+
+def test_the_alarms() -> None:
+    made = stack(alarm_email="ops@example.org")
+    (topic,) = made.of("sns/topic:Topic")
+    subscription = made.one("sns/topicSubscription:TopicSubscription").inputs
+    assert (subscription["protocol"], subscription["endpoint"]) == ("email", "ops@example.org")
+    alarms = {
+        item.name.removeprefix("health-predict-dev-"): item.inputs
+        for item in made.of("cloudwatch/metricAlarm:MetricAlarm")
+    }
+    assert {name: (item["metricName"], item["threshold"]) for name, item in alarms.items()} == {
+        "host-down": ("StatusCheckFailed", 0),
+        "disk-full": ("DiskUsed", 85),
+        "backup-failed": ("FailedBackups", 0),
+        "run-failed": ("FailedRuns", 0),
+    }
+    for name, item in alarms.items():
+        assert len(item["alarmActions"]) == 1 and topic.name in item["alarmActions"][0]
+        assert " -> " in item["alarmDescription"], name
+    # each metric is one that the host sends, under the same names
+    sent = (ROOT / "pulumi/bootstrap/watch.sh").read_text()
+    for name in ("disk-full", "backup-failed", "run-failed"):
+        assert f"put {alarms[name]['metricName']} " in sent and alarms[name]["dimensions"] == {"Stack": "dev"}
+        assert f"--namespace {alarms[name]['namespace']} " in sent
+    assert alarms["host-down"]["dimensions"] == {"InstanceId": "i-0abc"}
+    # a host that is always on may not be silent, one that sleeps at night may
+    assert alarms["host-down"]["treatMissingData"] == "breaching"
+    asleep = stack(**OFFICE_HOURS)
+    assert asleep.one("MetricAlarm", "health-predict-dev-host-down").inputs["treatMissingData"] == "notBreaching"
+    # and they are made when the host is ready, and not silent any more
+    assert any("dynamic:Resource" in urn for urn in made.one("infra:Alarms").depends_on)
+    assert not stack().of("TopicSubscription")
+
+
+def test_the_tag_of_the_images_is_what_they_are_built_from(tmp_path: Path) -> None:
+    # given a checkout
+    from infra.images import image_sources, image_tag, source_revision
+
+    for name in image_sources():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "k8s").mkdir()
+    shutil.copy(ROOT / "k8s/image-source", tmp_path / "k8s")
+    first = image_tag(root=tmp_path)
+    assert len(first) == 40 and image_sources(tmp_path) == image_sources()
+    assert source_revision(("Dockerfile",), tmp_path) == "unknown"
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=one"]):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *command], cwd=tmp_path, check=True)
+    commit = source_revision(("Dockerfile",), tmp_path)
+    # when something else changes, then the tag stays, and so does the commit it is told by
+    (tmp_path / "docs.md").write_text("words")
+    (tmp_path / "health_predict/core/__pycache__").mkdir()
+    (tmp_path / "health_predict/core/__pycache__/cost.pyc").write_text("compiled")
+    assert image_tag(root=tmp_path) == first and source_revision(("Dockerfile",), tmp_path) == commit
+    # when a source changes by one byte, its mode, or the base's digest does, then it is another tag
+    base = "mirror.example.org/python@sha256:" + "0" * 64
+    tags = {first, image_tag(base, tmp_path)}
+    assert image_tag(base.replace("mirror", "other"), tmp_path) in tags
+    (tmp_path / "health_predict/cli.py").chmod(0o755)
+    tags.add(image_tag(root=tmp_path))
+    (tmp_path / "Dockerfile").write_text((tmp_path / "Dockerfile").read_text() + "\n")
+    tags.add(image_tag(root=tmp_path))
+    assert len(tags) == 4
+    assert source_revision(("Dockerfile",), tmp_path) == f"{commit}-dirty"
+    # and where a source is missing, that is said
+    (tmp_path / "uv.lock").unlink()
+    with pytest.raises(pulumi.RunError, match=r"uv\.lock is not here.* -> "):
+        image_tag(root=tmp_path)
+
+
+def test_the_bundle_holds_what_the_images_are_built_from() -> None:
+    from infra.bundle import CONTENT, pack
+    from infra.images import image_sources
+
+    with tarfile.open(fileobj=io.BytesIO(pack(ROOT, CONTENT, image_sources()))) as tar:
+        names = tar.getnames()
+    assert {"Dockerfile", ".dockerignore", "uv.lock", "health_predict/cli.py", "k8s/image-source"} <= set(names)
+    assert len(names) == len(set(names)) and not [name for name in names if name.endswith(".pyc")]
+    assert not [name for name in names if name.startswith(("tests/", ".git/", "pulumi/.venv"))]
 
 
 def test_destroy_needs_a_decision_first() -> None:
@@ -283,18 +369,26 @@ def test_outputs_are_ready_to_paste() -> None:
         "api",
         "mlflow",
         "pipelines",
+        "delete",
     }
+    assert outputs["commands"].pop("delete") == "pulumi config set keep_data false && pulumi up && pulumi destroy"
     assert all("--region us-east-1 --target i-0abc" in command for command in outputs["commands"].values())
     assert "portNumber=5050,localPortNumber=5050" in outputs["commands"]["mlflow"]
     # 23 hours a week of host and address, and what costs while it is stopped
     hours = 23 * 730 / 168
-    assert outputs["monthly_cost"]["usd"] == pytest.approx((0.1504 + 0.005) * hours + 90 * 0.08 + 0.23 + 1, abs=0.01)
-    assert set(outputs["monthly_cost"]["parts"]) == {"host", "public IPv4", "disks", "bucket", "images"}
+    assert outputs["monthly_cost"]["usd"] == pytest.approx(
+        (0.1504 + 0.005) * hours + 90 * 0.08 + 0.23 + 1 + 1.3, abs=0.01
+    )
+    assert set(outputs["monthly_cost"]["parts"]) == {"host", "public IPv4", "disks", "bucket", "images", "alarms"}
 
 
 def test_another_account_is_refused_by_the_provider() -> None:
-    provider = stack(account_id=ACCOUNT).one("providers:aws").inputs
-    assert json.loads(provider["allowedAccountIds"]) == [ACCOUNT]
+    with mock_aws():
+        provider = stack(account_id=ACCOUNT).one("providers:aws").inputs
+        assert json.loads(provider["allowedAccountIds"]) == [ACCOUNT]
+        # and by the program, which says what to do
+        with pytest.raises(pulumi.RunError, match=f"belong to account {ACCOUNT}, and .* is 111122223333 -> use others"):
+            stack(account_id="111122223333")
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -321,6 +415,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tags": {"Stack": "prod"}}, "set by the stack or by AWS"),
     ({"tags": {"team": "a;b"}}, "AWS refuses"),
     ({"image_tag": "latest"}, "another image every day"),
+    ({"images": "pull"}, "images: Input should be 'build' or 'push'"),
+    ({"python_image": "python:3.11"}, "has no digest"),
+    ({"alarm_email": "nobody"}, "e-mail"),
     ({"image_tag": "a b"}, "no image tag"),
     ({"monitor": "every day"}, "six fields"),
     ({"instnace_type": "t3a.xlarge"}, "there is no such key"),
@@ -334,10 +431,18 @@ def test_a_wrong_value_fails_with_its_remedy(config: dict[str, Any], words: str)
     assert words in str(caught.value) and "->" in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [WRONG[0][0], WRONG[7][0], WRONG[-1][0], {"schedule": "{broken"}])
+@pytest.mark.parametrize("config", [WRONG[0][0], WRONG[7][0], WRONG[-1][0]])
 def test_a_wrong_value_stops_the_program_before_anything_is_registered(config: dict[str, Any]) -> None:
     with pytest.raises(pulumi.RunError, match=r"health-predict:|wrong stack configuration"):
         run(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("schedule", "{broken"), ("open_ports", "api"), ("open_ports", "3000"), ("tags", "team=ml")]
+)
+def test_a_text_where_a_list_or_a_map_is_meant_is_answered_by_the_right_command(key: str, text: str) -> None:
+    with pytest.raises(pulumi.RunError, match=f"health-predict:{key}: .* -> `pulumi config rm {key} && .* --path "):
+        run({key: text})
 
 
 def test_every_region_prices_every_machine() -> None:
@@ -366,22 +471,21 @@ def test_the_volume_and_address_of_the_units_are_the_programs() -> None:
     )
 
 
-def test_preview_with_the_cli(tmp_path: Path) -> None:
-    """The whole program under the real engine; the AWS plugin and credentials are needed as well."""
-    if shutil.which("pulumi") is None:
-        pytest.skip("skipped: the pulumi CLI is in no package registry and not installed here")
-    environment = {"PULUMI_BACKEND_URL": tmp_path.as_uri(), "PULUMI_CONFIG_PASSPHRASE": "test", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        ["pulumi", "preview", "--stack", "organization/health-predict/test", "--non-interactive"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_every_key_is_in_the_documentation_as_it_is() -> None:
+    text = (ROOT / "docs/aws.md").read_text()
+    for key, field in StackConfig.model_fields.items():
+        assert field.description
+        default = "" if field.default in ("", (), None) or field.default_factory else f"`{field.default}`".lower()
+        assert f"| `{key}` | {default} | {field.description} |\n" in text
+    # and what it says of costs is what the command says, with its date
+    always, scheduled = (cost.host("us-east-1", "t3a.xlarge", 40, 50, hours).usd for hours in (None, 50.0))
+    assert f"{cost.PRICES_AS_OF}, without taxes and traffic: about {always:.0f} USD a month" in text.replace("\n", " ")
+    assert f"about {scheduled:.0f} with office hours" in text.replace("\n", " ")
+    assert f"about {FIRST_UP} minutes" in text
 
 
-def test_configuration_has_a_description_for_each_key() -> None:
-    assert all(item.description for item in StackConfig.model_fields.values())
+def test_the_preview_says_how_long_it_takes_and_what_it_costs() -> None:
+    said = estimate(read_config({"data_gib": 100}))
+    assert f"about {FIRST_UP} minutes, with images and with training" in said
+    assert "about 127 USD a month" in said and cost.PRICES_AS_OF in said
+    assert "training" not in estimate(read_config({"first_run": False}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import boto3
@@ -10,7 +11,7 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from infra import rollout
-from infra.rollout import RolloutFailed, run_on_host
+from infra.rollout import Host, RolloutFailed
 
 
 class Clock:
@@ -35,15 +36,16 @@ class Ec2:
 
 
 class Ssm:
-    """Registers after some questions, then gives these answers, the last one for ever."""
+    """Registers after some questions, then gives these answers, the last one for ever. Tells its state when asked."""
 
     class exceptions:  # noqa: N801
         class InvocationDoesNotExist(Exception):
             pass
 
-    def __init__(self, register_after: int, *answers: dict[str, Any] | None) -> None:
+    def __init__(self, register_after: int, *answers: dict[str, Any] | None, states: tuple[str, ...] = ("",)) -> None:
         self.register_after = register_after
         self.answers = list(answers)
+        self.states = list(states)
         self.sent: list[dict[str, Any]] = []
 
     def describe_instance_information(self, Filters: Any) -> dict[str, Any]:
@@ -52,26 +54,50 @@ class Ssm:
         return {"InstanceInformationList": online}
 
     def send_command(self, **arguments: Any) -> dict[str, Any]:
+        (script,) = arguments["Parameters"]["commands"]
+        if script.startswith("cat "):
+            return {"Command": {"CommandId": "state"}}
         self.sent.append(arguments)
         return {"Command": {"CommandId": "c-1"}}
 
-    def get_command_invocation(self, **_: Any) -> dict[str, Any]:
+    def get_command_invocation(self, CommandId: str, InstanceId: str) -> dict[str, Any]:
+        if CommandId == "state":
+            said = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+            return {"Status": "Success", "StandardOutputContent": said}
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer is None:
             raise self.exceptions.InvocationDoesNotExist
         return answer
 
 
-def go(ec2: Any, ssm: Any, **arguments: Any) -> str:
+def go(ec2: Any, ssm: Any, told: list[str] | None = None, **arguments: Any) -> str:
     clock = Clock()
-    return run_on_host(ec2, ssm, "i-1", "echo", pause=clock.pause, clock=clock, **arguments)
+    said = [] if told is None else told
+    host = Host(ec2, ssm, "us-east-1", "i-1", say=said.append, pause=clock.pause, clock=clock)
+    return host.run("echo", **arguments)
 
 
 def test_it_waits_for_the_agent_and_the_command() -> None:
     ssm = Ssm(3, None, {"Status": "InProgress"}, {"Status": "Success", "StandardOutputContent": "ready: bundle=1"})
     assert go(Ec2(), ssm) == "ready: bundle=1"
     assert ssm.sent[0]["Parameters"]["commands"] == ["echo"] and ssm.sent[0]["InstanceIds"] == ["i-1"]
-    assert ssm.sent[0]["Parameters"]["executionTimeout"] == ["2400"]
+    assert ssm.sent[0]["Parameters"]["executionTimeout"] == ["7200"]
+
+
+def test_it_tells_what_the_host_is_doing() -> None:
+    # given a host that is silent at first, then long in one step, then in another
+    building = "step=62-build status=begins doing=Build the images that ECR lacks\n"
+    states = ("cat: no such file", *[building] * 18, "step=70-platform doing=Kubeflow Pipelines and MLflow\n")
+    running = [{"Status": "InProgress"}] * 100
+    told: list[str] = []
+    # when it runs
+    go(Ec2(), Ssm(0, *running, {"Status": "Success"}, states=states), told)
+    # then each step is told once, and again when it takes long
+    assert told == [
+        "after 0 min: Build the images that ECR lacks",
+        "after 6 min: Build the images that ECR lacks",
+        "after 7 min: Kubeflow Pipelines and MLflow",
+    ]
 
 
 def test_what_failed_on_the_host_is_in_the_message() -> None:
@@ -93,12 +119,26 @@ def test_every_other_end_is_a_failure(status: str) -> None:
 def test_waits_have_an_end() -> None:
     with pytest.raises(RolloutFailed, match="did not register with Systems Manager in 600 s -> "):
         go(Ec2(), Ssm(10**9, None))
-    with pytest.raises(RolloutFailed, match="has been running command c-1 for 400 s -> "):
+    with pytest.raises(
+        RolloutFailed, match=r"has been running command c-1 for 400 s -> .*`aws ssm start-session --reg"
+    ):
         go(Ec2(), Ssm(0, {"Status": "InProgress"}), run_seconds=100)
 
 
+@pytest.mark.parametrize(("disk", "size"), [("data_gib", 30), ("root_gib", 39)])
+def test_a_volume_that_would_shrink_is_refused_before_anything_changes(disk: str, size: int) -> None:
+    # given a stack with 40 and 50 GiB
+    provider = rollout._Provider()
+    old = {"data_gib": 50.0, "root_gib": 40.0}
+    assert provider.check({}, old).failures == provider.check(old, {**old, "data_gib": 60.0}).failures == []
+    # when one of them should get smaller
+    (failure,) = provider.check(old, {**old, disk: float(size)}).failures
+    # then the remedy is the size it has
+    assert failure.property == disk and f"pulumi config set {disk} {old[disk]:.0f}`" in failure.reason
+
+
 def test_a_stopped_host_is_not_waited_for() -> None:
-    with pytest.raises(RolloutFailed, match="is stopped -> `aws ec2 start-instances"):
+    with pytest.raises(RolloutFailed, match="is stopped -> `aws ec2 start-instances --region us-east-1"):
         go(Ec2("stopped"), Ssm(0, None))
 
 
@@ -113,12 +153,13 @@ def test_the_provider_runs_when_something_changed() -> None:
 def test_the_calls_are_those_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.setattr(rollout, "_wait_for_agent", lambda *_: None)  # moto registers no agents
+    monkeypatch.setattr(Host, "_wait_for_agent", lambda *_: None)  # moto registers no agents
+    monkeypatch.setattr(sys, "tracebacklimit", 9, raising=False)  # the provider sets it for its own process
     with mock_aws():
         ec2, ssm = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "ssm"))
         image = ec2.describe_images()["Images"][0]["ImageId"]
         instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
-        run_on_host(ec2, ssm, instance, "echo ready")
+        Host(ec2, ssm, "us-east-1", instance, say=print).run("echo ready")
         properties = {"instance_id": instance, "region": "us-east-1", "script": "echo", "version": "1"}
         created = rollout._Provider().create(properties)
         assert created.id == f"rollout-{instance}" and "said" in (created.outs or {})
@@ -136,4 +177,4 @@ def test_a_host_without_an_agent_is_named() -> None:
         agents.add_response("describe_instance_information", {"InstanceInformationList": []}, wanted)
         # then the wait ends
         with pytest.raises(RolloutFailed, match="did not register"):
-            run_on_host(ec2, ssm, "i-0abc", "echo", register_seconds=-1)
+            Host(ec2, ssm, "us-east-1", "i-0abc", say=print).run("echo", register_seconds=-1)

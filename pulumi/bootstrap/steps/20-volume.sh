@@ -18,6 +18,14 @@ until [[ -b $device ]]; do
 done
 device=$(readlink -f "$device")
 
+# A volume that was enlarged has its new size a moment later. Here in bytes, since a test's disk is a small one.
+wanted=${HP_VOLUME_BYTES:-$((${HP_DATA_GIB:-0} << 30))}
+until (($(blockdev --getsize64 "$device") >= wanted)); do
+    ((SECONDS < deadline)) || fail "the data volume $HP_VOLUME_ID has not grown to $wanted bytes yet" \
+        "run \`pulumi up\` again in a minute"
+    sleep 1
+done
+
 code=0
 known=$(blkid --probe --output export "$device") || code=$?
 kind=$(sed -n 's/^TYPE=//p' <<<"$known")

@@ -5,8 +5,8 @@ digest() { # repository URL
     aws ecr describe-images --repository-name "${1#*/}" --image-ids "imageTag=$HP_IMAGE_TAG" \
         --query 'imageDetails[0].imageDigest' --output text 2>"$HP_STATE/ecr" || {
         cat "$HP_STATE/ecr" >&2
-        echo "$1 has no image tagged $HP_IMAGE_TAG -> push it (\`make images PUSH=...\`, see docs/aws.md), or set" \
-            "health-predict:image_tag to one that is there" >&2
+        echo "$1 has no image tagged $HP_IMAGE_TAG -> \`make images PUSH=${1%/*}\` from the checkout of this stack, or" \
+            "\`pulumi config set images build\`, or set image_tag to one that is there" >&2
         exit 1
     }
 }
@@ -37,7 +37,7 @@ HEALTH_PREDICT_PROFILE=aws
 HEALTH_PREDICT_STORAGE_URI=s3://$HP_BUCKET/health-predict
 HEALTH_PREDICT_DATA_COPY=s3://$HP_BUCKET/raw/diabetic_data.csv
 HEALTH_PREDICT_IMAGE_REGISTRY=$HP_IMAGE_READMISSION
-HEALTH_PREDICT_GIT_COMMIT=$HP_IMAGE_TAG
+HEALTH_PREDICT_GIT_COMMIT=$HP_GIT_COMMIT
 END
 mv "$HP_STATE/settings.env.new" "$HP_STATE/settings.env"
 echo "$pipeline" >"$HP_STATE/pipeline-image.new"

@@ -1,0 +1,77 @@
+#!/bin/bash
+# Train and deploy the first model. Not where one serves; a champion without a service is only deployed.
+set -euo pipefail
+[[ $HP_FIRST_RUN == true ]] || exit 0
+image=$(<"$HP_STATE/pipeline-image")
+
+field() { # name, on standard input JSON: a field of it, by its path
+    python3 -c '
+import json, sys
+try:
+    found = json.load(sys.stdin)
+    for name in sys.argv[1].split("."):
+        found = found[name]
+    print(found)
+except (ValueError, KeyError, TypeError):
+    pass
+' "$1"
+}
+serving() { { curl --silent --max-time 10 http://127.0.0.1:3000/health || true; } | field model_version; }
+champion() {
+    curl --silent --show-error --max-time 30 --retry 5 --retry-all-errors \
+        'http://127.0.0.1:5050/api/2.0/mlflow/registered-models/alias?name=readmission&alias=champion' |
+        field model_version.version
+}
+
+if [[ -n $(serving) ]]; then exit 0; fi
+version=$(champion)
+pipeline=(readmission)
+if [[ -n $version ]]; then pipeline=(deployment -p "model_version=$version"); fi
+
+# The run belongs to Kubeflow Pipelines; this job only waits for it. After a reboot the same job is waited for.
+job=health-predict-first-$(printf '%s ' "$image" "${pipeline[@]}" | sha256sum | cut -c1-10)
+status() { kubectl -n kubeflow get job "$job" --output "jsonpath={.status.conditions[?(@.status=='True')].type}" 2>/dev/null || true; }
+if [[ $(status) == *Failed* || $(status) == *Complete* ]]; then kubectl -n kubeflow delete job "$job" --wait >/dev/null; fi
+cat >"$HP_STATE/first.yaml" <<END
+apiVersion: batch/v1
+kind: Job
+metadata: {name: $job, namespace: kubeflow}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      automountServiceAccountToken: false
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: run
+          image: $image
+          command: [health-predict, pipeline, run, $(printf '"%s", ' "${pipeline[@]}")--on, aws]
+          envFrom: [{configMapRef: {name: health-predict-settings}}]
+          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+          resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {cpu: "1", memory: 1Gi}}
+END
+kubectl apply -f "$HP_STATE/first.yaml" >/dev/null
+while true; do
+    case $(status) in
+        *Complete*) break ;;
+        *Failed*)
+            kubectl -n kubeflow logs "job/$job" --tail=20 >&2 || true
+            echo "the run of ${pipeline[*]} failed -> correct that and run \`pulumi up\` again; to go on without a" \
+                "model: \`pulumi config set first_run false\`" >&2
+            exit 1
+            ;;
+    esac
+    sleep 3
+done
+deadline=$((SECONDS + ${HP_ANSWER_SECONDS:-120}))
+until version=$(serving) && [[ -n $version ]]; do
+    ((SECONDS < deadline)) || {
+        kubectl -n kubeflow logs "job/$job" --tail=20 >&2 || true
+        echo "the run ended and no model serves -> its gates refused the model: see http://127.0.0.1:8080, forwarded with" \
+            "\`pulumi stack output commands\`" >&2
+        exit 1
+    }
+    sleep 3
+done
+echo "version $version answers"
