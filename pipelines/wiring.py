@@ -13,6 +13,9 @@ from health_predict.settings import PREFIX, Settings
 
 SETTINGS = "health-predict-settings"
 CREDENTIALS = "health-predict-credentials"
+# On AWS the credentials are the machine's role. Its network lets the pods with this label ask for it, and no others of
+# the namespace (k8s/overlays/aws/instance-role.yaml).
+ROLE_LABEL = ("health-predict/aws", "true")
 CREDENTIAL_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
@@ -32,6 +35,7 @@ def wire(
     names = [PREFIX + name.upper() for name in Settings.model_fields]
     kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in names}, optional=True)
     kubernetes.use_secret_as_env(task, CREDENTIALS, {name: name for name in CREDENTIAL_NAMES}, optional=True)
+    kubernetes.add_pod_label(task, *ROLE_LABEL)
     task.set_cpu_request(cpu)
     task.set_memory_request(memory)
     kubernetes.set_timeout(task, minutes * 60)

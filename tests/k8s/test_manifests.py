@@ -114,6 +114,60 @@ def test_what_is_not_opened_is_closed() -> None:
     assert opened == {"readmission-api"}
 
 
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a label selector of Kubernetes, as far as ours go, takes a pod with these labels."""
+    verdicts = {"In": lambda found, values: found in values, "NotIn": lambda found, values: found not in values}
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        verdicts[item["operator"]](labels.get(item["key"]), item["values"])
+        for item in selector.get("matchExpressions", ())
+    )
+
+
+def test_our_tasks_and_no_others_of_kubeflow_reach_the_machine_s_role() -> None:
+    # given the network policies of AWS, and the pods as Kubeflow Pipelines makes them from the compiled pipelines
+    documents = yaml.safe_load_all((ROOT / "k8s/overlays/aws/instance-role.yaml").read_text())
+    policies = [item for item in documents if item["metadata"]["namespace"] == "kubeflow"]
+    ours = [
+        executor["podMetadata"]["labels"]
+        for file in (ROOT / "pipelines/compiled").iterdir()
+        for executor in list(yaml.safe_load_all(file.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"][
+            "executors"
+        ].values()
+    ]
+    assert len(ours) > 30
+
+    def may_ask(labels: dict[str, str]) -> bool:
+        """A pod that no policy selects may go anywhere; of the others each policy must let it."""
+        applying = [item["spec"] for item in policies if selects(item["spec"]["podSelector"], labels)]
+        return all(
+            any(
+                "169.254.169.254/32" not in to["ipBlock"].get("except", ())
+                for rule in spec["egress"]
+                for to in rule["to"]
+            )
+            for spec in applying
+        )
+
+    # then each of our tasks may, and the servers of Kubeflow, our own jobs there and other people's tasks may not
+    assert all(may_ask(labels) for labels in ours)
+    assert not any(may_ask(labels) for labels in ({}, {"app": "ml-pipeline"}, {"health-predict/aws": "false"}))
+    steps = "".join(file.read_text() for file in (ROOT / "pulumi/bootstrap/steps").iterdir())
+    assert "health-predict/aws" not in steps + (ROOT / "k8s/kfp/kustomization.yaml").read_text()
+
+
+@needs_kubectl
+def test_of_our_servers_only_those_that_use_the_bucket_reach_the_machine_s_role() -> None:
+    items = render("aws")
+    (policy,) = [item["spec"] for item in items if item["metadata"]["name"] == "to-amazon"]
+    found = set()
+    for item in items:
+        spec = item.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec) if item["kind"] == "CronJob" else spec
+        if "template" in spec and selects(policy["podSelector"], spec["template"]["metadata"]["labels"]):
+            found.add(item["metadata"]["name"])
+    assert found == {"mlflow", "readmission-api", "backup"}
+
+
 @needs_kubectl
 @pytest.mark.skipif(not CHECKOV.exists(), reason="skipped: no checkov (`make .tools/checkov/.ready`)")
 def test_checkov_finds_nothing_but_the_listed_exceptions(tmp_path: Path) -> None:

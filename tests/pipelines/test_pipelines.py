@@ -12,7 +12,7 @@ from health_predict.adapters.kfp import compile_pipeline
 from health_predict.commands.pipeline import COMPILED
 from health_predict.settings import PREFIX, Settings
 from pipelines import PIPELINES, recorded
-from pipelines.wiring import CREDENTIALS, SETTINGS
+from pipelines.wiring import CREDENTIALS, ROLE_LABEL, SETTINGS
 
 
 def specs(file: Path) -> list[dict[str, Any]]:
@@ -44,6 +44,7 @@ def test_every_task_is_wired(name: str) -> None:
             PREFIX + field.upper() for field in Settings.model_fields
         }
         assert credentials["secretName"] == CREDENTIALS
+        assert executor["podMetadata"]["labels"] == dict([ROLE_LABEL])
     for executor in executors.values():
         assert "pip install" not in " ".join(executor["container"]["command"])
         assert executor["container"]["resources"]["resourceMemoryRequest"]
