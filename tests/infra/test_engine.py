@@ -128,7 +128,7 @@ def environment(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         program.write_text(f"#!/bin/sh\nexec {sys.executable} {ROOT}/tests/infra/engine/recorder.py\n")
         program.chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "PULUMI_"))}
-    with moto(folder) if MOTO else contextlib.nullcontext({}) as cloud:
+    with moto() if MOTO else contextlib.nullcontext({}) as cloud:
         yield {
             **kept,
             "PATH": os.pathsep.join([str(plugins), kept["PATH"], str(clone / ".tools/bin")]),
