@@ -583,9 +583,14 @@ def test_the_first_run_brings_what_is_lacking(machine: Machine, health: str, cha
 
 
 def test_no_first_run_where_none_is_wanted(machine: Machine) -> None:
+    # given a stack that trains nothing by itself
     machine.publish(HP_FIRST_RUN="false")
     succeeded(machine.up())
     assert not (machine.upper / "var/lib/stub-first").exists()
+    # when it has a champion, then that one is deployed all the same
+    (machine.upper / "var/lib/stub-champion").write_text('{"model_version": {"version": "7"}}')
+    succeeded(machine.up())
+    assert "model_version=7" in (machine.upper / "var/lib/stub-first").read_text()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def policy(text: str) -> list[dict[str, Any]]:
 def test_the_sdk_is_not_shadowed() -> None:
     assert "site-packages" in (pulumi.__file__ or "")
     assert not (ROOT / "pulumi" / "__init__.py").exists()
+
+
+def test_pulumi_s_environment_is_locked_for_these_dependencies() -> None:
+    uv = Path(sys.executable).parent / "uv"
+    command = [uv, "lock", "--check", "--offline", "--quiet", "--directory", "pulumi"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"`cd pulumi && uv lock`, and commit: {done.stderr}"
 
 
 def test_network() -> None:
@@ -193,6 +201,8 @@ def test_the_rollout_waits_for_bundle_and_disk() -> None:
     assert {"health-predict-dev-host", "health-predict-dev-data"} <= waits
     other = stack(**OPERATOR).one("dynamic:Resource")
     assert other.inputs["version"] != rollout.inputs["version"]
+    # also when nothing but the volume grows, with which its file system must
+    assert stack(data_gib=80).one("dynamic:Resource").inputs["version"] != rollout.inputs["version"]
 
 
 def test_the_role_reaches_this_stack_alone() -> None:
@@ -308,11 +318,16 @@ def test_the_tag_of_the_images_is_what_they_are_built_from(tmp_path: Path) -> No
     first = image_tag(root=tmp_path)
     assert len(first) == 40 and image_sources(tmp_path) == image_sources()
     assert source_revision(("Dockerfile",), tmp_path) == "unknown"
-    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=one"]):
-        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *command], cwd=tmp_path, check=True)
+
+    def commit_all() -> None:
+        for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=one"]):
+            subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *command], cwd=tmp_path, check=True)
+
+    commit_all()
     commit = source_revision(("Dockerfile",), tmp_path)
-    # when something else changes, then the tag stays, and so does the commit it is told by
+    # when another commit changes something else, then the tag stays, and so does the commit it is told by
     (tmp_path / "docs.md").write_text("words")
+    commit_all()
     (tmp_path / "health_predict/core/__pycache__").mkdir()
     (tmp_path / "health_predict/core/__pycache__/cost.pyc").write_text("compiled")
     assert image_tag(root=tmp_path) == first and source_revision(("Dockerfile",), tmp_path) == commit

@@ -1,7 +1,6 @@
 #!/bin/bash
-# Train and deploy the first model. Not where one serves; a champion without a service is only deployed.
+# Bring a model into service, where none is. The champion, as on a new host with the old data, or else a first one.
 set -euo pipefail
-[[ $HP_FIRST_RUN == true ]] || exit 0
 image=$(<"$HP_STATE/pipeline-image")
 
 field() { # name, on standard input JSON: a field of it, by its path
@@ -25,8 +24,13 @@ champion() {
 
 if [[ -n $(serving) ]]; then exit 0; fi
 version=$(champion)
-pipeline=(readmission)
-if [[ -n $version ]]; then pipeline=(deployment -p "model_version=$version"); fi
+if [[ -n $version ]]; then
+    pipeline=(deployment -p "model_version=$version")
+elif [[ $HP_FIRST_RUN == true ]]; then
+    pipeline=(readmission)
+else
+    exit 0
+fi
 
 # The run belongs to Kubeflow Pipelines; this job only waits for it. After a reboot the same job is waited for.
 job=health-predict-first-$(printf '%s ' "$image" "${pipeline[@]}" | sha256sum | cut -c1-10)
@@ -57,8 +61,7 @@ while true; do
         *Complete*) break ;;
         *Failed*)
             kubectl -n kubeflow logs "job/$job" --tail=20 >&2 || true
-            echo "the run of ${pipeline[*]} failed -> correct that and run \`pulumi up\` again; to go on without a" \
-                "model: \`pulumi config set first_run false\`" >&2
+            echo "the run of ${pipeline[*]} failed -> correct that and run \`pulumi up\` again" >&2
             exit 1
             ;;
     esac
