@@ -86,7 +86,7 @@ bench-image: $(READY) ## The second model's image against a builder's; needs a r
 bench: $(READY) ## Run every benchmark the README names
 	@for script in $(filter-out benchmarks/image.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN)python $$script || exit 1; done
 
-mutants: $(READY) ## Spoil the Pulumi program in 31 places; the tests must notice each
+mutants: $(READY) ## Spoil the Pulumi program and its host in 57 places; the tests must notice each
 	@$(RUN)python -m tests.infra.mutants
 
 bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours

@@ -1,6 +1,6 @@
-"""`make mutants`: spoil the Pulumi program in one place at a time; the tests must notice every time.
+"""`make mutants`: spoil the Pulumi program or its host in one place at a time; the tests must notice every time.
 
-Each mutant is a copy of the repository in which one guard is gone or one value wrong. Exits with 1 when a mutant
+Each mutant is a copy of the repository in which one guard is gone or one value wrong. Those of the host need root. Exits with 1 when a mutant
 survives or its place is no longer in the program.
 """
 
@@ -15,18 +15,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("pulumi", "health_predict", "tests/infra", "k8s", "pipelines/compiled", "pyproject.toml")
-TESTS = ("tests/infra/test_program.py", "tests/infra/test_policy.py")
+COPIED = (
+    "Pulumi.yaml",
+    "pulumi",
+    "tests/infra",
+    "k8s",
+    "docs/aws.md",
+    # what the images are built from
+    ".dockerignore",
+    "Dockerfile",
+    "README.md",
+    "bentos",
+    "components",
+    "health_predict",
+    "pipelines",
+    "pyproject.toml",
+    "uv.lock",
+)
+TESTS = ("tests/infra/test_program.py", "tests/infra/test_policy.py", "tests/infra/test_rollout.py")
+HOST = "tests/infra/test_bootstrap.py"
 SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one file."""
+    """One change of one file, and the tests that should notice."""
 
     file: str
     before: str
     after: str
+    tests: tuple[str, ...] = TESTS
 
 
 MUTANTS = (
@@ -61,7 +79,8 @@ MUTANTS = (
         "opts=pulumi.ResourceOptions(parent=self, protect=args.keep_data)",
         "opts=pulumi.ResourceOptions(parent=self)",
     ),
-    Mutant("pulumi/infra/host.py", 'ignore_changes=["ami", "userDataBase64"]', 'ignore_changes=["ami"]'),
+    Mutant("pulumi/infra/host.py", '"ami", "userDataBase64", "associatePublicIpAddress"', '"ami", "userDataBase64"'),
+    Mutant("pulumi/infra/host.py", '"ami", "userDataBase64", "associatePublicIpAddress"', '"associatePublicIpAddress"'),
     Mutant("pulumi/infra/host.py", "user_data_replace_on_change=False", "user_data_replace_on_change=True"),
     Mutant(
         "pulumi/infra/host.py",
@@ -94,6 +113,64 @@ MUTANTS = (
         "allowed_account_ids=[config.account_id] if config.account_id else None",
         "allowed_account_ids=None",
     ),
+    Mutant("Pulumi.yaml", "toolchain: uv", "toolchain: pip"),
+    Mutant("pulumi/infra/account.py", "if found != account_id:", "if False:"),
+    Mutant("pulumi/infra/bundle.py", "{key: args.tags[key] for key in OBJECT_TAGS}", "args.tags"),
+    Mutant("pulumi/infra/config.py", "if not isinstance(values[key], list | dict):", "if False:"),
+    Mutant("pulumi/infra/rollout.py", "if news[disk] < _olds.get(disk, 0)", "if False"),
+    Mutant("pulumi/infra/rollout.py", "doing != told or ", ""),
+    Mutant("pulumi/__main__.py", '            "HP_DATA_GIB": str(config.data_gib),\n', ""),
+    Mutant("health_predict/core/stack_config.py", '@field_validator("tags", mode="before")', "@staticmethod"),
+    # what the images are made of
+    Mutant("k8s/image-source", "find_files -perm -100 && ", ""),
+    Mutant("k8s/image-source", 'echo "${base#*@}"', "echo"),
+    Mutant("k8s/image-source", "xargs -0 $sum", "xargs -0 echo"),
+    Mutant("pulumi/infra/images.py", 'return f"{commit}-dirty" if changed else commit', "return commit"),
+    Mutant("pulumi/infra/images.py", '"--format=%H", "--", *sources', '"--format=%H"'),
+    # who is told
+    Mutant("pulumi/infra/alarms.py", "alarm_actions=[self.topic.arn]", "alarm_actions=[]"),
+    Mutant("pulumi/infra/alarms.py", '"FailedBackups"', '"BackupsFailed"'),
+    Mutant("pulumi/__main__.py", "config.alarm_email, config.schedule is None", "config.alarm_email, True"),
+    Mutant("pulumi/__main__.py", "depends_on=[rollout.command]", "depends_on=[]"),
+    Mutant("pulumi/infra/identity.py", '"cloudwatch:namespace": NAMESPACE', '"cloudwatch:namespace": "*"'),
+    # the host
+    Mutant(
+        "pulumi/bootstrap/install.sh",
+        'systemctl enable --now --quiet "${timers[@]}"',
+        'systemctl enable --quiet "${timers[@]}"',
+        (HOST, "-k", "first_run_second"),
+    ),
+    Mutant(
+        "pulumi/bootstrap/steps/20-volume.sh",
+        '(($(blockdev --getsize64 "$device") >= wanted))',
+        "true",
+        (HOST, "-k", "grows_is_waited"),
+    ),
+    Mutant(
+        "pulumi/bootstrap/steps/62-build.sh",
+        "grep --quiet ImageNotFoundException",
+        "grep --quiet Exception",
+        (HOST, "-k", "not_taken_for_an_empty"),
+    ),
+    Mutant(
+        "pulumi/bootstrap/steps/62-build.sh",
+        '[[ $("$HP_ROOT/k8s/image-source") == "$HP_IMAGE_TAG" ]] || exit 0',
+        "",
+        (HOST, "-k", "not_there_is_named"),
+    ),
+    Mutant(
+        "pulumi/bootstrap/steps/95-first-model.sh",
+        "if [[ -n $(serving) ]]; then exit 0; fi",
+        "",
+        (HOST, "-k", "brings_what_is_lacking"),
+    ),
+    Mutant(
+        "pulumi/bootstrap/steps/95-first-model.sh",
+        "if [[ $(status) == *Failed* || $(status) == *Complete* ]]; then",
+        "if false; then",
+        (HOST, "-k", "first_run_without_a_model"),
+    ),
+    Mutant("pulumi/bootstrap/watch.sh", "'$1 > since {found++}", "'{found++}", (HOST, "-k", "told_once")),
 )
 
 
@@ -105,7 +182,7 @@ def survives(mutant: Mutant | None) -> bool:
             source, target = ROOT / name, copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".venv"))
             elif source.exists():
                 shutil.copy(source, target)
         (copy / "tests" / "__init__.py").touch()
@@ -116,7 +193,18 @@ def survives(mutant: Mutant | None) -> bool:
                 raise SystemExit(f"{mutant.file} holds {mutant.before!r} {text.count(mutant.before)} times, not once")
             file.write_text(text.replace(mutant.before, mutant.after))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *TESTS],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-n",
+                "0",
+                "-p",
+                "no:cacheprovider",
+                *(mutant.tests if mutant else TESTS),
+            ],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pulumi
 import pytest
+import yaml
 from moto import mock_aws
 
 from health_predict.core import cost
@@ -54,6 +55,14 @@ def test_pulumi_s_environment_is_locked_for_these_dependencies() -> None:
     command = [uv, "lock", "--check", "--offline", "--quiet", "--directory", "pulumi"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"`cd pulumi && uv lock`, and commit: {done.stderr}"
+
+
+@pytest.mark.parametrize("file", ["Pulumi.yaml", "pulumi/policy/PulumiPolicy.yaml"])
+def test_engine_dynamic_resource_and_policy_pack_agree_on_the_environment(file: str) -> None:
+    # With `virtualenv` the dynamic resource looks beside the program, the engine beside the project's file; pip would
+    # ask the environment for pip, and upgrade it. tests/infra/test_engine.py shows it where the CLI is.
+    options = yaml.safe_load((ROOT / file).read_text())["runtime"]["options"]
+    assert options == {"toolchain": "uv"} and (ROOT / "pulumi/uv.lock").exists()
 
 
 def test_network() -> None:
