@@ -51,7 +51,11 @@ spec:
         - name: run
           image: $image
           command: [health-predict, pipeline, run, $(printf '"%s", ' "${pipeline[@]}")--on, aws]
-          envFrom: [{configMapRef: {name: health-predict-settings}}]
+          # Not all settings: what a command has in its environment goes with its run, and the stages read theirs.
+          env:
+$(for name in KFP_HOST PIPELINE_IMAGE GIT_COMMIT; do
+    echo "            - {name: HEALTH_PREDICT_$name, valueFrom: {configMapKeyRef: {name: health-predict-settings, key: HEALTH_PREDICT_$name}}}"
+done)
           securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
           resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {cpu: "1", memory: 1Gi}}
 END
