@@ -210,3 +210,20 @@ def test_only_what_the_images_need_is_sent_to_the_builder() -> None:
         for word in line.split()[1:-1]
     }
     assert copied == set(kept)
+
+
+def test_nothing_but_its_own_digest_names_an_image_in_ecr(tmp_path: Path) -> None:
+    # given a Docker that only writes down what it is told
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n[ "$1" != inspect ] || echo "x@sha256:1"\n')
+    docker.chmod(0o755)
+    registry = "123456789012.dkr.ecr.us-east-1.amazonaws.com/health-predict/dev"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PUSH": registry, "TAG": "0123abc"}
+    # when images are pushed there under a name of one's own, a commit's for example
+    done = subprocess.run([ROOT / "k8s/images"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # then they have the tag of what they are built from all the same
+    tag = subprocess.run([ROOT / "k8s/image-source"], capture_output=True, text=True, check=True).stdout.strip()
+    pushed = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("push")]
+    assert pushed == [f"push --quiet {registry}/{name}:{tag}" for name in ("mlflow", "pipeline")]
+    assert f"PIPELINE_IMAGE={registry}/pipeline@sha256:1" in done.stdout
