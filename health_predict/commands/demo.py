@@ -119,7 +119,8 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         reasons = "; ".join(_evaluation(tracking, version)["reasons"])
         console.print(f"version {version} was trained and rejected: {reasons}", highlight=False)
     say_source(console, record.tags["dataset_source"])
-    console.print(evaluation["chosen_because"], highlight=False)
+    if reason := evaluation.get("chosen_because"):  # no version of an earlier release has one
+        console.print(reason, highlight=False)
     console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted", highlight=False)
     for name in SHOWN:
         console.print(f"  {LABELS[name]:<38} {Estimate(**tested['metrics'][name])}", highlight=False)

@@ -103,14 +103,8 @@ def _print_status(console: Console, found: Status) -> None:
         row("data", found.data)
     if found.on_test:
         row("on its test set", f"{found.on_test['rows']:,} encounters, {found.on_test['positives']:,} readmitted")
-        for name in _SHOWN_METRICS:
+        for name in (name for name in _SHOWN_METRICS if name in found.on_test["metrics"]):
             row(f"  {LABELS[name]}", str(Estimate(**found.on_test["metrics"][name])))
-    if found.comparison:
-        beside = found.comparison
-        row(f"beside version {beside['against']}", f"{beside['rows']:,} encounters: {beside['on']}")
-        for name, item in beside["metrics"].items():
-            one, other = item["one"]["value"], item["other"]["value"]
-            row(f"  {LABELS[name]}", f"{one:.3f}, was {other:.3f}; difference {Estimate(**item['difference'])}")
     if found.drift is not None:
         # The first reason is the strongest; the report has them all.
         row("drift", f"{found.drift.verdict} in batch {found.drift.batch}: {next(iter(found.drift.reasons), '')}")
@@ -123,7 +117,25 @@ def _print_status(console: Console, found: Status) -> None:
     if not found.waiting:
         row("waiting", "nothing")
     console.print(table)
+    if found.comparison:
+        console.print(_beside(found))
     say_source(console, "synthetic" if found.synthetic else "")
+
+
+def _beside(found: Status) -> Table:
+    """The champion beside the version before it, on the same rows."""
+    from health_predict.report.comparison import LABELS, difference
+
+    beside = found.comparison
+    title = f"beside version {beside['against']}, on {beside['rows']:,} encounters: {beside['on']}"
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("")
+    for heading in (f"version {found.champion}", f"version {beside['against']}", "difference"):
+        table.add_column(heading, justify="right")
+    for name, item in beside["metrics"].items():
+        values = (f"{item[side]['value']:.3f}" for side in ("one", "other"))
+        table.add_row(LABELS[name], *values, difference(item["difference"]))
+    return table
 
 
 def lineage(on: On = None, as_json: AsJson = False) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.commands import operate
 from health_predict.core.errors import StateError
+from health_predict.core.evaluation import COMPARED
 from health_predict.settings import Settings
 
 
@@ -49,9 +50,11 @@ def test_status_for_scripts_and_for_people(settings: Settings) -> None:
     # given a synthetic champion without an image
     tracking = Tracking(settings)
     run = tracking.start_search("a run", {}, {})
-    tracking.log_json(
-        run, "evaluation.json", {"on_test": {"metrics": {"auc": {"value": 0.66, "low": 0.64, "high": 0.68}}}}
-    )
+    estimate = {"value": 0.66, "low": 0.64, "high": 0.68}
+    tested = {"rows": 2922, "positives": 343, "metrics": dict.fromkeys((*COMPARED, "f1"), estimate)}
+    difference = {"one": estimate, "other": estimate, "difference": {"value": 0.0, "low": -0.01, "high": 0.01}}
+    beside = {"against": "7", "on": "its rows", "rows": 2922, "metrics": dict.fromkeys(COMPARED, difference)}
+    tracking.log_json(run, "evaluation.json", {"on_test": tested, "comparisons": [beside]})
     version = tracking.register(run, {"dataset_source": "synthetic", "family": "XGBoost"}, "").version
     tracking.set_alias(CHAMPION, version)
     # when
@@ -59,8 +62,11 @@ def test_status_for_scripts_and_for_people(settings: Settings) -> None:
     text = call("status").output
     # then both say the same
     assert found["champion"] == version and found["serving"] is None and found["synthetic"]
-    assert found["metrics"]["auc"]["value"] == 0.66
-    assert "0.660 [0.640, 0.680]" in text and "SYNTHETIC" in text and "health-predict serve" in text
+    assert found["on_test"]["metrics"]["auc"]["value"] == 0.66
+    assert found["comparison"]["against"] == "7"
+    assert "2,922 encounters, 343 readmitted" in text and "0.660 [0.640, 0.680]" in text
+    assert "beside version 7, on 2,922 encounters: its rows" in text and "Share flagged" in text
+    assert "SYNTHETIC" in text and "health-predict serve" in text
     # and what cannot be served is refused with the next step
     refused = call("serve")
     assert isinstance(refused.exception, StateError) and "pipeline run deployment" in refused.exception.remedy
