@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,20 +118,19 @@ def _print_status(console: Console, found: Status) -> None:
     if not found.waiting:
         row("waiting", "nothing")
     console.print(table)
-    if found.comparison:
-        console.print(_beside(found))
+    for beside in found.comparisons:
+        console.print(_beside(found.champion, beside))
     say_source(console, "synthetic" if found.synthetic else "")
 
 
-def _beside(found: Status) -> Table:
+def _beside(champion: str, beside: Mapping[str, Any]) -> Table:
     """The champion beside the version before it, on the same rows."""
     from health_predict.report.comparison import LABELS, difference
 
-    beside = found.comparison
     title = f"beside version {beside['against']}, on {beside['rows']:,} encounters: {beside['on']}"
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
-    for heading in (f"version {found.champion}", f"version {beside['against']}", "difference"):
+    for heading in (f"version {champion}", f"version {beside['against']}", "difference"):
         table.add_column(heading, justify="right")
     for name, item in beside["metrics"].items():
         values = (f"{item[side]['value']:.3f}" for side in ("one", "other"))

@@ -41,8 +41,8 @@ class Status:
     """What the champion stands on: source and start of the SHA-256 of its raw data."""
     on_test: Mapping[str, Any]
     """The champion on its own test set: rows, positives, and metrics (name -> value, low, high)."""
-    comparison: Mapping[str, Any]
-    """The champion beside the one before it, on the same rows; empty for the first one."""
+    comparisons: tuple[Mapping[str, Any], ...]
+    """The champion beside the one before it on the same rows: its own, and the former ones of replaced data."""
     drift: LastDrift | None
     batches: int
     """Batches of the stream that are there."""
@@ -76,7 +76,7 @@ def status(settings: Settings) -> Status:
         synthetic=champion is not None and champion.tags.get("dataset_source") == "synthetic",
         data=origin_of(batches.storage, champion).data if champion else "",
         on_test={name: tested[name] for name in ("rows", "positives", "metrics")} if tested else {},
-        comparison=next(iter(judged.get("comparisons", ())), {}),
+        comparisons=tuple(judged.get("comparisons", ())),
         drift=_last(batches, decisions),
         batches=len(numbers),
         monitored=len(numbers) - len(open_batches),

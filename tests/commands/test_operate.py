@@ -63,7 +63,7 @@ def test_status_for_scripts_and_for_people(settings: Settings) -> None:
     # then both say the same
     assert found["champion"] == version and found["serving"] is None and found["synthetic"]
     assert found["on_test"]["metrics"]["auc"]["value"] == 0.66
-    assert found["comparison"]["against"] == "7"
+    assert [beside["against"] for beside in found["comparisons"]] == ["7"]
     assert "2,922 encounters, 343 readmitted" in text and "0.660 [0.640, 0.680]" in text
     assert "beside version 7, on 2,922 encounters: its rows" in text and "Share flagged" in text
     assert "SYNTHETIC" in text and "health-predict serve" in text

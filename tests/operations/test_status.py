@@ -42,7 +42,7 @@ def test_a_champion_with_batches_and_a_challenger(settings: Settings, tracking: 
     # then
     assert found.champion == champion and found.family == "XGBoost" and not found.synthetic
     assert found.on_test["metrics"] == {"auc": {"value": 0.66, "low": 0.64, "high": 0.68}}
-    assert (found.on_test["rows"], found.on_test["positives"], found.comparison) == (2922, 343, {})
+    assert (found.on_test["rows"], found.on_test["positives"], found.comparisons) == (2922, 343, ())
     assert found.drift is not None and (found.drift.batch, found.drift.verdict) == (1, "steady")
     assert found.drift.report.endswith(f"monitoring/live/reports/01-{'b' * 12}/report.html")
     assert (found.batches, found.monitored) == (3, 1)
