@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.processes import ProcessTarget
 from health_predict.adapters.raw_data import champion_origin, raw_data
 from health_predict.adapters.source_control import commit
@@ -26,7 +26,6 @@ from health_predict.core.columns import EXAMPLE
 from health_predict.core.content import content_digest
 from health_predict.core.errors import GateError, UnreachableError
 from health_predict.core.evaluation import Estimate
-from health_predict.core.promotion import Decision
 from health_predict.report.comparison import LABELS
 from health_predict.settings import Settings, load_settings
 from health_predict.stages.register import EVALUATION
@@ -50,20 +49,32 @@ def demo(replace_data: bool = False) -> None:
         # The very data that were chosen here, also where the synthetic cohort stands in.
         chosen = settings.model_copy(update={"data_source": str(data.path)})
         version = str(run_pipeline(chosen, "readmission", {}, console).outputs["model_version"])
+    if target.active() is None:
+        _serve_champion(settings, version)
     serving = target.active()
     if serving is None:
-        evaluation = _evaluation(Tracking(settings), version)
-        if evaluation["decision"] == Decision.REJECT:
-            raise GateError(
-                f"version {version} was rejected and nothing serves yet: {'; '.join(evaluation['reasons'])}",
-                "give it more encounters or trials (HEALTH_PREDICT_INITIAL_SHARE, HEALTH_PREDICT_TRIALS)",
-            )
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
     source = _report(console, settings, version, serving.model_version, target.url)
     with whole_file(settings.home / DONE) as temporary:
         temporary.write_text(json.dumps({"inputs": inputs, "version": version, "serving": serving.model_version}))
     console.print(f"\ndone in {time.monotonic() - began:.0f} s", highlight=False)
     say_source(console, source)
+
+
+def _serve_champion(settings: Settings, version: str) -> None:
+    """Bring the champion up where the trained version did not: it was rejected, and the endpoint was down."""
+    from health_predict.stages.rollout import rollout
+
+    tracking = Tracking(settings)
+    champion = tracking.by_alias(CHAMPION)
+    if champion is None or "image_uri" not in champion.tags:
+        raise GateError(
+            f"version {version} was rejected and nothing serves yet: "
+            f"{'; '.join(_evaluation(tracking, version)['reasons'])}",
+            "give it more encounters or trials (HEALTH_PREDICT_INITIAL_SHARE, HEALTH_PREDICT_TRIALS)",
+        )
+    report = settings.home / "serving" / "rollout.html"
+    rollout(settings, image_uri=champion.tags["image_uri"], model_version=champion.version, report=report)
 
 
 def _inputs(settings: Settings, raw_sha256: str) -> str:
