@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy.typing as npt
 
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, REASON, ModelVersion, RunRecord, Tracking
 from health_predict.adapters.parts import stored_part
+from health_predict.adapters.raw_data import origin_of
 from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core import risk_groups
 from health_predict.core.columns import PATIENT, TARGET
@@ -156,7 +155,9 @@ def _judgement(
         "decided_against": now,
         "threshold": threshold,
         "on_test": tested,
-        "comparisons": [] if champion is None else _comparisons(tracking, storage, best, pipeline, champion, test),
+        "comparisons": []
+        if champion is None
+        else _comparisons(tracking, storage, version, best, pipeline, champion, test),
     }
     tracking.log_json(best.run_id, EVALUATION, content)
     tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
@@ -232,50 +233,46 @@ def _ask_gates(
 
 
 def _comparisons(
-    tracking: Tracking, storage: Storage, best: RunRecord, pipeline: Pipeline, champion: ModelVersion, test: Path
+    tracking: Tracking,
+    storage: Storage,
+    version: ModelVersion,
+    best: RunRecord,
+    pipeline: Pipeline,
+    champion: ModelVersion,
+    test: Path,
 ) -> list[dict[str, Any]]:
     """The version beside the champion on its own test rows; on the champion's, too, when it has data of its own.
 
     They are shown and decide nothing.
     """
-    other = tracking.load_pipeline(champion.version)
-    ours, theirs = (_manifest(storage, tags.get("dataset_digest", "")) for tags in (best.tags, champion.tags))
-    others_data = bool(ours and theirs) and ours["raw_sha256"] != theirs["raw_sha256"]
-    found = []
-    with tempfile.TemporaryDirectory(prefix="health-predict-register-") as folder:
-        files = {"the test set of this version": test}
-        if others_data:
-            files[f"the test set of version {champion.version}"] = Path(folder) / "test.parquet"
-            storage.download(f"datasets/{theirs['digest']}/test.parquet", Path(folder) / "test.parquet")
-        for rows, file in files.items():
-            scored = (
-                (pipeline, float(best.params["threshold"])),
-                (other, float(champion.tags["threshold"])),
-            )
-            found.append({"against": champion.version, "on": rows, **_compared(file, *scored)})
-    if ours and theirs and not others_data and ours["parameters"]["salt"] != theirs["parameters"]["salt"]:
-        found[0]["on"] += f", of which version {champion.version} learned from some patients (another salt)"
-    return found
-
-
-def _compared(file: Path, one: tuple[Pipeline, float], other: tuple[Pipeline, float]) -> dict[str, Any]:
     from health_predict.core.cohort import load_part, target
     from health_predict.core.evaluation import as_plain, compare
 
-    frame = load_part(file)
-    labels = target(frame)
-    first, second = (Scored(_scores(pipeline, frame), threshold) for pipeline, threshold in (one, other))
-    return {
-        "rows": len(frame),
-        "positives": int(labels.sum()),
-        "metrics": as_plain(compare(labels, first, second, frame[PATIENT])),
-    }
-
-
-def _manifest(storage: Storage, dataset_digest: str) -> dict[str, Any]:
-    """What is known of a dataset; empty when it is not in storage."""
-    key = f"datasets/{dataset_digest}/manifest.json"
-    return json.loads(storage.read(key)) if dataset_digest and storage.exists(key) else {}
+    other = tracking.load_pipeline(champion.version)
+    ours, theirs = origin_of(storage, version), origin_of(storage, champion)
+    known = bool(ours.manifest and theirs.manifest)
+    others_data = known and ours.raw_sha256 != theirs.raw_sha256
+    frames = {"the test set of this version": load_part(test)}
+    if others_data:
+        rows = stored_part(storage, champion.tags["dataset_digest"], "test")
+        frames[f"the test set of version {champion.version}"] = rows
+    found: list[dict[str, Any]] = []
+    for name, frame in frames.items():
+        labels = target(frame)
+        one = Scored(_scores(pipeline, frame), float(best.params["threshold"]))
+        two = Scored(_scores(other, frame), float(champion.tags["threshold"]))
+        found.append(
+            {
+                "against": champion.version,
+                "on": name,
+                "rows": len(frame),
+                "positives": int(labels.sum()),
+                "metrics": as_plain(compare(labels, one, two, frame[PATIENT])),
+            }
+        )
+    if known and not others_data and ours.parameters.salt != theirs.parameters.salt:
+        found[0]["on"] += f", of which version {champion.version} learned from some patients (another salt)"
+    return found
 
 
 def _read_test_set(pipeline: Any, threshold: float, file: Path) -> dict[str, Any]:

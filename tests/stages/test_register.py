@@ -18,6 +18,7 @@ from health_predict.core.cohort import load_part
 from health_predict.core.errors import StateError
 from health_predict.core.evaluation import COMPARED
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.partition import Parameters
 from health_predict.core.promotion import Decision
 from health_predict.settings import Settings
 from health_predict.stages.register import EVALUATION, RegisterResult, register
@@ -173,7 +174,7 @@ def test_a_version_of_other_data_stands_beside_the_champion_on_both(
     others = pd.read_parquet(parts.test).head(400)
     storage.write(f"datasets/{'d' * 64}/test.parquet", others.to_parquet())
     for digest, raw in (("d" * 64, "old"), ("e" * 64, "new")):
-        manifest = {"digest": digest, "raw_sha256": raw, "parameters": {"salt": "s"}}
+        manifest = {"digest": digest, "raw_sha256": raw, "parameters": Parameters(0.2, 16, "s").to_json()}
         storage.write(f"datasets/{digest}/manifest.json", json.dumps(manifest).encode())
     second = run(settings, log_search(settings, "LogisticRegression", dataset="e" * 64), parts, tmp_path)
     # then its figures on the population of the champion are shown beside those on its own
