@@ -20,9 +20,10 @@ import pandas as pd
 
 from health_predict.adapters.batches import Batch, Batches, Labelled, batch_key, trained_through
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.parts import stored_part
 from health_predict.adapters.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.storage import Storage, whole_file
-from health_predict.core.cohort import check, load_part, target
+from health_predict.core.cohort import check, target
 from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.errors import DataError, StateError
 from health_predict.core.input_drift import InputReference
@@ -212,8 +213,8 @@ def _judged(
     pipeline = tracking.load_pipeline(champion.version)
     with tempfile.TemporaryDirectory(prefix="health-predict-drift-") as folder:
         work = Path(folder)
-        training = _part(storage, f"{dataset}/train.parquet", work)
-        validation = _part(storage, f"{dataset}/validation.parquet", work)
+        training = stored_part(storage, dataset, "train")
+        validation = stored_part(storage, dataset, "validation")
         validation_scores = _scores(pipeline, validation)
         reference = _reference(storage, champion, training, target(validation), validation_scores)
         first = trained_through(storage, champion)
@@ -301,17 +302,11 @@ def _judged(
 
 def _dataset(champion: ModelVersion) -> str:
     try:
-        return f"datasets/{champion.tags['dataset_digest']}"
+        return champion.tags["dataset_digest"]
     except KeyError:
         raise StateError(
             f"model version {champion.version} does not name its dataset", "register the model again"
         ) from None
-
-
-def _part(storage: Storage, key: str, work: Path) -> pd.DataFrame:
-    file = work / "part.parquet"
-    storage.download(key, file)
-    return load_part(file)
 
 
 def _scores(pipeline: Any, frame: pd.DataFrame) -> Floats:
