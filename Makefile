@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install infra demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install infra demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -49,11 +49,14 @@ e2e-full: $(READY) ## All end-to-end tests
 images: ## Build the pipeline's and MLflow's images and push them
 	@k8s/images
 
-kind-up: ## From Docker, kind and kubectl to the whole platform on this machine
+kind-up: $(READY) ## From Docker, kind and kubectl to the whole platform on this machine
 	@k8s/kind-up
 
 kind-down: ## Delete that cluster; its data stay
 	@k8s/kind-down
+
+air-gap: $(READY) ## What kind-up fetches, into FOLDER: Kubeflow's manifests and the list of images by digest
+	@$(RUN)python k8s/air_gap.py $(FOLDER)
 
 cluster-up: ## Bring the platform onto the cluster that KUBECONFIG names
 	@k8s/up $(or $(OVERLAY),kind)

@@ -97,6 +97,11 @@ class Cluster:
         # Repetitions are ours: they have a deadline.
         self._client.configuration.retries = False
 
+    @property
+    def address(self) -> str:
+        """Where the API server is."""
+        return str(self._client.configuration.host)
+
     def request(
         self,
         method: str,

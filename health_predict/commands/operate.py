@@ -166,9 +166,10 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
     from health_predict.operations.doctor import doctor as examine
 
     console = Console(stderr=as_json)
-    with console.status("examining"):
+    with console.status("examining") as shown:
         # An unknown setting stops every other command; this one reports it.
-        checks = examine(settings_on(on, allow_unknown=True))
+        settings = settings_on(on, allow_unknown=True)
+        checks = list(examine(settings, lambda name: shown.update(f"examining: {name}")))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks]))
     else:

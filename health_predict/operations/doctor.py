@@ -11,15 +11,17 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from health_predict.adapters.images import open_registry
+from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.source_control import UNKNOWN, commit
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.target import open_target
@@ -68,32 +70,36 @@ class Check:
     remedy: str = ""
 
 
-def doctor(settings: Settings) -> list[Check]:
-    """All checks, in the order of their dependence. Changes nothing that stays."""
-    return [
-        check
-        for examine in (
-            _settings,
-            _python,
-            _packages,
-            _home,
-            _machine,
-            _shared_memory,
-            _storage,
-            _data,
-            _tracking,
-            _cluster,
-            _registry,
-            _pipelines,
-            _endpoint,
-            _commit,
-        )
-        for check in _guarded(examine, settings)
-    ]
+def doctor(settings: Settings, begins: Callable[[str], object] = lambda _: None) -> Iterator[Check]:
+    """All checks, in the order of their dependence, each when it is done. Changes nothing that stays.
+
+    Args:
+        settings: What is examined.
+        begins: Told the name of each examination before it, since a server may take seconds not to answer.
+    """
+    for examine in (
+        _settings,
+        _python,
+        _packages,
+        _home,
+        _machine,
+        _shared_memory,
+        _cluster,
+        _capacity,
+        _storage,
+        _data,
+        _tracking,
+        _registry,
+        _pipelines,
+        _endpoint,
+        _commit,
+    ):
+        name = examine.__name__.strip("_").replace("_", " ")
+        begins(name)
+        yield from _guarded(name, examine, settings)
 
 
-def _guarded(examine: Callable[[Settings], Iterator[Check]], settings: Settings) -> Iterator[Check]:
-    name = examine.__name__.strip("_").replace("_", " ")
+def _guarded(name: str, examine: Callable[[Settings], Iterator[Check]], settings: Settings) -> Iterator[Check]:
     try:
         yield from examine(settings)
     except HealthPredictError as error:
@@ -185,6 +191,7 @@ def _storage(settings: Settings) -> Iterator[Check]:
                 return
         yield Check("storage", Health.OK, f"{settings.storage} is writable")
         return
+    must_answer(settings, "s3_endpoint_url")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     key = "doctor/probe"
     storage.write(key, uuid.uuid4().bytes)
@@ -222,6 +229,7 @@ def _tracking(settings: Settings) -> Iterator[Check]:
     if database.scheme == "sqlite" and not Path(settings.tracking_uri.removeprefix("sqlite:///")).exists():
         yield Check("tracking", Health.OK, f"{settings.tracking_uri} will be created")
         return
+    must_answer(settings, "mlflow_tracking_uri")
     from health_predict.adapters.mlflow import CHAMPION, Tracking
 
     champion = Tracking(settings).by_alias(CHAMPION)
@@ -245,7 +253,7 @@ def _cluster(settings: Settings) -> Iterator[Check]:
 
     cluster = Cluster(settings.kube_context, patience=5)
     version = cluster.request("GET", "/version") or {}
-    yield Check("cluster", Health.OK, f"Kubernetes {version.get('gitVersion')} answers")
+    yield Check("cluster", Health.OK, f"Kubernetes {version.get('gitVersion')} answers at {cluster.address}")
     for kind, namespace, name in _PARTS:
         found = cluster.request("GET", f"/apis/apps/v1/namespaces/{namespace}/{kind}/{name}", absent=True)
         where = f"{kind.removesuffix('s')} {name} in {namespace}"
@@ -256,6 +264,61 @@ def _cluster(settings: Settings) -> Iterator[Check]:
             yield Check(name, Health.FAIL, f"{where} has no ready pod", remedy)
         else:
             yield Check(name, Health.OK, f"{where}: {found['status']['readyReplicas']} ready")
+
+
+# What the hungriest moment asks for beside what runs: the search with its driver, or a rollout's stage, candidate and
+# one more pod.
+NEEDED_CPUS, NEEDED_POD_MEMORY_GIB = 0.6, 2.1
+
+
+def _capacity(settings: Settings) -> Iterator[Check]:
+    """Whether a run finds room: a pod that asks for more than a node has left waits without a word."""
+    if settings.serving_target is ServingTarget.PROCESS:
+        return
+    from health_predict.adapters.kubernetes import Cluster
+
+    cluster = Cluster(settings.kube_context, patience=5)
+    pods = (cluster.request("GET", "/api/v1/pods") or {})["items"]
+    for pod in pods:
+        for condition in pod["status"].get("conditions", ()):
+            if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+                where = f"{pod['metadata']['name']} in {pod['metadata']['namespace']}"
+                remedy = "give Docker, or the nodes, more processors or memory"
+                yield Check("capacity", Health.FAIL, f"pod {where} waits: {condition.get('message', '')}", remedy)
+    rooms = [room_left(node, pods) for node in (cluster.request("GET", "/api/v1/nodes") or {})["items"]]
+    cpus, memory = max(rooms)
+    found = f"{cpus:.1f} CPUs and {memory:.1f} GiB are not requested on the node with most room"
+    if cpus < NEEDED_CPUS or memory < NEEDED_POD_MEMORY_GIB:
+        remedy = f"a run needs {NEEDED_CPUS:g} CPUs and {NEEDED_POD_MEMORY_GIB:g} GiB: give Docker, or the nodes, more"
+        yield Check("capacity", Health.FAIL, found, remedy)
+    else:
+        yield Check("capacity", Health.OK, found)
+
+
+def room_left(node: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """CPUs and GiB that no pod of the node has requested, by the scheduler's rule.
+
+    Args:
+        node: A Node as the API server gives it.
+        pods: Pods of the cluster, of this and of other nodes; those that ended ask for nothing.
+    """
+    from kubernetes.utils.quantity import parse_quantity
+
+    left = []
+    for resource in ("cpu", "memory"):
+
+        def asked(containers: Sequence[Mapping[str, Any]], name: str = resource) -> list[float]:
+            requests = (one.get("resources", {}).get("requests", {}).get(name, 0) for one in containers)
+            return [float(parse_quantity(value)) for value in requests]
+
+        requested = sum(
+            max(sum(asked(pod["spec"]["containers"])), *asked(pod["spec"].get("initContainers", ())), 0)
+            for pod in pods
+            if pod["spec"].get("nodeName") == node["metadata"]["name"]
+            and pod["status"].get("phase") not in ("Succeeded", "Failed")
+        )
+        left.append(float(parse_quantity(node["status"]["allocatable"][resource])) - requested)
+    return left[0], left[1] / 2**30
 
 
 def _registry(settings: Settings) -> Iterator[Check]:
@@ -272,6 +335,7 @@ def _registry(settings: Settings) -> Iterator[Check]:
 def _pipelines(settings: Settings) -> Iterator[Check]:
     if not settings.kfp_host:
         return
+    must_answer(settings, "kfp_host")
     from health_predict.adapters.kfp_cluster import ClusterPipelines
 
     runs = ClusterPipelines(settings).runs(1)

@@ -9,6 +9,7 @@ from typing import Any
 from health_predict.adapters.batches import Batches, batch_key
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.raw_data import origin_of
+from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.target import Active, open_target
 from health_predict.core.errors import StateError
 from health_predict.settings import Settings
@@ -53,6 +54,7 @@ class Status:
 
 def status(settings: Settings) -> Status:
     """Ask the endpoint, the registry and the storage. Raises UnreachableError when one does not answer."""
+    must_answer(settings, "s3_endpoint_url", "mlflow_tracking_uri")
     target = open_target(settings)
     active = target.active()
     tracking = Tracking(settings)

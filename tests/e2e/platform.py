@@ -90,5 +90,5 @@ def _registry_for_pods() -> None:
     text = (Path(__file__).parent / "registry_for_pods.yaml").read_text()
     text = text.replace("BASE_IMAGE", BASE_IMAGE).replace("REGISTRY_PORT", NODE_REGISTRY_PORT)
     kubectl("apply", "-f", "-", data=text)
-    kubectl("-n", "node-registry", "rollout", "status", "deployment/kind-registry", "--timeout=240s")
+    kubectl("-n", "node-registry", "rollout", "status", "deployment/health-predict-registry", "--timeout=240s")
     assert IMAGES

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from health_predict.core.errors import UnreachableError
 from health_predict.operations import doctor as examination
-from health_predict.operations.doctor import Check, Health, doctor
+from health_predict.operations.doctor import Check, Health, doctor, room_left
+from health_predict.operations.status import status
 from health_predict.settings import ServingTarget, Settings
 
 
-def named(checks: list[Check], name: str) -> Check:
+def named(checks: Iterable[Check], name: str) -> Check:
     return next(check for check in checks if check.name == name)
 
 
@@ -29,7 +34,7 @@ def test_a_machine_that_is_ready(tmp_path: Path, port: int) -> None:
     data.write_text("x")
     home = tmp_path / "new" / "home"
     # when
-    checks = doctor(Settings(home=home, serving_port=port, data_source=str(data), git_commit="c" * 40))
+    checks = list(doctor(Settings(home=home, serving_port=port, data_source=str(data), git_commit="c" * 40)))
     # then nothing fails, and nothing was created
     assert [check for check in checks if check.health is Health.FAIL] == []
     assert named(checks, "git commit").finding == "c" * 40
@@ -51,7 +56,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, port: int, mon
         mlflow_tracking_uri=f"http://127.0.0.1:{port}",
     )
     # when
-    checks = doctor(settings)
+    checks = list(doctor(settings))
     # then each has its line and a remedy
     failed = {check.name for check in checks if check.health is Health.FAIL}
     assert failed == {"settings", "home", "storage", "data", "tracking"}
@@ -70,19 +75,19 @@ def test_a_taken_port_fails(tmp_path: Path, port: int) -> None:
     ("source", "health"), [("", Health.WARN), ("synthetic", Health.WARN), ("s3://bucket/key", Health.OK)]
 )
 def test_sources_of_data(tmp_path: Path, port: int, source: str, health: Health) -> None:
-    checks = doctor(Settings(home=tmp_path, serving_port=port, data_source=source))
+    checks = list(doctor(Settings(home=tmp_path, serving_port=port, data_source=source)))
     assert named(checks, "data").health is health
 
 
 def test_a_source_that_does_not_answer_fails(tmp_path: Path, port: int) -> None:
-    checks = doctor(Settings(home=tmp_path, serving_port=port, data_source=f"http://127.0.0.1:{port}/data.csv"))
+    checks = list(doctor(Settings(home=tmp_path, serving_port=port, data_source=f"http://127.0.0.1:{port}/data.csv")))
     assert named(checks, "data").health is Health.FAIL
 
 
 def test_a_cluster_that_nobody_configured_fails_with_a_remedy(tmp_path: Path, port: int) -> None:
     # given a local port that is taken, which does not matter where a cluster serves
     with socket.create_server(("127.0.0.1", port)):
-        checks = doctor(Settings(home=tmp_path, serving_port=port, serving_target=ServingTarget.KUBERNETES))
+        checks = list(doctor(Settings(home=tmp_path, serving_port=port, serving_target=ServingTarget.KUBERNETES)))
     # then
     for name in ("cluster", "endpoint"):
         check = named(checks, name)
@@ -97,7 +102,7 @@ def test_a_small_machine_is_warned_about(tmp_path: Path, port: int, monkeypatch:
     monkeypatch.setattr(examination, "BEYOND_PYTHON", (3, 11))
     monkeypatch.setattr(examination, "PACKAGES", (("absent", "absent", "this test"), ("gone", "numpy", "this test")))
     # when
-    checks = doctor(Settings(home=tmp_path, serving_port=port))
+    checks = list(doctor(Settings(home=tmp_path, serving_port=port)))
     # then each is told with a remedy, and only what cannot work fails
     found = {check.name: check.health for check in checks if check.health is not Health.OK}
     assert {"machine", "home"} <= {name for name, health in found.items() if health is Health.WARN}
@@ -115,3 +120,58 @@ def test_an_endpoint_that_was_killed_is_named(tmp_path: Path, port: int) -> None
     # then
     check = named(doctor(Settings(home=tmp_path, serving_port=port)), "endpoint")
     assert check.health is Health.WARN and "version 7 was given up: it crashed" in check.finding
+
+
+def test_servers_that_never_answer_are_named_in_seconds(tmp_path: Path) -> None:
+    # given an address that takes connections and says nothing, as a forwarded port of a closed server does
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        settings = Settings(
+            home=tmp_path,
+            storage_uri="s3://bucket/prefix",
+            s3_endpoint_url=address,
+            mlflow_tracking_uri=address,
+            kfp_host=address,
+        )
+        told: list[str] = []
+        began = time.monotonic()
+        found = {check.name: check for check in doctor(settings, told.append)}
+    # then each is a failure with a remedy, long before their clients would give up
+    for name in ("storage", "tracking", "pipelines"):
+        assert found[name].health is Health.FAIL and "does not answer within 5 s" in found[name].finding
+        assert "HEALTH_PREDICT_" in found[name].remedy
+    assert time.monotonic() - began < 60
+    # and what is asked is told before it is
+    assert told.index("storage") < told.index("tracking") < told.index("pipelines")
+
+
+def test_status_names_the_server_that_never_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match="does not answer within 5 s"):
+            status(Settings(home=tmp_path, storage_uri="s3://bucket/x", s3_endpoint_url=address))
+
+
+def pod(node: str, phase: str, requests: list[str], first: str = "0") -> dict[str, Any]:
+    return {
+        "spec": {
+            "nodeName": node,
+            "containers": [{"resources": {"requests": {"cpu": cpu, "memory": "256Mi"}}} for cpu in requests],
+            "initContainers": [{"resources": {"requests": {"cpu": first}}}],
+        },
+        "status": {"phase": phase},
+    }
+
+
+def test_room_on_a_node_is_counted_as_the_scheduler_does() -> None:
+    # given a node of two processors and 4 GiB, pods there, elsewhere, and one that ended
+    node = {"metadata": {"name": "here"}, "status": {"allocatable": {"cpu": "2", "memory": "4Gi"}}}
+    pods = [
+        pod("here", "Running", ["250m", "0.5"]),
+        pod("here", "Pending", ["50m"], first="400m"),
+        pod("there", "Running", ["1"]),
+        pod("here", "Succeeded", ["1"]),
+    ]
+    # then of a pod's init containers the largest counts, where it is more than the others together
+    cpus, memory = room_left(node, pods)
+    assert cpus == pytest.approx(2 - 0.75 - 0.4) and memory == pytest.approx(4 - 0.75)
