@@ -106,7 +106,7 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
 def test_from_nothing_twice_and_down_and_up_with_its_data(world: World) -> None:
     # when it is made, then the checks end it, and the tasks have their image
     ready(world.up())
-    assert world.calls.splitlines()[-1] == "health-predict doctor --on kind"
+    assert "health-predict doctor --on kind" in world.calls and "health-predict serve" not in world.calls
     assert "HEALTH_PREDICT_PIPELINE_IMAGE=localhost:5001/health-predict/pipeline@sha256:built" in world.settings()
     password = world.password()
     # when it is made again, then nothing is made anew
@@ -124,6 +124,20 @@ def test_from_nothing_twice_and_down_and_up_with_its_data(world: World) -> None:
     for name in ("postgres", "mysql", "seaweedfs"):
         assert f"path: /var/local-path-provisioner/{name}" in (ROOT / "k8s" / "volumes.yaml").read_text()
         assert (world.data / "pv" / name).is_dir()
+
+
+def test_a_new_cluster_serves_the_champion_again(world: World) -> None:
+    # given a model in service, and its version in MLflow
+    ready(world.up())
+    (world.folder / "objects" / "serving").write_text('{"model_version": "7"}')
+    world.say("champion", "7")
+    ready(world.up())
+    assert "health-predict serve" not in world.calls
+    # when the cluster is made anew, then it is brought up, and once
+    assert world.run("kind-down").returncode == 0
+    ready(world.up())
+    ready(world.up())
+    assert world.calls.count("health-predict serve --on kind") == 1
 
 
 def test_a_volume_whose_claim_was_deleted_may_be_claimed_again(world: World) -> None:
@@ -265,6 +279,13 @@ def test_mirrors_reach_the_node(world: World) -> None:
     ready(world.up(MIRRORS=str(mirrors)))
     assert "mirror.example" in (world.data / "certs.d" / "docker.io" / "hosts.toml").read_text()
     assert f'hostPath: "{world.data}/certs.d"' in (world.folder / "cluster.yaml").read_text()
+
+
+def test_images_are_copied_from_a_registry_that_has_them(world: World) -> None:
+    ready(world.up(FROM="registry.example/health-predict"))
+    assert "docker pull --quiet registry.example/health-predict/pipeline:" in world.calls
+    assert "docker build" not in world.calls
+    assert "PIPELINE_IMAGE=localhost:5001/health-predict/pipeline@sha256:built" in world.settings()
 
 
 def test_rendered_manifests_are_used_where_github_is_out_of_reach(world: World) -> None:
