@@ -19,6 +19,7 @@ COPIED = (
     "Pulumi.yaml",
     "pulumi",
     "tests/infra",
+    "tests/k8s",
     "k8s",
     "docs/aws.md",
     # what the images are built from
@@ -34,6 +35,7 @@ COPIED = (
 )
 TESTS = ("tests/infra/test_program.py", "tests/infra/test_policy.py", "tests/infra/test_rollout.py")
 HOST = "tests/infra/test_bootstrap.py"
+KIND = "tests/k8s/test_kind_up.py"
 SECONDS = 300
 
 
@@ -171,6 +173,52 @@ MUTANTS = (
         (HOST, "-k", "first_run_without_a_model"),
     ),
     Mutant("pulumi/bootstrap/watch.sh", "'$1 > since {found++}", "'{found++}", (HOST, "-k", "told_once")),
+    # the cluster on a machine of one's own
+    Mutant(
+        "k8s/kind-up",
+        "    built=$(./images)\n    PIPELINE_IMAGE=${built##*PIPELINE_IMAGE=}",
+        "    PIPELINE_IMAGE=$(./images | sed -n 's/^PIPELINE_IMAGE=//p')",
+        (KIND, "-k", "failed_image_build"),
+    ),
+    Mutant(
+        "k8s/kind-up", "doctor --on kind || exit 5", "doctor --on kind || true", (KIND, "-k", "findings_of_the_checks")
+    ),
+    Mutant("k8s/kind-up", '[ "$owner" != "$2" ] || return 0', "return 0", (KIND, "-k", "registry_of_their_own")),
+    Mutant("k8s/kind-up", 'export KUBECONFIG="$data/kubeconfig"\nDATA=', "DATA=", (KIND, "-k", "neither_trusted")),
+    Mutant(
+        "k8s/kind-up",
+        'sys.exit(not (found["champion"] and not found["serving"]))',
+        "sys.exit(1)",
+        (KIND, "-k", "serves_the_champion"),
+    ),
+    Mutant(
+        "k8s/kind-cluster",
+        '    if [ ! -e "$record" ]; then\n        echo',
+        "    if false; then\n        echo",
+        (KIND, "-k", "half_made"),
+    ),
+    Mutant(
+        "k8s/kind-cluster",
+        'if [ "${REPLACE:-}" != "$made" ]; then',
+        "if false; then",
+        (KIND, "-k", "another_configuration"),
+    ),
+    Mutant("k8s/kind-cluster", '    docker start "$node" >/dev/null', "    :", (KIND, "-k", "stopped_node")),
+    Mutant("k8s/platform", "export NODE_NETWORK", "unset NODE_NETWORK", (KIND, "-k", "network_that_docker_gave")),
+    Mutant("k8s/platform", '[ "$phase" != Released ] ||', "true ||", (KIND, "-k", "claimed_again")),
+    Mutant("k8s/platform", '[ -z "${KEPT:-}" ] || ./keep-password "$KEPT"', ":", (KIND, "-k", "down_and_up")),
+    Mutant(
+        "k8s/up",
+        '| sed "${network:-}" | apply',
+        '| sed "${network:-}" | apply || true',
+        (KIND, "-k", "cluster_refuses"),
+    ),
+    Mutant(
+        "k8s/up",
+        '    [ -z "$image" ] || echo "HEALTH_PREDICT_PIPELINE_IMAGE=$image"',
+        '    [ -z "${PIPELINE_IMAGE:-}" ] || echo "HEALTH_PREDICT_PIPELINE_IMAGE=$PIPELINE_IMAGE"',
+        (KIND, "-k", "keeps_the_one_there"),
+    ),
 )
 
 
