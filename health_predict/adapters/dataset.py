@@ -130,8 +130,7 @@ def _named(where: str, variable: str, settings: Settings, pinned: str, console: 
             _from_s3(where, fetched, settings.s3_endpoint_url, variable)
         else:
             try:
-                # Without a checksum nobody could tell that an old start and a new end do not belong together.
-                download(where, fetched, console, keep_start=False)
+                download(where, fetched, console)
             except NoAnswer as error:
                 raise UnreachableError(
                     f"{where} does not answer: {error}", "check the address and the network"
@@ -197,16 +196,8 @@ def _from_uci(folder: Path, console: Console | None, url: str, sha256: str) -> P
         path.unlink()
     archive = folder / "uci.zip"
     try:
-        resumed = download(url, archive, console)
-        try:
-            _extract(archive, path, sha256)
-        except DataError:
-            if not resumed:
-                raise
-            # The start was left by an earlier attempt and may belong to another version of the archive.
-            archive.unlink(missing_ok=True)
-            download(url, archive, console)
-            _extract(archive, path, sha256)
+        download(url, archive, console)
+        _extract(archive, path, sha256)
     finally:
         if folder.is_dir():
             archive.unlink(missing_ok=True)

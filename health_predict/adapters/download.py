@@ -1,175 +1,99 @@
-"""One file over HTTP: resumed where it broke off, shown while it runs, whole or not there."""
+"""One file over HTTP, by pooch: shown while it comes, whole or not there."""
 
 from __future__ import annotations
 
-import fcntl
-import http.client
 import logging
 import os
 import re
 import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
 
 from rich.console import Console
 
-from health_predict.adapters.storage import disk_error
+from health_predict.adapters.storage import whole_file
 from health_predict.core.errors import UnreachableError
 
 log = logging.getLogger(__name__)
 
 SILENCE = 8.0  # seconds without a byte after which a connection counts as dead
-FAILURES = 5  # requests in a row that bring nothing, before giving up
-REQUESTS = 50  # in all
-_PAUSE = 0.2  # seconds, longer after each failure
+ATTEMPTS = 3
 _BLOCK = 1 << 16
 _LINE_EVERY = 2.0  # seconds between two lines of progress
 _MEGABYTE = 1_000_000
 
 
 class NoAnswer(Exception):
-    """The server did not give a single byte: no network, no such host, or it refuses."""
+    """The server does not begin to send: no network, no such host, or it refuses."""
 
 
-class _Show(Protocol):
-    def __call__(self, done: int, total: int) -> None: ...
+def download(url: str, file: Path, console: Console | None = None) -> None:
+    """Download to `file`; what breaks off begins anew, three times in all.
 
-
-def download(url: str, file: Path, console: Console | None = None, *, keep_start: bool = True) -> bool:
-    """Download to `file`; whether the start of it came from an earlier call that broke off.
-
-    What arrived lies in `file.part` until all is there; with `keep_start` it stays there for the next call when the
-    connection breaks. Raises NoAnswer when nothing arrives at all, UnreachableError when the download breaks off
-    again and again, another process is at it, or the disk refuses.
+    Raises NoAnswer when the server does not begin to send, UnreachableError when the download breaks off again and
+    again or the disk refuses.
     """
-    part = file.with_name(file.name + ".part")
+    import pooch
+    import requests
+
     name = re.sub(r"^(https?://[^/]+)/.*/", r"\1/.../", url)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as output, _progress(name, console) as show:
-            _lock(output, part, name)
-            if not keep_start:
-                output.truncate(0)
-            resumed = part.stat().st_size > 0
-            try:
-                resumed = _transfer(url, name, output, show) and resumed
-            except (NoAnswer, UnreachableError):
-                if not keep_start or not part.stat().st_size:
-                    part.unlink()
-                raise
-            part.replace(file)
-    except OSError as error:
-        raise disk_error(error, part) from error
-    return resumed
-
-
-def _lock(output: IO[bytes], part: Path, name: str) -> None:
-    try:
-        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between opening and locking, the other process may have finished and renamed the very file we opened.
-        ours = part.exists() and os.path.samestat(os.fstat(output.fileno()), part.stat())
-    except BlockingIOError:
-        ours = False
-    if not ours:
-        raise UnreachableError(f"another process is downloading {name}", "wait until it is done")
-
-
-def _transfer(url: str, name: str, output: IO[bytes], show: _Show) -> bool:
-    """Append what is missing; whether what was there before is part of it."""
-    kept = True
-    arrived = False
-    failures = 0
-    for request in range(1, REQUESTS + 1):
-        before = output.seek(0, os.SEEK_END)
-        try:
-            complete, kept_now = _request(url, output, show)
-            kept = kept and kept_now
-            if complete:
-                return kept
-            problem: object = "the connection closed early"
-        except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
-            problem = getattr(error, "reason", "") or error
-        now = output.seek(0, os.SEEK_END)
-        arrived = arrived or now > before
-        if not arrived:
-            raise NoAnswer(str(problem))
-        failures = 0 if now > before else failures + 1
-        if failures == FAILURES or request == REQUESTS:
-            break
-        log.info("%s: %s; asking for the rest", name, problem)
-        time.sleep(_PAUSE * failures)
-    raise UnreachableError(
-        f"the download of {name} broke off after {now / _MEGABYTE:.1f} MB: {problem}",
-        "run it again; it goes on where it stopped",
+    progress = _Lines(name, console)
+    fetch = pooch.HTTPDownloader(
+        progressbar=progress,
+        chunk_size=_BLOCK,
+        timeout=SILENCE,
+        headers={"User-Agent": "health-predict", "Accept-Encoding": "identity"},
+        verify=_certificates(),
     )
+    for _ in range(ATTEMPTS):
+        progress.reset()
+        try:
+            with whole_file(file) as temporary:
+                fetch(url, str(temporary), None)
+            return
+        except requests.RequestException as error:
+            problem = error
+        if not (progress.n or progress.total):
+            raise NoAnswer(str(problem))
+        log.info("%s: %s", name, problem)
+    raise UnreachableError(f"the download of {name} broke off {ATTEMPTS} times: {problem}", "try again")
 
 
-def _request(url: str, output: IO[bytes], show: _Show) -> tuple[bool, bool]:
-    """One request for the rest of the file: whether it is complete, and whether what was there before was kept."""
-    have = output.seek(0, os.SEEK_END)
-    headers = {"User-Agent": "health-predict", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        response = urllib.request.urlopen(  # noqa: S310 (callers give http and https only)
-            urllib.request.Request(url, headers=headers),  # noqa: S310
-            timeout=SILENCE,
-        )
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
-                raise
-            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
-                return True, True  # nothing was missing
-        output.truncate(0)
-        return _request(url, output, show)
-    with response:
-        continued = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        if continued and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise http.client.HTTPException("the server sent another part of the file than asked for")
-        if not continued:
-            output.truncate(0)
-            have = 0
-        total = have + int(response.headers.get("Content-Length") or 0)
-        while block := response.read(_BLOCK):
-            output.write(block)
-            have += len(block)
-            show(have, total)
-        output.flush()
-    return have >= total, continued
+def _certificates() -> str | bool:
+    """The system's certificates, a company proxy's among them, ahead of those that requests brings."""
+    if os.environ.get("REQUESTS_CA_BUNDLE"):
+        return True  # requests looks there by itself
+    paths = ssl.get_default_verify_paths()  # SSL_CERT_FILE and SSL_CERT_DIR count
+    return paths.cafile or paths.capath or True
 
 
-@contextmanager
-def _progress(name: str, console: Console | None) -> Iterator[_Show]:
-    """A bar on a terminal, elsewhere a line every two seconds, on the console or in the log."""
-    if console is not None and console.is_terminal:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+class _Lines:
+    """What pooch asks of a progress bar: here a line every two seconds, on the console or in the log."""
 
-        with Progress(
-            "{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console
-        ) as bars:
-            task = bars.add_task(f"asking {name}", total=None)
-            yield lambda done, total: bars.update(task, description=name, completed=done, total=total or None)
-        return
+    def __init__(self, name: str, console: Console | None) -> None:
+        self._console = console
+        self._last = time.monotonic()
+        self.total = self.n = 0  # bytes
+        self._say(f"downloading {name}")
 
-    def say(text: str) -> None:
-        if console is None:
+    def _say(self, text: str) -> None:
+        if self._console is None:
             log.info("%s", text)
         else:
-            console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    say(f"downloading {name}")
-    last = time.monotonic()
+    def _tell(self) -> None:
+        of = f" of {self.total / _MEGABYTE:.1f}" if self.total else ""
+        self._say(f"{self.n / _MEGABYTE:.1f}{of} MB")
 
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= _LINE_EVERY:
-            last = time.monotonic()
-            say(f"{done / _MEGABYTE:.1f} of {total / _MEGABYTE:.1f} MB" if total else f"{done / _MEGABYTE:.1f} MB")
+    def reset(self) -> None:
+        self.n = 0
 
-    yield show
+    def update(self, bytes_more: int) -> None:
+        self.n += bytes_more
+        if time.monotonic() - self._last >= _LINE_EVERY:
+            self._last = time.monotonic()
+            self._tell()
+
+    def close(self) -> None:
+        self._tell()

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import logging
-import re
 import socket
 import threading
 import zipfile
@@ -32,7 +31,7 @@ from health_predict.settings import Settings
 
 
 class Archive(ThreadingHTTPServer):
-    """Serves one body at every path, with ranges; can break off, refuse, or ignore ranges."""
+    """Serves one body at every path; can break off or refuse."""
 
     daemon_threads = True
 
@@ -41,9 +40,8 @@ class Archive(ThreadingHTTPServer):
         self.body = b""
         self.break_after: list[int] = []  # bytes of each response before the connection breaks; then no more breaks
         self.status = 200
-        self.ranges = True
         self.lengths = True
-        self.asked: list[str] = []  # the Range header of each request
+        self.asked = 0  # requests
 
     @property
     def url(self) -> str:
@@ -54,25 +52,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Archive
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range", "")
-        self.server.asked.append(wanted)
+        self.server.asked += 1
         if self.server.status != 200:
             self.send_error(self.server.status)
             return
-        body, start = self.server.body, 0
-        if wanted and self.server.ranges:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
-            if start >= len(body):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(body)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        else:
-            self.send_response(200)
-        rest = body[start:]
+        rest = self.server.body
+        self.send_response(200)
         if self.server.lengths:
             self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
@@ -89,7 +74,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(download, "_PAUSE", 0)
 
 
 @pytest.fixture
@@ -144,7 +128,7 @@ class TestDownload:
         again = fetch(settings, url=server.url, sha256=sha256)
         # then
         assert raw == again and raw.path.read_bytes() == csv_bytes and raw.sha256 == sha256
-        assert server.asked == [""] and files(tmp_path) == ["diabetic_data.csv"]
+        assert server.asked == 1 and files(tmp_path) == ["diabetic_data.csv"]
 
     def test_a_folder_in_the_archive_does_not_matter(
         self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
@@ -152,58 +136,34 @@ class TestDownload:
         server.body = zipped(csv_bytes, "dataset_diabetes/diabetic_data.csv")
         assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
 
-    def test_a_broken_connection_is_taken_up_where_it_broke(
-        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
-    ) -> None:
+    def test_what_breaks_off_begins_anew(self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str) -> None:
         server.body, server.break_after = zipped(csv_bytes), [1_000, 500]
         assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
-        assert server.asked == ["", "bytes=1000-", "bytes=1500-"]
+        assert server.asked == 3
 
-    def test_a_server_without_ranges_starts_over(
+    def test_what_breaks_off_again_and_again_leaves_nothing(
         self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
     ) -> None:
-        server.body, server.break_after, server.ranges = zipped(csv_bytes), [1_000], False
-        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
+        server.body, server.break_after = zipped(csv_bytes), [2_000] * download.ATTEMPTS
+        with pytest.raises(UnreachableError, match="broke off 3 times"):
+            fetch(Settings(home=tmp_path), url=server.url, sha256=sha256)
+        assert files(tmp_path) == []
+
+    def test_a_company_s_own_certificate_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # given a file of certificates, and the system's
+        own = tmp_path / "own.pem"
+        own.write_bytes(b"")
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+        monkeypatch.setenv("SSL_CERT_FILE", str(own))
+        assert download._certificates() == str(own)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(own))
+        assert download._certificates() is True
 
     def test_a_body_of_unknown_length_ends_with_the_connection(
         self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
     ) -> None:
         server.body, server.lengths = zipped(csv_bytes), False
         assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
-
-    def test_what_an_earlier_run_got_is_not_asked_for_again(
-        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
-    ) -> None:
-        # given a connection that breaks and never moves on
-        server.body = zipped(csv_bytes)
-        server.break_after = [2_000] + [0] * download.FAILURES
-        with pytest.raises(UnreachableError, match="goes on where it stopped"):
-            fetch(Settings(home=tmp_path), url=server.url, sha256=sha256)
-        assert files(tmp_path) == ["uci.zip.part"]
-        # when
-        server.asked.clear()
-        server.break_after.clear()
-        raw = fetch(Settings(home=tmp_path), url=server.url, sha256=sha256)
-        # then
-        assert raw.sha256 == sha256 and server.asked == ["bytes=2000-"]
-
-    def test_a_start_that_is_already_whole_needs_nothing_more(
-        self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
-    ) -> None:
-        server.body = zipped(csv_bytes)
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "uci.zip.part").write_bytes(server.body)
-        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
-
-    @pytest.mark.parametrize("size", [1_000, 10_000_000])
-    def test_a_start_that_belongs_to_another_file_is_thrown_away(
-        self, size: int, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
-    ) -> None:
-        server.body = zipped(csv_bytes)
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "uci.zip.part").write_bytes(b"x" * size)
-        assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
-        assert files(tmp_path) == ["diabetic_data.csv"]
 
     @pytest.mark.parametrize(
         ("body", "message"),
@@ -239,25 +199,15 @@ class TestDownload:
         (tmp_path / "data" / "diabetic_data.csv").write_bytes(csv_bytes[:-5])
         assert fetch(Settings(home=tmp_path), url=server.url, sha256=sha256).sha256 == sha256
 
-    def test_two_downloads_at_once_do_not_mix(self, server: Archive, tmp_path: Path) -> None:
-        # given another process at it
-        import fcntl
-
-        part = tmp_path / "file.part"
-        with part.open("ab") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            # then
-            with pytest.raises(UnreachableError, match="another process"):
-                download.download(server.url, tmp_path / "file")
-
-    def test_progress_is_lines_without_a_terminal_and_a_bar_on_one(
+    def test_progress_is_told_on_the_console(
         self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
     ) -> None:
         server.body = zipped(csv_bytes)
-        for terminal, expected in ((False, "downloading http://127.0.0.1"), (True, "━")):
-            console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
-            fetch(Settings(home=tmp_path / str(terminal)), console, url=server.url, sha256=sha256)
-            assert expected in console.file.getvalue()  # type: ignore[attr-defined]
+        console = Console(file=io.StringIO(), width=200)
+        fetch(Settings(home=tmp_path), console, url=server.url, sha256=sha256)
+        size = f"{len(server.body) / 1e6:.1f}"
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert said.startswith("downloading http://127.0.0.1") and f"{size} of {size} MB" in said
 
     def test_a_home_that_cannot_be_made_is_named(self, server: Archive, tmp_path: Path, sha256: str) -> None:
         (tmp_path / "file").write_bytes(b"")
@@ -319,7 +269,7 @@ class TestCopy:
         (tmp_path / "copy.gz").write_bytes(gzip.compress(csv_bytes))
         settings = Settings(home=tmp_path / "home", data_copy=str(tmp_path / "copy.gz"))
         # then nothing is downloaded
-        assert fetch(settings, url=server.url, sha256=sha256).sha256 == sha256 and server.asked == []
+        assert fetch(settings, url=server.url, sha256=sha256).sha256 == sha256 and server.asked == 0
         # and what is named goes before it
         (tmp_path / "mine.csv").write_bytes(csv_bytes + csv_bytes.splitlines(keepends=True)[1])
         named = settings.model_copy(update={"data_source": str(tmp_path / "mine.csv")})
@@ -330,7 +280,7 @@ class TestCopy:
     ) -> None:
         server.body = csv_bytes
         settings = Settings(home=tmp_path, data_copy=server.url)
-        assert fetch(settings, sha256=sha256) == fetch(settings, sha256=sha256) and len(server.asked) == 1
+        assert fetch(settings, sha256=sha256) == fetch(settings, sha256=sha256) and server.asked == 1
 
     def test_one_that_is_another_file_is_refused(self, server: Archive, tmp_path: Path, csv_bytes: bytes) -> None:
         (tmp_path / "copy.csv").write_bytes(csv_bytes)
@@ -402,9 +352,9 @@ class TestNamedSource:
     ) -> None:
         server.body = csv_bytes
         free = Settings(home=tmp_path, data_source=server.url)
-        assert fetch(free).sha256 == fetch(free).sha256 == sha256 and len(server.asked) == 2
+        assert fetch(free).sha256 == fetch(free).sha256 == sha256 and server.asked == 2
         pinned = Settings(home=tmp_path, data_source=server.url, data_sha256=sha256)
-        assert fetch(pinned).sha256 == sha256 and len(server.asked) == 2
+        assert fetch(pinned).sha256 == sha256 and server.asked == 2
         with pytest.raises(DataError, match="as set"):
             fetch(Settings(home=tmp_path, data_source=server.url, data_sha256="0" * 64))
         assert files(tmp_path) == []

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters import dataset, download
+from health_predict.adapters import dataset
 from health_predict.adapters.dataset import RawData, raw_key
 from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.raw_data import champion_origin, raw_data, refuse_other_data
@@ -35,7 +35,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(dataset, "UCI_URL", f"http://127.0.0.1:{free.getsockname()[1]}/data.zip")
-    monkeypatch.setattr(download, "_PAUSE", 0)
     monkeypatch.setattr("health_predict.core.synthetic.REAL_SIZE", 500)
 
 
