@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from health_predict.adapters.storage import disk_error, whole_file
 from health_predict.core.errors import HealthPredictError, StateError
@@ -218,23 +219,19 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _only_run(runs: Path) -> Iterator[None]:
     """One run at a time in a home; the lock goes with its process, however that ends."""
+    path = runs / ".lock"
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        lock = (runs / ".lock").open("a+")
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        raise StateError(
+            f"another pipeline runs in {runs.parent} (process {path.read_text().strip() or 'unknown'})",
+            "wait for it, or end that process",
+        ) from None
     except OSError as error:
         raise disk_error(error, runs) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise StateError(
-                f"another pipeline runs in {runs.parent} (process {lock.read().strip() or 'unknown'})",
-                "wait for it, or end that process",
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    with held:
+        path.write_text(str(os.getpid()))
         # Whoever held the lock before is gone: what it left as running was killed.
         for record in list_runs(runs.parent):
             if record["state"] == "running":

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from health_predict.adapters.storage import disk_error
 from health_predict.core.errors import UnreachableError
-
-PAUSE_SECONDS = 0.05
 
 
 @contextmanager
@@ -24,22 +21,12 @@ def only_one(folder: Path, seconds: float) -> Iterator[None]:
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        held = FileLock(path).acquire(timeout=seconds)
+    except Timeout:
+        raise UnreachableError(
+            f"another process has been writing to {folder} for {seconds:g} s", "let it finish, then try again"
+        ) from None
     except OSError as error:
         raise disk_error(error, path) from error
-    try:
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise UnreachableError(
-                        f"another process has been writing to {folder} for {seconds:g} s",
-                        "let it finish, then try again",
-                    ) from None
-                time.sleep(PAUSE_SECONDS)
+    with held:
         yield
-    finally:
-        os.close(descriptor)
