@@ -4,17 +4,17 @@ A component opens a `task`, calls one stage and writes its values. Only the stan
 top of these modules, because KFP sends their bodies to places where nothing else is imported yet.
 """
 
-from components.bento_build import bento_build
-from components.drift import drift
-from components.ecr_push import ecr_push
-from components.hpo import hpo
-from components.keep import keep
-from components.recalibrate import recalibrate
-from components.record_end import record_end
-from components.register import register
-from components.rollout import rollout
-from components.settle import settle
-from components.split import split
+from health_predict.components.bento_build import bento_build
+from health_predict.components.drift import drift
+from health_predict.components.ecr_push import ecr_push
+from health_predict.components.hpo import hpo
+from health_predict.components.keep import keep
+from health_predict.components.recalibrate import recalibrate
+from health_predict.components.record_end import record_end
+from health_predict.components.register import register
+from health_predict.components.rollout import rollout
+from health_predict.components.settle import settle
+from health_predict.components.split import split
 
 __all__ = [
     "bento_build",

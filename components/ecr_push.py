@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.image import PIPELINE_IMAGE
+from health_predict.components.image import PIPELINE_IMAGE
 
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)

@@ -13,11 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 
 sys.path[:0] = [str(ROOT), str(ROOT / "bentos" / "readmission")]
-import components  # noqa: E402
-from health_predict import cli  # noqa: E402
+from health_predict import cli, components  # noqa: E402
 from health_predict.core import errors  # noqa: E402
+from health_predict.pipelines import PIPELINES  # noqa: E402
 from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings  # noqa: E402
-from pipelines import PIPELINES  # noqa: E402
 
 NOTE = "<!-- written by `make reference`; a test compares it with the code -->"
 PROGRAM = "health-predict"

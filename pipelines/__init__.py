@@ -1,11 +1,11 @@
 """The pipelines: the same functions run here under `health-predict pipeline run` and in a cluster."""
 
-from pipelines.deployment import deployment
-from pipelines.monitoring import monitoring
-from pipelines.readmission import readmission
-from pipelines.recalibration import recalibration
-from pipelines.recorded import recorded
-from pipelines.training import training
+from health_predict.pipelines.deployment import deployment
+from health_predict.pipelines.monitoring import monitoring
+from health_predict.pipelines.readmission import readmission
+from health_predict.pipelines.recalibration import recalibration
+from health_predict.pipelines.recorded import recorded
+from health_predict.pipelines.training import training
 
 PIPELINES = {
     "training": training,

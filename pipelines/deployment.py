@@ -2,8 +2,8 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components import bento_build, ecr_push, keep, rollout
-from pipelines.wiring import name_gate, wire
+from health_predict.components import bento_build, ecr_push, keep, rollout
+from health_predict.pipelines.wiring import name_gate, wire
 
 
 class DeploymentOutputs(NamedTuple):

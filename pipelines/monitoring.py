@@ -2,10 +2,10 @@ from typing import List, NamedTuple
 
 from kfp import dsl
 
-from components import drift, keep, settle
-from pipelines.readmission import readmission
-from pipelines.recalibration import recalibration
-from pipelines.wiring import name_gate, wire
+from health_predict.components import drift, keep, settle
+from health_predict.pipelines.readmission import readmission
+from health_predict.pipelines.recalibration import recalibration
+from health_predict.pipelines.wiring import name_gate, wire
 
 
 class MonitoringOutputs(NamedTuple):

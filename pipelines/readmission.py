@@ -2,8 +2,8 @@ from typing import List, NamedTuple
 
 from kfp import dsl
 
-from pipelines.deployment import deployed_if_promoted
-from pipelines.training import training
+from health_predict.pipelines.deployment import deployed_if_promoted
+from health_predict.pipelines.training import training
 
 
 class ReadmissionOutputs(NamedTuple):

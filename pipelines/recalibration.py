@@ -2,9 +2,9 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components import recalibrate, register
-from pipelines.deployment import deployed_if_promoted
-from pipelines.wiring import wire
+from health_predict.components import recalibrate, register
+from health_predict.pipelines.deployment import deployed_if_promoted
+from health_predict.pipelines.wiring import wire
 
 
 class RecalibrationOutputs(NamedTuple):

@@ -3,8 +3,8 @@ from typing import Any
 
 from kfp import dsl
 
-from components import record_end
-from pipelines.wiring import wire
+from health_predict.components import record_end
+from health_predict.pipelines.wiring import wire
 
 
 def recorded(pipeline: Any) -> Any:

@@ -2,8 +2,8 @@ from typing import List, NamedTuple
 
 from kfp import dsl
 
-from components import hpo, register, split
-from pipelines.wiring import wire
+from health_predict.components import hpo, register, split
+from health_predict.pipelines.wiring import wire
 
 
 class TrainingOutputs(NamedTuple):

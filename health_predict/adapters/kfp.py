@@ -209,6 +209,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     os.environ.update(values)
     # Tasks call `python3`: it must be the interpreter that runs this.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["PYTHONSAFEPATH"] = "1"  # the working folder is no place to import from
     try:
         yield
     finally:

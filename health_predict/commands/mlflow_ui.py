@@ -28,7 +28,7 @@ def mlflow_ui(port: int) -> None:
             raise UnreachableError(f"port {port} is taken", f"health-predict mlflow-ui --port {port + 1}") from None
     typer.echo(f"MLflow's pages: http://127.0.0.1:{port} (starting, about ten seconds; Ctrl+C ends it)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     command += ["--default-artifact-root", (settings.home / "mlartifacts").as_uri()]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # Becomes the server, so that a signal to this process ends it.

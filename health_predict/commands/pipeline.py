@@ -44,7 +44,7 @@ Name = Annotated[str, typer.Argument(help="training, deployment, readmission, re
 
 
 def _pipelines() -> Mapping[str, Any]:
-    import pipelines  # kfp takes two seconds to import
+    from health_predict import pipelines  # kfp takes two seconds to import
 
     found: Mapping[str, Any] = pipelines.PIPELINES
     return found
@@ -52,7 +52,7 @@ def _pipelines() -> Mapping[str, Any]:
 
 def _recorded(name: str) -> Any:
     """A pipeline as a cluster runs it."""
-    from pipelines import recorded
+    from health_predict.pipelines import recorded
 
     return recorded(_pipelines()[name])
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import components
+import health_predict
+from health_predict import components
 from health_predict.core.errors import GateError
 
 FOLDER = Path(components.__file__).parent
@@ -29,11 +33,12 @@ STAGES = {
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_only_kfp_and_the_standard_library_stand_at_the_top(module: Path) -> None:
-    allowed = {"kfp", "components", *sys.stdlib_module_names}
+    allowed = {"kfp", *sys.stdlib_module_names}
     for node in ast.parse(module.read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert {name.split(".")[0] for name in names} <= allowed, f"{module.name}:{node.lineno}"
+        others = {name.split(".")[0] for name in names if not name.startswith("health_predict.components")}
+        assert others <= allowed, f"{module.name}:{node.lineno}"
         assert names != ["__future__"], "postponed annotations break the compiler"
 
 
@@ -51,6 +56,32 @@ def test_bodies_use_only_what_they_import(module: Path) -> None:
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         used = {node.id for statement in function.body for node in ast.walk(statement) if isinstance(node, ast.Name)}
         assert not used & top
+
+
+def test_only_the_commands_know_components_and_pipelines() -> None:
+    # import-linter sees packages below their parent's folder only, and these two are not
+    library = Path(health_predict.__file__).parent
+    for file in library.rglob("*.py"):
+        found = re.search(r"from health_predict(\.| import )(components|pipelines)\b", file.read_text())
+        assert found is None or file.is_relative_to(library / "commands"), file
+
+
+def test_another_project_s_folder_does_not_take_their_place(tmp_path: Path) -> None:
+    # given packages of the same names ahead on the import path
+    for name in ("components", "pipelines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('another project')")
+    # then ours are found in their folders
+    program = "from health_predict import components; print(components.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(found.stdout.strip()).parent == FOLDER
 
 
 def test_every_stage_has_one_component_and_one_function() -> None:

@@ -119,7 +119,7 @@ def test_a_run_that_fails_says_why_for_good(shell: dict[str, str]) -> None:
 
 
 def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: Path) -> None:
-    import pipelines
+    from health_predict import pipelines
 
     settings = Settings(**addresses(tmp_path))  # type: ignore[arg-type]
     cluster = ClusterPipelines(settings)
@@ -186,7 +186,7 @@ def test_a_search_outlives_the_tracking_server(shell: dict[str, str], tmp_path: 
 
 
 def test_a_schedule_fires_and_does_not_catch_up(shell: dict[str, str], tmp_path: Path) -> None:
-    import pipelines
+    from health_predict import pipelines
 
     settings = Settings(**addresses(tmp_path))  # type: ignore[arg-type]
     cluster = ClusterPipelines(settings)

@@ -16,8 +16,8 @@ from health_predict.adapters.mlflow import Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.commands.pipeline import COMPILED, app
 from health_predict.core.synthetic import synthesize
+from health_predict.pipelines import PIPELINES
 from health_predict.settings import PREFIX, Settings
-from pipelines import PIPELINES
 
 # What the settings decide, where nothing is asked for: by their names in the environment.
 CHOSEN = {

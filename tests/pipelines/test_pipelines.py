@@ -10,9 +10,9 @@ import yaml
 
 from health_predict.adapters.kfp import compile_pipeline
 from health_predict.commands.pipeline import COMPILED
+from health_predict.pipelines import PIPELINES, recorded
+from health_predict.pipelines.wiring import CREDENTIALS, ROLE_LABEL, SETTINGS
 from health_predict.settings import PREFIX, Settings
-from pipelines import PIPELINES, recorded
-from pipelines.wiring import CREDENTIALS, ROLE_LABEL, SETTINGS
 
 
 def specs(file: Path) -> list[dict[str, Any]]:
