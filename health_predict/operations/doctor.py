@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from health_predict.adapters.images import open_registry
+from health_predict.adapters.images import RemoteRegistry, open_registry
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.source_control import UNKNOWN, commit
 from health_predict.adapters.storage import open_storage
@@ -43,7 +43,7 @@ PACKAGES = (
     ("mlflow", "mlflow", "tracking"),
     ("numpy", "numpy", "everything"),
     ("onnxruntime", "onnxruntime", "serving"),
-    ("oras", "oras", "pushing images"),
+    ("requests", "requests", "pushing images"),
     ("pandas", "pandas", "training"),
     ("ray", "ray", "the search"),
     ("sklearn", "scikit-learn", "training"),
@@ -324,8 +324,6 @@ def room_left(node: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tup
 def _registry(settings: Settings) -> Iterator[Check]:
     if settings.registry.startswith("oci:"):
         return
-    from health_predict.adapters.registry import RemoteRegistry
-
     registry = open_registry(settings)
     assert isinstance(registry, RemoteRegistry)
     registry.probe()

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from health_predict.adapters.images import LayoutRegistry, open_registry
+from health_predict.adapters.images import LayoutRegistry, RemoteRegistry, open_registry
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.registry import RemoteRegistry
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.settings import Settings

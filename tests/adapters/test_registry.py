@@ -14,19 +14,21 @@ import signal
 import socket
 import subprocess
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from health_predict.adapters import registry as adapter
-from health_predict.adapters import runtime_layer
-from health_predict.adapters.images import open_registry
-from health_predict.adapters.registry import ANNOTATIONS, Place, RemoteRegistry
-from health_predict.adapters.runtime_layer import pinned
+from health_predict.adapters import images as adapter
+from health_predict.adapters import wheels as libraries
+from health_predict.adapters.images import Place, RemoteRegistry, credentials, open_registry
+from health_predict.adapters.wheels import pinned
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.settings import Settings
@@ -110,7 +112,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         packed.writestr("tiny-1.0.dist-info/entry_points.txt", "[console_scripts]\ntiny = tiny:main\n")
         packed.writestr("tiny-1.0.dist-info/RECORD", "")
     write_lock(tmp_path / "uv.lock", wheel)
-    monkeypatch.setattr(runtime_layer, "LOCK_FILE", tmp_path / "uv.lock")
+    monkeypatch.setattr(libraries, "LOCK_FILE", tmp_path / "uv.lock")
     monkeypatch.setenv("UV_NO_INDEX", "1")
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
@@ -169,12 +171,7 @@ def push_base(host: str, path: str = "library/python", *, index: bool = False) -
             "mediaType": adapter.INDEX_TYPE,
             "manifests": [{**entry, "platform": platform} for platform in platforms],
         }
-        data = json.dumps(content).encode()
-        response = repository.client.do_request(
-            f"{repository.root}/manifests/multi", "PUT", data=data, headers={"Content-Type": adapter.INDEX_TYPE}
-        )
-        assert response.status_code == 201
-        tag = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        tag = repository.put_manifest(content, "multi")
     return f"{host}/{path}:3.11@{tag}"
 
 
@@ -209,11 +206,15 @@ def test_an_image_holds_base_libraries_and_bento(make_registry: Callable[..., Re
     # then its image has three layers, each what its config says
     registry.verify(uri)
     repository = registry._repository
-    found = repository.manifest(uri.partition("@")[2])
-    assert found is not None
-    manifest = json.loads(found[0])
-    config = json.loads(repository.blob(manifest["config"]["digest"]))
-    layers = [gzip.decompress(repository.blob(layer["digest"])) for layer in manifest["layers"]]
+
+    def read(kind: str, digest: str) -> bytes:
+        found = repository.read(kind, digest)
+        assert found is not None
+        return found
+
+    manifest = json.loads(read("manifests", uri.partition("@")[2]))
+    config = json.loads(read("blobs", manifest["config"]["digest"]))
+    layers = [gzip.decompress(read("blobs", layer["digest"])) for layer in manifest["layers"]]
     assert [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers] == config["rootfs"]["diff_ids"]
     names = [names_in(layer) for layer in layers]
     assert "usr/local/bin/python" in names[0]
@@ -260,13 +261,13 @@ def test_only_what_is_missing_is_pushed(
     registry = make_registry()
     uri = registry.push(make_bento(tmp_path), IDENTITY)
     sent: list[int] = []
-    upload = adapter._Client.upload_blob
+    send = adapter._Repository._send
 
-    def count(self: Any, blob: str, container: Any, layer: dict[str, Any], **options: Any) -> Any:
-        sent.append(layer["size"])
-        return upload(self, blob, container, layer, **options)
+    def count(self: Any, method: str, url: str, *, file: Path | None = None, **options: Any) -> Any:
+        sent.extend([file.stat().st_size] if file else [])
+        return send(self, method, url, file=file, **options)
 
-    monkeypatch.setattr(adapter._Client, "upload_blob", count)
+    monkeypatch.setattr(adapter._Repository, "_send", count)
     # when it is pushed again from another machine, which has no cache and no package index
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "none"))
     again = make_registry(cache=tmp_path / "empty")
@@ -300,9 +301,7 @@ def test_a_damaged_or_missing_blob_is_named(
     registry = make_registry()
     bento = make_bento(tmp_path, "damaged")
     uri = registry.push(bento, IDENTITY)
-    found = registry._repository.manifest(uri.partition("@")[2])
-    assert found is not None
-    layer = json.loads(found[0])["layers"][-1]["digest"]
+    layer = registry._manifest(uri)["layers"][-1]["digest"]
     blob = served.blob(layer)
     whole = blob.read_bytes()
     blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -314,7 +313,7 @@ def test_a_damaged_or_missing_blob_is_named(
     blob.write_bytes(whole)
     registry.verify(uri)
     for wrong in (f"{registry.name}@sha256:{'0' * 64}", f"other/name@sha256:{'0' * 64}", registry.name):
-        with pytest.raises(StateError, match="ecr_push again"):
+        with pytest.raises(StateError, match=r"ecr_push again|is no digest"):
             registry.verify(wrong)
 
 
@@ -366,26 +365,35 @@ def test_a_registry_that_goes_away_and_comes_back(
         server.stop()
 
 
-def test_a_wheel_must_be_the_locked_one(wheels: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def libraries_of(tmp_path: Path) -> Callable[[], adapter.Layer]:
+    return lambda: RemoteRegistry("registry.host/x", cache=tmp_path / "cache")._libraries(REQUIREMENTS)
+
+
+def test_a_wheel_must_be_the_locked_one(
+    wheels: Path, tmp_path: Path, libraries_of: Callable[[], adapter.Layer]
+) -> None:
     # given a wheel that somebody changed
     with zipfile.ZipFile(wheels, "a") as packed:
         packed.writestr("tiny/more.py", "")
     with pytest.raises(StateError, match="not the locked one"):
-        runtime_layer.runtime_layer(REQUIREMENTS, tmp_path / "cache")
+        libraries_of()
     assert not list((tmp_path / "cache").glob("*.tar.gz"))
     # and a version that is not locked is refused
     with pytest.raises(StateError, match="is not a wheel of"):
         pinned("tiny==2.0")
 
 
-def test_the_layer_is_kept(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = runtime_layer.runtime_layer(REQUIREMENTS, tmp_path / "cache")
+def test_the_layer_is_kept(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries_of: Callable[[], adapter.Layer]
+) -> None:
+    first = libraries_of()
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "none"))
-    assert runtime_layer.runtime_layer(REQUIREMENTS, tmp_path / "cache") == first
+    assert libraries_of() == first
     # a file that was cut off is made again, here without a source
     first.file.write_bytes(b"cut")
     with pytest.raises(UnreachableError, match="cannot be had"):
-        runtime_layer.runtime_layer(REQUIREMENTS, tmp_path / "cache")
+        libraries_of()
 
 
 def test_the_real_lock_file_knows_the_service() -> None:
@@ -448,11 +456,57 @@ def test_amazons_registry(ecr: Any, tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="ECR refuses"):
         registry._confirm(f"sha256:{'0' * 64}")
     # and its password is Amazon's token
-    challenge = type("Answer", (), {"headers": {}})()
-    challenge.headers = {
-        "Www-Authenticate": 'Basic realm="https://123456789012.dkr.ecr.eu-west-1.amazonaws.com/",'
-        'service="ecr.amazonaws.com"'
-    }
-    headers, changed = adapter._Auth().authenticate_request(challenge, {})
-    assert changed and base64.b64decode(headers["Authorization"].split()[1]).startswith(b"AWS:")
-    assert ANNOTATIONS and os.environ["AWS_ENDPOINT_URL"]
+    assert (credentials(registry._place) or ("",))[0] == "AWS"
+
+
+def test_what_docker_login_keeps_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a config of Docker's with a password, and a helper that keeps others
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    helper = tmp_path / "docker-credential-kept"
+    helper.write_text('#!/bin/sh\nread host\necho "{\\"Username\\": \\"u-$host\\", \\"Secret\\": \\"s:\\"}"\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    known = base64.b64encode(b"someone:a:b").decode()
+    config = {"auths": {"one.host": {"auth": known}, "two.host": {}}, "credHelpers": {"two.host": "kept"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    # then
+    assert credentials(Place.of("one.host")) == ("someone", "a:b")
+    assert credentials(Place.of("two.host")) == ("u-two.host", "s:")
+    assert credentials(Place.of("three.host")) is None
+
+
+def test_a_token_is_had_where_the_registry_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a registry that wants a token for its manifests, and gives one to everybody
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+
+    class Registry(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/token"):
+                self.answer(200, json.dumps({"token": f"for {parse_qs(urlsplit(self.path).query)['scope'][0]}"}))
+            elif self.headers.get("Authorization") == "Bearer for repository:x:pull":
+                self.answer(200, "the manifest")
+            else:
+                realm = f"http://127.0.0.1:{self.server.server_port}/token"  # type: ignore[attr-defined]
+                self.answer(401, "", f'Bearer realm="{realm}",service="s",scope="repository:x:pull"')
+
+        def answer(self, status: int, body: str, challenge: str = "") -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            if challenge:
+                self.send_header("WWW-Authenticate", challenge)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: object) -> None:
+            """Silence."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            # then it is asked for once, and sent with each request
+            repository = adapter._Repository(Place.of(f"127.0.0.1:{server.server_port}"), "x")
+            assert [repository.read("manifests", "1") for _ in range(2)] == [b"the manifest"] * 2
+        finally:
+            server.shutdown()
+            thread.join()
