@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -66,6 +67,13 @@ def main() -> None:
     """Entry point: an expected error is one line with its remedy, on standard error."""
     debug = "--debug" in sys.argv[1:]
     console = Console(stderr=True)
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except HealthPredictError as error:
@@ -81,6 +89,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if interrupts:  # a compiled module that is interrupted while it is imported raises what it likes
+            console.print("interrupted", highlight=False)
+            sys.exit(INTERRUPTED)
         if debug:
             raise
         console.print(

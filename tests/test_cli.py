@@ -166,6 +166,18 @@ def test_the_unexpected_has_codes_of_its_own(
     assert (found, words in said) == (code, True)
 
 
+def test_what_an_interrupted_import_raises_is_an_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a command in which Ctrl-C becomes another error
+    def fail() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("partially initialized module") from None
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert run("status")[0] == 130
+
+
 def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) -> None:
     import fcntl
 

@@ -13,19 +13,18 @@ from health_predict.core.errors import UnreachableError
 
 
 @contextmanager
-def only_one(folder: Path, seconds: float) -> Iterator[None]:
+def only_one(folder: Path, seconds: float, name: str = ".lock", problem: str = "") -> Iterator[None]:
     """Hold the folder's lock, which ends with the block or with the process, whatever ends it.
 
     Raises UnreachableError when another process holds it longer than `seconds`, or the folder is not writable.
     """
-    path = folder / ".lock"
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = FileLock(path).acquire(timeout=seconds)
     except Timeout:
-        raise UnreachableError(
-            f"another process has been writing to {folder} for {seconds:g} s", "let it finish, then try again"
-        ) from None
+        problem = problem or f"another process has been writing to {folder}"
+        raise UnreachableError(f"{problem} for {seconds:g} s", "let it finish, then try again") from None
     except OSError as error:
         raise disk_error(error, path) from error
     with held:

@@ -1,42 +1,46 @@
-"""The model served by processes of this machine, and what processes here owe each other."""
+"""The model served by processes of this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
+import re
 import secrets
-import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from io import BufferedRWPair
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from health_predict.adapters.storage import disk_error, whole_file
-from health_predict.adapters.supervisor import ACTIVE_FILE, ADDRESS_FILE, LOCK_FILE, LOG_FILE
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+
+from health_predict.adapters.locks import only_one
+from health_predict.adapters.manager import ACTIVE_FILE, LOCK_FILE, LOG_FILE, MANAGER_FILE, order, read_json, write_json
+from health_predict.adapters.storage import disk_error
 from health_predict.adapters.target import Active, service_environment
 from health_predict.core.errors import GateError, StateError, UnreachableError
 from health_predict.settings import Settings
 
-ROLLOUT_LOCK_FILE = "rollout.lock"
-BACKLOG = 2048
-# How long the workers of a killed supervisor may need to let go of the port.
+# How long the workers of a killed manager may need to let go of the port.
 PORT_RELEASE_SECONDS = 5.0
-START_SECONDS = 15.0
-ANSWER_SECONDS = 30.0
+START_SECONDS = 20.0
+ANSWER_SECONDS = 10.0
 STOP_SECONDS = 45.0
+PAUSE_SECONDS = 0.05
 
 
 class ProcessTarget:
-    """Serving by a supervisor process of this machine and its workers (`adapters/supervisor.py`).
+    """Serving by a manager process of this machine and its workers (`adapters/manager.py`).
 
     Everything it keeps lies in `<home>/serving`.
     """
@@ -55,374 +59,330 @@ class ProcessTarget:
 
     def active(self) -> Active | None:
         """What takes the traffic now; None when nothing runs or nothing was committed yet."""
-        state = self._if_alive(self._status)
-        if state is None:
+        if not self._place():
             return None
-        record = state["active"] if state["active"] and state["active"]["since"] else state["previous"]
-        return _active(record) if record else None
+        try:
+            with contextlib.suppress(UnreachableError), self._alone(0):  # else a rollout lives, and cares itself
+                self.restore()
+            record = self.committed()
+            running = self.pids(record["name"]) if record else []
+        except UnreachableError:
+            if self._place():
+                raise
+            return None  # it ended while it was asked
+        if not record:
+            return None
+        # Each worker that was ever started has its file.
+        restarts = max(0, len(self.states(record["name"])) - self._settings.serving_workers)
+        workers = tuple(f"process {pid}" for pid in running)
+        return Active(record["image_uri"], record["model_version"], record["since"], restarts, workers)
 
     def address(self) -> tuple[str, int] | None:
         """Host and port that a running endpoint owns."""
-        record = self._if_alive(lambda: self._read(ADDRESS_FILE))
-        return None if record is None else (str(record["stable"][0]), int(record["stable"][1]))
+        place = self._place()
+        return (str(place["host"]), int(place["port"])) if place else None
 
     def check_port(self) -> None:
         """Raises UnreachableError when neither a running endpoint of this home nor a new one could have the port."""
         if self._alive():
             self._same_place()
         else:
-            self._bind().close()
+            self._free_address()
 
     def trouble(self) -> str:
-        if self._alive() or not (self.folder / ACTIVE_FILE).exists():
+        record = {} if self._alive() else self._read(ACTIVE_FILE)
+        if record.get("state", "stopped") == "stopped":
             return ""
-        record = self._read(ACTIVE_FILE)
-        if record.get("state") == "stopped":
-            return ""
-        if record.get("state") == "failed":
+        if record["state"] == "failed":
             return f"version {record['model_version']} was given up: {record['reason']}; see {self.log}"
-        return f"the endpoint of version {record.get('model_version', '?')} was killed"
+        return f"the endpoint of version {record['model_version']} was killed"
 
     @contextmanager
     def rollout(self) -> Iterator[ProcessRollout]:
-        with self._alone():
-            if self._alive():
-                self._same_place()
-            else:
-                self._start_supervisor()
-            ending = False
+        with self._alone(self._settings.rollout_timeout):
+            if not self._alive():
+                self._start_manager()
+            _until(lambda: bool(self._place()), START_SECONDS, f"the endpoint's manager did not start: see {self.log}")
+            self._same_place()
             try:
-                with self._connect() as line:
-                    try:
-                        yield ProcessRollout(line, self._settings.rollout_timeout)
-                    finally:
-                        # Should this process die before, the supervisor undoes by itself when the connection ends.
-                        with contextlib.suppress(UnreachableError):
-                            ending = not line.ask("undo")["active"]
+                self.restore()
+                yield ProcessRollout(self, self._settings)
             finally:
-                if ending:  # nothing to serve: the supervisor ends too
-                    self._wait_for_the_end()
+                # Should this process die before, the next command does it.
+                with contextlib.suppress(UnreachableError):
+                    self.restore()
+                    if not self.committed():
+                        self.stop()
 
     def stop(self) -> bool:
         if not self._alive():
-            if self.trouble():
-                self._forget()
+            if self.trouble():  # it is not missed any more
+                write_json(self.folder / ACTIVE_FILE, {**self._read(ACTIVE_FILE), "state": "stopped"})
             return False
-        with self._connect() as line, contextlib.suppress(UnreachableError):
-            line.ask("stop")
-        self._wait_for_the_end()
+        with contextlib.suppress(UnreachableError):
+            self._ask("quit")
+        pid = self._read(MANAGER_FILE).get("pid", "unknown")
+        _until(lambda: not self._alive(), STOP_SECONDS, f"the endpoint's manager, process {pid}, does not end")
         return True
 
-    def _wait_for_the_end(self) -> None:
-        end = time.monotonic() + STOP_SECONDS
-        while self._alive():
-            if time.monotonic() > end:
-                raise UnreachableError(
-                    f"the endpoint did not end within {STOP_SECONDS:g} s", f"kill process {self._pid()}, see {self.log}"
-                )
-            time.sleep(0.05)
+    # Versions
 
-    def _forget(self) -> None:
-        """What was killed is not missed any more."""
+    def committed(self) -> dict[str, Any]:
+        """Record of the version that was committed and still has its workers; empty when there is none."""
         record = self._read(ACTIVE_FILE)
-        with whole_file(self.folder / ACTIVE_FILE) as temporary:
-            temporary.write_text(json.dumps({**record, "state": "stopped"}), encoding="utf-8")
+        return record if record.get("name") in self._ask("list")["watchers"] else {}
 
-    # Is it there?
+    def restore(self) -> None:
+        """Lead the traffic to the version that was committed, and retire every other."""
+        name = self.committed().get("name")
+        if name and (self.version(name) / "orders").read_text() != "accept":
+            with contextlib.suppress(GateError):  # a worker that is started now reads its orders itself
+                self.lead(name, "accept")
+        for other in (self.folder / "versions").glob("*/version.json"):
+            if other.parent.name != name:
+                self._retire(other.parent)
+
+    def _retire(self, version: Path) -> None:
+        order(version, "retire")
+        _until(lambda: version.name not in self._ask("list")["watchers"], ANSWER_SECONDS, f"{version.name} stays")
+        for pid, (state, _) in self.states(version.name).items():
+            if state == "starting":  # it has no request, and may never be ready
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        # What has told that it retires takes no connection any more.
+        _until(lambda: not self._accepting(version.name), ANSWER_SECONDS, f"a worker of {version.name} does not retire")
+        (version / "version.json").unlink()
+
+    def _accepting(self, name: str) -> list[int]:
+        return [pid for pid, (state, _) in self.states(name).items() if state != "retire" and psutil.pid_exists(pid)]
+
+    def lead(self, name: str, what: str, within: float = ANSWER_SECONDS) -> None:
+        """Order the workers of a version and wait until all have done so. Raises GateError when one ends instead."""
+        order(self.version(name), what)
+        end = time.monotonic() + within
+        seen: set[int] = set()
+        while True:
+            running, states = self.pids(name), self.states(name)
+            if lost := seen - {*running}:
+                raise GateError(f"worker {min(lost)} of {name} ended")
+            done = [pid for pid in running if states.get(pid, ("", 0))[0] == what]
+            if running == done and len(done) == self._settings.serving_workers:
+                return
+            if time.monotonic() > end:
+                raise GateError(f"{name} did not {what} within {within:g} s")
+            seen |= {*running}
+            time.sleep(PAUSE_SECONDS)
+
+    def version(self, name: str) -> Path:
+        """Folder of a version's orders and states."""
+        return self.folder / "versions" / name
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of a version; none when the manager does not know it yet."""
+        try:
+            return [int(pid) for pid in self._ask("list", name=name)["pids"]]
+        except GateError:
+            return []
+
+    def states(self, name: str) -> dict[int, tuple[str, int]]:
+        """By process: what a worker last said that it does, and its own port."""
+        said = {int(file.name): file.read_text().split() for file in self.version(name).glob("[0-9]*")}
+        return {pid: (words[0], int(words[1])) for pid, words in said.items()}
+
+    # The manager
 
     def _alive(self) -> bool:
-        """Whether the supervisor of this folder lives. Its lock tells; the kernel releases it, whatever killed it."""
+        """Whether the manager of this folder lives. Its lock tells; the kernel releases it, whatever killed it."""
+        path = self.folder / LOCK_FILE
         try:
-            descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise disk_error(error, self.folder / LOCK_FILE) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not path.exists():
+                return False
+            with FileLock(path).acquire(blocking=False):
+                return False
+        except Timeout:
             return True
-        finally:
-            os.close(descriptor)
-        return False
+        except OSError as error:
+            raise disk_error(error, path) from error
 
-    def _if_alive(self, question: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """The answer to a question; None when there is no supervisor, or when it ends while it is asked."""
-        if not self._alive():
-            return None
+    def _place(self) -> dict[str, Any]:
+        """What a manager that lives tells of itself; nothing while it starts."""
+        return self._read(MANAGER_FILE) if self._alive() else {}
+
+    def _ask(self, command: str, **properties: Any) -> dict[str, Any]:
+        """The answer of Circus to a command. Raises GateError with its reason when it refuses."""
+        from circus.client import CircusClient
+        from circus.exc import CallError
+
+        control = self._read(MANAGER_FILE).get("control", "")
+        client = CircusClient(endpoint=f"ipc://{control}/control", timeout=ANSWER_SECONDS)
         try:
-            return question()
-        except (UnreachableError, StateError):
-            end = time.monotonic() + 1
-            while self._alive():
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.02)
-            return None
-
-    def _status(self) -> dict[str, Any]:
-        with self._connect() as line:
-            return line.ask("status")
+            while True:
+                answer: dict[str, Any] = client.send_message(command, **properties)
+                if answer["status"] == "ok":
+                    return answer
+                if "already running" not in answer["reason"]:
+                    raise GateError(answer["reason"])
+                time.sleep(PAUSE_SECONDS)
+        except CallError as error:
+            raise UnreachableError(f"the endpoint's manager does not answer: {error}", f"see {self.log}") from None
+        finally:
+            client.stop()
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            return read_json(self.folder / name)
         except (OSError, ValueError) as error:
-            raise StateError(
-                f"{self.folder / name} cannot be read: {error}", "`health-predict down`, then `health-predict serve`"
-            ) from None
-        return content
+            remedy = "`health-predict down`, then `health-predict serve`"
+            raise StateError(f"{self.folder / name} cannot be read: {error}", remedy) from None
 
-    def _pid(self) -> str:
-        with contextlib.suppress(StateError):
-            return str(self._read(ADDRESS_FILE)["pid"])
-        return "unknown"
-
-    @contextmanager
-    def _connect(self) -> Iterator[_Line]:
-        address = self._read(ADDRESS_FILE)
-        try:
-            connection = socket.create_connection((address["host"], address["port"]), timeout=ANSWER_SECONDS)
-        except OSError as error:
-            raise UnreachableError(
-                f"the endpoint's supervisor does not answer: {error}", f"kill process {address['pid']}, then try again"
-            ) from None
-        with connection, connection.makefile("rwb") as lines:
-            yield _Line(connection, lines, str(address["token"]), int(address["pid"]))
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, seconds: float) -> AbstractContextManager[None]:
         """One rollout at a time on this machine."""
-        path = self.folder / ROLLOUT_LOCK_FILE
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise disk_error(error, path) from error
-        try:
-            end = time.monotonic() + self._settings.rollout_timeout
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise UnreachableError(
-                            f"another rollout has been running for {self._settings.rollout_timeout:g} s",
-                            "let it finish, then try again",
-                        ) from None
-                    time.sleep(0.1)
-            yield
-        finally:
-            os.close(descriptor)
-
-    # Start
+        return only_one(self.folder, seconds, "rollout.lock", "another rollout has been running")
 
     def _same_place(self) -> None:
-        record = self._read(ADDRESS_FILE)
-        host, port = record["stable"]
-        _, wanted = _address(self._settings)
-        if port != self._settings.serving_port or host != wanted[0]:
+        place = self._place()
+        found = f"{place['host']}:{place['port']} with {place['workers']} workers"
+        wanted = self._settings
+        if found != f"{wanted.serving_host}:{wanted.serving_port} with {wanted.serving_workers} workers":
             raise StateError(
-                f"the endpoint runs on {host}:{port}, the settings say {wanted[0]}:{self._settings.serving_port}",
-                "run `health-predict down` first, or restore the setting",
-            )
-        if record["workers"] != self._settings.serving_workers:
-            raise StateError(
-                f"the endpoint runs {record['workers']} workers, the settings say {self._settings.serving_workers}",
+                f"the endpoint runs on {found}, the settings say {wanted.serving_host}:{wanted.serving_port} and "
+                f"{wanted.serving_workers}",
                 "run `health-predict down` first, or restore the setting",
             )
 
-    def _bind(self) -> socket.socket:
-        family, address = _address(self._settings)
-        name = f"{self._settings.serving_host}:{self._settings.serving_port}"
-        # A supervisor killed a moment ago leaves its port to workers that are about to notice.
-        end = time.monotonic() + (PORT_RELEASE_SECONDS if (self.folder / ADDRESS_FILE).exists() else 0)
+    def _free_address(self) -> int:
+        """Family of the address, which nobody has."""
+        host, port = self._settings.serving_host, self._settings.serving_port
+        # A manager killed a moment ago leaves its port to workers that are about to notice.
+        end = time.monotonic() + (PORT_RELEASE_SECONDS if (self.folder / MANAGER_FILE).exists() else 0)
         while True:
             try:
-                return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+                family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+                socket.create_server((host, port), family=family).close()
+                return int(family)
+            except socket.gaierror as error:
+                problem = f"{host!r} is no address of this machine: {error}"
+                raise UnreachableError(problem, "set HEALTH_PREDICT_SERVING_HOST") from None
             except OSError as error:
                 # `create_server` rewords the message and keeps the number.
-                if error.errno == errno.EADDRINUSE and time.monotonic() < end:
-                    time.sleep(0.05)
-                    continue
-                if error.errno == errno.EADDRINUSE:
-                    problem = f"port {name} is taken by another program"
-                else:
-                    problem = f"port {name} cannot be had: {os.strerror(error.errno or 0)}"
-                raise UnreachableError(
-                    problem, "set HEALTH_PREDICT_SERVING_PORT to a free port, or end what uses it"
-                ) from None
+                taken = error.errno == errno.EADDRINUSE
+                if not taken or time.monotonic() > end:
+                    why = "is taken by another program" if taken else f"cannot be had: {os.strerror(error.errno or 0)}"
+                    raise UnreachableError(
+                        f"port {host}:{port} {why}",
+                        "set HEALTH_PREDICT_SERVING_PORT to a free port, or end what uses it",
+                    ) from None
+                time.sleep(PAUSE_SECONDS)
 
-    def _start_supervisor(self) -> None:
-        with self._bind() as stable:
-            (self.folder / ADDRESS_FILE).unlink(missing_ok=True)
-            ready, theirs = os.pipe()
-            try:
-                try:
-                    self._spawn(stable.fileno(), theirs)
-                finally:
-                    os.close(theirs)
-                readable, _, _ = select.select([ready], [], [], START_SECONDS)
-                if not readable or not os.read(ready, 1):
-                    raise UnreachableError("the endpoint's supervisor did not start", f"see {self.log}")
-            finally:
-                os.close(ready)
-
-    def _spawn(self, stable: int, ready: int) -> None:
-        command = [
-            *(sys.executable, "-P", "-m", "health_predict.adapters.supervisor", str(self.folder)),
-            *("--stable-fd", str(stable), "--ready-fd", str(ready)),
-            *("--workers", str(self._settings.serving_workers)),
-        ]
+    def _start_manager(self) -> None:
+        family = self._free_address()
+        shutil.rmtree(self._read(MANAGER_FILE).get("control", ""), ignore_errors=True)  # that of a killed one
+        (self.folder / MANAGER_FILE).unlink(missing_ok=True)
+        # The path of a socket may have some hundred characters: the home's may be longer.
+        control = tempfile.mkdtemp(prefix="health-predict-", dir="/tmp")
+        place = (self._settings.serving_host, self._settings.serving_port, family, self._settings.serving_workers)
+        command = [sys.executable, "-P", "-m", "health_predict.adapters.manager", str(self.folder), control]
         try:
-            log = self.log.open("ab")
+            with self.log.open("ab") as log:  # the command leaves a child behind, and ends
+                subprocess.run(
+                    [*command, *map(str, place)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    start_new_session=True,
+                    check=True,
+                )
         except OSError as error:
             raise disk_error(error, self.log) from error
-        with log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env={**os.environ, **service_environment(self._settings, self.folder / "predictions")},
-                pass_fds=(stable, ready),
-                start_new_session=True,
-            )
-        # It leaves a child behind that belongs to nobody, and ends.
-        try:
-            process.communicate(secrets.token_hex(16).encode() + b"\n", timeout=START_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-class _Line:
-    """A conversation with the supervisor: a JSON line each way."""
-
-    def __init__(self, connection: socket.socket, lines: BufferedRWPair, token: str, pid: int) -> None:
-        self._connection = connection
-        self._lines = lines
-        self._token = token
-        self._pid = pid
-
-    def ask(self, do: str, within: float = ANSWER_SECONDS, **values: Any) -> dict[str, Any]:
-        """The supervisor's answer. Raises GateError with its reason when it could not do as asked."""
-        try:
-            self._connection.settimeout(within)
-            self._lines.write(json.dumps({"token": self._token, "do": do, **values}).encode() + b"\n")
-            self._lines.flush()
-            line = self._lines.readline()
-        except TimeoutError:
-            raise UnreachableError(
-                f"the endpoint's supervisor did not answer {do!r} within {within:g} s",
-                f"kill process {self._pid}, then try again",
-            ) from None
-        except OSError:
-            line = b""
-        if not line:
-            raise UnreachableError("the endpoint's supervisor ended", "try again; its log tells why it ended")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise GateError(str(answer["error"]))
-        return answer
 
 
 class ProcessRollout:
-    """One change of version (`target.Rollout`); the supervisor undoes it when this process dies first."""
+    """One change of version (`target.Rollout`)."""
 
-    def __init__(self, line: _Line, timeout: float) -> None:
-        self._line = line
-        self._timeout = timeout
+    def __init__(self, target: ProcessTarget, settings: Settings) -> None:
+        self._target = target
+        self._settings = settings
+        self._candidate: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
 
     def start(self, image_uri: str, model_version: str, folder: Path) -> str:
-        record = self._line.ask(
-            "start",
-            self._timeout + 10,
-            image_uri=image_uri,
-            model_version=model_version,
-            folder=str(folder),
-            deadline=self._timeout,
-        )
-        return str(record["url"])
+        target = self._target
+        self.undo()
+        name = f"version-{model_version}-{secrets.token_hex(3)}".lower()
+        version = target.version(name)
+        (version / "metrics").mkdir(parents=True)
+        environment = {
+            **_environment_of(folder),
+            **service_environment(self._settings, target.folder / "predictions"),
+            "BENTOML_HOME": str(target.folder / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "true",
+            "PROMETHEUS_MULTIPROC_DIR": str(version / "metrics"),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",  # the Bento stays the one whose digest was verified
+        }
+        begin = target.log.stat().st_size
+        order(version, "wait")
+        wanted = {"folder": str(folder), "workers": self._settings.serving_workers, "env": environment}
+        write_json(version / "version.json", wanted)
+        self._candidate = {"image_uri": image_uri, "model_version": model_version, "folder": str(folder), "name": name}
+        try:
+            target.lead(name, "wait", self._settings.rollout_timeout)
+        except GateError as error:
+            raise GateError(f"{error.problem} before it was ready{_cause(target.log, begin)}") from None
+        return f"http://127.0.0.1:{target.states(name)[target.pids(name)[0]][1]}"
 
     def switch(self) -> None:
-        self._line.ask("switch")
+        if not self._candidate:
+            raise GateError("there is no candidate to switch to")
+        self._before = self._target.committed()
+        self._target.lead(self._candidate["name"], "accept")
+        if self._before:
+            self._target.lead(self._before["name"], "wait")
 
     def undo(self) -> None:
-        self._line.ask("undo")
+        if not self._candidate:
+            return
+        active = self._target.folder / ACTIVE_FILE
+        if read_json(active).get("name") == self._candidate["name"]:
+            write_json(active, self._before)
+        self._candidate = {}
+        self._target.restore()
 
     def commit(self) -> None:
-        self._line.ask("commit")
+        """One write; what it makes superfluous ends with the rollout's context, or with the next command."""
+        if not self._candidate:
+            raise GateError("there is nothing to commit")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {**self._candidate, "since": since, "state": "serving", "reason": ""}
+        write_json(self._target.folder / ACTIVE_FILE, record)
 
 
-def _active(record: dict[str, Any]) -> Active:
-    return Active(
-        image_uri=record["image_uri"],
-        model_version=record["model_version"],
-        since=record["since"],
-        restarts=record["restarts"],
-        workers=tuple(f"process {pid}" for pid in record["pids"]),
-    )
+def _environment_of(folder: Path) -> dict[str, str]:
+    """The Bento's own environment variables; those that are set already win."""
+    bento = yaml.safe_load((folder / "bento.yaml").read_text(encoding="utf-8"))
+    entries = list(bento.get("envs") or ())
+    for service in bento.get("services") or ():
+        entries.extend((service.get("config") or {}).get("envs") or ())
+    return {
+        entry["name"]: str(entry["value"])
+        for entry in entries
+        if entry.get("stage") != "build" and entry.get("value") is not None and entry["name"] not in os.environ
+    }
 
 
-def _address(settings: Settings) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    try:
-        found = socket.getaddrinfo(settings.serving_host, settings.serving_port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UnreachableError(
-            f"{settings.serving_host!r} is no address of this machine: {error}", "set HEALTH_PREDICT_SERVING_HOST"
-        ) from None
-    return found[0][0], found[0][4]
+def _cause(log: Path, begin: int) -> str:
+    """The exception that the failed worker wrote, or else its last line."""
+    with log.open("rb") as stream:
+        stream.seek(begin)
+        lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Invalid\w*): ", line)]
+    return f": {(raised or lines)[-1].strip()[:300]}" if lines else ""
 
 
-def exit_with_parent(poll_seconds: float = 0.5) -> None:
-    """End this process, and all it started, when the program that runs it dies, even by kill -9.
-
-    A shell between the two does not hide the death: shells are looked through to the program that started them.
-    The watch is a daemon thread; call it once, early. Processes that left on purpose, like the endpoint's
-    supervisor, are nobody's children and live on.
-    """
-    links = parent_links()
-
-    def watch() -> None:
-        while intact(links):
-            time.sleep(poll_seconds)
-        end_descendants()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
-
-
-_SHELLS = {"sh", "bash", "dash", "zsh", "ash", "busybox"}
-
-
-def parent_links() -> list[tuple[int, int]]:
-    """(child, parent) from this process up to its first ancestor that is no shell."""
-    import psutil
-
-    links = [(os.getpid(), os.getppid())]
-    with contextlib.suppress(psutil.Error):
-        while (parent := psutil.Process(links[-1][1])).pid > 1 and parent.name() in _SHELLS:
-            links.append((parent.pid, parent.ppid()))
-    return links
-
-
-def intact(links: list[tuple[int, int]]) -> bool:
-    """Whether each child still has its parent: an orphan is given another one."""
-    import psutil
-
-    try:
-        return all(psutil.Process(child).ppid() == parent for child, parent in links)
-    except psutil.Error:
-        return False
-
-
-def end_descendants() -> None:
-    """Kill every process that descends from this one."""
-    import psutil
-
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+def _until(done: Callable[[], bool], seconds: float, problem: str) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            raise UnreachableError(f"{problem} ({seconds:g} s)", "end it, then try again")
+        time.sleep(PAUSE_SECONDS)

@@ -183,7 +183,7 @@ def _change(
             change.commit()
     except BaseException:
         with journal.step("Move the alias champion back"):
-            with contextlib.suppress(HealthPredictError):  # it may be the supervisor itself that failed
+            with contextlib.suppress(HealthPredictError):  # it may be the manager itself that failed
                 change.undo()
             _restore(tracking, version, replaced)
         raise

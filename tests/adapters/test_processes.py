@@ -22,8 +22,9 @@ import psutil
 import pytest
 
 from health_predict.adapters import bento_worker
-from health_predict.adapters.processes import ProcessTarget, end_descendants, intact, parent_links
-from health_predict.adapters.supervisor import bound_log
+from health_predict.adapters.manager import bound_log
+from health_predict.adapters.parents import end_descendants, intact, parent_links
+from health_predict.adapters.processes import ProcessTarget
 from health_predict.adapters.target import open_target
 from health_predict.core.errors import GateError, StateError, UnreachableError
 from health_predict.settings import ServingTarget, Settings
@@ -120,8 +121,8 @@ def predict(url: str) -> dict[str, Any]:
     return answer
 
 
-def supervisor_pid(target: ProcessTarget) -> int:
-    return int(json.loads((target.folder / "supervisor.json").read_text())["pid"])
+def manager_pid(target: ProcessTarget) -> int:
+    return int(json.loads((target.folder / "manager.json").read_text())["pid"])
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -218,7 +219,10 @@ def test_a_candidate_that_does_not_start_leaves_nothing_behind(
 ) -> None:
     # given nothing served
     # when the first candidate fails while it loads
-    with pytest.raises(GateError, match=r"exited with code .*the model is damaged"), target.rollout() as rollout:
+    with (
+        pytest.raises(GateError, match=r"ended before it was ready.*the model is damaged"),
+        target.rollout() as rollout,
+    ):
         rollout.start("oci:images@sha256:bad", "bad", bento("bad", init="raise RuntimeError('the model is damaged')"))
     # then no process is left and the port is free
     assert target.active() is None and target.trouble() == "" and target.address() is None
@@ -254,8 +258,10 @@ def test_what_a_killed_command_left_is_undone(
     # when the command is killed
     command.kill()
     command.communicate()
-    # then the version before takes the traffic back and the candidate ends
-    until(lambda: predict(target.url)["model_version"] == "one")
+    # then the next command gives the traffic back to the version before, and the candidate ends
+    active = target.active()
+    assert active is not None and active.model_version == "one"
+    assert predict(target.url)["model_version"] == "one"
     until(lambda: gone(candidate["pid"]))
     with target.rollout():
         pass  # and the next rollout need not wait
@@ -291,15 +297,15 @@ def test_a_version_that_keeps_crashing_is_given_up(target: ProcessTarget, bento:
     assert target.trouble() == ""
 
 
-def test_a_killed_supervisor_takes_its_workers_along_and_is_replaced(
+def test_a_killed_manager_takes_its_workers_along_and_is_replaced(
     target: ProcessTarget, bento: Callable[..., Path]
 ) -> None:
     # given a served version
     folder = bento("one")
     deploy(target, "one", folder)
     worker = predict(target.url)["pid"]
-    # when the supervisor is killed
-    os.kill(supervisor_pid(target), signal.SIGKILL)
+    # when the manager is killed
+    os.kill(manager_pid(target), signal.SIGKILL)
     # then its worker ends, the stale files are recognised, and a new rollout gets the same port
     until(lambda: target.active() is None)
     assert "was killed" in target.trouble()
@@ -311,29 +317,29 @@ def test_a_killed_supervisor_takes_its_workers_along_and_is_replaced(
 def test_requests_under_way_are_answered_when_it_is_stopped(target: ProcessTarget, bento: Callable[..., Path]) -> None:
     # given a request that takes a second
     deploy(target, "one", bento("one"))
-    supervisor = supervisor_pid(target)
+    manager = manager_pid(target)
     worker = predict(target.url)["pid"]
     connection = http.client.HTTPConnection("127.0.0.1", target._settings.serving_port, timeout=20)
     connection.request("GET", "/slow")
     predict(target.url)  # by now the other was accepted too
-    # when the supervisor gets SIGTERM
-    os.kill(supervisor, signal.SIGTERM)
+    # when the manager gets SIGTERM
+    os.kill(manager, signal.SIGTERM)
     # then the request is answered before everything ends
     assert json.loads(connection.getresponse().read()) == {"model_version": "one", "threads": "1"}
     connection.close()
-    until(lambda: gone(supervisor) and gone(worker))
+    until(lambda: gone(manager) and gone(worker))
     assert target.trouble() == ""
     assert target.stop() is False
 
 
 def test_a_listener_that_stops_says_close_for_good() -> None:
-    listener = bento_worker._Listener(None, "off")
+    listener = bento_worker.Listener(None, "off")
     listener.config.load()
     listener.servers = []
     # when it is told twice, and uvicorn makes its list of headers anew
     for _ in range(2):
         listener.stop_accepting()
-        assert listener.server_state.default_headers.count(bento_worker.CLOSE) == 1
+        assert listener.config.encoded_headers.count(bento_worker.CLOSE) == 1
     asyncio.run(listener.on_tick(0))
     assert listener.server_state.default_headers.count(bento_worker.CLOSE) == 1
 
@@ -375,20 +381,15 @@ def test_several_workers_serve_one_version(settings: Settings, bento: Callable[.
         active = target.active()
         assert active is not None and len(active.workers) == 2
         # when a rollout asks for another number, then it is refused
-        with pytest.raises(StateError, match="runs 2 workers"), ProcessTarget(settings).rollout():
+        with pytest.raises(StateError, match="with 2 workers"), ProcessTarget(settings).rollout():
             pass
         # and so is another port
         moved = ProcessTarget(settings.model_copy(update={"serving_workers": 2, "serving_port": free_port()}))
         with pytest.raises(StateError, match="the settings say"), moved.rollout():
             pass
-        # and nobody without the secret is listened to
-        address = json.loads((target.folder / "supervisor.json").read_text())
-        with socket.create_connection((address["host"], address["port"]), timeout=10) as stranger:
-            stranger.sendall(b'{"token": "guess", "do": "stop"}\n')
-            assert stranger.recv(100) == b""
-        with socket.create_connection((address["host"], address["port"]), timeout=10) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert stranger.recv(100) == b""
+        # and nobody but the owner comes to its control socket
+        control = Path(json.loads((target.folder / "manager.json").read_text())["control"])
+        assert oct(control.stat().st_mode & 0o777) == "0o700" and (control / "control").is_socket()
         # and commands out of order are refused with a reason
         with target.rollout() as rollout:
             with pytest.raises(GateError, match="no candidate"):
@@ -396,7 +397,7 @@ def test_several_workers_serve_one_version(settings: Settings, bento: Callable[.
             with pytest.raises(GateError, match="nothing to commit"):
                 rollout.commit()
         assert predict(target.url)["model_version"] == "one"
-        assert oct((target.folder / "supervisor.json").stat().st_mode & 0o777) == "0o600"
+        assert oct((target.folder / "manager.json").stat().st_mode & 0o777) == "0o600"
     finally:
         assert target.stop() is True
 
@@ -424,7 +425,7 @@ def test_rollouts_wait_for_each_other_with_a_deadline(settings: Settings, tmp_pa
     # given a rollout under way
     impatient = ProcessTarget(settings.model_copy(update={"rollout_timeout": 0.2}))
     # when another begins, then it gives up after its deadline
-    with impatient._alone(), pytest.raises(UnreachableError, match="another rollout"), impatient.rollout():
+    with impatient._alone(1), pytest.raises(UnreachableError, match="another rollout"), impatient.rollout():
         pass
 
 
@@ -483,7 +484,7 @@ def test_a_stage_ends_with_the_program_that_runs_it(through_shell: bool) -> None
     # given a runner, maybe a shell, a stage that watches, and a child of the stage
     stage = (
         "import subprocess, sys, os\n"
-        "from health_predict.adapters.processes import exit_with_parent\n"
+        "from health_predict.adapters.parents import exit_with_parent\n"
         "exit_with_parent(poll_seconds=0.05)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "print(os.getpid(), child.pid, flush=True)\n"
