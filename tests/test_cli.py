@@ -178,6 +178,18 @@ def test_what_an_interrupted_import_raises_is_an_interruption(run: Run, monkeypa
     assert run("status")[0] == 130
 
 
+def test_the_working_folder_is_no_place_to_import_from(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a file there that has the name of a module, and data that are none
+    (tmp_path / "token.py").write_text("raise RuntimeError('mine')")
+    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
+    monkeypatch.chdir(tmp_path)
+    # when a stage runs, then it comes as far as the data
+    code, _, error = run("pipeline", "run", "training", data_source=tmp_path / "data.csv")
+    assert (code, "mine" in error) == (3, False)
+
+
 def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) -> None:
     import fcntl
 
