@@ -32,7 +32,7 @@ LOG_BYTES = 5_000_000
 STOP_SECONDS = 20.0
 # More crashes than this within the window, and a version is given up.
 CRASH_LIMIT, CRASH_WINDOW_SECONDS = 3, 60.0
-LOOK_SECONDS = 0.2
+LOOK_SECONDS, CHECK_SECONDS = 0.2, 0.3
 IDLE_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ class Manager:
 
         self._folder = folder
         self._stable = CircusSocket("stable", host, port, AddressFamily(family))
-        self._arbiter = Arbiter([], f"ipc://{control}/control", f"ipc://{control}/events", sockets=[self._stable])
+        self._arbiter = Arbiter(
+            [], f"ipc://{control}/control", f"ipc://{control}/events", check_delay=CHECK_SECONDS, sockets=[self._stable]
+        )
         place: dict[str, Any] = {"host": host, "port": port, "workers": workers}
         self._record = {"pid": os.getpid(), "control": str(control), **place}
         self._starts: defaultdict[str, dict[int, float]] = defaultdict(dict)
