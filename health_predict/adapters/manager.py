@@ -2,8 +2,9 @@
 
 Its arbiter holds the listening socket of the stable port for its whole life, so that the port is never free and a
 waiting connection never lost while versions change, and starts dead workers again. Which versions there are to be, it
-reads from `versions/`: a folder with `version.json` is a watcher until its `orders` say `retire`; then its workers are
-on their own, and end. It survives the command that started it, and ends by `quit` on its control socket or by SIGTERM.
+reads from `versions/`: a folder with `version.json` is a watcher until its `orders` say `end`, or `retire`: then its
+workers are on their own, answer what they have, and end. It survives the command that started it, and ends by `quit` on
+its control socket or by SIGTERM.
 """
 
 from __future__ import annotations
@@ -95,10 +96,11 @@ class Manager:
 
     def _settle(self, version: Path, watcher: Any) -> None:
         name = version.parent.name
-        retired = (version.parent / "orders").read_text() == "retire"
-        if retired and watcher is not None:
-            self._arbiter.rm_watcher(name, nostop=True)
-        elif not retired and watcher is None:
+        orders = (version.parent / "orders").read_text()
+        if orders in ("retire", "end"):
+            if watcher is not None:
+                self._arbiter.rm_watcher(name, nostop=orders == "retire")
+        elif watcher is None:
             wanted = json.loads(version.read_text(encoding="utf-8"))
             command = [sys.executable, "-P", "-m", WORKER_MODULE, wanted["folder"], str(version.parent)]
             self._arbiter.add_watcher(
@@ -124,11 +126,11 @@ class Manager:
             write_json(self._folder / ACTIVE_FILE, {**active, "state": "failed", "reason": reason})
             self._stop()
         else:
-            order(self._folder / "versions" / watcher.name, "retire")
+            order(self._folder / "versions" / watcher.name, "end")
 
 
 def order(version: Path, what: str) -> None:
-    """Tell the workers of a version to `wait`, to `accept`, or to `retire`."""
+    """Tell the workers of a version to `wait`, to `accept`, to `retire` with what they have, or to `end`."""
     with whole_file(version / "orders") as temporary:
         temporary.write_text(what)
 
@@ -137,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file's content; nothing when there is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return content
 

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -143,21 +142,21 @@ class ProcessTarget:
                 self._retire(other.parent)
 
     def _retire(self, version: Path) -> None:
-        order(version, "retire")
+        served = (version / "served").exists()
+        order(version, "retire" if served else "end")
         _until(lambda: version.name not in self._ask("list")["watchers"], ANSWER_SECONDS, f"{version.name} stays")
-        for pid, (state, _) in self.states(version.name).items():
-            if state == "starting":  # it has no request, and may never be ready
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        # What has told that it retires takes no connection any more.
-        _until(lambda: not self._accepting(version.name), ANSWER_SECONDS, f"a worker of {version.name} does not retire")
+        if served:  # what has told that it retires takes no connection any more
+            problem = f"a worker of {version.name} does not retire"
+            _until(lambda: not self._accepting(version.name), ANSWER_SECONDS, problem)
         (version / "version.json").unlink()
 
     def _accepting(self, name: str) -> list[int]:
-        return [pid for pid, (state, _) in self.states(name).items() if state != "retire" and psutil.pid_exists(pid)]
+        return [pid for pid, (state, _) in self.states(name).items() if state == "accept" and psutil.pid_exists(pid)]
 
     def lead(self, name: str, what: str, within: float = ANSWER_SECONDS) -> None:
         """Order the workers of a version and wait until all have done so. Raises GateError when one ends instead."""
+        if what == "accept":
+            (self.version(name) / "served").touch()
         order(self.version(name), what)
         end = time.monotonic() + within
         seen: set[int] = set()
