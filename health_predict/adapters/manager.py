@@ -175,7 +175,6 @@ def main(arguments: list[str]) -> None:
             active = read_json(folder / ACTIVE_FILE)
             if active.get("state") == "serving":
                 write_json(folder / ACTIVE_FILE, {**active, **ended})
-            (folder / MANAGER_FILE).unlink(missing_ok=True)
             shutil.rmtree(control, ignore_errors=True)
 
 

@@ -253,7 +253,8 @@ class ProcessTarget:
         """Family of the address, which nobody has."""
         host, port = self._settings.serving_host, self._settings.serving_port
         # A manager killed a moment ago leaves its port to workers that are about to notice.
-        end = time.monotonic() + (PORT_RELEASE_SECONDS if (self.folder / MANAGER_FILE).exists() else 0)
+        killed = self._read(ACTIVE_FILE).get("state") == "serving"
+        end = time.monotonic() + (PORT_RELEASE_SECONDS if killed else 0)
         while True:
             try:
                 family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -275,7 +276,7 @@ class ProcessTarget:
 
     def _start_manager(self) -> None:
         family = self._free_address()
-        shutil.rmtree(self._read(MANAGER_FILE).get("control", ""), ignore_errors=True)  # that of a killed one
+        shutil.rmtree(self._read(MANAGER_FILE).get("control", ""), ignore_errors=True)  # if it was killed
         (self.folder / MANAGER_FILE).unlink(missing_ok=True)
         # The path of a socket may have some hundred characters: the home's may be longer.
         control = tempfile.mkdtemp(prefix="health-predict-", dir="/tmp")
