@@ -16,8 +16,8 @@ import yaml
 
 from health_predict.adapters.reachable import must_answer
 from health_predict.core.errors import UnreachableError
+from health_predict.pipelines.wiring import ROLE_LABEL
 from health_predict.settings import Settings
-from pipelines.wiring import ROLE_LABEL
 from tests.e2e import platform
 from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, kubectl
 
