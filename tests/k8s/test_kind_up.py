@@ -119,6 +119,12 @@ def test_from_nothing_twice_and_down_and_up_with_its_data(world: World) -> None:
     ready(world.up())
     assert world.password() == password
     assert (world.data / "secrets").stat().st_mode & 0o777 == 0o700
+    # and so it is when the cluster is lost
+    shutil.rmtree(world.folder / "objects")
+    (world.folder / "containers" / NODE).unlink()
+    (world.data / "kubeconfig").unlink()
+    ready(world.up())
+    assert world.password() == password
     # and its volumes are the same folders
     assert "apply --server-side --force-conflicts -f volumes.yaml" in world.calls
     for name in ("postgres", "mysql", "seaweedfs"):
