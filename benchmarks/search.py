@@ -100,7 +100,7 @@ def measure(contender: str, trials: int, folder: Path) -> Measured:
     command = [sys.executable, str(Path(__file__).parent / "parts" / script)]
     command += [contender, str(trials // len(NAMES)), str(folder), str(home)]
     began = time.monotonic()
-    with (home / "output").open("w+") as output:
+    with (home / "output").open("w") as output:
         tree = Tree(mark)
         process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=output, stderr=output)
         while process.poll() is None:
@@ -109,12 +109,10 @@ def measure(contender: str, trials: int, folder: Path) -> Measured:
                 process.kill()
             time.sleep(SAMPLE_SECONDS)
         wall = time.monotonic() - began
-        output.seek(0)
-        text = output.read()
     if process.returncode:
-        raise SystemExit(f"{contender} failed:\n{text[-3000:]}")
+        raise SystemExit(f"{contender} failed:\n{(home / 'output').read_text()[-3000:]}")
     tree.require_end(contender)
-    found = Measured(wall, tree.cpu, tree.peak / 2**30, json.loads(text.strip().splitlines()[-1])["auc"])
+    found = Measured(wall, tree.cpu, tree.peak / 2**30, json.loads((home / "result.json").read_text())["auc"])
     print(
         f"{contender:<10} {trials:>6} {found.wall:>8.1f} {found.cpu:>8.1f} {found.gib:>6.2f} {found.auc:>8.4f}",
         flush=True,

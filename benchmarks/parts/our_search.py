@@ -1,6 +1,6 @@
 """The hpo stage as a pipeline runs it, for `benchmarks/search.py`: `our_search.py NAME TRIALS FOLDER HOME`.
 
-It takes the two parts that the split stage left in the folder, and prints the best validation AUC as its last line.
+It takes the two parts that the split stage left in the folder, and leaves the best AUC in `result.json` of HOME.
 """
 
 from __future__ import annotations
@@ -31,4 +31,4 @@ def ours(trials: int, folder: Path, home: Path) -> float:
 
 if __name__ == "__main__":
     _, trials, folder, home = sys.argv[1:]
-    print(json.dumps({"auc": ours(int(trials), Path(folder), Path(home))}))
+    (Path(home) / "result.json").write_text(json.dumps({"auc": ours(int(trials), Path(folder), Path(home))}))

@@ -1,7 +1,7 @@
 """One contender of `benchmarks/search.py`, as a process of its own: `searches.py NAME TRIALS FOLDER HOME`.
 
 Each reads the two CSV files in the folder, makes TRIALS trials of each family, writes every trial to an MLflow store
-of its own and prints the best validation AUC as its last line. `usual` is made of public libraries as their
+of its own and leaves the best validation AUC in `result.json` of HOME. `usual` is made of public libraries as their
 documentation shows them; `optuna` and `halving` are given this project's reader, encoder and families, too.
 """
 
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -173,19 +172,22 @@ def optuna(trials: int, folder: Path, home: Path) -> float:
 
             def objective(trial: Any, family: Any = family) -> float:
                 parameters = suggest(trial, family.space)
+                found: list[float] = []
 
-                def watch(rounds: int, score: Any) -> bool:
-                    trial.report(auc(validation_labels, score(validation_rows)), rounds)
-                    return trial.should_prune()
+                def watch(rounds: int, score: Any) -> None:
+                    found.append(auc(validation_labels, score(validation_rows)))
+                    trial.report(found[-1], rounds)
+                    if trial.should_prune():
+                        raise optuna.TrialPruned
 
-                model = family.fit(parameters, rows, labels, seed=SEED, shares=(0.25, 0.5), watch=watch)
-                found = auc(validation_labels, model.predict_proba(validation_rows)[:, 1])
-                with mlflow.start_run(nested=True):
-                    mlflow.log_params({"family": family.name, **parameters})
-                    mlflow.log_metric("auc", found)
-                if family.rounds and trial.should_prune():
-                    raise optuna.TrialPruned
-                return found
+                try:
+                    model = family.fit(parameters, rows, labels, seed=SEED, shares=(0.25, 0.5), watch=watch)
+                    found.append(auc(validation_labels, model.predict_proba(validation_rows)[:, 1]))
+                finally:
+                    with mlflow.start_run(nested=True):
+                        mlflow.log_params({"family": family.name, **parameters})
+                        mlflow.log_metric("auc", found[-1])
+                return found[-1]
 
             study = optuna.create_study(
                 direction="maximize",
@@ -259,6 +261,5 @@ def halving(trials: int, folder: Path, home: Path) -> float:
 if __name__ == "__main__":
     contenders = {contender.__name__: contender for contender in (usual, optuna, halving)}
     name, trials, folder, home = sys.argv[1:]
-    began = time.monotonic()
     best = contenders[name](int(trials), Path(folder), Path(home))
-    print(json.dumps({"auc": best, "seconds": time.monotonic() - began}))
+    (Path(home) / "result.json").write_text(json.dumps({"auc": best}))

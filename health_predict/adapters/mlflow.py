@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +26,7 @@ import health_predict.core
 from health_predict.adapters.storage import disk_error
 from health_predict.core import families
 from health_predict.core.errors import HealthPredictError, StateError, UnreachableError
-from health_predict.core.families import FAMILIES, Family
+from health_predict.core.families import Family
 from health_predict.core.sources import warning
 from health_predict.settings import Settings
 
@@ -606,16 +605,6 @@ def champion_of(settings: Settings) -> ModelVersion | None:
     if database.scheme == "sqlite" and not Path(settings.tracking_uri.removeprefix("sqlite:///")).exists():
         return None
     return Tracking(settings).by_alias(CHAMPION)
-
-
-def import_for_models() -> None:
-    """Import what saving a model needs. It takes seconds, which a thread can spend while others compute."""
-    import_module("mlflow.sklearn")
-    import_module("skops.io")
-    # For each model MLflow compares the requirements with what is installed, of which it makes a list the first time.
-    import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(
-        _requirements(*FAMILIES.values())
-    )
 
 
 def _noted(tags: Mapping[str, str]) -> dict[str, str]:

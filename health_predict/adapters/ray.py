@@ -1,77 +1,114 @@
-"""Ray Tune: the trials of all families on reused actors that share one copy of the data.
+"""Ray Tune: the trials of all families with one `Tuner`, whose actors stay from one trial to the next.
 
-Process starts and imports cost more than most trials, so there is one Tuner for all families, its actors stay,
-and the matrices lie in Ray's object store, where actors read them without a copy. Which point comes next and where
-a trial stops is told by `core/search.py`: `Course` puts its families behind Tune's `Searcher`. Ray starts in a thread,
-and the actors' processes with it, while the data are prepared. Nothing of a search is left with Ray: what ended is
-handed to the caller at once.
+A `Searcher` asks `core/search.py` for the next point, a `Stopper` ends a trial that falls short of what it must reach,
+and a `Callback` hands each trial that ended to the caller. Nothing of a search is left with Ray: MLflow holds what one
+is continued from.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
-import math
 import os
-import pickle
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from importlib import import_module
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+from ray.util.queue import Empty, Queue
+from threadpoolctl import threadpool_limits
+
 import health_predict
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
-from health_predict.core.families import FAMILIES
-from health_predict.core.search import FamilySearch, Fitted, Point, Prepared, Trial
+from health_predict.core.search import (
+    METRICS,
+    FamilySearch,
+    Outcome,
+    Point,
+    Prepared,
+    Trial,
+    libraries,
+    run_trial,
+    winner,
+)
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 * 1024**2
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
-# What a search's result depends on besides our own code, and what fitted models are pickled with.
-LIBRARIES = ("scikit-learn", "numpy", "pandas", "scipy", "optuna")
-START_SECONDS = 300.0
-LOOK_SECONDS = 0.02
-LOOKS = 500
+WORKER_SECONDS = 300.0
+START_ATTEMPTS = 3  # of half a minute each, which no setting of Ray's makes longer
 POLL_SECONDS = 1.0
-WAIT_SECONDS = 0.05
 ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
-# Ray reads these when it starts. It phones home otherwise, and prints what users cannot act on.
+DIED = f"its process died {ATTEMPTS} times: it may have been out of memory"
+# Ray would phone home and print what users cannot act on; and it would give way to everything else that runs here, so
+# that a search beside other work would stand still.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray would give way to everything else that runs here, and a search beside other work would stand still.
     "RAY_worker_niceness": "0",
-    # Ray starts a process for each of its CPUs. They import at once, and wait for the actors.
-    "RAY_preload_python_modules": "health_predict.adapters.ray_worker",
-    "RAY_idle_worker_killing_time_threshold_ms": str(int(START_SECONDS * 1000)),
 }
 TUNE_ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # with it, `verbose=0` would print all the same
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a search as if it were whole
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # MLflow holds what a search is continued from
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
+# The path of a socket may have so many characters (macOS; Linux allows 107), and this is what Ray puts into its folder.
+SOCKET_CHARACTERS = 103
+LONGEST_SOCKET = "/hp-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes the one that is written to
 
-# What an actor runs: metrics, AUCs at the rungs, the model unless it was stopped there. Must be importable there.
-RunTrial = Callable[[Point, Prepared, int, int], tuple[Mapping[str, float], tuple[float, ...], Fitted | None]]
+# Fits a point and reports how it does. Must be importable where trials run.
+RunTrial = Callable[[Point, Prepared, int, int, Callable[[Outcome], object]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Where trials run, how many of them at once, and what each gets.
+
+    On this machine, with `cpus` cores (0: all), or on the Ray cluster at `address`.
+    """
+
+    at_once: int
+    cpus: int = 0
+    address: str = ""
+    trial_cpus: int = 1
+    trial_memory_mb: int = 0
+
+    @property
+    def room(self) -> int:
+        """How many trials run at once. Raises SettingsError when none fits on this machine."""
+        if self.address:
+            return self.at_once
+        cpus = self.cpus or os.cpu_count() or 1
+        if self.trial_cpus > cpus:
+            raise SettingsError(
+                f"a trial asks for {self.trial_cpus} cores, the search has {cpus}",
+                "lower HEALTH_PREDICT_TRIAL_CPUS or raise HEALTH_PREDICT_SEARCH_CPUS",
+            )
+        return min(self.at_once, cpus // self.trial_cpus)
+
+    @property
+    def of_a_trial(self) -> dict[str, float]:
+        """What Tune sets aside for one trial."""
+        memory = {"memory": self.trial_memory_mb * 1024**2} if self.trial_memory_mb else {}
+        return {"cpu": self.trial_cpus, **memory}
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where a search is: numbers of trials, the best AUC of each family, seconds left (None: not known yet)."""
+    """Where a search is: numbers of trials, the best AUC of each family, seconds left."""
 
     total: int
     done: int
@@ -85,546 +122,322 @@ class Progress:
 Tell = Callable[[Trial, Progress], object]
 
 
-class Cluster:
-    """A Ray of our own, or the cluster at `address`: starts with its block, in a thread, and ends with it.
+def search(
+    searches: Sequence[FamilySearch],
+    data: Prepared,
+    *,
+    resources: Resources,
+    seed: int,
+    seconds: float = 0,
+    done: Tell,
+    run: RunTrial = run_trial,
+) -> list[Trial]:
+    """Do all trials of these searches; `done` is called with each as it ends.
 
-    `cpus` cores are used here (0: all); `trial_cpus` and `trial_memory_mb` are what one trial gets, of which there are
-    `at_once` at most. Raises SettingsError when a trial never fits.
+    It is called in a thread beside this one, so that trials go on while MLflow is slow. After `seconds` (0: no limit)
+    no further trial is drawn. A trial that raises, or whose process dies twice, is recorded with its reason; when all
+    failed, raises StateError with the first cause. Raises UnreachableError when Ray does not start.
     """
+    with _started(resources), ThreadPoolExecutor(1, "search-log") as writer:
+        written: list[Future[object]] = []
+        errors: list[str] = []
 
-    def __init__(
-        self, *, at_once: int, cpus: int = 0, address: str = "", trial_cpus: int = 1, trial_memory_mb: int = 0
-    ) -> None:
-        cpus = cpus or os.cpu_count() or 1
-        self._address = address
-        self._trial_cpus = trial_cpus
-        self._trial_memory = trial_memory_mb * 1024**2
-        self._at_once = at_once if address else min(at_once, cpus // trial_cpus)
-        if not self._at_once:
-            raise SettingsError(
-                f"a trial asks for {trial_cpus} cores, the search has {cpus}",
-                "lower HEALTH_PREDICT_TRIAL_CPUS or raise HEALTH_PREDICT_SEARCH_CPUS",
-            )
+        def tell(trial: Trial, progress: Progress) -> None:
+            errors.extend([trial.error] if trial.error else [])
+            _raise_first(written)
+            written.append(writer.submit(done, trial, progress))
 
-    def __enter__(self) -> Cluster:
-        # Below the system's temporary folder: the paths of Ray's sockets may have 107 characters at most.
-        self._folder = Path(tempfile.mkdtemp(prefix="hp-ray-"))
-        # Ahead of all that the caller imports, which takes longer: Ray's own processes start meanwhile.
-        with suppress(ImportError):  # `_start` will tell
-            import_module("ray")
-        self._thread = ThreadPoolExecutor(1, "ray-start")
-        self._ending: Future[None] | None = None
-        self._started = self._thread.submit(self._start)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.end()
-        self._thread.shutdown()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def end(self) -> None:
-        """Let Ray end beside what the caller does next; it takes seconds."""
-        if self._ending:
-            return
-
-        def shut_down() -> None:
-            import ray
-
-            # Ray ends the whole process when a thread frees one of its objects while it shuts down. So what is garbage
-            # goes before, and the collector, which runs in any thread, rests meanwhile.
-            gc.collect()
-            gc.disable()
-            try:
-                ray.shutdown()
-            finally:
-                gc.enable()
-
-        self._ending = self._thread.submit(shut_down)
-
-    def _start(self) -> Any:
-        """Ray itself, started or connected. Raises UnreachableError when it does not."""
-        for name, value in RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ.update(TUNE_ENVIRONMENT)
+        points = Points(searches, seconds)
+        there = "://" in resources.address
         try:
-            import ray
+            trials = (_tune_there if there else _tune)(points, data, resources, seed, run, tell)
+        except BaseException:
+            writer.shutdown(wait=False, cancel_futures=True)
+            _raise_first(written)  # what could not be written is the cause of what Tune raised
+            raise
+    for write in written:
+        write.result()
+    if all(trial.error for trial in trials):
+        first = f", the first one with: {errors[0]}" if errors else ""
+        raise StateError(f"all {len(trials)} trials failed{first}", "see the log of the stage")
+    return trials
 
-            if self._address:
-                _require_listener(self._address)
-                ray.init(
-                    address=self._address,
-                    # The workers run this code, whatever version of it their image holds.
-                    runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
-            else:
-                _start_here(ray, self._at_once, self._folder)
-            if "://" not in self._address:
-                import ray.tune  # takes a second, beside what the caller does
-            return ray
-        except Exception as error:
-            raise UnreachableError(
-                f"Ray did not start: {_first_line(error)}",
-                "check memory and /dev/shm with `health-predict doctor`, or HEALTH_PREDICT_RAY_ADDRESS",
-            ) from error
 
-    def search(
-        self,
-        plan: Callable[[], tuple[Sequence[FamilySearch], Prepared] | None],
-        *,
-        run_trial: RunTrial,
-        seed: int,
-        seconds: float = 0,
-        done: Tell,
-    ) -> Sequence[FamilySearch]:
-        """The planned searches with all their trials done; `done` is called with each trial as it ends.
-
-        `plan` tells what is searched and on which data, or None; the processes of the trials start meanwhile, unless
-        they are to start on a cluster, of which nothing is asked in vain. It and `done` are called in one thread beside
-        this one, so that trials go on while MLflow is slow. After `seconds` (0: no limit) no further trial is drawn. A
-        trial that raises, or whose process dies twice, is recorded with its reason; when all failed, raises StateError
-        with the first cause.
-        """
-        writes: list[Future[object]] = []
-        with ThreadPoolExecutor(1, "search-log") as writer:
-
-            def begin() -> Begun | None:
-                planned = plan()
-                # What is imported by now is no garbage: `shut_down` need not look through it.
-                gc.freeze()
-                if planned is None:
-                    return None
-                searches, data = planned
-                return Course(searches, seconds), self._started.result().put(data)
-
-            def tell(trial: Trial, progress: Progress) -> None:
-                writes.append(writer.submit(done, trial, progress))
-                for write in writes:
-                    if write.done():
-                        write.result()
-
-            begun = writer.submit(begin)
-            if self._address and begun.result() is None:
-                return ()
-            ray = self._started.result()
-            if self._address:
-                self._check_libraries(ray)
-            at_once = self._room(ray)
-            # A CPU of our own Ray is what one trial gets.
-            needs = {"cpu": self._trial_cpus if self._address else 1}
-            if self._trial_memory:
-                needs["memory"] = self._trial_memory
-            try:
-                tune = (run_trial, seed, self._trial_cpus, needs, at_once, tell)
-                with nullcontext() if self._address else _in_waiting_processes():
-                    searches = _tune_inside(ray, begun, *tune) if "://" in self._address else _tune(begun, *tune)
-            except BaseException:
-                writer.shutdown(wait=False, cancel_futures=True)
-                for write in writes:
-                    if write.done() and not write.cancelled():
-                        write.result()  # what could not be written is the cause of what Tune raised
-                raise
-        for write in writes:
+def _raise_first(written: Sequence[Future[object]]) -> None:
+    for write in written:
+        if write.done() and not write.cancelled():
             write.result()
-        if begun.result() is None:
-            return ()
-        _require_success([trial for search in searches for trial in search.ended.values()])
-        return searches
-
-    def _room(self, ray: Any) -> int:
-        """How many trials run at once. Raises SettingsError when none fits, unless a cluster may grow."""
-        if self._address or not self._trial_memory:
-            return self._at_once
-        room = min(self._at_once, int(ray.cluster_resources().get("memory", 0) // self._trial_memory))
-        if not room:
-            raise SettingsError(
-                f"a trial asks for {self._trial_memory // 1024**2} MiB, more than Ray has here",
-                "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
-            )
-        return room
-
-    def _check_libraries(self, ray: Any) -> None:
-        try:
-            asked = ray.remote(libraries).options(num_cpus=self._trial_cpus).remote()
-            theirs = ray.get(asked, timeout=START_SECONDS)
-        except ray.exceptions.GetTimeoutError as error:
-            raise UnreachableError(
-                f"no processor of the Ray cluster was free within {START_SECONDS:.0f} s",
-                "add workers to it, or wait for what runs there",
-            ) from error
-        except ray.exceptions.RayError as error:
-            raise UnreachableError(
-                f"Ray starts no worker: {_first_line(error)}", "the workers need this project's training libraries"
-            ) from error
-        ours = libraries()
-        different = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
-        if different:
-            raise StateError(
-                f"the workers of the Ray cluster have {', '.join(different)}",
-                "give them the image or the lock file of this version",
-            )
 
 
-class Course:
-    """What all families together try next, and how far they are."""
+class Points(Searcher):  # type: ignore[misc]
+    """Proposes the points of all families in turns, and takes their results."""
 
     def __init__(self, searches: Sequence[FamilySearch], seconds: float) -> None:
-        self.searches = searches
+        super().__init__()
+        self._searches = {search.family.name: search for search in searches}
         self._seconds = seconds
-        self._began = time.monotonic()
+        self._began = 0.0  # by the clock of the process that asks first
+        self._under_way: dict[str, Point] = {}  # by Tune's id of the trial
 
-    @property
-    def over(self) -> bool:
-        """Whether no further trial may begin."""
-        spent = all(search.begun == search.trials for search in self.searches)
-        return spent or (bool(self._seconds) and time.monotonic() - self._began >= self._seconds)
+    def suggest(self, trial_id: str) -> Any:
+        """The next point; None while all families wait for trials that they learn from."""
+        self._began = self._began or time.monotonic()
+        if self._seconds and time.monotonic() - self._began >= self._seconds:
+            return Searcher.FINISHED
+        for search in sorted(self._searches.values(), key=lambda search: search.begun):
+            if point := search.next():
+                self._under_way[trial_id] = point
+                return {"point": point}
+        spent = all(search.begun == search.trials for search in self._searches.values())
+        return Searcher.FINISHED if spent else None
 
-    @property
-    def ended(self) -> int:
-        """How many trials have ended."""
-        return sum(len(search.ended) for search in self.searches)
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take the result of a trial."""
+        point = self._under_way.pop(trial_id)
+        self._searches[point.family].end(_trial(point, result or {}, DIED if error else ""))
 
-    @property
-    def under_way(self) -> int:
-        """How many trials were drawn and have not ended."""
-        return sum(search.begun for search in self.searches) - self.ended
+    def save(self, checkpoint_path: str) -> None:
+        """Store nothing: MLflow holds what a search is continued from."""
 
-    def next(self) -> Point | None:
-        """The next point; None while all families have to wait.
+    def trials(self) -> list[Trial]:
+        """All that ended."""
+        return [trial for search in self._searches.values() for trial in search.ended.values()]
 
-        It is of the slowest family that has one, so that no long trial is left for the end; where seconds are the
-        budget, families take turns.
-        """
-        for search in sorted(self.searches, key=_turn if self._seconds else _slowness):
-            point = search.next()
-            if point is not None:
-                return point
-        return None
-
-    def end(self, trial: Trial, running: int) -> Progress:
-        """Take the result of a trial; `running` others are under way."""
-        next(search for search in self.searches if search.family.name == trial.family).end(trial)
-        ended = [trial for search in self.searches for trial in search.ended.values()]
-        total = sum(search.trials for search in self.searches)
+    def progress(self, running: int) -> Progress:
+        """Where the search is while so many trials are running."""
+        ended = self.trials()
+        total = sum(search.trials for search in self._searches.values())
         gone = time.monotonic() - self._began
         left = gone / len(ended) * (total - len(ended))
-        best = {search.family.name: found.metrics["auc"] for search in self.searches if (found := search.best())}
+        winners = {name: winner(search.ended.values()) for name, search in self._searches.items()}
         return Progress(
             total,
             len(ended),
             running,
             sum(trial.stopped for trial in ended),
             sum(bool(trial.error) for trial in ended),
-            best,
+            {name: best.metrics["auc"] for name, best in winners.items() if best},
             min(left, max(0.0, self._seconds - gone)) if self._seconds else left,
         )
 
 
-def _turn(search: FamilySearch) -> float:
-    return search.begun
+class ShortOfCutoff(Stopper):  # type: ignore[misc]
+    """Stops a trial whose AUC at a rung is below what its point must reach there."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        point: Point = result["config"]["point"]
+        return point.falls_short(result.get("rungs", ()))
+
+    def stop_all(self) -> bool:
+        """Never: `Points` says when a search is over."""
+        return False
 
 
-def _slowness(search: FamilySearch) -> tuple[float, int]:
-    # Until its first trial ended a family may be the slowest.
-    seconds = [trial.seconds for trial in search.ended.values()]
-    return (-sum(seconds) / len(seconds) if seconds else -math.inf, search.begun)
+class HandOver(tune.Callback):  # type: ignore[misc]
+    """Hands each trial that ended to the caller. Tune tells the searcher first."""
+
+    def __init__(self, points: Points, tell: Tell) -> None:
+        self._points = points
+        self._tell = tell
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores its callbacks to restore a Tuner, which nobody does here
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial is done once more."""
+        point = trial.config["point"]
+        log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Hand over one that ran to its end or was stopped."""
+        self._hand_over(trials, trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Hand over one whose process died for good."""
+        self._hand_over(trials, trial, DIED)
+
+    def _hand_over(self, trials: list[Any], trial: Any, died: str = "") -> None:
+        running = sum(other.status == "RUNNING" for other in trials if other is not trial)
+        self._tell(_trial(trial.config["point"], trial.last_result, died), self._points.progress(running))
 
 
-# A course and where its Prepared lies in Ray's store.
-Begun = tuple[Course, Any]
+def _trial(point: Point, result: dict[str, Any], died: str) -> Trial:
+    """A trial as Tune's last result tells of it."""
+    seconds = result.get("time_total_s", 0.0)
+    if error := died or result.get("error"):
+        return Trial(point.family, point.index, point.parameters, {}, seconds, error=error)
+    metrics, rungs = {name: result[name] for name in METRICS}, tuple(result["rungs"])
+    return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, point.falls_short(rungs))
 
 
-def _tune(
-    begun: Future[Begun | None],
-    run_trial: RunTrial,
-    seed: int,
-    threads: int,
-    needs: Mapping[str, float],
-    at_once: int,
-    tell: Tell,
-) -> Sequence[FamilySearch]:
-    """Run a course with `ray.tune`, `at_once` trials at once at most; its searches.
-
-    Until `begun` holds the course and where its data lie, trials without a point start the actors; later they hold an
-    actor that would wait for a point. Tune ends an actor that has no trial, and one that is late for its trial.
-    """
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
-    import ray
-    from ray import tune
-    from ray.tune.search import Searcher
-    from ray.tune.stopper import NoopStopper, Stopper
-
+def _tune(points: Points, data: Prepared, resources: Resources, seed: int, run: RunTrial, tell: Tell) -> list[Trial]:
+    """Run the Tuner in this process."""
+    os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(resources.room))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-    class Fit(tune.Trainable):  # type: ignore[misc]
-        """An actor: its imports stay from one trial to the next."""
-
-        def reset_config(self, config: dict[str, Any]) -> bool:
-            return True
-
-        def step(self) -> dict[str, Any]:
-            point = self.config["point"]
-            if point is None:
-                time.sleep(min(WAIT_SECONDS * (1 + self.iteration), POLL_SECONDS))
-                return {}
-            return {"trial": _fit(run_trial, point, ray.get(self.config["data"]), seed, threads), "done": True}
-
-    class Waited(Stopper):  # type: ignore[misc]
-        """Ends what has no point when there may be one: all actors are there, and trials ended meanwhile."""
-
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            if "trial" in result:
-                return False
-            points.awaited.discard(trial_id)
-            if not begun.done():
-                return False
-            course, _ = planned()
-            return course is None or (not points.awaited and (course.over or course.ended > points.idle[trial_id]))
-
-        def stop_all(self) -> bool:
-            return False
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            return NoopStopper, ()  # see Ended
-
-    class Points(Searcher):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.idle: dict[str, int] = {}  # trials without a point, and how many had ended when they were given
-            self.awaited: set[str] = set()  # those that were given first, until their actors are there
-
-        def suggest(self, trial_id: str) -> Any:
-            if not begun.done():
-                if len(self.idle) == at_once:
-                    return None
-                self.idle[trial_id] = -1
-                self.awaited.add(trial_id)
-                return {"point": None}
-            course, data = planned()
-            if course is None or course.over:
-                return Searcher.FINISHED
-            # None is drawn in advance: which family is the next is known when a trial has ended.
-            if course.under_way + len(self.idle) >= at_once:
-                return None
-            point = course.next()
-            if point is None:
-                self.idle[trial_id] = course.ended
-            return {"point": point, "data": data}
-
-        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            # What has a point is taken by `Ended`, which is told why a process died.
-            self.idle.pop(trial_id, None)
-            self.awaited.discard(trial_id)
-
-        def save(self, path: str) -> None:
-            """MLflow holds what a search is continued from."""
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            return Searcher, ()  # see Ended
-
-    class Ended(tune.Callback):  # type: ignore[misc]
-        def __reduce__(self) -> tuple[Any, ...]:
-            # Tune saves its callbacks; this one is of no use to another process.
-            return tune.Callback, ()
-
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if point := trial.config["point"]:
-                log.warning("the process of %s-%03d died; trying once more", point.family, point.index)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            # Taken out of Tune's own record, which would keep the model.
-            if ended := trial.last_result.pop("trial", None):
-                self._end(ended, trial, trials)
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            # Only the loss of the whole process comes here.
-            cause = trial.get_error()
-            out_of_memory = "memory" in f"{type(cause).__name__} {cause}".lower()
-            reason = "out of memory" if out_of_memory else type(cause).__name__
-            point = trial.config["point"]
-            if point is None:
-                return  # those that have one will tell
-            died = f"its process died {ATTEMPTS} times: {reason}"
-            self._end(Trial(point.family, point.index, point.parameters, {}, 0.0, error=died), trial, trials)
-
-        def _end(self, ended: Trial, trial: Any, trials: list[Any]) -> None:
-            others = (other for other in trials if other is not trial and other.config["point"])
-            running = sum(other.status == "RUNNING" for other in others)
-            course, _ = planned()
-            assert course is not None
-            # The model stays with the course, here or in the cluster.
-            tell(replace(ended, fitted=b""), course.end(ended, running))
-
-    def planned() -> Begun | tuple[None, None]:
-        """What `begun` holds when it is done; nothing where there is nothing to do, or no plan could be made."""
-        return (None if begun.exception() else begun.result()) or (None, None)
-
-    points = Points()
+    fit = tune.with_parameters(_fit, data=data, seed=seed, threads=resources.trial_cpus, run=run)
     with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(Fit, dict(needs)),
+            tune.with_resources(fit, resources.of_a_trial),
             tune_config=tune.TuneConfig(search_alg=points, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
                 verbose=0,
-                callbacks=[Ended()],
-                stop=Waited(),
+                stop=ShortOfCutoff(),
+                callbacks=[HandOver(points, tell)],
                 failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    begun.result()  # raises what a plan raised
-    course, _ = planned()
-    return course.searches if course else ()
+    return points.trials()
 
 
-def _fit(run_trial: RunTrial, point: Point, data: Prepared, seed: int, threads: int) -> Trial:
-    from threadpoolctl import threadpool_limits
+def _fit(config: dict[str, Any], data: Prepared, seed: int, threads: int, run: RunTrial) -> None:
+    """One trial, in an actor."""
 
-    began = time.monotonic()
+    def report(outcome: Outcome) -> None:
+        tune.report({**outcome.metrics, "rungs": outcome.rungs})
+
     try:
-        with threadpool_limits(threads):  # Ray's way comes too late for libraries that are imported already
-            metrics, rungs, fitted = run_trial(point, data, seed, threads)
+        with threadpool_limits(threads):
+            run(config["point"], data, seed, threads, report)
     except Exception as error:
-        # A failure that is reported keeps the actor; a raised one would start a new one and its imports.
-        reason = f"{type(error).__name__}: {error}"[:300]
-        return Trial(point.family, point.index, point.parameters, {}, time.monotonic() - began, error=reason)
-    seconds = time.monotonic() - began
-    if fitted is None:
-        return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, stopped=True)
-    # As bytes: who passes it on need not import what it is made of.
-    model = pickle.dumps(fitted, protocol=pickle.HIGHEST_PROTOCOL)
-    return Trial(point.family, point.index, point.parameters, metrics, seconds, rungs, fitted=model)
+        # Of what is raised Tune ends the actor; another one would have to import everything again.
+        tune.report({"error": f"{type(error).__name__}: {error}"[:300]})
 
 
-def _tune_inside(ray: Any, begun: Future[Begun | None], *tune: Any) -> Sequence[FamilySearch]:
-    """`_tune` in a task of a cluster to which only Ray's client port leads; what ended comes back through a queue."""
-    from ray.util.queue import Empty, Queue
-
-    *others, tell = tune
+def _tune_there(
+    points: Points, data: Prepared, resources: Resources, seed: int, run: RunTrial, tell: Tell
+) -> list[Trial]:
+    """Run the Tuner in a task on a cluster to which only Ray's client port leads; a queue brings what ended."""
     ended = Queue()
-    task = ray.remote(_tune_begun).options(num_cpus=0)
-    task = task.remote(begun.result(), *others, lambda *event: ended.put(event))
+    task = ray.remote(num_cpus=0)(_tune)
+    future = task.remote(points, data, resources, seed, run, lambda *event: ended.put(event))
     over = False
     while not over:
         # Looked at before the queue, so that nothing that was sent in between is left there.
-        over = bool(ray.wait([task], timeout=0)[0])
+        over = bool(ray.wait([future], timeout=0)[0])
         with suppress(Empty):
             while True:
                 tell(*ended.get(block=not over, timeout=POLL_SECONDS))
-    found: Sequence[FamilySearch] = ray.get(task)
-    return found
+    trials: list[Trial] = ray.get(future)
+    return trials
 
 
-def _tune_begun(begun: Begun, *others: Any) -> Sequence[FamilySearch]:
-    os.environ.update(TUNE_ENVIRONMENT)
-    there: Future[Begun | None] = Future()
-    there.set_result(begun)
-    return _tune(there, *others)
-
-
-def libraries() -> dict[str, str]:
-    """Versions of the libraries that a search's result depends on, in this process."""
-    ours = {name for family in FAMILIES.values() for name in family.libraries}
-    return {name: version(name) for name in (*LIBRARIES, *sorted(ours))}
-
-
-def _require_success(trials: Sequence[Trial]) -> None:
-    if all(trial.error for trial in trials):
-        first = f", the first one with: {trials[0].error}" if trials else ""
-        raise StateError(f"all {len(trials)} trials failed{first}", "see the log of the stage")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _require_listener(address: str) -> None:
-    # Ray itself would try for minutes.
-    where = urlsplit(address if "://" in address else f"ray://{address}")
-    if where.hostname and where.port:
-        socket.create_connection((where.hostname, where.port), timeout=10).close()
-
-
-def _start_here(ray: Any, at_once: int, folder: Path) -> None:
-    """Start a Ray of our own; once more where a busy machine needs longer than the half minute Ray gives itself."""
-    with suppress(OSError):
-        if shutil.disk_usage(SHARED_MEMORY).free < OBJECT_STORE_BYTES:
-            log.warning(
-                "%s has less than %d MiB free: Ray uses the temporary folder, which is slower "
-                "-> in a container: --shm-size=512m",
-                SHARED_MEMORY,
-                OBJECT_STORE_BYTES // 1024**2,
-            )
-    for attempt in (1, 2):
+@contextmanager
+def _started(resources: Resources) -> Iterator[None]:
+    """Ray, of our own or the cluster that is there already; it ends with the block."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
+    room = resources.room
+    folder = _short_folder()
+    try:
         try:
-            with _without_delay():
+            if resources.address:
+                _connect(resources.address)
+            else:
+                _start(room * resources.trial_cpus, folder)
+        except Exception as error:
+            remedy = "check HEALTH_PREDICT_RAY_ADDRESS" if resources.address else "see `health-predict doctor`"
+            raise UnreachableError(f"Ray did not start: {_first_line(error)}", remedy) from error
+        if resources.address:
+            _check_libraries(resources)
+        else:
+            _check_memory(resources)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(cpus: int, folder: str) -> None:
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            # Ray's own variable: the argument of `ray.init` for it is a private one.
+            with _environment("RAY_TMPDIR", folder):
                 ray.init(
-                    num_cpus=at_once,
+                    address="local",  # whatever RAY_ADDRESS says
+                    num_cpus=cpus,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=str(folder),
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
             return
-        except Exception:
+        except Exception as error:
             ray.shutdown()
-            if attempt == 2:
+            if not left or "timed out" not in str(error):
                 raise
-            log.warning("Ray did not start in time; trying once more")
+            log.warning("this machine is busy: Ray did not start within its half minute; trying again")
+
+
+def _connect(address: str) -> None:
+    where = urlsplit(address if "://" in address else f"ray://{address}")
+    if where.hostname and where.port:  # Ray itself would try for minutes
+        socket.create_connection((where.hostname, where.port), timeout=10).close()
+    ray.init(
+        address=address,
+        # The workers run this code, whatever version of it their image holds.
+        runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def _short_folder() -> str:
+    """A new folder in which Ray's sockets have paths that the system takes."""
+    for folder in (tempfile.gettempdir(), *SHORT_FOLDERS):
+        fits = folder.isascii() and len(folder) + len(LONGEST_SOCKET) <= SOCKET_CHARACTERS
+        if fits and os.access(folder, os.W_OK):
+            return tempfile.mkdtemp(prefix="hp-", dir=folder)
+    raise StateError(
+        f"Ray needs a temporary folder with a path of {SOCKET_CHARACTERS - len(LONGEST_SOCKET)} characters at most",
+        f"make one of {', '.join(SHORT_FOLDERS)} writable, or name another as TMPDIR",
+    )
 
 
 @contextmanager
-def _without_delay() -> Iterator[None]:
-    """Ray starts without what takes time for nothing on one machine, and which `ray.init` has no argument for.
-
-    These are the dashboard's server, whose pages are off, the autoscaler's monitor, and the one that reads the workers'
-    logs for the driver, which is off, too. Together they take two seconds of processor time, and make the caller wait
-    for one second at the start and for one at the end. And Ray itself looks once a second whether its node is there.
-    """
-    from ray._private import node, services
-
-    def skip(*given: Any, **named: Any) -> None:
-        """Start nothing."""
-
-    get_node = services.get_node
-
-    def look_often(address: str, node_id: str) -> Any:
-        nodes = node.GcsClient(address=address)
-        for _ in range(LOOKS):
-            if nodes.get_all_node_info():
-                break
-            time.sleep(LOOK_SECONDS)
-        return get_node(address, node_id)
-
-    idle = ("start_api_server", "start_monitor", "start_log_monitor")
-    with _replaced(node.Node, dict.fromkeys(idle, skip)), _replaced(services, {"get_node": look_often}):
-        yield
-
-
-@contextmanager
-def _in_waiting_processes() -> Iterator[None]:
-    """Tune's actors take the processes that Ray started with itself.
-
-    Tune would give them an environment of their own, to hand on variables that all processes have here, and Ray would
-    start others for it.
-    """
-    from ray.tune.execution import class_cache
-
-    with _replaced(class_cache, {"DEFAULT_ENV_VARS": {}, "ENV_VARS_TO_PROPAGATE": ()}):
-        yield
-
-
-@contextmanager
-def _replaced(owner: Any, others: Mapping[str, Any]) -> Iterator[None]:
-    kept = {name: getattr(owner, name) for name in others if hasattr(owner, name)}  # another Ray may lack some
-    for name in kept:
-        setattr(owner, name, others[name])
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        for name, value in kept.items():
-            setattr(owner, name, value)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _check_memory(resources: Resources) -> None:
+    there = int(ray.cluster_resources().get("memory", 0)) // 1024**2
+    if resources.trial_memory_mb > there:
+        raise SettingsError(
+            f"a trial asks for {resources.trial_memory_mb} MiB, Ray has {there} here",
+            "lower HEALTH_PREDICT_TRIAL_MEMORY_MB",
+        )
+
+
+def _check_libraries(resources: Resources) -> None:
+    """Compare what a search depends on with what a worker of the cluster has."""
+    try:
+        asked = ray.remote(libraries).options(num_cpus=resources.trial_cpus).remote()
+        theirs = ray.get(asked, timeout=WORKER_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        raise UnreachableError(
+            f"no processor of the Ray cluster was free within {WORKER_SECONDS:.0f} s",
+            "add workers to it, or wait for what runs there",
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise UnreachableError(
+            f"Ray starts no worker: {_first_line(error)}", "the workers need this project's training libraries"
+        ) from error
+    ours = libraries()
+    different = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    if different:
+        raise StateError(
+            f"the workers of the Ray cluster have {', '.join(different)}",
+            "give them the image or the lock file of this version",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -6,30 +6,34 @@ learn from the trials that ended before, and in their usual form from whichever 
 would then depend on the load of the machine. Here a family has a fixed concurrency c: trial i is drawn, and judged,
 by trials 0 to i - c, all of which must have ended, and by no other. So the same seed gives the same trials and the
 same winner on any number of cores, on a cluster, and after a search was killed and continued; and what a trial must
-reach is known when it starts, so that its process asks nobody whether to go on.
+reach is known when it starts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from health_predict.core.families import FAMILIES, Choice, Family, Range, draws
+from health_predict.core.families.family import Score
 
 METRICS = ("auc", "average_precision", "f1", "brier")
-# A trial is looked at after these shares of its rounds, and judged at some of them: it goes on when its AUC is not
-# below the median there.
-CURVE = tuple(share / 8 for share in range(1, 9))
+# A trial is judged after these shares of its rounds: it goes on when its AUC is not below the median there.
 RUNGS = (0.25, 0.5)
 REDUCTION = 2
 # Of a family's trials, the ones spread evenly over its space before the estimator takes over.
 STARTUP = 6
+# A winner's learning curve: after these shares of its rounds, and of so many training rows.
+CURVE = tuple(share / 8 for share in range(1, 9))
 CURVE_ROWS = 1000
+# What a search's result depends on besides our own code and the libraries of its families.
+LIBRARIES = ("scikit-learn", "numpy", "pandas", "scipy", "optuna")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,6 @@ class Prepared:
     validation_labels: npt.NDArray[np.int8]
 
 
-def in_order_of_labels(data: Prepared) -> Prepared:
-    """The same, its training rows in the order of their labels.
-
-    scikit-learn's forest sorts all labels anew for every tree: a quarter of its time, unless they are sorted already.
-    """
-    order = np.argsort(data.train_labels, kind="stable")
-    return replace(data, train_rows=data.train_rows[order], train_labels=data.train_labels[order])
-
-
 @dataclass(frozen=True, slots=True)
 class Point:
     """A trial that is to be done, and the AUC it must reach at each of the RUNGS (minus infinity: any)."""
@@ -60,14 +55,22 @@ class Point:
     parameters: Mapping[str, Any]
     cutoffs: tuple[float, ...] = (-math.inf,) * len(RUNGS)
 
+    def falls_short(self, rungs: Sequence[float]) -> bool:
+        """Whether a trial with these AUCs at the first RUNGS is to be stopped."""
+        return any(auc < cutoff for auc, cutoff in zip(rungs, self.cutoffs, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Validation metrics of a trial's model as it is now, and its AUCs at the RUNGS that it has passed."""
+
+    metrics: Mapping[str, float]
+    rungs: tuple[float, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A point and how it did.
-
-    `rungs` are its AUCs at the RUNGS that it reached; `stopped` when it ended there. `error` is empty unless it failed.
-    `fitted` is a pickled Fitted, where the trial ran to its end here and is the best of its family so far.
-    """
+    """A point and how it did; `stopped` when that was at one of the RUNGS. `error` is empty unless it failed."""
 
     family: str
     index: int
@@ -77,12 +80,11 @@ class Trial:
     rungs: tuple[float, ...] = ()
     stopped: bool = False
     error: str = ""
-    fitted: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """An estimator that was fitted to its end, and (rounds, training AUC, validation AUC) on the way there."""
+    """A winner's estimator, and (rounds, training AUC, validation AUC) on the way to it."""
 
     estimator: Any
     curve: tuple[tuple[int, float, float], ...]
@@ -102,7 +104,7 @@ class FamilySearch:
     ) -> None:
         """`trials` is the whole budget, of which `concurrency` may be under way at once.
 
-        `recorded` trials, by index, are taken as they are instead of being proposed; their parameters may be text.
+        `recorded` trials, by index, are taken as they are instead of being proposed.
         """
         import optuna
 
@@ -137,24 +139,14 @@ class FamilySearch:
             point = Point(self.family.name, self.begun, asked.params, self._cutoffs(known))
             self.begun += 1
             recorded = self._recorded.get(point.index)
-            if recorded is None or _text(recorded.parameters) != _text(point.parameters):
+            if recorded is None or recorded.parameters != point.parameters:
                 return point
-            self.end(replace(recorded, parameters=point.parameters))
+            self.end(recorded)
         return None
 
     def end(self, trial: Trial) -> None:
-        """Take the result of a trial; of the models, only the best trial's is kept."""
-        before = self.best()
+        """Take the result of a trial."""
         self.ended[trial.index] = trial
-        best = self.best()
-        for worse in (before, trial):
-            if worse is not None and best is not None and worse.index != best.index:
-                self.ended[worse.index] = replace(worse, fitted=b"")
-
-    def best(self) -> Trial | None:
-        """The winner: the largest AUC of the trials that ran to their end, ties to the earlier one."""
-        whole = [trial for trial in self.ended.values() if not trial.error and not trial.stopped]
-        return max(whole, key=lambda trial: (trial.metrics["auc"], -trial.index), default=None)
 
     def _cutoffs(self, known: int) -> tuple[float, ...]:
         found = []
@@ -177,10 +169,6 @@ class FamilySearch:
             self._study.tell(asked, trial.metrics["auc"])
 
 
-def _text(parameters: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in parameters.items()}
-
-
 def _distribution(optuna: Any, space: Range | Choice) -> Any:
     if isinstance(space, Choice):
         return optuna.distributions.CategoricalDistribution(space.options)
@@ -189,43 +177,62 @@ def _distribution(optuna: Any, space: Range | Choice) -> Any:
     return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
 
 
-def run_trial(
-    point: Point, data: Prepared, seed: int, threads: int
-) -> tuple[dict[str, float], tuple[float, ...], Fitted | None]:
-    """Fit one point on the training rows: its validation metrics, its AUCs at the RUNGS, and the model.
+def winner(trials: Iterable[Trial]) -> Trial | None:
+    """The largest AUC of a family's trials that ran to their end, ties to the earlier one."""
+    whole = [trial for trial in trials if not trial.error and not trial.stopped]
+    return max(whole, key=lambda trial: (trial.metrics["auc"], -trial.index), default=None)
 
-    The model is None when the trial was stopped at the last of these AUCs. The metrics are those at the threshold with
-    the largest F1. The learning curve is of the validation rows and of some training rows. A winner learns from the
-    training rows alone: the threshold and the gates of `register` need validation rows that it has not seen.
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that a search's result depends on, in this process."""
+    ours = {name for family in FAMILIES.values() for name in family.libraries}
+    return {name: version(name) for name in (*LIBRARIES, *sorted(ours))}
+
+
+def run_trial(point: Point, data: Prepared, seed: int, threads: int, report: Callable[[Outcome], object]) -> None:
+    """Fit one point on the training rows, and report how it does at each of the RUNGS and at its end.
+
+    The metrics are those at the threshold with the largest F1. What `report` raises ends the trial.
     """
-    from health_predict.core.evaluation import auc, f1_threshold, metrics
+    from health_predict.core.evaluation import f1_threshold, metrics
 
     family = FAMILIES[point.family]
-    judged = [family.rounds_at(point.parameters, share) for share in RUNGS]
-    every = max(1, len(data.train_rows) // CURVE_ROWS)
-    some_rows, some_labels = data.train_rows[::every], data.train_labels[::every]
     rungs: list[float] = []
-    curve: list[tuple[int, float, float]] = []
-    stopped = False
-    scores = None
 
-    def watch(rounds: int, score: Any) -> bool:
-        nonlocal stopped, scores
-        scores = score(data.validation_rows)
-        found = auc(data.validation_labels, scores)
-        curve.append((rounds, auc(some_labels, score(some_rows)), found))
-        while not stopped and len(rungs) < len(judged) and rounds >= judged[len(rungs)]:
-            stopped = found < point.cutoffs[len(rungs)]
-            rungs.append(found)
-        return stopped
+    def tell(scores: npt.NDArray[Any], *, rung: bool) -> None:
+        exact = scores.astype(float)
+        found = metrics(data.validation_labels, exact, f1_threshold(data.validation_labels, exact))
+        if rung:
+            rungs.append(found["auc"])
+        report(Outcome({name: found[name] for name in METRICS}, tuple(rungs)))
+
+    def watch(rounds: int, score: Score) -> None:
+        tell(score(data.validation_rows), rung=True)
 
     estimator = family.fit(
-        point.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=CURVE, watch=watch
+        point.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=RUNGS, watch=watch
     )
-    # Those of the last look are the model's own.
-    if scores is None or (not stopped and curve[-1][0] < family.rounds_at(point.parameters, 1)):
-        scores = estimator.predict_proba(data.validation_rows)[:, 1]
-    scores = scores.astype(float)
-    found = metrics(data.validation_labels, scores, f1_threshold(data.validation_labels, scores))
-    fitted = None if stopped else Fitted(estimator, tuple(curve))
-    return {name: found[name] for name in METRICS}, tuple(rungs), fitted
+    tell(estimator.predict_proba(data.validation_rows)[:, 1], rung=False)
+
+
+def fit_winner(best: Trial, data: Prepared, seed: int, threads: int) -> Fitted:
+    """The model of a trial, with its learning curve on the validation rows and on some training rows.
+
+    It learns from the training rows alone: the threshold and the gates of `register` need validation rows that it has
+    not seen.
+    """
+    from health_predict.core.evaluation import auc
+
+    family = FAMILIES[best.family]
+    every = max(1, len(data.train_rows) // CURVE_ROWS)
+    some_rows, some_labels = data.train_rows[::every], data.train_labels[::every]
+    curve: list[tuple[int, float, float]] = []
+
+    def watch(rounds: int, score: Score) -> None:
+        training = auc(some_labels, score(some_rows))
+        curve.append((rounds, training, auc(data.validation_labels, score(data.validation_rows))))
+
+    estimator = family.fit(
+        best.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=CURVE, watch=watch
+    )
+    return Fitted(estimator, tuple(curve))

@@ -6,41 +6,37 @@ import hashlib
 import json
 import logging
 import os
-import pickle
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import health_predict.core
-from health_predict.adapters import ray
-from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord, Tracking, import_for_models
+from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord, Tracking
 from health_predict.adapters.storage import whole_file
 from health_predict.core import families
 from health_predict.core.columns import PATIENT
 from health_predict.core.errors import GateError, HealthPredictError, StateError
-from health_predict.core.families import BASELINE, Family
-from health_predict.core.families.family import Rows
+from health_predict.core.families import BASELINE, FAMILIES, Family
+from health_predict.core.families.family import Labels, Rows
 from health_predict.core.search import (
     METRICS,
     RUNGS,
     FamilySearch,
-    Fitted,
-    Point,
     Prepared,
     Trial,
-    in_order_of_labels,
-    run_trial,
+    fit_winner,
+    libraries,
+    winner,
 )
 from health_predict.settings import Settings
 
 if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+    import pandas as pd
 
+    from health_predict.adapters.ray import Progress
     from health_predict.core.evaluation import Scored
     from health_predict.core.features import EncounterFeatures
 
@@ -98,283 +94,267 @@ def hpo(
         "git_commit": settings.git_commit or "unknown",
         "stage": "hpo",
     }
-    search = _Search(settings, chosen, tags, train, validation)
-    # Only a hint, which spares a repeat the start of Ray: MLflow knows what is there.
-    hint = settings.home / "searches" / digest
-    if not (hint.exists() and search.find()):
-        # Ray first: it starts while this process imports MLflow and prepares the data.
-        with ray.Cluster(
-            at_once=settings.search_concurrency * len(chosen),
-            cpus=settings.search_cpus,
-            address=settings.ray_address,
-            trial_cpus=settings.trial_cpus,
-            trial_memory_mb=settings.trial_memory_mb,
-        ) as cluster:
-            # Ahead of MLflow: skops looks for scipy's functions in all modules, in the order of their import.
-            import_module("scipy.special")
-            search.run(cluster)
-        with suppress(OSError):  # as in a container whose disk is read-only
-            hint.parent.mkdir(parents=True, exist_ok=True)
-            hint.touch()
-    with whole_file(leaderboard) as temporary:
-        temporary.write_text(search.page)
-    return HpoResult(search.parent, search.best, search.reused)
-
-
-class _Search:
-    """One search and its runs in MLflow, which are written as its trials end.
-
-    Once it was found or run, `page` is its leaderboard and `best` has the metrics of each family's best model.
-    """
-
-    def __init__(
-        self, settings: Settings, chosen: tuple[Family, ...], tags: Mapping[str, str], train: Path, validation: Path
-    ) -> None:
-        self.parent = ""
-        self.reused = False
-        self.page = ""
-        self.best: dict[str, dict[str, float]] = {}
-        self._settings = settings
-        self._chosen = chosen
-        self._tags = tags
-        self._train_file = train
-        self._validation_file = validation
-        self._logged: dict[str, Future[None]] = {}  # by family, what writes its winner
-        self._scored: dict[str, Scored] = {}  # by family, what its winner says of the validation rows
-
-    @cached_property
-    def _tracking(self) -> Tracking:
-        return Tracking(self._settings, patience=self._settings.mlflow_patience)
-
-    def find(self) -> bool:
-        """Whether the search was done before; if so, it is read."""
-        existing = self._tracking.finished_search(self._tags["search_digest"])
-        if existing is None:
-            return False
+    tracking = Tracking(settings, patience=settings.mlflow_patience)
+    existing = tracking.finished_search(digest)
+    if existing:
         log.info("the same search is there already: run %s", existing.run_id)
-        self.parent, self.reused = existing.run_id, True
-        self.page = self._tracking.read_text(self.parent, LEADERBOARD)
-        self.best = _best_metrics(best_runs(self._tracking, self.parent))
-        return True
-
-    def run(self, cluster: ray.Cluster) -> None:
-        """Do what is missing of the search, unless nothing is."""
-        settings = self._settings
-        cores = settings.search_cpus or os.cpu_count() or 1
+        parent, page = existing.run_id, tracking.read_text(existing.run_id, LEADERBOARD)
+    else:
+        encounters = _encode(train, validation)
+        parent = _open(tracking, settings, chosen, tags, encounters)
+        run = _Run(settings, tracking, parent, tags, encounters)
         try:
-            with ThreadPoolExecutor(cores // settings.trial_cpus or 1) as self._threads:
-                for search in cluster.search(
-                    self._plan,
-                    run_trial=run_trial,
-                    seed=settings.seed,
-                    seconds=settings.search_seconds,
-                    done=self._done,
-                ):
-                    self._conclude(search)
-                    if search.best() is None:
-                        log.warning("%s has no successful trial and so no best model", search.family.name)
-                cluster.end()
-            for written in self._logged.values():
-                written.result()
-            if not self.reused:
-                self._end()
+            trials = _search(run, chosen)
+            scored = _log_winners(run, trials)
+            page = _choose(run, scored)
         except BaseException:
-            if self.parent and not self.reused:
-                self._tracking.patience = 0
-                with suppress(HealthPredictError):
-                    self._tracking.end_search(self.parent, {}, "FAILED")
+            tracking.patience = 0
+            with suppress(HealthPredictError):
+                tracking.end_search(parent, {}, "FAILED")
             raise
+    with whole_file(leaderboard) as temporary:
+        temporary.write_text(page)
+    return HpoResult(parent, _best_metrics(best_runs(tracking, parent)), existing is not None)
 
-    def _end(self) -> None:
-        """Choose between the families, draw the page and close the parent run."""
-        from health_predict.core.selection import select
-        from health_predict.report.leaderboard import leaderboard_page
 
-        tracking = self._tracking
-        children = tracking.children(self.parent)
-        winners = _best_of(children, self.parent)
-        selection = select(
-            self._data.validation_labels,
-            {run.tags["family"]: self._scores_of(run) for run in winners},
-            self._validation[PATIENT],
-            seed=self._settings.seed,
+@dataclass(frozen=True, slots=True)
+class _Encounters:
+    """Both parts of the data, as they are and as the families take them."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    preprocessor: EncounterFeatures
+    rows: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A search that is under way: its parent run in MLflow, and what it is about."""
+
+    settings: Settings
+    tracking: Tracking
+    parent: str
+    tags: Mapping[str, str]
+    encounters: _Encounters
+
+    def finished(self, role: str) -> list[RunRecord]:
+        """The child runs of a role that are whole."""
+        children = self.tracking.children(self.parent)
+        return [run for run in children if run.status == "FINISHED" and run.tags["role"] == role]
+
+
+def _encode(train_file: Path, validation_file: Path) -> _Encounters:
+    # Here and not at the top: a repeat of a search needs none of these, and they take seconds to import.
+    from health_predict.core.cohort import load_part, target
+    from health_predict.core.features import EncounterFeatures
+
+    train, validation = load_part(train_file), load_part(validation_file)
+    log.info("encoding %d training and %d validation encounters", len(train), len(validation))
+    preprocessor = EncounterFeatures().fit(train)
+    rows = Prepared(
+        preprocessor.transform(train), target(train), preprocessor.transform(validation), target(validation)
+    )
+    return _Encounters(train, validation, preprocessor, rows)
+
+
+def _open(
+    tracking: Tracking,
+    settings: Settings,
+    chosen: tuple[Family, ...],
+    tags: Mapping[str, str],
+    encounters: _Encounters,
+) -> str:
+    """The parent run: the one that was left unfinished, or a new one."""
+    digest = tags["search_digest"]
+    parameters = {
+        "families": ",".join(family.name for family in chosen),
+        "trials": settings.trials,
+        "seed": settings.seed,
+        "train_rows": len(encounters.train),
+        "validation_rows": len(encounters.validation),
+        "positions": encounters.rows.train_rows.shape[1],
+    }
+    return tracking.resume_search(digest) or tracking.start_search(f"search-{digest[:8]}", tags, parameters)
+
+
+def _search(run: _Run, chosen: tuple[Family, ...]) -> list[Trial]:
+    """All trials: those that MLflow has already as they are, and the others on Ray, each logged as it ends."""
+    from health_predict.adapters import ray
+
+    settings = run.settings
+    recorded = [_recorded(trial) for trial in run.finished("trial")]
+    log.info("searching %d trials of %d families", settings.trials * len(chosen), len(chosen))
+    if recorded:
+        log.info("continuing search %s: %d trials are done", run.parent, len(recorded))
+    searches = [
+        FamilySearch(
+            family,
+            trials=settings.trials,
+            concurrency=settings.search_concurrency,
+            seed=settings.seed,
+            recorded={trial.index: trial for trial in recorded if trial.family == family.name},
         )
-        log.info("%s", selection.reason)
-        chosen = next(run.run_id for run in winners if run.tags["family"] == selection.family)
-        tracking.tag_run(self.parent, {CHOSEN: chosen, REASON: selection.reason})
-        curves = {run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES] for run in winners}
-        self.page = leaderboard_page(tracking.run(self.parent), children, curves)
-        tracking.log_text(self.parent, LEADERBOARD, self.page)
-        self.best = _best_metrics(winners)
-        best = self.best[selection.family]
-        # Last: only a whole search counts as finished.
-        tracking.end_search(self.parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
+        for family in chosen
+    ]
+    resources = ray.Resources(
+        at_once=settings.search_concurrency * len(chosen),
+        cpus=settings.search_cpus,
+        address=settings.ray_address,
+        trial_cpus=settings.trial_cpus,
+        trial_memory_mb=settings.trial_memory_mb,
+    )
+    return ray.search(
+        searches,
+        run.encounters.rows,
+        resources=resources,
+        seed=settings.seed,
+        seconds=settings.search_seconds,
+        done=lambda trial, progress: _log_trial(run, trial, progress),
+    )
 
-    def _plan(self) -> tuple[list[FamilySearch], Prepared] | None:
-        """Open the parent run, or the one that was left, with the trials that it has; and encode the encounters."""
-        if self.find():
-            return None
-        # Here and not at the top: a repeat of a search needs none of these, and they take seconds to import.
-        from health_predict.core.cohort import load_part, target
-        from health_predict.core.features import EncounterFeatures
 
-        settings, tracking = self._settings, self._tracking
-        log.info("searching %d trials of %d families", settings.trials * len(self._chosen), len(self._chosen))
-        train, validation = load_part(self._train_file), load_part(self._validation_file)
-        self._validation = validation
-        log.info("encoding %d training and %d validation encounters", len(train), len(validation))
-        self._preprocessor = EncounterFeatures().fit(train)
-        data = Prepared(
-            self._preprocessor.transform(train),
-            target(train),
-            self._preprocessor.transform(validation),
-            target(validation),
-        )
-        self._patients = train[PATIENT]
-        self._unordered, self._data = data, in_order_of_labels(data)
-        digest = self._tags["search_digest"]
-        self.parent = tracking.resume_search(digest) or tracking.start_search(
-            f"search-{digest[:8]}",
-            self._tags,
-            {
-                "families": ",".join(family.name for family in self._chosen),
-                "trials": settings.trials,
-                "seed": settings.seed,
-                "train_rows": len(train),
-                "validation_rows": len(validation),
-                "positions": data.train_rows.shape[1],
-            },
-        )
-        finished = [run for run in tracking.children(self.parent) if run.status == "FINISHED"]
-        recorded = [_recorded(run) for run in finished if run.tags["role"] == "trial"]
-        if recorded:
-            log.info("continuing search %s: %d trials are done", self.parent, len(recorded))
-        self._there = {(run.tags["family"], run.params["trial"]) for run in finished if run.tags["role"] == "best"}
-        self._searches = {
-            family.name: FamilySearch(
-                family,
-                trials=settings.trials,
-                concurrency=settings.search_concurrency,
-                seed=settings.seed,
-                recorded={trial.index: trial for trial in recorded if trial.family == family.name},
-            )
-            for family in self._chosen
-        }
-        # Beside the trials, what their winners and the page will need.
-        self._edge_rows = self._threads.submit(self._encode_edge_rows)
-        self._threads.submit(import_for_models)
-        self._threads.submit(import_module, "matplotlib.figure")
-        self._threads.submit(import_module, "matplotlib.backends.backend_svg")
-        return list(self._searches.values()), self._data
+def _log_trial(run: _Run, trial: Trial, progress: Progress) -> None:
+    run.tracking.log_trial(
+        run.parent,
+        f"{trial.family}-{trial.index:03d}",
+        {
+            **run.tags,
+            "family": trial.family,
+            "trial": str(trial.index),
+            "stopped_early": str(trial.stopped).lower(),
+            **({"error": trial.error} if trial.error else {}),
+        },
+        trial.parameters,
+        {
+            **trial.metrics,
+            **{_RUNG.format(rung): auc for rung, auc in enumerate(trial.rungs)},
+            "seconds": trial.seconds,
+        },
+        failed=bool(trial.error),
+    )
+    best = max(progress.best, key=lambda name: progress.best[name], default=None)
+    result = "stopped early at" if trial.stopped else ""
+    log.info(
+        "trial %d of %d: %s %s; best %s",
+        progress.done,
+        progress.total,
+        trial.family,
+        trial.error or f"{result} AUC {trial.metrics['auc']:.4f} in {trial.seconds:.1f} s".strip(),
+        f"{best} {progress.best[best]:.4f}" if best else "none yet",
+        extra={"progress": asdict(progress)},
+    )
 
-    def _encode_edge_rows(self) -> Rows:
-        from health_predict.core.compiled_model import edge_rows
 
-        return self._preprocessor.transform(edge_rows(self._validation)[0])
+def _recorded(run: RunRecord) -> Trial:
+    """A trial as its finished run holds it."""
+    return Trial(
+        run.tags["family"],
+        int(run.tags["trial"]),
+        FAMILIES[run.tags["family"]].parsed(run.params),
+        {name: run.metrics[name] for name in METRICS},
+        run.metrics["seconds"],
+        tuple(run.metrics[name] for rung in range(len(RUNGS)) if (name := _RUNG.format(rung)) in run.metrics),
+        run.tags["stopped_early"] == "true",
+    )
 
-    def _done(self, trial: Trial, progress: ray.Progress) -> None:
-        """Log a trial."""
-        self._tracking.log_trial(
-            self.parent,
-            f"{trial.family}-{trial.index:03d}",
-            {
-                **self._tags,
-                "family": trial.family,
-                "trial": str(trial.index),
-                "stopped_early": str(trial.stopped).lower(),
-                **({"error": trial.error} if trial.error else {}),
-            },
-            trial.parameters,
-            {
-                **trial.metrics,
-                **{_RUNG.format(rung): auc for rung, auc in enumerate(trial.rungs)},
-                "seconds": trial.seconds,
-            },
-            failed=bool(trial.error),
-        )
-        best = max(progress.best, key=lambda name: progress.best[name], default=None)
-        result = "stopped early at" if trial.stopped else ""
-        log.info(
-            "trial %d of %d: %s %s; best %s",
-            progress.done,
-            progress.total,
-            trial.family,
-            trial.error or f"{result} AUC {trial.metrics['auc']:.4f} in {trial.seconds:.1f} s".strip(),
-            f"{best} {progress.best[best]:.4f}" if best else "none yet",
-            extra={"progress": asdict(progress)},
-        )
-        # Under `ray://` these searches are copies: theirs are told at the end.
-        if len(self._searches[trial.family].ended) == self._settings.trials:
-            self._conclude(self._searches[trial.family])
 
-    def _conclude(self, search: FamilySearch) -> None:
-        """Log a family's winner, in a thread beside the trials of the others."""
-        best = search.best()
-        if best is None or (best.family, str(best.index)) in self._there or best.family in self._logged:
-            return
-        self._logged[best.family] = self._threads.submit(self._log_best, best)
+def _log_winners(run: _Run, trials: Sequence[Trial]) -> dict[str, Scored]:
+    """Fit, calibrate and log each family's winner; what it says of the validation rows, by family."""
+    from health_predict.core.compiled_model import edge_rows
 
-    def _log_best(self, best: Trial) -> None:
-        from health_predict.core.compiled_model import clear_threshold
-        from health_predict.core.evaluation import Scored, f1_threshold, metrics
+    winners: list[Trial] = []
+    for family in dict.fromkeys(trial.family for trial in trials):
+        best = winner(trial for trial in trials if trial.family == family)
+        if best:
+            winners.append(best)
+        else:
+            log.warning("%s has no successful trial and so no best model", family)
+    edges = run.encounters.preprocessor.transform(edge_rows(run.encounters.validation)[0])
+    there = {(found.tags["family"], found.params["trial"]): found for found in run.finished("best")}
 
-        fitted: Fitted | None
-        if best.fitted:
-            fitted = pickle.loads(best.fitted)  # noqa: S301 (from our own workers)
-        else:  # the winner is of an attempt before this one
-            point = Point(best.family, best.index, best.parameters)
-            _, _, fitted = run_trial(point, self._data, self._settings.seed, self._settings.trial_cpus)
-        assert fitted is not None
-        family = families.FAMILIES[best.family]
-        estimator = self._calibrated(family, best, fitted.estimator)
-        scores = estimator.predict_proba(self._data.validation_rows)[:, 1]
-        threshold = f1_threshold(self._data.validation_labels, scores)
-        # Of the rows that the compiled model will be proven on, none may lie where rounding flips it.
-        made_up = estimator.predict_proba(self._edge_rows.result())[:, 1]
-        scored = Scored(scores, clear_threshold(threshold, scores, made_up))
-        found = metrics(self._data.validation_labels, scored.scores, scored.threshold)
-        run_id = self._tracking.log_best(
-            self.parent,
-            family.name,
-            _pipeline(self._preprocessor, estimator),
-            {**self._tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
-            {**family.fixed, **best.parameters, "threshold": repr(scored.threshold), "trial": best.index},
-            {f"validation_{name}": value for name, value in found.items()},
-            {"threshold.json": {"threshold": scored.threshold, "chosen_by": "F1 on validation"}},
-            {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
-        )
-        self._scored[family.name] = scored
-        auc, f1 = found["auc"], found["f1"]
-        log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
+    def scored(best: Trial) -> Scored:
+        found = there.get((best.family, str(best.index)))
+        return _scores_of(run, found) if found else _log_winner(run, best, edges)
 
-    def _calibrated(self, family: Family, best: Trial, estimator: Any) -> Any:
-        """The winner with a map from its scores to risks, fitted on training rows as models without them score them."""
-        from health_predict.core.calibration import CalibratedClassifier, fit_map, out_of_fold_scores
+    cores = run.settings.search_cpus or os.cpu_count() or 1
+    with ThreadPoolExecutor(max(1, cores // run.settings.trial_cpus)) as threads:
+        return dict(zip([best.family for best in winners], threads.map(scored, winners), strict=True))
 
-        def fit(rows: Any, labels: Any) -> Any:
-            seed, threads = self._settings.seed, self._settings.trial_cpus
-            return family.fit(best.parameters, rows, labels, seed=seed, threads=threads)
 
-        rows, labels = self._unordered.train_rows, self._unordered.train_labels
-        try:
-            intercept, slope = fit_map(out_of_fold_scores(fit, rows, labels, self._patients), labels)
-        except GateError as error:
-            # The gates will say the same of it, and which others there are.
-            log.warning("%s stays as it is: %s", family.name, error.problem)
-            return estimator
-        log.info("%s: logit(risk) = %.3f + %.3f logit(score), out of fold", family.name, intercept, slope)
-        return CalibratedClassifier(estimator, intercept, slope)
+def _scores_of(run: _Run, best: RunRecord) -> Scored:
+    """What the winner of an attempt before this one says of the validation rows."""
+    from health_predict.core.evaluation import Scored
 
-    def _scores_of(self, run: RunRecord) -> Scored:
-        """What a family's winner says of the validation rows; one of an attempt before this one is loaded."""
-        from health_predict.core.evaluation import Scored
+    pipeline = run.tracking.load_run_pipeline(best.run_id)
+    return Scored(pipeline.predict_proba(run.encounters.validation)[:, 1], float(best.params["threshold"]))
 
-        known = self._scored.get(run.tags["family"])
-        if known is None:
-            pipeline = self._tracking.load_run_pipeline(run.run_id)
-            scores = pipeline.predict_proba(self._validation)[:, 1]
-            known = Scored(scores, float(run.params["threshold"]))
-        return known
+
+def _log_winner(run: _Run, best: Trial, edges: Rows) -> Scored:
+    from sklearn.pipeline import Pipeline
+
+    from health_predict.core.compiled_model import clear_threshold
+    from health_predict.core.evaluation import Scored, f1_threshold, metrics
+
+    family, rows = FAMILIES[best.family], run.encounters.rows
+    fitted = fit_winner(best, rows, run.settings.seed, run.settings.trial_cpus)
+    estimator = _calibrated(run, best, fitted.estimator)
+    scores = estimator.predict_proba(rows.validation_rows)[:, 1]
+    threshold = f1_threshold(rows.validation_labels, scores)
+    # Of the rows that the compiled model will be proven on, none may lie where rounding flips it.
+    scored = Scored(scores, clear_threshold(threshold, scores, estimator.predict_proba(edges)[:, 1]))
+    found = metrics(rows.validation_labels, scored.scores, scored.threshold)
+    run_id = run.tracking.log_best(
+        run.parent,
+        family.name,
+        Pipeline([("features", run.encounters.preprocessor), ("estimator", estimator)]),
+        {**run.tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
+        {**family.fixed, **best.parameters, "threshold": repr(scored.threshold), "trial": best.index},
+        {f"validation_{name}": value for name, value in found.items()},
+        {"threshold.json": {"threshold": scored.threshold, "chosen_by": "F1 on validation"}},
+        {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
+    )
+    auc, f1 = found["auc"], found["f1"]
+    log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
+    return scored
+
+
+def _calibrated(run: _Run, best: Trial, estimator: Any) -> Any:
+    """The winner with a map from its scores to risks, fitted on training rows as models without them score them."""
+    from health_predict.core.calibration import CalibratedClassifier, fit_map, out_of_fold_scores
+
+    def fit(rows: Rows, labels: Labels) -> Any:
+        seed, threads = run.settings.seed, run.settings.trial_cpus
+        return FAMILIES[best.family].fit(best.parameters, rows, labels, seed=seed, threads=threads)
+
+    rows, labels = run.encounters.rows.train_rows, run.encounters.rows.train_labels
+    try:
+        intercept, slope = fit_map(out_of_fold_scores(fit, rows, labels, run.encounters.train[PATIENT]), labels)
+    except GateError as error:
+        # The gates will say the same of it, and which others there are.
+        log.warning("%s stays as it is: %s", best.family, error.problem)
+        return estimator
+    log.info("%s: logit(risk) = %.3f + %.3f logit(score), out of fold", best.family, intercept, slope)
+    return CalibratedClassifier(estimator, intercept, slope)
+
+
+def _choose(run: _Run, scored: Mapping[str, Scored]) -> str:
+    """Choose between the families, log the page and close the parent run; the page."""
+    from health_predict.core.selection import select
+    from health_predict.report.leaderboard import leaderboard_page
+
+    tracking, validation = run.tracking, run.encounters.validation
+    children = tracking.children(run.parent)
+    winners = {best.tags["family"]: best for best in _best_of(children, run.parent)}
+    selection = select(run.encounters.rows.validation_labels, scored, validation[PATIENT], seed=run.settings.seed)
+    log.info("%s", selection.reason)
+    tracking.tag_run(run.parent, {CHOSEN: winners[selection.family].run_id, REASON: selection.reason})
+    curves = {best.run_id: [tracking.curve(best.run_id, name) for name in _CURVES] for best in winners.values()}
+    page = leaderboard_page(tracking.run(run.parent), children, curves)
+    tracking.log_text(run.parent, LEADERBOARD, page)
+    best = _best_metrics([winners[selection.family]])[selection.family]
+    # Last: only a whole search counts as finished.
+    tracking.end_search(run.parent, {"best_f1": best["f1"], "best_auc": best["auc"]})
+    return page
 
 
 def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
@@ -388,7 +368,7 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
         "concurrency": settings.search_concurrency,
         "threads": settings.trial_cpus,
         "seed": settings.seed,
-        "libraries": ray.libraries(),
+        "libraries": libraries(),
         "code": {
             str(file.relative_to(core)): hashlib.sha256(file.read_bytes()).hexdigest()
             for pattern in _SOURCES
@@ -396,25 +376,6 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
         },
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def _recorded(run: RunRecord) -> Trial:
-    """A trial as its finished run holds it; its parameters are text."""
-    return Trial(
-        run.tags["family"],
-        int(run.tags["trial"]),
-        run.params,
-        {name: run.metrics[name] for name in METRICS},
-        run.metrics["seconds"],
-        tuple(run.metrics[name] for rung in range(len(RUNGS)) if (name := _RUNG.format(rung)) in run.metrics),
-        run.tags["stopped_early"] == "true",
-    )
-
-
-def _pipeline(preprocessor: EncounterFeatures, estimator: Any) -> Pipeline:
-    from sklearn.pipeline import Pipeline
-
-    return Pipeline([("features", preprocessor), ("estimator", estimator)])
 
 
 def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import sys
@@ -15,8 +14,6 @@ from health_predict.adapters.parents import exit_with_parent
 from health_predict.core.errors import HealthPredictError
 from health_predict.settings import Settings, load_settings
 
-GARBAGE_THRESHOLD = 50_000  # new objects
-
 
 @contextmanager
 def task(stage: str, **overrides: Any) -> Iterator[Settings]:
@@ -26,9 +23,6 @@ def task(stage: str, **overrides: Any) -> Iterator[Settings]:
     line that holds problem and remedy; anything else keeps its stack trace. The process ends with its parent.
     """
     exit_with_parent()
-    # What a task imports lives as long as it does. Looking for garbage among it every 700 new objects takes a tenth of
-    # the time of the imports, and once more, when the process ends, a second.
-    gc.set_threshold(GARBAGE_THRESHOLD)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(stage))
     # KFP's executor speaks through the root logger of its own files, which are no news to anybody.
@@ -43,8 +37,6 @@ def task(stage: str, **overrides: Any) -> Iterator[Settings]:
             "%s", error.problem, extra={"remedy": error.remedy, "exit_code": error.exit_code}
         )
         sys.exit(error.exit_code)
-    finally:
-        gc.freeze()
 
 
 class JsonLines(logging.Formatter):

@@ -48,7 +48,7 @@ def test_a_watched_booster_predicts_with_its_trial_s_threads(
         seed=3,
         threads=1,
         shares=(0.5, 1),
-        watch=lambda rounds, score: bool(found.append(score(rows[0]))),
+        watch=lambda rounds, score: found.append(score(rows[0])),
     )
     assert asked == [1, 1]
     assert [len(scores) for scores in found] == [400, 400]
@@ -71,6 +71,12 @@ def test_draws_stay_inside_the_space_and_do_not_depend_on_their_number(name: str
             else:
                 assert dimension.low <= value <= dimension.high
                 assert isinstance(value, int) == dimension.integer or parameter in ("min_child_weight", "reg_lambda")
+
+
+def test_parameters_come_back_from_text_as_they_were() -> None:
+    for family in FAMILIES.values():
+        for point in draws(family, 9, seed=1):
+            assert family.parsed({name: str(value) for name, value in point.items()}) == point
 
 
 def test_whole_numbers_may_come_back_as_floats(rows: tuple[np.ndarray, np.ndarray]) -> None:
@@ -103,9 +109,7 @@ def test_the_documented_example_is_a_family(rows: tuple[np.ndarray, np.ndarray])
     family = documented_family()
     seen: list[int] = []
     # when it is fitted and watched
-    model = family.fit(
-        family.first, *rows, seed=1, shares=(0.25, 0.5), watch=lambda done, score: seen.append(done) or False
-    )
+    model = family.fit(family.first, *rows, seed=1, shares=(0.25, 0.5), watch=lambda done, score: seen.append(done))
     # then it told of itself on the way, and is the model of a fit that nobody watches
     assert seen == [50, 100]
     plain = family.fit(family.first, *rows, seed=1)

@@ -17,11 +17,13 @@ from health_predict.core.search import (
     METRICS,
     RUNGS,
     FamilySearch,
+    Outcome,
     Point,
     Prepared,
     Trial,
-    in_order_of_labels,
+    fit_winner,
     run_trial,
+    winner,
 )
 
 
@@ -58,14 +60,15 @@ def searched(
 def test_the_winner_does_not_depend_on_which_trial_ends_first() -> None:
     one, two = searched(random.Random(1)), searched(random.Random(2))
     assert [one.ended[index] for index in range(20)] == [two.ended[index] for index in range(20)]
-    assert one.best() == two.best()
+    assert winner(one.ended.values()) == winner(two.ended.values())
 
 
 def test_a_search_goes_on_from_the_trials_that_were_recorded() -> None:
     whole = searched(random.Random(1))
     # given some of its trials as they come back from a store, one of them of another search
+    parsed = FAMILIES["XGBoost"].parsed
     recorded = {
-        index: replace(trial, parameters={name: str(value) for name, value in trial.parameters.items()})
+        index: replace(trial, parameters=parsed({name: str(value) for name, value in trial.parameters.items()}))
         for index, trial in whole.ended.items()
         if index in (0, 1, 2, 5, 9)
     }
@@ -93,7 +96,7 @@ def test_the_search_begins_with_the_first_point_and_learns() -> None:
 
 def test_a_stopped_or_failed_trial_does_not_win() -> None:
     search = searched(random.Random(1), broken=(0, 5))
-    best = search.best()
+    best = winner(search.ended.values())
     assert best is not None
     assert not best.stopped
     assert best.index not in (0, 5)
@@ -109,66 +112,58 @@ def data() -> Prepared:
     return Prepared(rows[:400], labels[:400], rows[400:], labels[400:])
 
 
+class StoppedError(Exception):
+    """What ends a trial from without."""
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_trial_reports_on_its_way_and_gives_the_model_of_an_unwatched_fit(name: str, data: Prepared) -> None:
+def test_a_trial_reports_on_its_way_and_can_be_stopped_there(name: str, data: Prepared) -> None:
     family = FAMILIES[name]
-    small = {"n_estimators": 40} if "n_estimators" in family.first else {}
-    point = Point(name, 0, {**family.first, **small})
+    point = Point(name, 0, {**family.first, **({"n_estimators": 40} if "n_estimators" in family.first else {})})
     # when a trial runs to its end
-    metrics, rungs, fitted = run_trial(point, data, 1, 1)
-    assert fitted is not None
-    assert len(rungs) == (len(RUNGS) if family.rounds else 0)
-    # then its model is the one that nobody watched
+    outcomes: list[Outcome] = []
+    run_trial(point, data, 1, 1, outcomes.append)
+    # then it told of each rung, and then of its end
+    rungs = len(RUNGS) if family.rounds else 0
+    assert [len(outcome.rungs) for outcome in outcomes] == [*range(1, rungs + 1), rungs]
+    assert list(outcomes[-1].rungs) == [outcome.metrics["auc"] for outcome in outcomes[:-1]]
+    # and its metrics are those of the model that nobody watched
     unwatched = family.fit(point.parameters, data.train_rows, data.train_labels, seed=1)
-    np.testing.assert_array_equal(
-        fitted.estimator.predict_proba(data.validation_rows), unwatched.predict_proba(data.validation_rows)
-    )
-    # and its metrics are those of that one
     scores = unwatched.predict_proba(data.validation_rows)[:, 1].astype(float)
     found = evaluation.metrics(data.validation_labels, scores, f1_threshold(data.validation_labels, scores))
-    assert metrics == {metric: found[metric] for metric in METRICS}
-    if family.rounds:
-        # and its curve ends with its AUC, and passes through the rungs
-        validation = [auc for _, _, auc in fitted.curve]
-        assert validation[-1] == pytest.approx(metrics["auc"], abs=1e-9)
-        assert (validation[1], validation[3]) == pytest.approx(rungs, abs=1e-9)
-        # when more is asked of it than it reaches, it stops there
-        _, rungs, fitted = run_trial(Point(name, 0, point.parameters, (0.0, 1.1)), data, 1, 1)
-        assert (len(rungs), fitted) == (2, None)
+    assert outcomes[-1].metrics == {metric: found[metric] for metric in METRICS}
+
+    # when it is stopped where it tells of itself, it ends there
+    def stop(outcome: Outcome) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_trial(point, data, 1, 1, stop)
 
 
-def test_rows_in_the_order_of_labels_are_the_same_rows(data: Prepared) -> None:
-    ordered = in_order_of_labels(data)
-
-    # then those of a label stay in their order, and each keeps its label
-    assert (np.diff(ordered.train_labels) >= 0).all()
-    for label in (0, 1):
-        expected = data.train_rows[data.train_labels == label]
-        np.testing.assert_array_equal(ordered.train_rows[ordered.train_labels == label], expected)
-    # and those of validation are left alone
-    assert ordered.validation_rows is data.validation_rows
-    assert ordered.validation_labels is data.validation_labels
-
-
-def test_a_learning_curve_is_of_rows_of_both_labels(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given rows in the order of their labels, of which the curve takes some
-    monkeypatch.setattr("health_predict.core.search.CURVE_ROWS", 50)
-    ordered = in_order_of_labels(data)
-
-    _, _, fitted = run_trial(Point("XGBoost", 0, {**FAMILIES["XGBoost"].first, "n_estimators": 40}), ordered, 1, 1)
-
-    # then an AUC of training rows can be told
-    assert fitted is not None
-    assert all(0.5 < training < 1 for _, training, _ in fitted.curve)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_winner_is_the_model_of_an_unwatched_fit_with_a_learning_curve(name: str, data: Prepared) -> None:
+    family = FAMILIES[name]
+    small = {"n_estimators": 40} if "n_estimators" in family.first else {}
+    best = Trial(name, 0, {**family.first, **small}, {"auc": 0.7}, 1.0)
+    # when a winner is fitted
+    fitted = fit_winner(best, data, 1, 1)
+    # then its model is the one that nobody watched
+    unwatched = family.fit(best.parameters, data.train_rows, data.train_labels, seed=1)
+    scores = fitted.estimator.predict_proba(data.validation_rows)
+    np.testing.assert_array_equal(scores, unwatched.predict_proba(data.validation_rows))
+    # and its curve, which a family that grows in rounds has, ends with its AUC
+    assert len(fitted.curve) == (8 if family.rounds else 0)
+    for rounds, training, validation in fitted.curve[-1:]:
+        assert rounds == family.rounds_at(best.parameters, 1)
+        assert training > validation - 0.1
+        assert validation == pytest.approx(evaluation.auc(data.validation_labels, scores[:, 1]), abs=1e-9)
 
 
-def test_a_search_keeps_the_model_of_its_best_trial_only() -> None:
-    # given trials that get better and worse
-    search = FamilySearch(FAMILIES["XGBoost"], trials=3, concurrency=1, seed=1)
-    for auc in (0.6, 0.7, 0.65):
-        point = search.next()
-        assert point is not None
-        model = f"model {auc}".encode()
-        search.end(Trial("XGBoost", point.index, point.parameters, {"auc": auc}, 1.0, fitted=model))
-    # then the best one's is there
-    assert [trial.fitted for trial in search.ended.values()] == [b"", b"model 0.7", b""]
+def test_a_trial_falls_short_where_it_is_below_what_it_must_reach() -> None:
+    point = Point("XGBoost", 0, {}, (0.6, 0.65))
+    assert not point.falls_short(())
+    assert not point.falls_short((0.6,))
+    assert point.falls_short((0.59,))
+    assert point.falls_short((0.6, 0.64))
+    assert not Point("XGBoost", 0, {}).falls_short((0.1, 0.1))

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import html
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 from health_predict.adapters import ray
 from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
 from health_predict.core.calibration import CalibratedClassifier
-from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.core.families import FAMILIES, choose
-from health_predict.core.search import METRICS, FamilySearch, Point, Prepared, Trial, run_trial
+from health_predict.core.search import METRICS
 from health_predict.settings import Settings
 from health_predict.stages.hpo import hpo, search_digest
 from tests.conftest import Parts
@@ -100,17 +96,31 @@ def test_a_search_is_logged_whole_and_done_once(
 
     # when it runs again, nothing new is made, and Ray does not start
     page_of_the_search = (tmp_path / "board.html").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(ray, "Cluster", None)
-        again = run(settings, parts, tmp_path)
+    monkeypatch.setattr(ray, "search", None)
+    again = run(settings, parts, tmp_path)
     assert (again.parent_run_id, again.reused) == (result.parent_run_id, True)
     assert again.best_metrics == result.best_metrics
     assert (tmp_path / "board.html").read_bytes() == page_of_the_search
-    # and the same where only MLflow knows that it is done
-    shutil.rmtree(settings.home / "searches")
-    again = run(settings, parts, tmp_path)
-    assert (again.parent_run_id, again.reused) == (result.parent_run_id, True)
     assert len(tracking.children(result.parent_run_id)) == len(found)
+
+
+def test_a_search_that_was_killed_among_its_winners_goes_on_there(
+    make_settings: Callable[..., Settings], parts: Parts, tmp_path: Path
+) -> None:
+    settings = make_settings(families=("LogisticRegression",), trials=1)
+    result = run(settings, parts, tmp_path)
+    tracking = Tracking(settings)
+    # given a search whose winner was logged before it was killed
+    tracking.end_search(result.parent_run_id, {}, "FAILED")
+    before = {child.run_id for child in tracking.children(result.parent_run_id)}
+
+    # when it runs again
+    again = run(settings, parts, tmp_path)
+
+    # then it ends as it would have, and nothing is logged twice
+    assert (again.parent_run_id, again.reused) == (result.parent_run_id, False)
+    assert again.best_metrics == result.best_metrics
+    assert {child.run_id for child in tracking.children(result.parent_run_id)} == before
 
 
 def test_the_search_digest_changes_with_what_matters(make_settings: Callable[..., Settings]) -> None:
@@ -127,126 +137,6 @@ def test_the_search_digest_changes_with_what_matters(make_settings: Callable[...
     assert len(others | {base}) == 6
 
 
-EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
-
-
-def one_trial_of(*names: str) -> Callable[[], tuple[list[FamilySearch], Prepared]]:
-    """A plan of a trial of each family."""
-    return lambda: ([FamilySearch(FAMILIES[name], trials=1, concurrency=1, seed=1) for name in names], EMPTY)
-
-
-def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
-    # Local, so that the actors need not import this module and all that its fixtures do.
-    def broken(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
-        if point.family == "XGBoost":
-            raise MemoryError(f"no luck with {point.family}")
-        if point.family == "RandomForest":
-            os._exit(1)
-        return dict.fromkeys(METRICS, 0.6), (), False
-
-    ended: dict[str, Trial] = {}
-    seen: list[ray.Progress] = []
-
-    def done(trial: Trial, progress: ray.Progress) -> None:
-        ended[trial.family] = trial
-        seen.append(progress)
-
-    # given room for one trial
-    with ray.Cluster(at_once=3, cpus=2, trial_cpus=2) as cluster:
-        # when a trial raises, and the process of another dies
-        searches = cluster.search(
-            one_trial_of("XGBoost", "RandomForest", "LightGBM"), run_trial=broken, seed=1, done=done
-        )
-        # then both are recorded with their reason, and the others are whole
-        assert ended["XGBoost"].error == "MemoryError: no luck with XGBoost"
-        assert ended["RandomForest"].error.startswith("its process died 2 times")
-        assert (ended["LightGBM"].error, ended["LightGBM"].metrics["auc"]) == ("", 0.6)
-        assert [search.best() for search in searches] == [None, None, ended["LightGBM"]]
-        assert (seen[-1].done, seen[-1].failed, seen[-1].best) == (3, 2, {"LightGBM": 0.6})
-        assert {progress.running for progress in seen} == {0}
-        # when no trial succeeds, the first cause is named
-        with pytest.raises(StateError, match="all 1 trials failed, the first one with: MemoryError: no luck"):
-            cluster.search(one_trial_of("XGBoost"), run_trial=broken, seed=1, done=done)
-        # when what is told of a trial cannot be written, the search ends with that
-        with pytest.raises(UnreachableError, match="disk"):
-            cluster.search(one_trial_of("LightGBM"), run_trial=broken, seed=1, done=fail)
-
-
-def test_processes_start_while_the_search_is_planned() -> None:
-    # Local, so that the actors need not import this module and all that its fixtures do.
-    def whose(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
-        from threadpoolctl import threadpool_info
-
-        threads = max(pool["num_threads"] for pool in threadpool_info())
-        return {**dict.fromkeys(METRICS, 0.6), "pid": os.getpid(), "threads": threads}, (), False
-
-    started: set[int] = set()
-
-    def plan() -> tuple[list[FamilySearch], Prepared]:
-        # given a plan that takes until there are the processes of two trials
-        await_processes(started, 2)
-        return one_trial_of("XGBoost", "RandomForest", "LightGBM", "LogisticRegression")()
-
-    ended: list[Trial] = []
-    with ray.Cluster(at_once=2, cpus=2) as cluster:
-        # when it is carried out, then the trials run in those processes, each on its one core
-        cluster.search(plan, run_trial=whose, seed=1, done=lambda trial, progress: ended.append(trial))
-        assert len(ended) == 4
-        assert {trial.metrics["pid"] for trial in ended} <= started
-        assert {trial.metrics["threads"] for trial in ended} == {1}
-        # and no other ever waited for a trial
-        assert not [name for name in children().values() if name.startswith("ray::IDLE")]
-        # and Ray runs without the processes that have nothing to do here
-        idle = ("monitor.py", "dashboard.py", "log_monitor.py")
-        assert not [name for name in children().values() if any(f"/{script}" in name for script in idle)]
-        # when there is nothing to do, nothing is done
-        assert cluster.search(lambda: None, run_trial=whose, seed=1, done=fail) == ()
-        # when no plan can be made, the search ends with the reason
-        with pytest.raises(UnreachableError, match="MLflow"):
-            cluster.search(no_plan, run_trial=whose, seed=1, done=fail)
-
-
-def test_a_process_that_has_to_wait_for_a_trial_stays(tmp_path: Path) -> None:
-    # Local, so that the actors need not import this module and all that its fixtures do.
-    def whose(point: Point, *job: object) -> tuple[Mapping[str, float], tuple[float, ...], bool]:
-        # given a trial that outlasts the one beside it, and two that run at the same time
-        (tmp_path / f"began-{point.index}").touch()
-        while not (tmp_path / ("told-1", "began-1", "began-3", "began-2")[point.index]).exists():
-            os.sched_yield()
-        return {**dict.fromkeys(METRICS, 0.6), "pid": os.getpid()}, (), False
-
-    started: set[int] = set()
-
-    def plan() -> tuple[list[FamilySearch], Prepared]:
-        await_processes(started, 2)
-        return [FamilySearch(FAMILIES["XGBoost"], trials=4, concurrency=2, seed=1)], EMPTY
-
-    pids: list[float] = []
-    running: list[int] = []
-
-    def done(trial: Trial, progress: ray.Progress) -> None:
-        if trial.index == 1:
-            # until both processes are at work, one of them at nothing
-            while sum(name.split(" ")[0].endswith(".train") for name in children().values()) < 2:
-                os.sched_yield()
-        (tmp_path / f"told-{trial.index}").touch()
-        pids.append(trial.metrics["pid"])
-        running.append(progress.running)
-
-    # when the third trial, which learns from the first, has to wait for it
-    with ray.Cluster(at_once=2, cpus=2) as cluster:
-        cluster.search(plan, run_trial=whose, seed=1, done=done)
-    # then all ran in the processes that were there, and waiting is no trial
-    assert set(pids) == started
-    assert running == [1, 0, 1, 0]
-
-
-def await_processes(found: set[int], number: int) -> None:
-    """Add the processes of trials to those found, until there are so many."""
-    while len(found) < number:
-        found.update(pid for pid, name in children().items() if name.startswith("ray::Fit"))
-
-
 def children() -> dict[int, str]:
     """Command lines of all processes below this one."""
     found = {}
@@ -254,24 +144,3 @@ def children() -> dict[int, str]:
         with suppress(psutil.Error):
             found[process.pid] = " ".join(process.cmdline())
     return found
-
-
-def no_plan() -> None:
-    raise UnreachableError("MLflow is away", "")
-
-
-def fail(trial: Trial, progress: ray.Progress) -> None:
-    raise UnreachableError("the disk is full", "")
-
-
-def test_a_trial_that_never_fits_is_refused() -> None:
-    with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRIAL_CPUS"):
-        ray.Cluster(at_once=1, cpus=1, trial_cpus=2)
-
-
-def test_a_cluster_that_is_not_there_is_named() -> None:
-    with (
-        ray.Cluster(at_once=1, address="127.0.0.1:1") as cluster,
-        pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"),
-    ):
-        cluster.search(one_trial_of(), run_trial=run_trial, seed=1, done=fail)

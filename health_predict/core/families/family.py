@@ -44,8 +44,8 @@ Space = Mapping[str, Range | Choice]
 Build = Callable[[Mapping[str, Any], int, int], Any]
 # Probabilities (n,) of the model as it is now, for rows (n, d).
 Score = Callable[[Rows], npt.NDArray[Any]]
-# Told the rounds done and the model so far; True ends the fit there.
-Watch = Callable[[int, Score], bool]
+# Told the rounds done and the model so far; what it raises ends the fit there.
+Watch = Callable[[int, Score], object]
 # Fits an unfitted estimator and tells the watcher after each number of rounds in the sequence.
 Watched = Callable[[Any, Rows, Labels, Sequence[int], Watch], Any]
 # The ONNX model of a fitted estimator for rows (n, width): one input, and an output of probabilities (n, 2).
@@ -80,6 +80,10 @@ class Family:
     rounds: str = ""
     watched: Watched | None = None
 
+    def parsed(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters with the types of the space: MLflow gives text, and KFP gives whole numbers as floats."""
+        return {name: _parsed(self.space.get(name), value) for name, value in parameters.items()}
+
     def rounds_at(self, parameters: Mapping[str, Any], share: float) -> int:
         """After how many rounds a fit with these parameters has done a share of them; 0 for a family without."""
         whole = {**self.fixed, **parameters}.get(self.rounds, 0)
@@ -100,17 +104,21 @@ class Family:
 
         `watch` is told of the model after each of these shares (between 0 and 1) of its rounds.
         """
-        # Search libraries hand whole numbers back as floats.
-        exact = {
-            name: int(value) if isinstance(self.space.get(name), Range) and self.space[name].integer else value  # type: ignore[union-attr]
-            for name, value in parameters.items()
-        }
+        exact = self.parsed(parameters)
         whole = {**self.fixed, **exact}
         estimator = self.build(whole, seed, threads)
         if watch is None or self.watched is None:
             return estimator.fit(rows, labels)
         at = sorted({self.rounds_at(exact, share) for share in shares})
         return self.watched(estimator, rows, labels, at, watch)
+
+
+def _parsed(dimension: Range | Choice | None, value: Any) -> Any:
+    if isinstance(dimension, Range):
+        return int(float(value)) if dimension.integer else float(value)
+    if isinstance(dimension, Choice):
+        return next((option for option in dimension.options if str(option) == str(value)), value)
+    return value
 
 
 def draws(family: Family, trials: int, seed: int) -> list[dict[str, Any]]:

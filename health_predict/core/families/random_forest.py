@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from health_predict.core.contributions import PROBABILITY, Explainer
 from health_predict.core.families import scikit_learn
-from health_predict.core.families.family import Choice, Family, Range, Rows, Score
+from health_predict.core.families.family import Choice, Family, Range
 from health_predict.core.tree_tables import Tree, at_most, tree_explainer
 
 if TYPE_CHECKING:
@@ -23,20 +20,6 @@ def _build(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
     from sklearn.ensemble import RandomForestClassifier
 
     return RandomForestClassifier(random_state=seed, n_jobs=threads, **parameters)
-
-
-def _positive_by_trees(forest: Any) -> Score:
-    """A forest's probabilities of a readmission; a tree that answered for a matrix before is not asked again."""
-    answered: dict[int, tuple[Rows, int, Any]] = {}  # holds the matrix, so that its id stays its own
-
-    def score(matrix: Rows) -> npt.NDArray[Any]:
-        _, done, total = answered.get(id(matrix), (matrix, 0, 0.0))
-        for tree in forest.estimators_[done:]:
-            total = total + tree.predict_proba(matrix, check_input=False)[:, 1]
-        answered[id(matrix)] = matrix, len(forest.estimators_), total
-        return np.asarray(total / len(forest.estimators_))
-
-    return score
 
 
 def _explain(estimator: Any, features: EncounterFeatures, training: pd.DataFrame) -> Explainer:
@@ -71,5 +54,5 @@ FAMILY = Family(
     trusted_types=("sklearn.tree._tree.Tree",),
     fixed={"n_estimators": 200},
     rounds="n_estimators",
-    watched=scikit_learn.warm_start("n_estimators", _positive_by_trees),
+    watched=scikit_learn.warm_start("n_estimators"),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from health_predict.core.families.family import Labels, Rows, Score, Watch, Watched
+import numpy as np
+import numpy.typing as npt
+
+from health_predict.core.families.family import Labels, Rows, Watch, Watched
 
 
 def to_onnx(estimator: Any, width: int) -> Any:
@@ -21,23 +24,19 @@ def to_onnx(estimator: Any, width: int) -> Any:
     )
 
 
-def _positive(estimator: Any) -> Score:
-    return lambda matrix: estimator.predict_proba(matrix)[:, 1]
-
-
-def warm_start(rounds: str, scorer: Callable[[Any], Score] = _positive) -> Watched:
+def warm_start(rounds: str) -> Watched:
     """Watches an ensemble by fitting it on from one number of rounds to the next; `rounds` is the parameter's name."""
 
     def watched(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
+        def score(matrix: Rows) -> npt.NDArray[Any]:
+            return np.asarray(estimator.predict_proba(matrix)[:, 1])
+
         whole = estimator.get_params()[rounds]
-        score = scorer(estimator)
         estimator.set_params(warm_start=True)
-        for done in at:
+        for done in sorted({*at, whole}):
             estimator.set_params(**{rounds: done}).fit(rows, labels)
-            if watch(done, score) or done == whole:
-                break
-        else:
-            estimator.set_params(**{rounds: whole}).fit(rows, labels)
+            if done in at:
+                watch(done, score)
         return estimator.set_params(warm_start=False)
 
     return watched

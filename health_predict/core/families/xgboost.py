@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from health_predict.core.contributions import LOG_ODDS, Explainer
-from health_predict.core.families.family import Family, Range
-from health_predict.core.families.sparse_xgboost import SparseXGBoost
+from health_predict.core.families.family import Family, Labels, Range, Rows, Watch
 from health_predict.core.tree_tables import Tree, tree_explainer
 
 if TYPE_CHECKING:
@@ -21,7 +20,22 @@ if TYPE_CHECKING:
 
 
 def _build(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
-    return SparseXGBoost(random_state=seed, n_jobs=threads, **parameters)
+    from xgboost import XGBClassifier
+
+    return XGBClassifier(random_state=seed, n_jobs=threads, **parameters)
+
+
+def _watched(estimator: Any, rows: Rows, labels: Labels, at: Sequence[int], watch: Watch) -> Any:
+    from xgboost.callback import TrainingCallback
+
+    class Watcher(TrainingCallback):  # type: ignore[misc]
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if epoch + 1 in at:
+                watch(epoch + 1, model.inplace_predict)
+            return False
+
+    # A fitted model must not carry the callback along.
+    return estimator.set_params(callbacks=[Watcher()]).fit(rows, labels).set_params(callbacks=None)
 
 
 def _to_onnx(estimator: Any, width: int) -> Any:
@@ -76,5 +90,5 @@ FAMILY = Family(
     libraries=("xgboost",),
     fixed={"subsample": 0.8, "tree_method": "hist", "objective": "binary:logistic"},
     rounds="n_estimators",
-    watched=SparseXGBoost.fit,
+    watched=_watched,
 )

@@ -1,0 +1,166 @@
+"""Trials on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from health_predict.adapters import ray
+from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.core.families import FAMILIES
+from health_predict.core.search import METRICS, FamilySearch, Outcome, Point, Prepared, Trial, winner
+
+EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
+Report = Callable[[Outcome], object]
+
+
+def searches(*names: str, trials: int = 1, concurrency: int = 1) -> list[FamilySearch]:
+    return [FamilySearch(FAMILIES[name], trials=trials, concurrency=concurrency, seed=1) for name in names]
+
+
+def searched(families: Sequence[FamilySearch], run: Any, done: Any = lambda *event: None, **values: Any) -> list[Trial]:
+    resources = ray.Resources(**{"at_once": 2, "cpus": 2, **values})
+    return ray.search(families, EMPTY, resources=resources, seed=1, done=done, run=run)
+
+
+def test_trials_run_in_processes_that_stay_each_on_its_cores() -> None:
+    # Local, so that the actors need not import this module and all that its fixtures do.
+    def whose(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
+        from threadpoolctl import threadpool_info
+
+        used = max(pool["num_threads"] for pool in threadpool_info())
+        report(Outcome({**dict.fromkeys(METRICS, 0.6), "auc": os.getpid(), "f1": used}, ()))
+
+    trials = searched(searches("XGBoost", "LightGBM", "LogisticRegression", trials=2), whose)
+
+    assert len(trials) == 6
+    assert len({trial.metrics["auc"] for trial in trials}) <= 2
+    assert {trial.metrics["f1"] for trial in trials} == {1}
+
+
+def test_a_trial_that_falls_short_is_stopped_and_learned_from() -> None:
+    # given trials of which each is worse than those before
+    def worse(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
+        auc = 0.9 - point.index / 10
+        for rungs in ((auc,), (auc, auc), (auc, auc)):
+            report(Outcome({**dict.fromkeys(METRICS, 0.5), "auc": auc + len(rungs) / 100}, rungs))
+
+    seen: list[tuple[Trial, ray.Progress]] = []
+    trials = searched(searches("XGBoost", trials=4), worse, done=lambda *event: seen.append(event))
+
+    # then the first one ran to its end, and the others to their first rung, which the next one learns from
+    assert [(trial.index, trial.stopped, len(trial.rungs)) for trial in trials] == [
+        (0, False, 2),
+        (1, True, 1),
+        (2, True, 1),
+        (3, True, 1),
+    ]
+    # and each was told of as it ended
+    assert [trial for trial, _ in seen] == trials
+    assert [(progress.done, progress.stopped, progress.running) for _, progress in seen] == [
+        (1, 0, 0),
+        (2, 1, 0),
+        (3, 2, 0),
+        (4, 3, 0),
+    ]
+    assert seen[-1][1].best == {"XGBoost": pytest.approx(0.92)}
+    assert all(trial.seconds > 0 for trial in trials)
+
+
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
+    def broken(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
+        if point.family == "XGBoost":
+            raise MemoryError(f"no luck with {point.family}")
+        if point.family == "RandomForest":
+            os._exit(1)
+        report(Outcome(dict.fromkeys(METRICS, 0.6), ()))
+
+    ended: dict[str, Trial] = {}
+    seen: list[ray.Progress] = []
+
+    def done(trial: Trial, progress: ray.Progress) -> None:
+        ended[trial.family] = trial
+        seen.append(progress)
+
+    # when a trial raises, and the process of another dies
+    trials = searched(searches("XGBoost", "RandomForest", "LightGBM"), broken, done, trial_cpus=2)
+
+    # then both are recorded with their reason, and the others are whole
+    assert ended["XGBoost"].error == "MemoryError: no luck with XGBoost"
+    assert ended["RandomForest"].error.startswith("its process died 2 times")
+    assert winner(trials) == ended["LightGBM"]
+    assert (seen[-1].done, seen[-1].failed, seen[-1].best) == (3, 2, {"LightGBM": 0.6})
+
+
+def test_a_search_ends_with_what_could_not_be_written() -> None:
+    def works(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
+        report(Outcome(dict.fromkeys(METRICS, 0.6), ()))
+
+    def fail(trial: Trial, progress: ray.Progress) -> None:
+        raise UnreachableError("the disk is full", "")
+
+    with pytest.raises(UnreachableError, match="disk"):
+        searched(searches("LightGBM"), works, fail)
+
+
+def test_ray_is_our_own_in_a_short_folder_and_the_first_cause_is_named_when_no_trial_succeeds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
+        raise ValueError("no luck")
+
+    # given a temporary folder whose path Ray's sockets cannot have, and the address of some cluster
+    folder = tmp_path / ("ü" * 40)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+    # when a search runs in which all fails, then it says so, and leaves no folder
+    with pytest.raises(StateError, match="all 1 trials failed, the first one with: ValueError: no luck"):
+        searched(searches("LightGBM"), broken)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_budget_in_seconds_ends_a_search() -> None:
+    points = ray.Points(searches("LogisticRegression", trials=5, concurrency=5), seconds=1e-9)
+    assert points.suggest("one") == ray.Searcher.FINISHED
+
+
+def test_families_take_turns_and_wait_for_what_they_learn_from() -> None:
+    points = ray.Points(searches("LogisticRegression", "XGBoost", trials=2), seconds=0)
+    # when more is asked for than may be under way
+    first = [points.suggest(name) for name in ("a", "b", "c")]
+    assert [point and point["point"].family for point in first] == ["LogisticRegression", "XGBoost", None]
+    # then what ended leads to the next
+    points.on_trial_complete("b", error=True)
+    assert points.suggest("d")["point"].family == "XGBoost"
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("/tmp", "/tmp/"), ("/tmp/slurm/user.name/job.12345678.0/tmp", "/tmp/"), ("/tmp/ü", "/tmp/")],
+)
+def test_ray_s_folder_is_short(folder: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    found = ray._short_folder()
+    Path(found).rmdir()
+    assert found.startswith(expected)
+
+
+def test_a_trial_that_never_fits_is_refused() -> None:
+    with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRIAL_CPUS"):
+        searched(searches("XGBoost"), None, at_once=1, cpus=1, trial_cpus=2)
+    with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRIAL_MEMORY_MB"):
+        searched(searches("XGBoost"), None, trial_memory_mb=10**9)
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with pytest.raises(UnreachableError, match="HEALTH_PREDICT_RAY_ADDRESS"):
+        searched(searches("XGBoost"), None, address="127.0.0.1:1")
