@@ -858,8 +858,8 @@ def pack_layer(files: Iterable[tuple[str, Path]], target: Path) -> Layer:
         with (
             temporary.open("wb") as sink,
             # No name and no time in the header.
-            gzip.GzipFile("", "wb", COMPRESSION, _Tee(sink, compressed), mtime=0) as packed,
-            tarfile.open(fileobj=_Tee(packed, plain), mode="w|", format=tarfile.PAX_FORMAT) as tar,  # type: ignore[call-overload]
+            gzip.GzipFile("", "wb", COMPRESSION, _Tee(sink, compressed.update), mtime=0) as packed,
+            tarfile.open(fileobj=_Tee(packed, plain.update), mode="w|", format=tarfile.PAX_FORMAT) as tar,  # type: ignore[call-overload]
         ):
             _write(tar, files)
         size = temporary.stat().st_size
@@ -890,12 +890,12 @@ def _new_folders(name: str, made: set[str]) -> list[str]:
 class _Tee:
     """Hashes what it hands on."""
 
-    def __init__(self, sink: IO[bytes] | gzip.GzipFile, digest: hashlib._Hash) -> None:
+    def __init__(self, sink: IO[bytes] | gzip.GzipFile, update: Callable[[bytes], object]) -> None:
         self._sink = sink
-        self._digest = digest
+        self._update = update
 
     def write(self, data: bytes) -> int:
-        self._digest.update(data)
+        self._update(data)
         self._sink.write(data)
         return len(data)
 
