@@ -16,10 +16,11 @@ from sklearn.pipeline import Pipeline
 
 from health_predict.core.cohort import target
 from health_predict.core.columns import FEATURES
-from health_predict.core.compiled_model import compile_pipeline, open_session, score
+from health_predict.core.compiled_model import CompiledModel, compile_pipeline
 from health_predict.core.evaluation import f1_threshold
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
+from health_predict.core.scoring import GraphScorer
 from health_predict.core.synthetic import synthesize
 
 ROWS = 200
@@ -52,14 +53,14 @@ def main() -> None:
         )
         threshold = f1_threshold(labels, pipeline.predict_proba(frame)[:, 1].astype(float))
         compiled = compile_pipeline(pipeline, family, threshold)
-        session = open_session(compiled.graph)
+        score = compiled.scorer()
 
         def usual(row: dict[str, str], pipeline: Pipeline = pipeline) -> float:
             return float(pipeline.predict_proba(pd.DataFrame([row]))[0, 1])
 
-        def ours(row: dict[str, str], compiled: object = compiled, session: object = session) -> float:
-            encoded, _ = compiled.encoder.encode(row)  # type: ignore[attr-defined]
-            return float(score(session, encoded.reshape(1, -1))[0])  # type: ignore[arg-type]
+        def ours(row: dict[str, str], compiled: CompiledModel = compiled, score: GraphScorer = score) -> float:
+            encoded, _ = compiled.encoder.encode(row)
+            return float(score(encoded.reshape(1, -1))[0])
 
         for row in rows:
             assert np.isclose(usual(row), ours(row), atol=1e-6)

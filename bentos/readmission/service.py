@@ -1,49 +1,49 @@
-"""Readmission within 30 days as a BentoML service.
-
-`bentoml serve`, `bentoml containerize` and any ASGI server work on it as on every Bento. The routes are answered by
-`readmission_service.application`; BentoML starts the workers and runs the life cycle.
-"""
+"""Readmission within 30 days as a BentoML service: `bentoml serve` runs it, BentoML's clients speak to it."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import logging
 from pathlib import Path
 
 import bentoml
-from readmission_service import http_protocol
-from readmission_service.application import Application
-from readmission_service.settings import load_settings
 
-from health_predict.core.content import content_digest
+from health_predict.serving.contract import Encounter, Prediction, Predictions, batch_of
+from health_predict.serving.document import document
+from health_predict.serving.gate import MEBIBYTE, WAITING_BATCHES, Gate, Route, keep_values_out_of_logs, options_of
+from health_predict.serving.pages import PATHS, pages
+from health_predict.serving.predictor import Predictor
+from health_predict.settings import load_settings
 
-# Objects made and not yet freed before the collector looks at them.
-COLLECTED_AFTER = 10_000
 HERE = Path(__file__).resolve().parent
-# `bentoml serve` gives warnings only.
-logging.getLogger("readmission_service").setLevel(logging.INFO)
+# Exact versions, and the library itself.
+REQUIREMENTS = (HERE / "requirements.txt").read_text(encoding="utf-8").split()
+WHEELS = [f"./wheels/{path.name}" for path in (HERE / "wheels").glob("*.whl")]
+SETTINGS = load_settings()
+Encounters = batch_of(SETTINGS.serving_batch_rows)
+ROUTES = {
+    "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, explains=True),
+    "/predict/batch": Route(Encounters, SETTINGS.serving_batch_mb * MEBIBYTE, seconds=30, most=WAITING_BATCHES),
+}
+COUNTED = frozenset({*PATHS, "/livez", "/healthz", "/readyz", "/schema.json"})
+PREDICTOR = Predictor(HERE, SETTINGS, [*ROUTES, *COUNTED, "other"])
 
-APPLICATION = Application(load_settings())
-http_protocol.install(APPLICATION)
 
-
+@bentoml.asgi_app(pages(PREDICTOR, lambda: document(Readmission, ROUTES, PREDICTOR)), path="/")
 @bentoml.service(
     name="readmission",
     image=bentoml.images.Image(
-        base_image="python:3.11-slim",
-        distro="none",
-        python_version="3.11",
-        lock_python_packages=False,
-        # Not `requirements_file`: that refuses a Bento below a hidden folder.
-    ).python_packages(*(HERE / "requirements.txt").read_text(encoding="utf-8").split()),
-    # Native threads of several workers would fight for the processors.
+        base_image="python:3.11-slim", distro="none", python_version="3.11", lock_python_packages=False
+    )
+    # Not `requirements_file`: that refuses a Bento below a hidden folder.
+    .python_packages(*REQUIREMENTS, *WHEELS)
+    .build_include("wheels"),
     envs=[
-        {"name": name, "value": value}
-        for name, value in (
-            ("OMP_NUM_THREADS", "1"),
-            ("OPENBLAS_NUM_THREADS", "1"),
-            ("BENTOML_DO_NOT_TRACK", "true"),
-        )
+        # Native threads of several workers would fight for the processors.
+        {"name": "OMP_NUM_THREADS", "value": "1"},
+        {"name": "OPENBLAS_NUM_THREADS", "value": "1"},
+        {"name": "BENTOML_DO_NOT_TRACK", "value": "true"},
+        {"name": "ORT_DISABLE_TELEMETRY", "value": "1"},
     ],
     # Counted by the service itself, with bounded labels.
     metrics={"enabled": False},
@@ -54,17 +54,36 @@ class Readmission:
     """Probability that a diabetic in-patient comes back within 30 days of discharge."""
 
     def __init__(self) -> None:
-        APPLICATION.open(HERE, lambda: content_digest(HERE.parent))
+        keep_values_out_of_logs()
+        PREDICTOR.open()
         # What was loaded stays for good: the collector need not walk it in the middle of a request.
         gc.collect()
         gc.freeze()
-        # A batch makes thousands of short-lived tuples, which refer to nothing that could lead back to them.
-        gc.set_threshold(COLLECTED_AFTER)
+
+    async def __is_ready__(self) -> bool:
+        return not PREDICTOR.problem
+
+    @bentoml.api(route="/predict")
+    async def predict(self, encounter: Encounter, /, ctx: bentoml.Context) -> Prediction:
+        """Score one encounter"""
+        options = options_of(ctx.request.scope["query_string"])
+        prediction = PREDICTOR.predict(encounter, log=options.log)
+        if options.explain:
+            # Not on the loop: a large forest takes some 50 ms.
+            prediction.explanation = await asyncio.to_thread(PREDICTOR.explain, encounter)
+        return prediction
+
+    # Not `async`: BentoML runs it in a thread, one batch at a time, and other requests go on.
+    @bentoml.api(route="/predict/batch")
+    def predict_batch(self, encounters: Encounters, /, ctx: bentoml.Context) -> Predictions:
+        """Score many encounters, answered in order"""
+        options = options_of(ctx.request.scope["query_string"])
+        return Predictions(PREDICTOR.predict_many(encounters.root, log=options.log))
 
     @bentoml.on_shutdown
     def close(self) -> None:
         """Finish the prediction log."""
-        APPLICATION.close()
+        PREDICTOR.close()
 
 
-Readmission.add_asgi_middleware(lambda app: APPLICATION.in_front_of(app))
+Readmission.add_asgi_middleware(Gate, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)

@@ -2,6 +2,7 @@
 
 BentoML builds it, in a process and a store of its own, so that nothing half built ever stands where a finished
 Bento is looked for. What BentoML adds by the clock is replaced, and the result moves to its place in one rename.
+The service's code is `service.py` and the wheel of this library, which lies in the Bento.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.storage import disk_error, whole_file
-from health_predict.core import columns, content, contributions, row_encoder, tree_scores
+from health_predict.core.columns import FEATURES
 from health_predict.core.compiled_model import CompiledModel
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import StateError
@@ -31,22 +33,26 @@ from health_predict.core.errors import StateError
 log = logging.getLogger(__name__)
 
 NAME = "readmission"
-SOURCE = Path(__file__).resolve().parents[2] / "bentos" / NAME
-PACKAGE = "readmission_service"
-# Copied into the Bento under the name of its own package: a health-predict installed beside it must not replace them.
-CORE_MODULES = (columns, row_encoder, content, contributions, tree_scores)
-ROOTS = ("bentoml", "botocore", "httptools", "msgspec", "numpy", "onnxruntime", "prometheus-client", "uvloop")
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "bentos" / NAME
+DISTRIBUTION = "health-predict"
+EXTRA = "serving"
+# What the library's wheel is built from.
+PACKAGES = ("health_predict", "components", "pipelines")
+PROJECT_FILES = ("pyproject.toml", "README.md")
 BUILD_SECONDS = 300
 WORKSHOP = ".building-"
 OPTIONS = "options.json"
-# BentoML asks for uv, and installs it when there is none, even where nothing is to be locked: every version is exact.
 # Not the command line: that refuses a folder below a hidden one, such as `.health-predict`.
 BUILD_PROGRAM = f"""
 import bentoml, json, pathlib
-import bentoml._internal.configuration as configuration
-configuration.get_uv_command = lambda: []
 options = json.loads(pathlib.Path("../{OPTIONS}").read_text(encoding="utf-8"))
 bentoml.bentos.build("service:Readmission", include=["*"], python={{"lock_packages": False}}, build_ctx=".", **options)
+"""
+WHEEL_PROGRAM = """
+import sys
+from setuptools import build_meta
+build_meta.build_wheel(sys.argv[1])
 """
 # BentoML wants a time in a Bento; the same version must give the same bytes.
 CREATED = "1980-01-01T00:00:00+00:00"
@@ -119,62 +125,84 @@ class BentoStore:
 def bento_tag(model_version: str, identity: Mapping[str, Any]) -> str:
     """Tag of the Bento of a model version: it changes with the model and with the service's code and libraries."""
     digest = hashlib.sha256(json.dumps([identity, requirements()], sort_keys=True).encode())
-    for name, text in sorted(service_files().items()):
-        digest.update(f"{name}\0{len(text)}\0{text}".encode())
+    for name, data in sorted({**service_files(), **library_files()}.items()):
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
     return f"{NAME}:v{model_version}-{digest.hexdigest()[:12]}"
 
 
-def service_files() -> dict[str, str]:
-    """The service's source files by their name in the Bento. Raises StateError when they are not installed."""
+def service_files() -> dict[str, bytes]:
+    """The service's own files by their name in the Bento. Raises StateError when they are not installed."""
     if not (SOURCE / "service.py").is_file():
         raise StateError(f"{SOURCE} holds no service.py", "run from a clone of the repository or its image")
-    files = {
-        path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8")
-        for path in SOURCE.rglob("*")
-        if path.suffix in (".py", ".md") and "__pycache__" not in path.parts
-    }
-    for module in CORE_MODULES:
-        path = Path(str(module.__file__))
-        files[f"{PACKAGE}/{path.name}"] = path.read_text(encoding="utf-8")
-    return {name: text.replace("from health_predict.core.", f"from {PACKAGE}.") for name, text in files.items()}
+    return {name: (SOURCE / name).read_bytes() for name in ("service.py", "README.md")}
+
+
+def library_files() -> dict[str, bytes]:
+    """The files that the library's wheel is built from, by their name in the repository."""
+    paths = [ROOT / name for name in PROJECT_FILES]
+    paths += (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in paths if "__pycache__" not in path.parts}
+
+
+def build_wheel(folder: Path) -> None:
+    """Put the library's wheel into `folder`: the same bytes for the same files, by setuptools as anybody builds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="health-predict-wheel-") as copy:
+        # It leaves its own files where it works, and the checkout may be read-only.
+        for name, data in library_files().items():
+            path = Path(copy) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(CREATED).timestamp()))}
+        _run("the wheel of health-predict", WHEEL_PROGRAM, [str(folder)], Path(copy), environment)
 
 
 def write_source(
     folder: Path, tag: str, compiled: CompiledModel, identity: Mapping[str, Any], golden: list[dict[str, Any]]
 ) -> None:
     """Write everything that the Bento's `src` folder will hold, and beside it BentoML's options for the build."""
-    files = service_files()
-    files["requirements.txt"] = "".join(f"{line}\n" for line in requirements())
-    complete = {**identity, "bento_tag": tag, "family": compiled.family, "threshold": compiled.threshold}
-    files["identity.json"] = _json(complete)
-    files["encoder.json"] = _json(compiled.encoder.to_json())
-    files["golden.json"] = _json(golden)
-    files["contract.json"] = _json([asdict(column) for column in columns.FEATURES])
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    (folder / "model.onnx").write_bytes(compiled.graph)
+    complete = {
+        **identity,
+        "bento_tag": tag,
+        "family": compiled.family,
+        "threshold": compiled.threshold,
+        "calibration": compiled.calibration,
+    }
+    files = service_files() | {
+        "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
+        "identity.json": _json(complete),
+        "encoder.json": _json(compiled.encoder.to_json()),
+        "golden.json": _json(golden),
+        "contract.json": _json([asdict(column) for column in FEATURES]),
+        "model.onnx": compiled.graph,
+    }
     if compiled.explainer is not None:
-        (folder / "explainer.npz").write_bytes(compiled.explainer.to_bytes())
+        files["explainer.npz"] = compiled.explainer.to_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    build_wheel(folder / "wheels")
     labels = {
         name: str(complete[name]) for name in ("model_version", "run_id", "dataset_digest", "git_commit", "family")
     }
     options = {"name": NAME, "version": tag.partition(":")[2], "labels": labels}
-    (folder.parent / OPTIONS).write_text(_json(options), encoding="utf-8")
+    (folder.parent / OPTIONS).write_bytes(_json(options))
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def requirements() -> list[str]:
-    """Exact versions of the installed serving libraries and of all they need, `name==version`, sorted."""
+    """Exact versions of all that the library needs with its extra `serving`, `name==version`, sorted.
+
+    Raises StateError when the serving libraries are not installed.
+    """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     found: dict[str, str] = {}
-    waiting: list[tuple[str, frozenset[str]]] = [(name, frozenset()) for name in ROOTS]
+    waiting: list[tuple[str, frozenset[str]]] = [(DISTRIBUTION, frozenset({EXTRA}))]
     visited: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         name, extras = waiting.pop()
@@ -185,17 +213,17 @@ def requirements() -> list[str]:
             found[canonicalize_name(name)] = version(name)
             needed = distribution(name).requires or []
         except PackageNotFoundError:
-            if name in ROOTS:
-                raise StateError(
-                    f"{name} is not installed", "install the serving libraries: pip install 'health-predict[serving]'"
-                ) from None
-            continue
+            continue  # asked for by nobody on this platform
         for text in needed:
             requirement = Requirement(text)
             environments: list[dict[str, str]] = [{"extra": extra} for extra in ("", *sorted(extras))]
             if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
                 waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return sorted(f"{name}=={number}" for name, number in found.items())
+    if "bentoml" not in found:
+        raise StateError(
+            "bentoml is not installed", "install the serving libraries: pip install 'health-predict[serving]'"
+        )
+    return sorted(f"{name}=={number}" for name, number in found.items() if name != DISTRIBUTION)
 
 
 def _built(home: Path, source: Path, tag: str) -> Path:
@@ -205,22 +233,26 @@ def _built(home: Path, source: Path, tag: str) -> Path:
         "BENTOML_DO_NOT_TRACK": "true",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    _run("bentoml build", BUILD_PROGRAM, [], source, environment)
+    return BentoStore(home).folder(tag)
+
+
+def _run(what: str, program: str, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a program of a few lines in a process of its own. Raises StateError with its last words."""
     # -P: the working folder is no place to import from.
-    command = [sys.executable, "-P", "-c", BUILD_PROGRAM]
+    command = [sys.executable, "-P", "-c", program, *arguments]
     try:
         done = subprocess.run(
-            command, cwd=source, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise StateError(f"bentoml build took longer than {BUILD_SECONDS} s", "run the stage again") from None
-    folder = BentoStore(home).folder(tag)
-    if done.returncode or not folder.is_dir():
+        raise StateError(f"{what} took longer than {BUILD_SECONDS} s", "run the stage again") from None
+    if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise StateError(
-            f"bentoml build failed: {lines[-1] if lines else f'exit code {done.returncode}'}",
+            f"{what} failed: {lines[-1] if lines else f'exit code {done.returncode}'}",
             "run it by hand on bentos/readmission to see all of its output",
         )
-    return folder
 
 
 def _normalise(folder: Path, source: Path) -> None:

@@ -140,6 +140,8 @@ class FolderStorage:
     def upload(self, file: Path, key: str) -> None:
         with whole_file(self._path(key)) as temporary:
             shutil.copyfile(file, temporary)
+            with temporary.open("rb") as copy:  # who uploads may delete the file then
+                os.fsync(copy.fileno())
 
     def download(self, key: str, file: Path) -> None:
         source = self._path(key)

@@ -22,21 +22,14 @@ from health_predict.core.columns import FEATURES, MISSING, Kind
 from health_predict.core.contributions import Explainer
 from health_predict.core.errors import GateError
 from health_predict.core.families import Family
-from health_predict.core.performance import CLOSEST
 from health_predict.core.row_encoder import RowEncoder
-from health_predict.core.tree_scores import TreeScores
+from health_predict.core.scoring import INPUT, OUTPUT, GraphScorer, Scores
 
-INPUT = "rows"
-OUTPUT = "probabilities"
 # Largest difference of a probability that float32 arithmetic in another order may cause.
 TOLERANCE = 1e-6
 # A threshold keeps this distance from the scores that it is chosen by, so that such a difference cannot flip one.
 CLEARANCE = 2 * TOLERANCE
-OPSET = 17
 UNSEEN_LEVEL = "never seen in training"
-
-Rows = npt.NDArray[np.float32]
-Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +37,20 @@ class CompiledModel:
     """What the service needs to score: `encoder`, `graph` (ONNX bytes), and the score from which it says 1.
 
     The graph takes `rows`, float32 (n, d), and gives `probabilities`, float32 (n, 2): of no readmission, and of one.
-    `explainer` tells what each column added to a score (`explained_model`), and its tables of small trees score
-    batches (`tree_scores`); None: the service does not explain, and the graph scores everything.
+    `calibration` is the intercept and slope of the map that they go through then, None when there is none (`scoring`).
+    `explainer` tells what each column added to a score (`explained_model`); None: the service does not explain.
     """
 
     encoder: RowEncoder
     graph: bytes
     threshold: float
     family: str
+    calibration: tuple[float, float] | None = None
     explainer: Explainer | None = None
+
+    def scorer(self) -> GraphScorer:
+        """What the service scores rows with."""
+        return GraphScorer(self.graph, self.calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +78,8 @@ def compile_pipeline(pipeline: Any, family: Family, threshold: float) -> Compile
         # The converters use names that their own dependencies have deprecated.
         warnings.simplefilter("ignore")
         model = family.to_onnx(uncalibrated(outer), len(encoder.names))
-    graph = _normalised(model)
-    if isinstance(outer, CalibratedClassifier):
-        graph = _calibrated(graph, outer.intercept, outer.slope)
-    return CompiledModel(encoder, graph, float(threshold), family.name)
+    calibration = (outer.intercept, outer.slope) if isinstance(outer, CalibratedClassifier) else None
+    return CompiledModel(encoder, _normalised(model), float(threshold), family.name, calibration)
 
 
 def _normalised(model: Any) -> bytes:
@@ -105,43 +101,6 @@ def _normalised(model: Any) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _calibrated(graph: bytes, intercept: float, slope: float) -> bytes:
-    """The graph with `CalibratedClassifier.predict_proba` as its last nodes."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    model = onnx.load_model_from_string(graph)
-    for node in model.graph.node:
-        node.output[:] = ["uncalibrated" if name == OUTPUT else name for name in node.output]
-        node.input[:] = ["uncalibrated" if name == OUTPUT else name for name in node.input]
-    numbers = {"least": CLOSEST, "most": 1 - CLOSEST, "one": 1.0, "intercept": intercept, "slope": slope}
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.array(value, dtype=np.float32), f"calibration_{name}")
-        for name, value in numbers.items()
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "calibration_column"))
-    if not any(used.domain == "" for used in model.opset_import):  # a graph of nothing but trees
-        model.opset_import.append(helper.make_opsetid("", OPSET))
-    steps = (
-        ("Gather", ("uncalibrated", "calibration_column"), "calibration_p"),
-        ("Max", ("calibration_p", "calibration_least"), "calibration_above"),
-        ("Min", ("calibration_above", "calibration_most"), "calibration_clipped"),
-        ("Sub", ("calibration_one", "calibration_clipped"), "calibration_rest"),
-        ("Div", ("calibration_clipped", "calibration_rest"), "calibration_odds"),
-        ("Log", ("calibration_odds",), "calibration_logit"),
-        ("Mul", ("calibration_logit", "calibration_slope"), "calibration_scaled"),
-        ("Add", ("calibration_scaled", "calibration_intercept"), "calibration_log_odds"),
-        ("Sigmoid", ("calibration_log_odds",), "calibration_q"),
-        ("Sub", ("calibration_one", "calibration_q"), "calibration_not_q"),
-    )
-    for kind, inputs, output in steps:
-        axis = {"axis": 1} if kind == "Gather" else {}
-        model.graph.node.append(helper.make_node(kind, list(inputs), [output], **axis))
-    model.graph.node.append(helper.make_node("Concat", ["calibration_not_q", "calibration_q"], [OUTPUT], axis=1))
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString(deterministic=True))
-
-
 def _drop_unused(graph: Any) -> None:
     """Remove the nodes that only made the label."""
     while True:
@@ -155,21 +114,6 @@ def _drop_unused(graph: Any) -> None:
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(initializers)
-
-
-def open_session(graph: bytes) -> Any:
-    """An onnxruntime session of one thread; batches and processes give the parallelism, not the single row."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def score(session: Any, rows: Rows) -> Scores:
-    """Probability of a readmission of each row; rows (n, d), result (n,)."""
-    return np.asarray(session.run([OUTPUT], {INPUT: rows})[0][:, 1], dtype=np.float64)
 
 
 def edge_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -240,19 +184,19 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
     rows = np.stack(
         [compiled.encoder.encode(dict(zip(names, values, strict=True)))[0] for values in zip(*columns, strict=True)]
     )
+    at = {name: number for number, name in enumerate(names)}
+    together, _ = compiled.encoder.encode_columns([columns[at[table.column]] for table in compiled.encoder.tables])
+    different = (together.view(np.uint32) != expected_rows.view(np.uint32)).any(axis=1)
+    _refuse(different, where, "the row encoder gives a batch other numbers than the pipeline's features")
     different = (rows.view(np.uint32) != expected_rows.view(np.uint32)).any(axis=1)
     _refuse(different, where, "the row encoder gives other numbers than the pipeline's features")
 
     expected = np.asarray(pipeline.named_steps["estimator"].predict_proba(expected_rows)[:, 1], dtype=np.float64)
-    session = open_session(compiled.graph)
-    scores = score(session, rows)
-    singly = np.array([score(session, row[None, :])[0] for row in rows[:: max(1, len(rows) // 200)]])
+    score = compiled.scorer()
+    scores = score(rows)
+    singly = np.array([score(row[None, :])[0] for row in rows[:: max(1, len(rows) // 200)]])
     difference = np.abs(scores - expected)
     _refuse(~(difference <= TOLERANCE), where, f"probabilities differ by more than {TOLERANCE}")
-    many = TreeScores.of(compiled.explainer)
-    together = scores if many is None else many(np.ascontiguousarray(rows.T))
-    apart = np.abs(together - expected)
-    _refuse(~(apart <= TOLERANCE), where, f"scores of batches differ by more than {TOLERANCE}")
     _refuse(
         np.abs(singly - expected[:: max(1, len(rows) // 200)]) > TOLERANCE,
         where[:: max(1, len(rows) // 200)],
@@ -261,13 +205,12 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
 
     threshold = compiled.threshold
     decided = expected >= threshold
-    differ = ((scores >= threshold) != decided) | ((together >= threshold) != decided)
-    _refuse(differ, where, f"decisions at {threshold!r} differ")
+    _refuse((scores >= threshold) != decided, where, f"decisions at {threshold!r} differ")
     near = np.flatnonzero(np.minimum(np.abs(scores - threshold), np.abs(expected - threshold)) < TOLERANCE)
     return Parity(
         rows=len(frame),
         edge_rows=len(edges),
-        largest_difference=float(np.maximum(difference, apart).max()),
+        largest_difference=float(difference.max()),
         threshold=threshold,
         near=tuple(where[index] for index in near),
     )

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from health_predict.core.performance import CLOSEST
 from health_predict.core.row_encoder import Amounts, RowEncoder
 
 LOG_ODDS, PROBABILITY = "log-odds", "probability"
-CLOSEST = 1e-6  # as in `performance`, which the service does not carry
 SMALLEST = 1e-9
 
 Floats = npt.NDArray[np.float64]

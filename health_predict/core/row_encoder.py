@@ -9,7 +9,7 @@ single values at a position of their own, so that the sum does not depend on its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,26 +52,60 @@ class RowEncoder:
     def __init__(self, names: tuple[str, ...], tables: tuple[ColumnTable, ...]) -> None:
         self.names = names
         self.tables = tables
-        self._zeros = np.zeros(len(names), dtype=np.float32)
+        # What values of the training rows add, as they were met: numbers, text or None.
+        self._known: list[dict[str | int | None, Amounts]] = [{} for _ in tables]
 
     def encode(self, encounter: Mapping[str, str | int | None]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """One encounter, keyed by column name, to a float32 row of shape (len(names),), and its unseen columns.
 
         An absent key and None count as missing. Values must have passed the contract.
         """
-        row = self._zeros.copy()
+        row = [0.0] * len(self.names)
         unseen: list[str] = []
-        for table in self.tables:
+        for table, known in zip(self.tables, self._known, strict=True):
             value = encounter.get(table.column)
-            text = MISSING if value is None else str(value)
-            amounts = table.amounts.get(text)
+            amounts = known.get(value)
             if amounts is None:
+                text = _text(value)
                 amounts = table.of(text)
-            if text not in table.seen:
-                unseen.append(table.column)
+                if text in table.seen:
+                    known[value] = amounts
+                else:  # not remembered: what clients make up must not pile up
+                    unseen.append(table.column)
             for position, amount in amounts:
                 row[position] += amount
-        return row, unseen
+        return np.array(row, dtype=np.float32), unseen
+
+    def encode_columns(
+        self, columns: Sequence[Sequence[str | int | None]]
+    ) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
+        """The rows (n, len(names)) of n encounters, and how many values of each column were unseen.
+
+        `columns` holds the values (n,) of each table's column, in the order of the tables. Each distinct value is
+        looked up once.
+        """
+        count, width = len(columns[0]), len(self.names)
+        # The last position takes the padding.
+        rows = np.zeros((count, width + 1), dtype=np.float32)
+        every = np.arange(count)
+        unseen: dict[str, int] = {}
+        for table, values in zip(self.tables, columns, strict=True):
+            numbers = {value: number for number, value in enumerate(set(values))}
+            codes = np.fromiter(map(numbers.__getitem__, values), dtype=np.intp, count=count)
+            texts = [_text(value) for value in numbers]
+            found = [table.of(text) for text in texts]
+            for k in range(max(map(len, found))):
+                positions = np.array([amounts[k][0] if k < len(amounts) else width for amounts in found])
+                added = np.array([amounts[k][1] if k < len(amounts) else 0.0 for amounts in found], dtype=np.float32)
+                rows[every, positions[codes]] += added[codes]
+            new = np.array([text not in table.seen for text in texts])
+            if new.any():
+                unseen[table.column] = int(new[codes].sum())
+        return np.ascontiguousarray(rows[:, :width]), unseen
+
+    def amounts(self, encounter: Mapping[str, str | int | None]) -> list[Amounts]:
+        """What each column of an encounter adds, in the order of the tables."""
+        return [table.of(_text(encounter.get(table.column))) for table in self.tables]
 
     def to_json(self) -> dict[str, Any]:
         """A plain structure, stable in its order, for `from_json`."""
@@ -118,3 +152,7 @@ class RowEncoder:
                 for entry in data["tables"]
             ),
         )
+
+
+def _text(value: str | int | None) -> str:
+    return MISSING if value is None else str(value)

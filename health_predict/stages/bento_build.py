@@ -23,9 +23,7 @@ from health_predict.core.compiled_model import (
     CompiledModel,
     Parity,
     compile_pipeline,
-    open_session,
     prove_parity,
-    score,
 )
 from health_predict.core.errors import StateError
 from health_predict.core.explained_model import explain_pipeline
@@ -141,7 +139,7 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
     )
     requests = as_requests(mixed)
     rows = np.stack([compiled.encoder.encode(request)[0] for request in requests])
-    scores = score(open_session(compiled.graph), rows)
+    scores = compiled.scorer()(rows)
     edges = np.array([*cutoffs, compiled.threshold])
     # On another processor the last digit may differ: it must not decide.
     clear = np.flatnonzero((np.abs(scores[:, None] - edges[None, :]) > 10 * TOLERANCE).all(axis=1))

@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
@@ -19,9 +20,7 @@ from health_predict.core.compiled_model import (
     cleared,
     compile_pipeline,
     edge_rows,
-    open_session,
     prove_parity,
-    score,
 )
 from health_predict.core.errors import GateError
 from health_predict.core.explained_model import explain_pipeline
@@ -80,7 +79,8 @@ def test_the_same_pipeline_gives_the_same_bytes(family: str, pipelines: dict[str
 
 
 def test_the_graph_gives_probabilities_and_nothing_else(pipelines: dict[str, Pipeline]) -> None:
-    session = open_session(compiled_as("LightGBM", pipelines["LightGBM"]).graph)
+    graph = compiled_as("LightGBM", pipelines["LightGBM"]).graph
+    session = onnxruntime.InferenceSession(graph)
     assert [value.name for value in session.get_inputs()] == ["rows"]
     assert [value.name for value in session.get_outputs()] == ["probabilities"]
 
@@ -137,7 +137,7 @@ def test_a_threshold_that_rounding_crosses_is_refused(pipelines: dict[str, Pipel
     model, pipeline = compiled_as("XGBoost", pipelines["XGBoost"]), pipelines["XGBoost"]
     rows = pipeline.named_steps["features"].transform(validation)
     expected = pipeline.predict_proba(validation)[:, 1].astype(float)
-    larger = np.flatnonzero(expected > score(open_session(model.graph), rows))
+    larger = np.flatnonzero(expected > model.scorer()(rows))
     # then the two decide differently, which is not overlooked
     with pytest.raises(GateError, match=r"decisions at .* differ: validation row"):
         prove_parity(replace(model, threshold=float(expected[larger[0]])), pipeline, validation)
@@ -153,7 +153,7 @@ def test_a_score_that_is_no_number_is_refused(pipelines: dict[str, Pipeline], va
 def test_score_gives_the_positive_class(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
     compiled: CompiledModel = compiled_as("RandomForest", pipelines["RandomForest"])
     rows = pipelines["RandomForest"].named_steps["features"].transform(validation)
-    found = score(open_session(compiled.graph), rows)
+    found = compiled.scorer()(rows)
     assert found == pytest.approx(pipelines["RandomForest"].predict_proba(validation)[:, 1], abs=1e-6)
 
 

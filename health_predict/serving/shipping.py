@@ -11,14 +11,12 @@ import fcntl
 import logging
 import os
 import re
-import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+
+from health_predict.adapters.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -27,73 +25,6 @@ NAME = re.compile(r"predictions-(\d{4})(\d{2})(\d{2})T\d{6}-.*\.jsonl")
 LOCK = ".shipping"
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-CONNECT_SECONDS, READ_SECONDS = 5, 20
-
-
-class Store(Protocol):
-    """Where the files go."""
-
-    def put(self, file: Path, key: str) -> None:
-        """Store a file whole, replacing one of the same key."""
-
-
-class FolderStore:
-    """A folder, usually another than the log's."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def put(self, file: Path, key: str) -> None:
-        target = self._root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        try:
-            with file.open("rb") as source, temporary.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-                copy.flush()
-                os.fsync(copy.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-class BucketStore:
-    """A bucket of Amazon S3 or of a service that speaks like it; credentials are found as AWS's own tools do."""
-
-    def __init__(self, bucket: str, prefix: str, endpoint_url: str) -> None:
-        # Only here: it takes half a second and some 25 MB.
-        import botocore.config
-        import botocore.session
-
-        session = botocore.session.get_session()
-        self._bucket, self._prefix = bucket, prefix.strip("/")
-        self._client: Any = session.create_client(
-            "s3",
-            region_name=session.get_config_variable("region") or "us-east-1",
-            endpoint_url=endpoint_url or None,
-            config=botocore.config.Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
-                retries={"total_max_attempts": 2},
-                # Not every service knows the newer checksums.
-                request_checksum_calculation="when_required",
-            ),
-        )
-
-    def put(self, file: Path, key: str) -> None:
-        with file.open("rb") as body:
-            name = f"{self._prefix}/{key}" if self._prefix else key
-            self._client.put_object(Bucket=self._bucket, Key=name, Body=body)
-
-
-def open_store(uri: str, endpoint_url: str = "") -> Store:
-    """Storage for `file:///folder` or `s3://bucket/prefix`. Raises ValueError for another scheme."""
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return FolderStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3" and parts.netloc:
-        return BucketStore(parts.netloc, parts.path, endpoint_url)
-    raise ValueError(f"storage URI {uri!r} is not supported: use file:///folder or s3://bucket/prefix")
 
 
 def key_of(file: Path) -> str | None:
@@ -108,13 +39,13 @@ class Shipper:
     def __init__(
         self,
         folder: Path,
-        store: Store,
+        storage: Storage,
         *,
         shipped: Callable[[int], None] = lambda count: None,
         failed: Callable[[int], None] = lambda count: None,
         pause: float = PAUSE_SECONDS,
     ) -> None:
-        self._folder, self._store = folder, store
+        self._folder, self._storage = folder, storage
         self._shipped, self._failed = shipped, failed
         self._shortest = self._pause = pause
         self._ending = threading.Event()
@@ -153,7 +84,7 @@ class Shipper:
             for file in sorted(self._folder.glob("*.jsonl")):
                 key = key_of(file)
                 if key is not None:
-                    self._store.put(file, key)
+                    self._storage.upload(file, key)
                     file.unlink()
                     self._shipped(1)
             if self._pause > self._shortest:

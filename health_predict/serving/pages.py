@@ -1,13 +1,22 @@
-"""The page at `/`: what can be asked, in one self-contained HTML file."""
+"""What the service says about itself: `/health`, `/metrics`, `/docs.json`, and the page at `/` and `/docs`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from readmission_service.scorer import Identity
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
+from health_predict.core.columns import EXAMPLE, FEATURES
+from health_predict.serving.metrics import CONTENT_TYPE
+from health_predict.serving.predictor import Predictor
+
+PATHS = ("/health", "/metrics", "/docs.json", "/", "/docs")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}code,pre,textarea{font:13px/1.45 monospace}
@@ -33,38 +42,55 @@ document.querySelector('form').addEventListener('submit', async event => {
 """
 
 
-def page(identity: Identity, warning: str, openapi: dict[str, Any]) -> bytes:
-    """The page as UTF-8; `openapi` is the document it shows."""
+def pages(predictor: Predictor, document: Callable[[], dict[str, Any]]) -> Starlette:
+    """The application that is mounted beside BentoML's API; `document` makes the OpenAPI document."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse(predictor.health(), 503 if predictor.problem else 200)
+
+    async def metrics(_: Request) -> Response:
+        return Response(predictor.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(document())
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(_page(predictor, document()))
+
+    answers = dict(zip(PATHS, (health, metrics, openapi, page, page), strict=True))
+    return Starlette(routes=[Route(path, answer) for path, answer in answers.items()])
+
+
+def _page(predictor: Predictor, document: dict[str, Any]) -> str:
     operations = [
-        (method.upper(), path, operation["summary"], ", ".join(operation["responses"]))
-        for path, methods in openapi["paths"].items()
+        (method.upper(), path, operation.get("summary", ""), ", ".join(operation["responses"]))
+        for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    encounter = openapi["components"]["schemas"]["Encounter"]
     fields = [
-        (name, "yes" if name in encounter["required"] else "", _range(schema), schema["description"])
-        for name, schema in encounter["properties"].items()
+        (column.name, "" if column.nullable else "yes", column.allowed, f"{column.description}.") for column in FEATURES
     ]
-    example = openapi["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    health = predictor.health()
+    warning = predictor.warning or predictor.problem
     banner = f'<p class="warning" role="alert">{escape(warning)}</p>' if warning else ""
-    title = escape(openapi["info"]["title"])
+    title = escape(document["info"]["title"])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,"><title>{title}</title><style>{STYLE}</style></head><body>
-<h1>{title}</h1><p>Model version {escape(identity.model_version)}, {escape(identity.family)},
-<code>{escape(identity.bento_tag)}</code></p>{banner}
-<p>{escape(openapi["info"]["description"])}</p>
+<h1>{title}</h1><p>Model version {escape(health.get("model_version", "unknown"))}, {escape(health.get("family", ""))},
+<code>{escape(health.get("bento_tag", ""))}</code></p>{banner}
+<p>{escape(document["info"]["description"])}</p>
 <h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
 <p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
 <h2>Try it</h2><form><label for="body">POST /predict</label>
-<textarea id="body" spellcheck="false">{escape(json.dumps(example, indent=2))}</textarea>
+<textarea id="body" spellcheck="false">{escape(json.dumps(EXAMPLE, indent=2))}</textarea>
 <p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
 <h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}
 <script>{SCRIPT}</script></body></html>
-""".encode()
+"""
 
 
-def _table(name: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(name: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     header = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     body = "".join(
         "<tr>"
@@ -79,13 +105,3 @@ def _table(name: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str
         f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
         f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _range(schema: dict[str, Any]) -> str:
-    if "minimum" in schema:
-        return f"{schema['minimum']} to {schema['maximum']}"
-    if "enum" in schema:
-        return ", ".join("null" if level is None else level for level in schema["enum"])
-    if "anyOf" in schema:
-        return "code, number or text"
-    return "ICD-9 code" if "pattern" in schema else "text"

@@ -1,0 +1,221 @@
+"""What a request may hold and what an answer holds, as pydantic models.
+
+The columns make the model of an encounter, and it alone says what is valid: BentoML validates with it, its schema
+stands in the OpenAPI document, and its errors are worded here. No message repeats a value of a request: it may be a
+patient's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import bentoml
+from pydantic import BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
+from pydantic_core import from_json
+
+from health_predict.core.columns import (
+    BY_NAME,
+    CODE_PATTERN,
+    EXAMPLE,
+    FEATURES,
+    ICD9_PATTERN,
+    MAXIMUM_CODE,
+    MAXIMUM_TEXT,
+    MISSING,
+    Column,
+    Kind,
+)
+from health_predict.core.contributions import LOG_ODDS, PROBABILITY
+from health_predict.core.risk_groups import GROUPS
+
+# `\d` would take the digits of every script.
+DIAGNOSIS = ICD9_PATTERN.replace(r"\d", "[0-9]")
+# How many violations one answer lists: a hostile batch must not become a bigger answer.
+LONGEST_LIST = 1000
+# A wrong name is repeated to show the typing mistake, cut to this length.
+LONGEST_NAME = 64
+
+
+def _type_of(column: Column) -> Any:
+    missing = [MISSING] if column.nullable else []
+    if column.kind is Kind.COUNT:
+        kind: Any = Annotated[int, Field(ge=column.minimum, le=column.maximum)]
+    elif column.kind is Kind.LEVEL:
+        kind = Literal[(*column.levels, *missing)]
+    elif column.kind is Kind.ICD9:
+        kind = Annotated[str, Field(pattern=f"^(?:{'|'.join([DIAGNOSIS, *(f'[{text}]' for text in missing)])})$")]
+    elif column.is_code:
+        kind = Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^{CODE_PATTERN}$")]
+    else:
+        kind = Annotated[str, Field(min_length=1, max_length=MAXIMUM_TEXT)]
+    return kind | None if column.nullable else kind
+
+
+def _description(column: Column) -> str:
+    known = f" Known levels: {', '.join(column.levels)}; others are scored and counted."
+    return (
+        f"{column.description}."
+        f"{known if column.kind is Kind.OPEN_LEVEL and column.levels else ''}"
+        f"{' null, ? or absent when unknown.' if column.nullable else ''}"
+    )
+
+
+class _Strict(bentoml.IODescriptor):  # type: ignore[misc]
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+Encounter: Any = create_model(  # type: ignore[call-overload]
+    "Encounter",
+    __base__=_Strict,
+    __doc__="One encounter under the data set's own column names.",
+    **{
+        column.name: (
+            _type_of(column),
+            Field(
+                None if column.nullable else ...,
+                description=_description(column),
+                json_schema_extra={"example": EXAMPLE[column.name]},
+            ),
+        )
+        for column in FEATURES
+    },
+)
+"""`vars` of an instance gives the values by column, in the order of `columns.FEATURES`."""
+
+
+class Contribution(BaseModel):
+    """What one column of the encounter added to the score."""
+
+    column: str
+    value: str | int | None
+    contribution: float
+
+
+class Explanation(BaseModel):
+    """`base`, all contributions and `others` add up to `score`.
+
+    For a linear model they are the exact parts relative to the mean of the training rows, for trees the path-dependent
+    TreeSHAP values.
+    """
+
+    unit: Literal[LOG_ODDS, PROBABILITY]  # type: ignore[valid-type]
+    base: float = Field(description="The mean score")
+    score: float = Field(description="The score of this encounter, in the unit")
+    contributions: list[Contribution] = Field(description="The largest ones, by amount")
+    others: float = Field(description="The sum of the remaining contributions")
+
+
+class Prediction(bentoml.IODescriptor):  # type: ignore[misc]
+    """What the service says about one encounter."""
+
+    prediction: Literal[0, 1] = Field(description="1: readmission within 30 days expected")
+    probability_score: float = Field(ge=0, le=1)
+    risk_group: Literal[GROUPS]  # type: ignore[valid-type]
+    model_version: str
+    prediction_id: str = Field(description="A UUID; keep it: the label is joined by it later")
+    explanation: Explanation | None = Field(
+        None, description="With explain=true", exclude_if=lambda value: value is None
+    )
+
+
+def batch_of(maximum_rows: int) -> Any:
+    """The model of a list of at most so many encounters."""
+    # The reading ends with the first wrong encounter; `violations` names them all.
+    rows = Annotated[list[Encounter], FailFast(), Field(max_length=maximum_rows)]
+
+    class Encounters(bentoml.IODescriptor, RootModel[rows]):  # type: ignore[misc]
+        """Encounters, each as for a single prediction."""
+
+        model_config = ConfigDict(hide_input_in_errors=True)
+
+    return Encounters
+
+
+class Predictions(bentoml.IODescriptor, RootModel[list[Prediction]]):  # type: ignore[misc]
+    """One prediction for each encounter, in order."""
+
+
+class Options(BaseModel):
+    """What the query of a request may ask for; names that mean nothing here are left alone."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    explain: bool = Field(default=False, description="Adds what each column contributed to the score")
+    log: bool = Field(default=True, description="false for probes: the prediction is not written to the prediction log")
+
+
+class Violation(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Violations(BaseModel):
+    """Everything that is wrong with a request."""
+
+    detail: list[Violation]
+
+
+class Problem(BaseModel):
+    """Why a request is not answered."""
+
+    detail: str
+
+
+MESSAGES = {
+    "json_invalid": "is not valid JSON in UTF-8",
+    "model_type": "must be an object with one field for each column",
+    "list_type": "must be a list of encounters",
+    "too_long": "has too many encounters",
+    "extra_forbidden": "is not a column of the contract; remove it",
+    "bool_parsing": "must be true or false",
+}
+
+
+def violations(model: type[BaseModel], body: bytes) -> list[Violation]:
+    """What `model`, that of an encounter or of a batch, has to say against a body; empty only for a valid one.
+
+    At most `LONGEST_LIST`, and a word about more.
+    """
+    try:
+        model.model_validate_json(body)
+    except ValidationError as error:
+        # Of a batch it tells of the list, or of the first wrong encounter.
+        of_list = len(error.errors(include_url=False)[0]["loc"]) == 0
+        if of_list or not issubclass(model, RootModel):
+            return list(worded(error, ("body",)))
+    else:
+        return []
+    found: list[Violation] = []
+    for number, row in enumerate(from_json(body)):
+        try:
+            Encounter.model_validate(row)
+        except ValidationError as error:
+            found += worded(error, ("body", number))
+        if len(found) > LONGEST_LIST:
+            more = Violation(loc=["body"], msg="there are more violations than are listed", type="truncated")
+            return [*found[:LONGEST_LIST], more]
+    return found
+
+
+def worded(error: ValidationError, loc: tuple[str | int, ...]) -> Iterator[Violation]:
+    """The violations of one object, one for each field; `loc` is its own place."""
+    by_field: dict[tuple[str | int, ...], list[str]] = {}
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        # Below a field stands which of its types was tried.
+        by_field.setdefault(item["loc"][:1], []).append(item["type"])
+    for field, kinds in by_field.items():
+        # A code is a number or text: what is wrong with the one that it is says more than that it is not the other.
+        kind = next((kind for kind in kinds if kind not in ("int_type", "string_type")), kinds[0])
+        shown = [part[:LONGEST_NAME] if isinstance(part, str) else part for part in field]
+        yield Violation(loc=[*loc, *shown], msg=_message(kind, field), type=kind)
+
+
+def _message(kind: str, field: tuple[str | int, ...]) -> str:
+    if kind in MESSAGES:
+        return MESSAGES[kind]
+    allowed = BY_NAME[str(field[0])].allowed
+    return f"is required: {allowed}" if kind == "missing" else f"must be {allowed}"

@@ -1,0 +1,128 @@
+"""The OpenAPI document: BentoML's own, with the statuses that the gate gives and the paths mounted beside the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from health_predict.core.columns import EXAMPLE
+from health_predict.serving.contract import Options, Problem, Violations
+from health_predict.serving.gate import MEBIBYTE, Route
+from health_predict.serving.predictor import Predictor
+
+REFERENCE = "#/components/schemas/{model}"
+TITLE = "Readmission within 30 days"
+
+
+class Health(BaseModel):
+    """The state of the service, and where its model comes from."""
+
+    ready: bool
+    problem: str
+    warning: str
+    since: str
+    model_name: str = ""
+    model_version: str = ""
+    family: str = ""
+    threshold: float = 0.0
+    bento_tag: str = ""
+    bento_digest: str = ""
+    run_id: str = ""
+    dataset_digest: str = ""
+    dataset_source: str = ""
+    git_commit: str = ""
+
+
+def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> dict[str, Any]:
+    """The document of a `bentoml.Service` whose API has these routes."""
+    found: dict[str, Any] = service.openapi_spec.asdict()
+    health = predictor.health()
+    _, ours = models_json_schema(
+        [(model, "serialization") for model in (Problem, Violations, Health)], ref_template=REFERENCE
+    )
+    plain = {"text/plain": {"schema": {"type": "string"}}}
+    yes = {"200": {"description": "yes", "content": plain}}
+    gets = {
+        "/health": (
+            "Whether the service is ready, and which model it serves",
+            {"200": _answer("Ready", "Health"), "503": _answer("Not ready, and why", "Health")},
+        ),
+        "/livez": ("Whether the process lives", yes),
+        "/readyz": (
+            "Whether the golden requests were answered as at build time",
+            {**yes, "503": {"description": "no; /health tells why", "content": plain}},
+        ),
+        "/metrics": ("Prometheus metrics", {"200": {"description": "Metrics in text format", "content": plain}}),
+    }
+    paths = {
+        api.route: {"post": _operation(found["paths"][api.route]["post"], routes[api.route], api)}
+        for api in service.apis.values()
+    }
+    paths |= {
+        path: {"get": {"operationId": path.strip("/"), "summary": summary, "responses": responses}}
+        for path, (summary, responses) in gets.items()
+    }
+    description = (
+        "Probability that a diabetic in-patient comes back within 30 days of discharge. Trained on US data of "
+    )
+    description += "1999-2008. Not for clinical use."
+    if "risk_cutoffs" in health:
+        low, medium, high = health["risk_cutoffs"]
+        description += (
+            f" Risk groups by probability: low below {low:.3f}, medium below {medium:.3f}, high below {high:.3f}, else "
+            "very high: 1, 1.5 and 2.5 times the training prevalence."
+        )
+    return {
+        # Its schemas are pydantic's, which version 3.0 does not know.
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": health.get("model_version", ""), "description": description},
+        "paths": paths,
+        "components": {"schemas": {**_without_bentomls(found["components"]["schemas"]), **ours["$defs"]}},
+    }
+
+
+def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Without the schemas of answers that the gate words anew, and BentoML's own mark."""
+    return {
+        name: {key: value for key, value in schema.items() if key != "root_input"}
+        for name, schema in schemas.items()
+        if name not in ("InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse")
+    }
+
+
+def _operation(operation: dict[str, Any], route: Route, api: Any) -> dict[str, Any]:
+    options = Options.model_json_schema()["properties"]
+    body = {"schema": {"$ref": REFERENCE.format(model=api.input_spec.__name__)}}
+    return {
+        **operation,
+        "summary": operation["description"],
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "description": option["description"],
+                "schema": {"type": "boolean", "default": option["default"]},
+            }
+            for name, option in options.items()
+            if route.explains or name != "explain"
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {**body, "example": EXAMPLE if route.explains else [EXAMPLE]}},
+        },
+        "responses": {
+            "200": _answer(operation["responses"][200]["description"], api.output_spec.__name__),
+            "408": _answer("The body did not arrive in time", "Problem"),
+            "413": _answer(f"The body is larger than {route.bytes // MEBIBYTE} MiB", "Problem"),
+            "415": _answer("The body is not application/json in UTF-8", "Problem"),
+            "422": _answer("The body breaks the contract; every violation is listed", "Violations"),
+            "503": _answer("The model is not ready, or too many requests wait", "Problem"),
+        },
+    }
+
+
+def _answer(description: str, model: str) -> dict[str, Any]:
+    schema = {"$ref": REFERENCE.format(model=model)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

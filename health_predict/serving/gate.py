@@ -1,0 +1,227 @@
+"""What stands between a client and BentoML, as ASGI middleware: limits, the wording of refusals, and counts.
+
+BentoML validates with the models of the contract, but it takes bodies of any size, type and slowness, answers a wrong
+one with 400 and logs it with its values. Here such an answer becomes a 422 that names every violation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+
+from health_predict.serving.contract import Options, Problem, Violation, Violations, violations, worded
+from health_predict.serving.predictor import Predictor
+
+MEBIBYTE = 1024 * 1024
+# How much of a body that is too large is read before the refusal.
+DRAINED_BYTES = 128 * MEBIBYTE
+# Batches that wait would hold their bodies in memory.
+WAITING_BATCHES = 16
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Any, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path takes: the model and the largest size of its body, and how long it may take to arrive."""
+
+    model: type[BaseModel]
+    bytes: int
+    seconds: float
+    most: int
+    """How many requests may be under way."""
+    explains: bool = False
+
+
+class RefusalError(Exception):
+    """A request that is answered with a problem and goes no further."""
+
+    def __init__(self, status: int, answer: str | Violations, *, close: bool = False, allow: str = "") -> None:
+        super().__init__(status)
+        self.status = status
+        self.answer = answer if isinstance(answer, Violations) else Problem(detail=answer)
+        self.headers = [(b"connection", b"close")] if close else [(b"allow", allow.encode())] if allow else []
+
+
+class DisconnectedError(Exception):
+    """The client went away before its body was complete."""
+
+
+def options_of(query: bytes) -> Options:
+    """What a query asks for. Raises ValidationError."""
+    if not query:
+        return Options()
+    return Options.model_validate(dict(parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True)))
+
+
+class Gate:
+    """The middleware; `predictor` tells whether a model is ready and has the metrics."""
+
+    def __init__(
+        self, app: Application, predictor: Predictor, routes: dict[str, Route], others: frozenset[str]
+    ) -> None:
+        """`routes` are those with a body, `others` the remaining paths that are counted by their names."""
+        self._app, self._predictor, self._routes = app, predictor, routes
+        self._names = {name: name for name in (*routes, *others)}
+        self._under_way = dict.fromkeys(routes, 0)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status, path = time.perf_counter(), 0, scope["path"]
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            route = self._routes.get(path)
+            if route is None:
+                await self._app(scope, receive, counted)
+            else:
+                await self._post(route, path, scope, receive, counted)
+        except RefusalError as refusal:
+            body = refusal.answer.model_dump_json().encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            await counted(
+                {"type": "http.response.start", "status": refusal.status, "headers": headers + refusal.headers}
+            )
+            await counted({"type": "http.response.body", "body": body})
+        except DisconnectedError:
+            return
+        if status:
+            self._predictor.metrics.answered(self._names.get(path, "other"), status, time.perf_counter() - start)
+
+    async def _post(self, route: Route, path: str, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise RefusalError(405, "use POST", allow="POST")
+        try:
+            options = options_of(scope["query_string"])
+        except ValidationError as error:
+            raise RefusalError(422, Violations(detail=list(worded(error, ("query",))))) from None
+        if options.explain and not (route.explains and self._predictor.explains):
+            problem = (
+                "this model has no explanation" if route.explains else "only /predict explains; send one encounter"
+            )
+            violation = Violation(loc=["query", "explain"], msg=problem, type="value_error")
+            raise RefusalError(422, Violations(detail=[violation]))
+        if self._under_way[path] >= route.most:
+            raise RefusalError(503, "too many requests wait; try again later", close=True)
+        self._under_way[path] += 1
+        try:
+            body = await _body(route, scope, receive)
+            if self._predictor.problem:
+                raise RefusalError(503, self._predictor.problem)
+            await self._hand_on(route, body, scope, receive, send)
+        finally:
+            self._under_way[path] -= 1
+
+    async def _hand_on(self, route: Route, body: bytes, scope: Any, receive: Receive, send: Send) -> None:
+        """Let BentoML answer this body; its refusals are worded anew."""
+        whole: list[Message] = [{"type": "http.request", "body": body}]
+        failed = 0
+
+        async def replayed() -> Message:
+            return whole.pop() if whole else await receive()
+
+        async def worded_anew(message: Message) -> None:
+            nonlocal failed
+            status = message.get("status", 0)
+            if status >= 400:
+                failed = status
+            if not failed:
+                await send(message)
+
+        await self._app(scope, replayed, worded_anew)
+        if failed == 400:
+            found = violations(route.model, body)
+            if found:
+                raise RefusalError(422, Violations(detail=found))
+        if failed:
+            raise RefusalError(500, "internal error")
+
+
+async def _body(route: Route, scope: Any, receive: Receive) -> bytes:
+    """The whole body. Raises RefusalError for another type, a body that is too large or too slow."""
+    headers = dict(scope["headers"])
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise RefusalError(415, "send the body uncompressed", close=True)
+    if not _is_json(headers.get(b"content-type", b"")):
+        raise RefusalError(415, "send application/json in UTF-8", close=True)
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and int(length[:20]) > route.bytes:
+        await _refuse_large(route, receive, wait=b"expect" not in headers)
+    try:
+        async with asyncio.timeout(route.seconds):
+            parts, size, more = [], 0, True
+            while more and size <= route.bytes:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise DisconnectedError
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise RefusalError(408, f"the body took longer than {route.seconds:.0f} s", close=True) from None
+    if size > route.bytes:
+        await _refuse_large(route, receive, wait=more)
+    return b"".join(parts)
+
+
+async def _refuse_large(route: Route, receive: Receive, *, wait: bool) -> None:
+    """Read some of what the client is still sending, or it would never see the answer; then refuse."""
+    try:
+        async with asyncio.timeout(5):
+            size = 0
+            while wait and size < DRAINED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                wait = message.get("more_body", False)
+    except TimeoutError:
+        pass
+    raise RefusalError(413, f"the body is larger than {route.bytes // MEBIBYTE} MiB", close=True)
+
+
+def _is_json(kind: bytes) -> bool:
+    media, _, parameters = kind.lower().partition(b";")
+    charset = parameters.replace(b'"', b"").replace(b" ", b"")
+    return media.strip() == b"application/json" and charset in (b"", b"charset=utf-8", b"charset=utf8")
+
+
+class WithoutValues(logging.Filter):
+    """Keeps values of requests out of a log: of an exception only the type and the place are told.
+
+    A refused request leaves no line: its answer says what is wrong, and the metrics count it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged; it is changed in place."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        place = "".join(traceback.format_tb(error.__traceback__))
+        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}\n{place}", ()
+        record.exc_info = record.exc_text = None
+        return not isinstance(error, ValidationError)
+
+
+def keep_values_out_of_logs() -> None:
+    """Filter all that this process writes to its log by what handlers it has now."""
+    logging.basicConfig()  # where nobody has set up a handler
+    for name in ("", "bentoml"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(WithoutValues())
