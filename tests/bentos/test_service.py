@@ -24,11 +24,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
 import uvicorn
+from bentoml.exceptions import UnprocessableEntity
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -790,12 +792,12 @@ class TestHostile:
         assert statuses[422] > 900
 
     @pytest.mark.filterwarnings("ignore")
-    def test_the_openapi_document_is_kept(self, client: Client) -> None:
+    def test_the_openapi_document_is_kept(self, url: str) -> None:
         import schemathesis
         from schemathesis.config import SchemathesisConfig
 
         # given requests made from the document, inside and outside of it
-        api = schemathesis.openapi.from_asgi("/docs.json", client.app, config=SchemathesisConfig())
+        api = schemathesis.openapi.from_url(f"{url}/docs.json", config=SchemathesisConfig())
         asked: Counter[str] = Counter()
         for result in api.get_all_operations():
             operation = result.ok()
@@ -815,7 +817,7 @@ class TestHostile:
                 asked[case.operation.path] += 1
 
             ask()
-        assert set(asked) == set(client.get("/docs.json").json()["paths"])
+        assert set(asked) == set(httpx.get(f"{url}/docs.json").json()["paths"])
 
 
 class TestAboutItself:
@@ -1231,53 +1233,104 @@ class TestSettings:
             assert client.raw(b" " * (2**20 + 1), "/predict/batch").status_code == 413
 
 
-@pytest.mark.slow
-def test_bentoml_serve(compiled: CompiledModel, golden: list[dict[str, Any]], tmp_path: Path) -> None:
-    # given a Bento, served as its users do, by two workers
-    bento = BentoStore(tmp_path / "bentoml").build(bento_tag("7", IDENTITY), compiled, IDENTITY, golden)
+def served(folder: Path, home: Path, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
+    """A Bento, served by BentoML's command from an empty folder, and its address once it is ready.
+
+    The packages of this environment are seen but for httptools, which the Bento's own environment does not have.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "BENTOML_HOME": str(tmp_path / "home"),
-        "BENTOML_DO_NOT_TRACK": "true",
-        "BENTOML_CONFIG_OPTIONS": "services.readmission.workers=2",
-        "HEALTH_PREDICT_PREDICTION_LOG": str(tmp_path / "log"),
-    }
-    command = [sys.executable, "-P", "-m", "bentoml", "serve", str(bento.folder), "--port", str(port)]
-    with (tmp_path / "output").open("wb") as output:
+    (home / "hidden").mkdir(parents=True)
+    (home / "hidden" / "httptools.py").write_text("raise ImportError('hidden')")
+    (home / "empty").mkdir()
+    command = [sys.executable, "-m", "bentoml", "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "output").open("wb") as output:
         server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1"], env=environment, stdout=output, stderr=subprocess.STDOUT
+            command,
+            env={
+                **os.environ,
+                "HOME": str(home / "home"),
+                "PYTHONPATH": str(home / "hidden"),
+                "BENTOML_HOME": str(home / "bentoml"),
+                "BENTOML_DO_NOT_TRACK": "true",
+                "BENTOML_CONFIG_OPTIONS": "services.readmission.workers=2",
+                **environment,
+            },
+            cwd=home / "empty",
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
+    url = f"http://127.0.0.1:{port}"
     try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 90
-        while not _is_ready(url):
-            assert server.poll() is None, (tmp_path / "output").read_text()
-            assert time.monotonic() < deadline
-        # when it is asked over several connections
-        answers = [httpx.post(f"{url}/predict", json=case["request"]).json() for case in golden]
-        # then it answers as at build time, any worker counts for all, and BentoML's own routes stay
-        assert [answer["probability_score"] for answer in answers] == pytest.approx(
-            [case["answer"]["probability_score"] for case in golden], abs=1e-6
-        )
-        # (what one worker counted, the other tells within a second)
-        counted = f'requests_total{{route="/predict",status="200"}} {len(golden)}.0'
-        wait_for(lambda: counted in httpx.get(f"{url}/metrics").text)
+        wait_for(lambda: _is_ready(url) or server.poll() is not None, seconds=240)
+        assert server.poll() is None, (home / "output").read_text()
+    except BaseException:
+        server.kill()
+        raise
+    return server, url
+
+
+@pytest.mark.slow
+def test_bentoml_serve(compiled: CompiledModel, golden: list[dict[str, Any]], tmp_path: Path) -> None:
+    # given a Bento, served as its users do, by two workers
+    bento = BentoStore(tmp_path / "store").build(bento_tag("7", IDENTITY), compiled, IDENTITY, golden)
+    server, url = served(bento.folder, tmp_path, HEALTH_PREDICT_PREDICTION_LOG=str(tmp_path / "log"))
+    secret = "Jane-Doe-1234"
+    try:
+        rows, expected = [case["request"] for case in golden], [case["answer"]["probability_score"] for case in golden]
+        # when BentoML's own clients ask it
+        with bentoml.SyncHTTPClient(url) as client:
+            answers = [client.predict(row) for row in rows]
+            answers += client.predict_batch(rows)
+            with pytest.raises(UnprocessableEntity):
+                client.predict({**rows[0], "age": secret})
+            with pytest.raises(UnprocessableEntity):
+                client.predict_batch([{**rows[0], secret: 1}])
+
+        async def ask() -> Any:
+            async with bentoml.AsyncHTTPClient(url) as client:
+                return [await client.predict(rows[0]), *await client.predict_batch(rows[:2])]
+
+        answers += asyncio.run(ask())
+        # then it answers as at build time, and any worker counts for all
+        scores = [answer["probability_score"] for answer in answers]
+        assert scores == pytest.approx([*expected, *expected, expected[0], *expected[:2]], abs=1e-6)
+        metrics = httpx.get(f"{url}/metrics").text
+        assert f'requests_total{{route="/predict",status="200"}} {len(golden) + 1}.0' in metrics
         assert httpx.get(f"{url}/health").json()["bento_digest"] == bento.digest
-        assert httpx.get(f"{url}/schema.json").json()["name"] == "readmission"
+        # and BentoML tells of the same API
+        schema = httpx.get(f"{url}/schema.json").json()
+        assert [route["route"] for route in schema["routes"]] == ["/predict", "/predict/batch"]
+        assert list(schema["routes"][0]["input"]["properties"]) == list(EXAMPLE)
         # and what a client sends too much of is refused, not cut off
         assert httpx.post(f"{url}/predict", content=b" " * 3_000_000, headers=JSON).status_code == 413
     finally:
         server.send_signal(signal.SIGTERM)
-        code = server.wait(30)
+        code = server.wait(120)
     # and it ends in order, with every prediction in the log once
     assert code == 0
     lines = [line for file in (tmp_path / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert sorted(json.loads(line)["prediction_id"] for line in lines) == sorted(
         answer["prediction_id"] for answer in answers
     )
+    # and no value of a refused request is in a log, nor did a library write into the home
+    assert secret not in (tmp_path / "output").read_text()
+    assert not (tmp_path / "home").exists()
+
+
+def test_bentomls_commands_know_the_bento(
+    compiled: CompiledModel, golden: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    bento = BentoStore(tmp_path).build(bento_tag("7", IDENTITY), compiled, IDENTITY, golden)
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
+
+    def told(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "bentoml", *arguments, "-o", "json"]
+        return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+
+    assert [item["tag"] for item in told("list")] == [bento.tag]
+    assert told("get", bento.tag)["labels"]["model_version"] == "7"
 
 
 def _is_ready(url: str) -> bool:
