@@ -1,14 +1,13 @@
-"""What a prediction costs over HTTP: the usual services and ours.
+"""What a prediction costs over HTTP: the usual services and ours, for a model of each family.
 
-One model, the same rows, one machine, one load client (`parts/load.py`), one run. Each service has two workers and
-one native thread in each. CPU is that of the whole tree of the server's processes; the client's is not counted.
-The rounds alternate between the services, and the median of the rounds is shown.
+The same rows, one machine, one load client (`parts/load.py`), one run. Each service has two workers and one native
+thread in each. CPU is that of the whole tree of the server's processes; the client's is not counted. The rounds
+alternate between the services, and the median of the rounds is shown.
 
     naive     FastAPI, pydantic, a one-row DataFrame, the pickled scikit-learn pipeline
-    mlflow    `mlflow models serve` of the same pipeline
+    mlflow    `mlflow models serve` of the same pipeline (of one family only)
     echo      BentoML, every setting tuned, checks the body and answers a constant
-    ours      the Bento, with its prediction log on
-    no log    the same without a prediction log
+    ours      the Bento in its own environment, which has no httptools, with its prediction log on
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ from itertools import cycle
 from pathlib import Path
 
 import joblib
-import mlflow.sklearn
 import pandas as pd
+from mlflow.sklearn import save_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import load, servers
+
+from health_predict.core.families import FAMILIES
 
 CLIENTS = (1, 8, 32)
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -42,63 +43,62 @@ BATCHES = 5
 LOG_SECONDS = 3.0
 # The prediction log costs less than a machine varies from one second to the next, and two processes of the same code
 # differ as much: many short pairs, each longer than the log's pause, of several pairs of servers.
-LOG_SERVERS, LOG_PAIRS, LOG_PAIR_SECONDS, LOG_CLIENTS = 6, 4, 2.0, 32
-
-
-def main() -> None:
-    """Train, start all services, ask them, print the tables and the ratios."""
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        home = Path(folder)
-        model = servers.train(home)
-        up = start(home, model, running)
-        compare_answers(model, up)
-        cells: dict[tuple[str, int], list[tuple[float, float, float, float]]] = {}
-        for _ in range(ROUNDS):
-            for clients in CLIENTS:
-                for name, (server, path, bodies) in up.items():
-                    cells.setdefault((name, clients), []).append(measure(server, path, bodies, clients))
-        table = {
-            cell: [statistics.median(column) for column in zip(*rows, strict=True)] for cell, rows in cells.items()
-        }
-        print(f"{'service':<8} {'clients':>8} {'CPU ms':>9} {'req/s':>9} {'p50 ms':>9} {'p99 ms':>9}")
-        for (name, clients), (cpu, rate, p50, p99) in table.items():
-            print(f"{name:<8} {clients:>8} {cpu:>9.3f} {rate:>9.0f} {p50:>9.2f} {p99:>9.2f}")
-        for name, (server, _, _) in up.items():
-            print(f"{name:<8} memory of the whole tree {server.memory():.0f} MB")
-        batch = measure_batch(model, up)
-        for name, seconds in batch.items():
-            print(f"10,000 rows, {name:<44} {seconds * 1000:>7.0f} ms CPU")
-
-        def ratio(column: int, over: str, under: str, clients: int) -> float:
-            return table[over, clients][column] / table[under, clients][column]
-
-        running.close()
-        cpu, rate = measure_log(home, model)
-        print(f"the prediction log, {LOG_SERVERS * LOG_PAIRS} pairs: CPU {cpu:+.1%}, throughput {rate:+.1%}")
-        result = {
-            # The least favourable number of clients.
-            "cpu_vs_naive": round(min(ratio(0, "naive", "ours", clients) for clients in CLIENTS), 1),
-            "cpu_vs_echo": round(max(ratio(0, "ours", "echo", clients) for clients in CLIENTS), 2),
-            "p99_vs_echo": round(ratio(3, "ours", "echo", 32), 2),
-            "batch_cpu_vs_pandas": round(batch["naive"] / batch["ours"], 1),
-        }
-        print(json.dumps(result))
+LOG_SERVERS, LOG_PAIRS, LOG_PAIR_SECONDS, LOG_CLIENTS = int(os.environ.get("BENCH_LOG_SERVERS", "6")), 4, 2.0, 32
 
 
 Up = dict[str, tuple[servers.Server, str, list[bytes]]]
 
 
-def start(home: Path, model: servers.Model, running: ExitStack) -> Up:
+def main() -> None:
+    """Train, start the services of a family, ask them; print the tables and the least favourable ratios."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for family in FAMILIES:
+            home = Path(folder) / family
+            home.mkdir()
+            model = servers.train(home, family)
+            with ExitStack() as running:
+                found[family] = compare(family, home, model, start(home, model, running, mlflow=not found))
+            print(family, json.dumps(found[family]), flush=True)
+        cpu, rate = measure_log(home, model)
+        print(f"the prediction log, {LOG_SERVERS * LOG_PAIRS} pairs: CPU {cpu:+.1%}, throughput {rate:+.1%}")
+    worst = {"cpu_vs_naive": min, "cpu_vs_echo": max, "p99_vs_echo": max, "batch_cpu_vs_pandas": min}
+    print(json.dumps({name: pick(ratios[name] for ratios in found.values()) for name, pick in worst.items()}))
+
+
+def compare(family: str, home: Path, model: servers.Model, up: Up) -> dict[str, float]:
+    """The ratios of one family, each at the least favourable number of clients."""
+    compare_answers(model, up)
+    cells: dict[tuple[str, int], list[tuple[float, float, float, float]]] = {}
+    for _ in range(ROUNDS):
+        for clients in CLIENTS:
+            for name, (server, path, bodies) in up.items():
+                cells.setdefault((name, clients), []).append(measure(server, path, bodies, clients))
+    table = {cell: [statistics.median(column) for column in zip(*rows, strict=True)] for cell, rows in cells.items()}
+    print(f"{family:<20} {'clients':>8} {'CPU ms':>9} {'req/s':>9} {'p50 ms':>9} {'p99 ms':>9}")
+    for (name, clients), (cpu, rate, p50, p99) in table.items():
+        print(f"{name:<20} {clients:>8} {cpu:>9.3f} {rate:>9.0f} {p50:>9.2f} {p99:>9.2f}")
+    for name, (server, _, _) in up.items():
+        print(f"{name:<20} memory of the whole tree {server.memory():.0f} MB")
+    batch = measure_batch(model, up)
+    for name, seconds in batch.items():
+        print(f"10,000 rows, {name:<44} {seconds * 1000:>7.0f} ms CPU")
+
+    def ratios(column: int, over: str, under: str) -> list[float]:
+        return [table[over, clients][column] / table[under, clients][column] for clients in CLIENTS]
+
+    return {
+        "cpu_vs_naive": round(min(ratios(0, "naive", "ours")), 1),
+        "cpu_vs_echo": round(max(ratios(0, "ours", "echo")), 2),
+        "p99_vs_echo": round(max(ratios(3, "ours", "echo")), 2),
+        "batch_cpu_vs_pandas": round(batch["naive"] / batch["ours"], 1),
+    }
+
+
+def start(home: Path, model: servers.Model, running: ExitStack, *, mlflow: bool) -> Up:
     """All services, ready, each with its path and its bodies."""
     joblib.dump({"pipeline": model.pipeline, "threshold": model.threshold}, home / "pipeline.joblib")
-    mlflow.sklearn.save_model(
-        model.pipeline,
-        home / "mlflow",
-        serialization_format="cloudpickle",
-        pyfunc_predict_fn="predict_proba",
-        pip_requirements=[],
-    )
     bodies = [json.dumps(row).encode() for row in model.rows[:ASKED_ROWS]]
     records = model.frame[list(model.rows[0])].head(ASKED_ROWS).to_dict("records")
     invocations = [json.dumps({"dataframe_records": [record]}).encode() for record in records]
@@ -116,12 +116,30 @@ def start(home: Path, model: servers.Model, running: ExitStack) -> Up:
     command = [sys.executable, "-m", "uvicorn", "naive_service:app", "--port", str(port), "--workers", str(WORKERS)]
     environment = {"NAIVE_MODEL": str(home / "pipeline.joblib")}
     add("naive", [*command, "--no-access-log", "--log-level", "warning"], port, "/predict", bodies, environment)
-    port = servers.free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(home / "mlflow"), "--env-manager", "local"]
-    command += ["--port", str(port), "--workers", str(WORKERS)]
-    # It starts `uvicorn` by name.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    add("mlflow", command, port, "/invocations", invocations, {"PATH": path})
+    if mlflow:
+        save_model(
+            model.pipeline,
+            home / "mlflow",
+            serialization_format="cloudpickle",
+            pyfunc_predict_fn="predict_proba",
+            pip_requirements=[],
+        )
+        port = servers.free_port()
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "models",
+            "serve",
+            "-m",
+            str(home / "mlflow"),
+            "--env-manager",
+            "local",
+        ]
+        command += ["--port", str(port), "--workers", str(WORKERS)]
+        # It starts `uvicorn` by name.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        add("mlflow", command, port, "/invocations", invocations, {"PATH": path})
     port = servers.free_port()
     command = [
         sys.executable,
@@ -135,8 +153,8 @@ def start(home: Path, model: servers.Model, running: ExitStack) -> Up:
         str(port),
     ]
     add("echo", command, port, "/predict", bodies, {"BENTOML_HOME": str(home / "echo")})
-    for name, settings in (("ours", {"prediction_log": str(home / "log")}), ("no log", {})):
-        up[name] = serve_ours(home / name, model, running, bodies[0], **settings), "/predict", bodies
+    settings = {"prediction_log": str(home / "log")}
+    up["ours"] = serve_ours(home / "ours", model, running, bodies[0], **settings), "/predict", bodies
     return up
 
 
@@ -152,11 +170,13 @@ def compare_answers(model: servers.Model, up: Up) -> None:
     """The services that have a model give the same answers."""
     expected = model.pipeline.predict_proba(model.frame.head(20))[:, 1]
     for number, probability in enumerate(expected.tolist()):
-        for name in ("naive", "ours", "no log"):
+        for name in ("naive", "ours"):
             server, path, bodies = up[name]
             answer = server.ask(path, bodies[number])
             assert abs(answer["probability_score"] - probability) < 1e-6, name
             assert answer["prediction"] == int(probability >= model.threshold), name
+        if "mlflow" not in up:
+            continue
         server, path, bodies = up["mlflow"]
         assert abs(server.ask(path, bodies[number])["predictions"][0][1] - probability) < 1e-6
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from typer.main import get_command
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 
-sys.path[:0] = [str(ROOT), str(ROOT / "bentos" / "readmission")]
+sys.path.insert(0, str(ROOT))
 from health_predict import cli, components  # noqa: E402
 from health_predict.core import errors  # noqa: E402
 from health_predict.pipelines import PIPELINES  # noqa: E402
@@ -20,7 +23,6 @@ from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings 
 
 NOTE = "<!-- written by `make reference`; a test compares it with the code -->"
 PROGRAM = "health-predict"
-MEBIBYTE = 1024 * 1024
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -145,17 +147,16 @@ def _line(kind: type[errors.HealthPredictError]) -> str:
 
 def http_page() -> str:
     """Every path of the service, and what goes in and out."""
-    from readmission_service.application import ENCOUNTER_BYTES
-    from readmission_service.openapi import document
-    from readmission_service.scorer import Identity
+    from health_predict.serving.document import document
 
-    # What the document says of a model is not on the page.
-    model = Identity("readmission", "1", "", "", "", "uci", "", "", 0.5, 0.1, (0.1, 0.15, 0.25), {})
-    limits = {
-        "/predict": ENCOUNTER_BYTES,
-        "/predict/batch": Settings.model_fields["serving_batch_mb"].default * MEBIBYTE,
-    }
-    api = document(model, maximum_rows=Settings.model_fields["serving_batch_rows"].default, limits=limits)
+    # A Bento's folder without its model: what the document says of a model is not on the page.
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(ROOT / "bentos" / "readmission" / "service.py", folder)
+        (Path(folder) / "requirements.txt").write_text("bentoml")
+        sys.path.insert(0, folder)
+        service = import_module("service")
+        sys.path.remove(folder)
+    api = document(service.Readmission, service.ROUTES, service.PREDICTOR)
     schemas = api["components"]["schemas"]
     parts = [
         _operation(method.upper(), path, operation)
@@ -163,6 +164,9 @@ def http_page() -> str:
         for method, operation in methods.items()
     ]
     for name, schema in schemas.items():
+        if "items" in schema:
+            parts += [f"## {name}", f"A {_json_type(schema)}: {schema.get('description', '')}"]
+            continue
         required = schema.get("required", ())
         rows = [
             (f"`{field}`", _json_type(item), "yes" if field in required else "", item.get("description", ""))

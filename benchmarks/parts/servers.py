@@ -166,8 +166,12 @@ def _answers(server: Server, path: str, body: bytes) -> bool:
 
 
 def ours(bento: Bento, port: int, home: Path, workers: int, **settings: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment that serve a Bento as its users do."""
+    """Command and environment that serve a Bento as its users do, without httptools as in its own environment."""
+    hidden = home / "hidden" / "httptools.py"
+    hidden.parent.mkdir(parents=True, exist_ok=True)
+    hidden.write_text("raise ImportError('not in a Bento')")
     environment = {
+        "PYTHONPATH": str(hidden.parent),
         "BENTOML_HOME": str(home),
         "BENTOML_CONFIG_OPTIONS": f"services.readmission.workers={workers}",
         **{f"HEALTH_PREDICT_{name.upper()}": value for name, value in settings.items()},

@@ -37,6 +37,8 @@ class Listener(uvicorn.Server):
 
     def __init__(self, app: Any, lifespan: Any) -> None:
         options: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "log_config": None, "log_level": "warning"}
+        # Not httptools: of a request that offers another protocol it loses the body (uvicorn #2722).
+        options |= {"http": "h11"}
         options |= {"access_log": False, "server_header": False, "backlog": BACKLOG}
         options |= {"timeout_keep_alive": KEEP_ALIVE_SECONDS, "timeout_graceful_shutdown": REQUEST_SECONDS}
         super().__init__(uvicorn.Config(app, lifespan=lifespan, **options))

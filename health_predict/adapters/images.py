@@ -23,6 +23,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -747,6 +748,7 @@ def _runtime_image(
         "HOME": "/tmp",  # noqa: S108
         "BENTOML_CONTAINERIZED": "true",
         "BENTOML_DO_NOT_TRACK": "true",
+        "ORT_DISABLE_TELEMETRY": "1",
     }
     annotations = {
         "org.opencontainers.image.base.name": base_name.partition("@")[0],
@@ -827,6 +829,14 @@ def _bento_layer(bento: Path, workshop: Path) -> Layer:
         unpack_archive(bento, root)
         files = [
             (f"{BENTO_PATH}/{path.relative_to(root).as_posix()}", path) for path in root.rglob("*") if path.is_file()
+        ]
+        # The library stands beside the others, as if its wheel had been installed.
+        library = workshop / "library"
+        for wheel in (root / "src" / "wheels").glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(library)  # noqa: S202 (a wheel of our own)
+        files += [
+            (f"{SITE}/{path.relative_to(library).as_posix()}", path) for path in library.rglob("*") if path.is_file()
         ]
         return pack_layer(files, workshop / "layer.tar.gz")
     except OSError as error:

@@ -184,12 +184,12 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
     rows = np.stack(
         [compiled.encoder.encode(dict(zip(names, values, strict=True)))[0] for values in zip(*columns, strict=True)]
     )
+    different = (rows.view(np.uint32) != expected_rows.view(np.uint32)).any(axis=1)
+    _refuse(different, where, "the row encoder gives other numbers than the pipeline's features")
     at = {name: number for number, name in enumerate(names)}
     together, _ = compiled.encoder.encode_columns([columns[at[table.column]] for table in compiled.encoder.tables])
     different = (together.view(np.uint32) != expected_rows.view(np.uint32)).any(axis=1)
     _refuse(different, where, "the row encoder gives a batch other numbers than the pipeline's features")
-    different = (rows.view(np.uint32) != expected_rows.view(np.uint32)).any(axis=1)
-    _refuse(different, where, "the row encoder gives other numbers than the pipeline's features")
 
     expected = np.asarray(pipeline.named_steps["estimator"].predict_proba(expected_rows)[:, 1], dtype=np.float64)
     score = compiled.scorer()

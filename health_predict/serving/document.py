@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from health_predict.core.columns import EXAMPLE
@@ -20,8 +20,8 @@ class Health(BaseModel):
     """The state of the service, and where its model comes from."""
 
     ready: bool
-    problem: str
-    warning: str
+    problem: str = Field(description="Why it is not ready; empty when it is")
+    warning: str = Field(description="Not empty when the data are not the real ones")
     since: str
     model_name: str = ""
     model_version: str = ""

@@ -1,9 +1,9 @@
 """The prediction log: one JSON line a prediction, written off the request path. `shipping` takes it to storage.
 
-A line is the answer as it was given, with the moment and the encounter as it was sent. Requests only encode their
-lines; a thread writes them to a file under a temporary name and renames it when it is full, old, or when the service
-ends; so every file with its final name is whole. What a killed process left behind is finished by the next one that
-starts in the same folder, but for a torn last line.
+A line is the answer as it was given, with the moment and the encounter, null where a column was absent. Requests only
+encode their lines; a thread writes them to a file under a temporary name and renames it when it is full, old, or when
+the service ends; so every file with its final name is whole. What a killed process left behind is finished by the next
+one that starts in the same folder, but for a torn last line.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from health_predict.core.compiled_model import (
     prove_parity,
 )
 from health_predict.core.errors import GateError
-from health_predict.core.explained_model import explain_pipeline
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.row_encoder import ColumnTable, RowEncoder
@@ -116,20 +115,6 @@ def test_another_graph_is_refused(pipelines: dict[str, Pipeline], validation: pd
     model = replace(compiled_as("XGBoost", pipelines["XGBoost"]), graph=graph)
     with pytest.raises(GateError, match=r"differ by more than 1e-06: validation row 0; .*and \d+ more"):
         prove_parity(model, pipelines["XGBoost"], validation)
-
-
-def test_other_tables_for_batches_are_refused(
-    pipelines: dict[str, Pipeline], cohort: pd.DataFrame, validation: pd.DataFrame
-) -> None:
-    # given a model with the tables of another one
-    model = compiled_as("XGBoost", pipelines["XGBoost"])
-    right, wrong = (
-        explain_pipeline(pipelines[name], FAMILIES[name], cohort.head(TRAIN)) for name in ("XGBoost", "LightGBM")
-    )
-    # then only its own pass
-    assert prove_parity(replace(model, explainer=right), pipelines["XGBoost"], validation).largest_difference <= 1e-6
-    with pytest.raises(GateError, match="scores of batches differ by more than 1e-06: validation row 0"):
-        prove_parity(replace(model, explainer=wrong), pipelines["XGBoost"], validation)
 
 
 def test_a_threshold_that_rounding_crosses_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
