@@ -8,7 +8,7 @@ patient's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import bentoml
 from pydantic import BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
@@ -128,6 +128,7 @@ def batch_of(maximum_rows: int) -> Any:
         """Encounters, each as for a single prediction."""
 
         model_config = ConfigDict(hide_input_in_errors=True)
+        maximum: ClassVar[int] = maximum_rows
 
     return Encounters
 
@@ -175,7 +176,7 @@ MESSAGES = {
 }
 
 
-def violations(model: type[BaseModel], body: bytes) -> list[Violation]:
+def violations(model: Any, body: bytes) -> list[Violation]:
     """What `model`, that of an encounter or of a batch, has to say against a body; empty only for a valid one.
 
     At most `LONGEST_LIST`, and a word about more.
@@ -189,8 +190,11 @@ def violations(model: type[BaseModel], body: bytes) -> list[Violation]:
             return list(worded(error, ("body",)))
     else:
         return []
+    rows = from_json(body)
+    if len(rows) > model.maximum:
+        return [Violation(loc=["body"], msg=f"must have at most {model.maximum} encounters", type="too_long")]
     found: list[Violation] = []
-    for number, row in enumerate(from_json(body)):
+    for number, row in enumerate(rows):
         try:
             Encounter.model_validate(row)
         except ValidationError as error:
