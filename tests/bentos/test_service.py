@@ -587,7 +587,6 @@ class TestRefusals:
             ("POST", "/health", 405),
             ("DELETE", "/", 405),
             ("GET", "/nothing", 404),
-            ("POST", "/predict/", 404),
             ("GET", "/../etc/passwd", 404),
             ("TRACE", "/predict", 405),
         ],
@@ -598,7 +597,7 @@ class TestRefusals:
         assert ("allow" in answer.headers) == (status == 405)
 
     def test_what_nobody_foresaw_is_logged_without_values(
-        self, source: Source, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, source: Source, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # given a fault of our own that carries a value
         def fail(values: Any) -> Any:
@@ -610,9 +609,8 @@ class TestRefusals:
         # then the client hears nothing of it, and the log only the type and the place
         assert answer.status_code == 500
         assert answer.json() == {"detail": "internal error"}
-        said = capfd.readouterr().err
-        assert "KeyError" in said
-        assert "Jane" not in said
+        assert "KeyError" in caplog.text
+        assert "Jane" not in caplog.text
 
 
 def whole_numbers(value: Any) -> Any:
