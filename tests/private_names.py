@@ -30,7 +30,7 @@ DOCUMENTED = {
     *("os._exit", "sys._MEIPASS", "sys.tracebacklimit"),
     *("_asdict", "_fields", "_field_defaults", "_make", "_replace"),  # of named tuples
 }
-OWN = {"health_predict", "components", "pipelines", "readmission_service", "service", "infra", "policy"}
+OWN = {"health_predict", "components", "pipelines", "service", "infra", "policy"}
 
 
 @dataclass(frozen=True, order=True)

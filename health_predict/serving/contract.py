@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-import bentoml
 from pydantic import BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
 from pydantic_core import from_json
 
@@ -61,7 +60,7 @@ def _description(column: Column) -> str:
     )
 
 
-class _Strict(bentoml.IODescriptor):  # type: ignore[misc]
+class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
 
@@ -106,7 +105,7 @@ class Explanation(BaseModel):
     others: float = Field(description="The sum of the remaining contributions")
 
 
-class Prediction(bentoml.IODescriptor):  # type: ignore[misc]
+class Prediction(BaseModel):
     """What the service says about one encounter."""
 
     prediction: Literal[0, 1] = Field(description="1: readmission within 30 days expected")
@@ -115,7 +114,7 @@ class Prediction(bentoml.IODescriptor):  # type: ignore[misc]
     model_version: str
     prediction_id: str = Field(description="A UUID; keep it: the label is joined by it later")
     explanation: Explanation | None = Field(
-        None, description="With explain=true", exclude_if=lambda value: value is None
+        default=None, description="With explain=true", exclude_if=lambda value: value is None
     )
 
 
@@ -124,17 +123,21 @@ def batch_of(maximum_rows: int) -> Any:
     # The reading ends with the first wrong encounter; `violations` names them all.
     rows = Annotated[list[Encounter], FailFast(), Field(max_length=maximum_rows)]
 
-    class Encounters(bentoml.IODescriptor, RootModel[rows]):  # type: ignore[misc]
-        """Encounters, each as for a single prediction."""
-
-        model_config = ConfigDict(hide_input_in_errors=True)
+    class Encounters(RootModel[rows]):
+        # Not a docstring: the class that BentoML makes of this one has none.
+        model_config = ConfigDict(
+            hide_input_in_errors=True,
+            json_schema_extra={"description": "Encounters, each as for a single prediction."},
+        )
         maximum: ClassVar[int] = maximum_rows
 
     return Encounters
 
 
-class Predictions(bentoml.IODescriptor, RootModel[list[Prediction]]):  # type: ignore[misc]
-    """One prediction for each encounter, in order."""
+class Predictions(RootModel[list[Prediction]]):
+    """Answers to a batch."""
+
+    model_config = ConfigDict(json_schema_extra={"description": "One prediction for each encounter, in order."})
 
 
 class Options(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -13,6 +14,8 @@ from health_predict.serving.gate import MEBIBYTE, Route
 from health_predict.serving.predictor import Predictor
 
 REFERENCE = "#/components/schemas/{model}"
+# BentoML makes a class of its own of each model, and names it so.
+MADE = "IODescriptor"
 TITLE = "Readmission within 30 days"
 
 
@@ -37,7 +40,7 @@ class Health(BaseModel):
 
 def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> dict[str, Any]:
     """The document of a `bentoml.Service` whose API has these routes."""
-    found: dict[str, Any] = service.openapi_spec.asdict()
+    found: dict[str, Any] = json.loads(json.dumps(service.openapi_spec.asdict()).replace(MADE, ""))
     health = predictor.health()
     _, ours = models_json_schema(
         [(model, "serialization") for model in (Problem, Violations, Health)], ref_template=REFERENCE
@@ -94,7 +97,7 @@ def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
 
 def _operation(operation: dict[str, Any], route: Route, api: Any) -> dict[str, Any]:
     options = Options.model_json_schema()["properties"]
-    body = {"schema": {"$ref": REFERENCE.format(model=api.input_spec.__name__)}}
+    body = {"schema": {"$ref": REFERENCE.format(model=api.input_spec.__name__.removesuffix(MADE))}}
     return {
         **operation,
         "summary": operation["description"],
@@ -113,7 +116,7 @@ def _operation(operation: dict[str, Any], route: Route, api: Any) -> dict[str, A
             "content": {"application/json": {**body, "example": EXAMPLE if route.explains else [EXAMPLE]}},
         },
         "responses": {
-            "200": _answer(operation["responses"][200]["description"], api.output_spec.__name__),
+            "200": _answer(operation["responses"]["200"]["description"], api.output_spec.__name__.removesuffix(MADE)),
             "408": _answer("The body did not arrive in time", "Problem"),
             "413": _answer(f"The body is larger than {route.bytes // MEBIBYTE} MiB", "Problem"),
             "415": _answer("The body is not application/json in UTF-8", "Problem"),
