@@ -27,8 +27,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A copy of the sources with the example in it, as the page says: a module, and its line in FAMILIES."""
-    for name in ("health_predict", "bentos"):
+    for name in ("health_predict", "bentos", "components", "pipelines"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
     package = tmp_path / "health_predict" / "core" / "families"
     (package / "hist_gradient_boosting.py").write_text(documented_module())
     listed = (package / "__init__.py").read_text()

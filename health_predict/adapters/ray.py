@@ -332,7 +332,7 @@ def _started(resources: Resources) -> Iterator[None]:
     try:
         try:
             if resources.address:
-                _connect(resources.address)
+                _connect(resources.address, folder)
             else:
                 _start(room * resources.trial_cpus, folder)
         except Exception as error:
@@ -356,6 +356,7 @@ def _start(cpus: int, folder: str) -> None:
                 ray.init(
                     address="local",  # whatever RAY_ADDRESS says
                     num_cpus=cpus,
+                    runtime_env={"working_dir": _nowhere(folder)},
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     logging_level=logging.ERROR,
@@ -369,14 +370,21 @@ def _start(cpus: int, folder: str) -> None:
             log.warning("this machine is busy: Ray did not start within its half minute; trying again")
 
 
-def _connect(address: str) -> None:
+def _nowhere(folder: str) -> str:
+    """An empty folder for the workers to work in: theirs is one to import from, and would be the person's own."""
+    path = Path(folder) / "empty"
+    path.mkdir(exist_ok=True)
+    return str(path)
+
+
+def _connect(address: str, folder: str) -> None:
     where = urlsplit(address if "://" in address else f"ray://{address}")
     if where.hostname and where.port:  # Ray itself would try for minutes
         socket.create_connection((where.hostname, where.port), timeout=10).close()
     ray.init(
         address=address,
         # The workers run this code, whatever version of it their image holds.
-        runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))]},
+        runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))], "working_dir": _nowhere(folder)},
         logging_level=logging.ERROR,
         log_to_driver=False,
     )

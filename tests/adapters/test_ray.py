@@ -115,7 +115,10 @@ def test_ray_is_our_own_in_a_short_folder_and_the_first_cause_is_named_when_no_t
     def broken(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
         raise ValueError("no luck")
 
-    # given a temporary folder whose path Ray's sockets cannot have, and the address of some cluster
+    # given a temporary folder whose path Ray's sockets cannot have, the address of some cluster, and a module of the
+    # person's own in the folder where they are, which would be run
+    (tmp_path / "threadpoolctl.py").write_text("raise RuntimeError('mine')")
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / ("ü" * 40)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))

@@ -215,7 +215,7 @@ def test_only_what_the_images_need_is_sent_to_the_builder() -> None:
 def test_nothing_but_its_own_digest_names_an_image_in_ecr(tmp_path: Path) -> None:
     # given a Docker that only writes down what it is told
     docker = tmp_path / "docker"
-    docker.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n[ "$1" != inspect ] || echo "x@sha256:1"\n')
+    docker.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n[ "$1" != inspect ] || echo "${{4%:*}}@sha256:1"\n')
     docker.chmod(0o755)
     registry = "123456789012.dkr.ecr.us-east-1.amazonaws.com/health-predict/dev"
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PUSH": registry, "TAG": "0123abc"}
