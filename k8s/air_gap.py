@@ -44,11 +44,11 @@ def ours(name: str) -> bool:
 
 
 def full(name: str) -> str:
-    """The name with its registry, which Docker Hub's images leave out."""
+    """The name as it is pulled: with its registry, and the folder of Docker Hub's own images."""
     first, _, rest = name.partition("/")
-    if not rest:
-        return f"docker.io/library/{name}"
-    return name if "." in first or ":" in first or first == "localhost" else f"docker.io/{name}"
+    if ("." not in first and ":" not in first and first != "localhost") or not rest:
+        first, rest = "docker.io", name
+    return f"{first}/{rest}" if first != "docker.io" or "/" in rest else f"docker.io/library/{rest}"
 
 
 def main() -> int:
@@ -76,7 +76,7 @@ def main() -> int:
     lines = []
     for name in sorted({full(name) for name in found if not ours(name)}):
         plain, _, digest = name.partition("@")
-        digest = digest or run("skopeo", "inspect", "--format", "{{.Digest}}", f"docker://{name}").strip()
+        digest = digest or run("skopeo", "inspect", "--no-tags", "--format", "{{.Digest}}", f"docker://{name}").strip()
         lines.append(f"{plain} {digest}\n")
     (folder / "images.txt").write_text("".join(lines))
     print(f"{len(lines)} images by digest in {folder / 'images.txt'}")

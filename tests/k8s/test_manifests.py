@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -227,3 +228,33 @@ def test_nothing_but_its_own_digest_names_an_image_in_ecr(tmp_path: Path) -> Non
     pushed = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("push")]
     assert pushed == [f"push --quiet {registry}/{name}:{tag}" for name in ("mlflow", "pipeline")]
     assert f"PIPELINE_IMAGE={registry}/pipeline@sha256:1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("written", "pulled"),
+    [
+        ("mysql:8.4", "docker.io/library/mysql:8.4"),
+        ("docker.io/alpine:3.23", "docker.io/library/alpine:3.23"),
+        ("kindest/node:v1", "docker.io/kindest/node:v1"),
+        ("ghcr.io/kubeflow/kfp-driver:2.17.0", "ghcr.io/kubeflow/kfp-driver:2.17.0"),
+        ("localhost:5001/x/y:1", "localhost:5001/x/y:1"),
+    ],
+)
+def test_images_are_listed_as_they_are_pulled(written: str, pulled: str) -> None:
+    assert air_gap().full(written) == pulled
+
+
+def test_every_image_of_a_manifest_is_listed() -> None:
+    # given containers of each kind, and what a controller is told to start
+    container = {"image": "a", "env": [{"name": "V2_DRIVER_IMAGE", "value": "b"}, {"name": "LEVEL", "value": "info"}]}
+    spec = {"initContainers": [{"image": "c"}], "containers": [container, {"args": ["--executor-image", "d", "-v"]}]}
+    assert set(air_gap().images({"spec": {"template": {"spec": spec}}})) == {"a", "b", "c", "d"}
+
+
+def air_gap() -> Any:
+    """`k8s/air_gap.py`, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("air_gap", ROOT / "k8s" / "air_gap.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
