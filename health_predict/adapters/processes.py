@@ -118,11 +118,24 @@ class ProcessTarget:
             if self.trouble():  # it is not missed any more
                 write_json(self.folder / ACTIVE_FILE, {**self._read(ACTIVE_FILE), "state": "stopped"})
             return False
+        workers = self._workers()
         with contextlib.suppress(UnreachableError):
             self._ask("quit")
         pid = self._read(MANAGER_FILE).get("pid", "unknown")
         _until(lambda: not self._alive(), STOP_SECONDS, f"the endpoint's manager, process {pid}, does not end")
+        # Those that retire are on their own, and hold the port until they have answered.
+        psutil.wait_procs(workers, timeout=STOP_SECONDS)
         return True
+
+    def _workers(self) -> list[psutil.Process]:
+        """All worker processes, also of versions that retire."""
+        found = []
+        for file in (self.folder / "versions").glob("*/[0-9]*"):
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(int(file.name))
+                if str(file.parent) in process.cmdline():  # its number may be somebody else's by now
+                    found.append(process)
+        return found
 
     # Versions
 

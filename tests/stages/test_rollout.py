@@ -238,6 +238,20 @@ def test_a_taken_port_and_a_wrong_image_are_refused(down: Built) -> None:
         )
 
 
+def test_an_endpoint_that_is_down_has_left_its_port(down: Built) -> None:
+    # given a client that stays connected to a version, whose workers therefore retire slowly
+    down.rollout("1")
+    with socket.create_connection(("127.0.0.1", down.settings.serving_port)) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        down.rollout("2")
+        # when the endpoint is stopped
+        assert down.target.stop()
+        # then its port is free, at once
+        with socket.create_server(("127.0.0.1", down.settings.serving_port)):
+            pass
+
+
 def test_a_damaged_image_is_not_started(first: Built) -> None:
     # given a layer with a changed byte
     digest = first.tracking.version("2").tags["bento_digest"].removeprefix("sha256:")
