@@ -113,18 +113,18 @@ def test_from_nothing_twice_and_down_and_up_with_its_data(world: World) -> None:
     world.say("calls")
     ready(world.up())
     assert "kind create" not in world.calls and "docker run" not in world.calls and world.password() == password
+    # when the cluster is lost, then its data have the password that they know
+    shutil.rmtree(world.folder / "objects")
+    (world.folder / "containers" / NODE).unlink()
+    (world.data / "kubeconfig").unlink()
+    ready(world.up())
+    assert world.password() == password
     # when the cluster goes and comes, then its data have the password that they know
     assert world.run("kind-down").returncode == 0
     assert not (world.folder / "objects").exists()
     ready(world.up())
     assert world.password() == password
     assert (world.data / "secrets").stat().st_mode & 0o777 == 0o700
-    # and so it is when the cluster is lost
-    shutil.rmtree(world.folder / "objects")
-    (world.folder / "containers" / NODE).unlink()
-    (world.data / "kubeconfig").unlink()
-    ready(world.up())
-    assert world.password() == password
     # and its volumes are the same folders
     assert "apply --server-side --force-conflicts -f volumes.yaml" in world.calls
     for name in ("postgres", "mysql", "seaweedfs"):
