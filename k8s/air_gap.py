@@ -18,8 +18,6 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-# Started by `docker run` or by a task, not by a manifest.
-BESIDE = ("docker.io/library/registry:2.8.3",)
 
 
 def images(value: Any) -> Iterator[str]:
@@ -62,8 +60,9 @@ def main() -> int:
     assert version, "k8s/kfp names no version"
     kinds = f"https://github.com/kubeflow/pipelines//manifests/kustomize/cluster-scoped-resources?ref={version[1]}"
     base = re.search(r"^ARG PYTHON_IMAGE=(\S+)", (HERE.parent / "Dockerfile").read_text(), re.MULTILINE)
-    assert base, "the Dockerfile names no base"
-    found = {*BESIDE, base[1]} | {name for name in (os.environ.get("KIND_NODE_IMAGE"),) if name}
+    registry = re.search(r"REGISTRY_IMAGE=(docker\.io/\S+)", (HERE / "kind-up").read_text())
+    assert base and registry, "the Dockerfile names no base, or kind-up no registry"
+    found = {registry[1], base[1]} | {name for name in (os.environ.get("KIND_NODE_IMAGE"),) if name}
     for source, file in (
         (kinds, "kinds.yaml"),
         (str(HERE / "kfp"), "pipelines.yaml"),

@@ -10,9 +10,9 @@ import bentoml
 
 from health_predict.serving.contract import Encounter, Prediction, Predictions, batch_of
 from health_predict.serving.document import document
-from health_predict.serving.gate import MEBIBYTE, WAITING_BATCHES, Gate, Route, keep_values_out_of_logs, options_of
+from health_predict.serving.gate import WAITING_BATCHES, Gate, Route, keep_values_out_of_logs, options_of
 from health_predict.serving.pages import PATHS, pages
-from health_predict.serving.predictor import Predictor
+from health_predict.serving.predictor import MEBIBYTE, Predictor
 from health_predict.settings import load_settings
 
 HERE = Path(__file__).resolve().parent

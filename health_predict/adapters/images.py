@@ -354,11 +354,13 @@ class _Repository:
             "check that it runs, HEALTH_PREDICT_IMAGE_REGISTRY and HEALTH_PREDICT_REGISTRY_ENDPOINT",
         )
 
-    def _send(self, method: str, url: str, *, file: Path | None = None, **options: Any) -> Any:
+    def _send(
+        self, method: str, url: str, *, file: Path | None = None, data: bytes | None = None, **options: Any
+    ) -> Any:
         """Send a request once, and again with the credentials that it is answered to want."""
         for _ in range(2):
-            with file.open("rb") if file else nullcontext(options.pop("data", None)) as data:
-                ask = {**options, "data": data, "timeout": (CONNECT_SECONDS, READ_SECONDS)}
+            with file.open("rb") if file else nullcontext(data) as body:
+                ask = {**options, "data": body, "timeout": (CONNECT_SECONDS, READ_SECONDS)}
                 response = self._session.request(method, url, **ask)
             if response.status_code != 401 or not self._log_in(response.headers.get("WWW-Authenticate", "")):
                 break

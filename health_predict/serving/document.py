@@ -10,8 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from health_predict.core.columns import EXAMPLE
 from health_predict.serving.contract import Options, Problem, Violations
-from health_predict.serving.gate import MEBIBYTE, Route
-from health_predict.serving.predictor import Predictor
+from health_predict.serving.gate import Route
+from health_predict.serving.predictor import MEBIBYTE, Predictor
 
 REFERENCE = "#/components/schemas/{model}"
 # BentoML makes a class of its own of each model, and names it so.

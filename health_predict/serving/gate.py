@@ -18,9 +18,8 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ValidationError
 
 from health_predict.serving.contract import Options, Problem, Violation, Violations, violations, worded
-from health_predict.serving.predictor import Predictor
+from health_predict.serving.predictor import MEBIBYTE, Predictor
 
-MEBIBYTE = 1024 * 1024
 # How much of a body that is too large is read before the refusal.
 DRAINED_BYTES = 128 * MEBIBYTE
 # Batches that wait would hold their bodies in memory.

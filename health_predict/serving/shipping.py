@@ -7,14 +7,15 @@ may share the folder: one at a time ships.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from health_predict.adapters.storage import Storage
 
@@ -68,19 +69,13 @@ class Shipper:
 
     def _ship_all(self, end: float = 0.0) -> None:
         """Ship every finished file, unless another worker is about it; wait for that one until `end`."""
+        if not self._folder.is_dir():
+            return  # nothing was logged yet
+        with suppress(Timeout, OSError), FileLock(self._folder / LOCK, timeout=max(0.0, end - time.monotonic())):
+            self._ship_files()
+
+    def _ship_files(self) -> None:
         try:
-            descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            return  # no folder yet: nothing was logged
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= end:
-                        return
-                    time.sleep(0.05)
             for file in sorted(self._folder.glob("*.jsonl")):
                 key = key_of(file)
                 if key is not None:
@@ -96,5 +91,3 @@ class Shipper:
                 reason = getattr(error, "strerror", None) or type(error).__name__
                 logger.warning("storage does not take the prediction log, it waits in %s: %s", self._folder, reason)
             self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
-        finally:
-            os.close(descriptor)

@@ -486,8 +486,18 @@ def test_a_token_is_had_where_the_registry_says(tmp_path: Path, monkeypatch: pyt
             elif self.headers.get("Authorization") == "Bearer for repository:x:pull":
                 self.answer(200, "the manifest")
             else:
-                realm = f"http://127.0.0.1:{self.server.server_port}/token"  # type: ignore[attr-defined]
-                self.answer(401, "", f'Bearer realm="{realm}",service="s",scope="repository:x:pull"')
+                self.ask_for_a_token()
+
+        def do_PUT(self) -> None:
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Authorization"):
+                self.answer(201 if sent == b'{"mediaType":"x"}' else 400, "")
+            else:
+                self.ask_for_a_token()
+
+        def ask_for_a_token(self) -> None:
+            realm = f"http://127.0.0.1:{self.server.server_port}/token"  # type: ignore[attr-defined]
+            self.answer(401, "", f'Bearer realm="{realm}",service="s",scope="repository:x:pull"')
 
         def answer(self, status: int, body: str, challenge: str = "") -> None:
             self.send_response(status)
@@ -507,6 +517,9 @@ def test_a_token_is_had_where_the_registry_says(tmp_path: Path, monkeypatch: pyt
             # then it is asked for once, and sent with each request
             repository = adapter._Repository(Place.of(f"127.0.0.1:{server.server_port}"), "x")
             assert [repository.read("manifests", "1") for _ in range(2)] == [b"the manifest"] * 2
+            # and what was sent before there was one is sent again, whole
+            new = adapter._Repository(Place.of(f"127.0.0.1:{server.server_port}"), "x")
+            assert new.put_manifest({"mediaType": "x"}, "1").startswith("sha256:")
         finally:
             server.shutdown()
             thread.join()

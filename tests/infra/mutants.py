@@ -184,7 +184,7 @@ MUTANTS = (
         "k8s/kind-up", "doctor --on kind || exit 5", "doctor --on kind || true", (KIND, "-k", "findings_of_the_checks")
     ),
     Mutant("k8s/kind-up", '[ "$owner" != "$2" ] || return 0', "return 0", (KIND, "-k", "registry_of_their_own")),
-    Mutant("k8s/kind-up", 'export KUBECONFIG="$data/kubeconfig"\nDATA=', "DATA=", (KIND, "-k", "neither_trusted")),
+    Mutant("k8s/kind-up", 'KUBECONFIG="$data/kubeconfig" DATA=', "DATA=", (KIND, "-k", "neither_trusted")),
     Mutant(
         "k8s/kind-up",
         'sys.exit(not (found["champion"] and not found["serving"]))',
