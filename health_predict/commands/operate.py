@@ -125,7 +125,8 @@ def _print_status(console: Console, found: Status) -> None:
 
 def _beside(champion: str, beside: Mapping[str, Any]) -> Table:
     """The champion beside the version before it, on the same rows."""
-    from health_predict.report.comparison import LABELS, difference
+    from health_predict.report.comparison import LABELS
+    from health_predict.report.page import difference
 
     title = f"beside version {beside['against']}, on {beside['rows']:,} encounters: {beside['on']}"
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)

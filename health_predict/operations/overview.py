@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from health_predict.adapters.batches import Batches, batch_key
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.storage import Storage, open_storage, whole_file
 from health_predict.core.errors import HealthPredictError, StateError
 from health_predict.operations.status import evaluation
-from health_predict.report.comparison import difference
-from health_predict.report.overview_report import Judged, Link, Member, overview_page
-from health_predict.report.page import number
+from health_predict.report.comparison import LABELS
+from health_predict.report.page import difference, number, render
 from health_predict.settings import Settings
 
 INDEX = "index.html"
@@ -52,14 +52,19 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
     folder = folder or settings.home / "report" / chosen.version
     copies = _Copies(storage, folder)
     champion = tracking.by_alias(CHAMPION)
-    page = overview_page(
+    page = render(
+        "overview.html",
+        labels=LABELS,
         version=chosen.version,
         tags=chosen.tags,
         serves=champion is not None and champion.version == chosen.version,
         evaluation=evaluation(tracking, chosen),
         links=_reports(tracking, copies, chosen),
         batches=_batches(Batches(settings, champion or chosen), copies),
-        family=[_member(tracking, one) for one in tracking.versions()],
+        family=[
+            {"version": one.version, "tags": one.tags, "compared": _compared(tracking, one)}
+            for one in sorted(tracking.versions(), key=lambda one: -int(one.version))
+        ],
     )
     with whole_file(folder / INDEX) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -76,26 +81,26 @@ def _chosen(tracking: Tracking, version: str) -> ModelVersion:
     return found
 
 
-def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[Link]:
-    """The reports about this version, in the order in which they were made."""
+def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[tuple[str, str, str]]:
+    """Title, content and file of the reports about this version in their order; the file is empty if not made."""
     number, dataset = version.version, version.tags.get("dataset_digest", "none")
     profile = copies.copy(f"datasets/{dataset}/profile.html", "profile.html")
     card, rollout = (copies.copy(f"models/{number}/{name}", name) for name in ("card.html", "rollout.html"))
     found = [
-        Link("Data profile", "who is in the data, what is missing, how they were split", profile),
-        Link(
+        ("Data profile", "who is in the data, what is missing, how they were split", profile),
+        (
             "Search leaderboard",
             "every trial, and the best of each model family",
             _leaderboard(tracking, version, copies.folder),
         ),
-        Link("Model card", "intended use, metrics with intervals, calibration, subgroups", card),
-        Link("Rollout report", "each step on the way to the traffic", rollout),
+        ("Model card", "intended use, metrics with intervals, calibration, subgroups", card),
+        ("Rollout report", "each step on the way to the traffic", rollout),
     ]
     for key in copies.storage.keys("simulations/"):
         simulation = _SIMULATION.match(key)
         if simulation is not None:
             file = copies.copy(key, f"simulation-{simulation[1]}.html")
-            found.append(Link(f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
+            found.append((f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
     return found
 
 
@@ -112,37 +117,23 @@ def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str
     return LEADERBOARD
 
 
-def _batches(batches: Batches, copies: _Copies) -> list[Judged]:
+def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
+    """The decision about each batch that monitoring judged, with how it ended and its report."""
     ended = {int(one["batch"]): str(one.get("outcome", "")) for one in batches.settled()}
     found = []
     for one in batches.decisions():
         number = int(one["batch"])
         key = batch_key(number, one["batch_digest"])
-        found.append(
-            Judged(
-                number=number,
-                version=str(one["model_version"]),
-                verdict="quarantined" if one.get("quarantined") else str(one["verdict"]),
-                action=str(one["action"]),
-                outcome=ended.get(number, "under way"),
-                reason=str(next(iter(one["reasons"]), "")),
-                file=copies.copy(batches.report_key(key, "report.html"), f"batch-{key}.html"),
-            )
-        )
+        file = copies.copy(batches.report_key(key, "report.html"), f"batch-{key}.html")
+        found.append({**one, "ended": ended.get(number, "under way"), "file": file})
     return found
 
 
-def _member(tracking: Tracking, version: ModelVersion) -> Member:
+def _compared(tracking: Tracking, version: ModelVersion) -> str:
+    """A version's AUC less that of the champion of its time, on the same rows."""
     content = evaluation(tracking, version) or {}
-    return Member(
-        version=version.version,
-        family=version.tags.get("family", ""),
-        stage=version.tags.get("stage", ""),
-        decision=version.tags.get("decision", ""),
-        recalibrates=version.tags.get("recalibrates", ""),
-        compared="; ".join(
-            f"{difference(found['metrics']['auc']['difference'])} against version {found['against']}, "
-            f"{number(found['rows'], 0)} encounters"
-            for found in content.get("comparisons", ())[:1]
-        ),
+    return "; ".join(
+        f"{difference(found['metrics']['auc']['difference'])} against version {found['against']}, "
+        f"{number(found['rows'], 0)} encounters"
+        for found in content.get("comparisons", ())[:1]
     )

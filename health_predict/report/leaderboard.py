@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord
 from health_predict.report import plots
-from health_predict.report.page import number, render
+from health_predict.report.page import render
 
 Curve = Sequence[tuple[int, float]]
 SHORTEST_SECONDS = 0.01  # on a log scale
@@ -54,44 +54,15 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
     ]
     return render(
         "leaderboard.html",
-        title="Search leaderboard",
-        subtitle=f"{len(trials)} trials over {len(families)} model families, "
-        f"{sum(map(len, stopped.values()))} of them stopped early",
-        facts=[
-            ("Run", parent.run_id),
-            ("Dataset", parent.tags["dataset_digest"][:12]),
-            ("Source", parent.tags["dataset_source"]),
-            ("Commit", parent.tags["git_commit"][:12]),
-            ("Seed", parent.params["seed"]),
-        ],
-        synthetic=parent.tags["dataset_source"] == "synthetic",
+        parent=parent,
         reason=parent.tags[REASON],
+        chosen=parent.tags[CHOSEN],
         plot=plot,
         learning=learning,
-        best=[
-            [
-                run.tags["family"]
-                + (" (baseline)" if run.tags.get("baseline") == "true" else "")
-                + (", chosen" if run.run_id == parent.tags[CHOSEN] else ""),
-                *(
-                    number(run.metrics[f"validation_{name}"], 4)
-                    for name in ("f1", "average_precision", "auc", "brier", "observed_expected")
-                ),
-                run.params["trial"],
-            ]
-            for run in best
-        ],
-        trials=[
-            [
-                run.name,
-                *(number(run.metrics.get(name), 4) for name in ("auc", "average_precision", "f1")),
-                number(run.metrics.get("seconds"), 1),
-                run.tags.get("error")
-                or ("stopped early; " if run.tags.get("stopped_early") == "true" else "")
-                + ", ".join(f"{name}={value}" for name, value in sorted(run.params.items())),
-            ]
-            for run in trials
-        ],
+        best=best,
+        trials=trials,
+        families=len(families),
+        stopped=sum(map(len, stopped.values())),
     )
 
 

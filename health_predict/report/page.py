@@ -8,7 +8,7 @@ elsewhere, so a page can be mailed, printed and opened years later.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,11 @@ def signed(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\u2212") if text.startswith("-") else f"+{text}"
 
 
+def difference(item: Mapping[str, float]) -> str:
+    """A paired difference with its interval: `+0.012 (-0.003 to 0.027)`."""
+    return f"{signed(item['value'])} ({signed(item['low'])} to {signed(item['high'])})"
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -62,7 +67,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in (number, percent, interval, estimate, signed):
+    for name in (number, percent, interval, estimate, signed, difference):
         environment.filters[name.__name__] = name
     return environment
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from health_predict.report import plots
-from health_predict.report.page import ABSENT, estimate, number, percent, render
+from health_predict.report.page import ABSENT, number, render
 
 
 def timeline_page(found: Mapping[str, Any]) -> str:
@@ -14,72 +14,18 @@ def timeline_page(found: Mapping[str, Any]) -> str:
     moments: Sequence[Mapping[str, Any]] = found["moments"]
     detection: Mapping[str, Any] | None = found["detection"]
     marks = _marks(moments, detection)
-    changes = found["retrainings"] + found["recalibrations"]
-    kinds = ", ".join(detection["kinds"]) if detection else ""
-    scenario = " and ".join(detection["scenarios"]) if detection else "the stream as it is"
     return render(
         "timeline.html",
-        title=f"Simulation {found['name']}",
-        subtitle=f"{len(moments)} batches, policy {found['policy']}, {scenario}",
+        found=found,
         synthetic=found["synthetic"],
-        facts=[
-            ("Policy", found["policy"]),
-            ("Outcomes known after", f"{found['delay']} {'batch' if found['delay'] == 1 else 'batches'}"),
-            ("First version", found["first_version"]),
-        ],
-        key=[
-            ("Batches", str(len(moments)), f"{sum(one['rows'] for one in moments):,} encounters"),
-            ("New versions", str(changes), f"{found['retrainings']} trained, {found['recalibrations']} recalibrated"),
-            ("Challengers that lost", str(found["lost"]), "everything stayed as it was"),
-            ("Mean AUC", number(_mean(moments, "auc")), "of the predictions as they were served"),
-            ("Mean observed / expected", number(_mean(moments, "observed_expected"), 2), "1 is right"),
-        ],
         auc_plot=_metric(moments, marks, "auc", "AUC", {}, 3),
         calibration_plot=_metric(
             moments, marks, "observed_expected", "observed / expected", {"risks are right": 1.0}, 2
         ),
-        versions_plot=_versions(found, moments, marks),
+        versions_plot=_versions(moments, marks),
         detection=_detection(found),
-        scenario=f"{scenario} ({kinds})",
-        begin=detection["from_batch"] if detection else None,
         comparison=comparison(found) if detection else ("", ""),
-        batches=[
-            [
-                str(one["batch"]),
-                one["served_by"],
-                f"{one['rows']:,}",
-                percent(one["readmitted"] / one["rows"]) if one["rows"] else "",
-                _estimate(one["auc"], 3),
-                _estimate(one["observed_expected"], 2),
-                _inputs(one),
-                one["verdict"],
-                _followed(one),
-            ]
-            for one in moments
-        ],
-        reasons=[(one["batch"], one["verdict"], one["reasons"]) for one in moments],
     )
-
-
-def _estimate(item: Mapping[str, float], digits: int) -> str:
-    return estimate(item["value"], (item["low"], item["high"]), digits)
-
-
-def _mean(moments: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return sum(one[name]["value"] for one in moments) / len(moments) if moments else None
-
-
-def _inputs(one: Mapping[str, Any]) -> str:
-    said = "new" if one["news"] else "differ" if one["input_alarm"] else "alike"
-    return f"{said}; recording of {', '.join(one['quality'][:3])}" if one["quality"] else said
-
-
-def _followed(one: Mapping[str, Any]) -> str:
-    if one["outcome"] == "deployed":
-        return f"{one['action']}: version {one['version_after']} serves"
-    if one["outcome"] == "lost":
-        return f"{one['action']}: the challenger lost"
-    return "nothing" if one["outcome"] == "unchanged" else str(one["outcome"])
 
 
 def _marks(moments: Sequence[Mapping[str, Any]], detection: Mapping[str, Any] | None) -> list[tuple[float, str]]:
@@ -118,9 +64,7 @@ def _metric(
     )
 
 
-def _versions(
-    found: Mapping[str, Any], moments: Sequence[Mapping[str, Any]], marks: Sequence[tuple[float, str]]
-) -> plots.Plot:
+def _versions(moments: Sequence[Mapping[str, Any]], marks: Sequence[tuple[float, str]]) -> plots.Plot:
     spans: dict[str, tuple[float, float]] = {}
     for one in moments:
         for version in one["served_by"].split(", "):

@@ -30,7 +30,8 @@ from health_predict.core.input_drift import InputReference
 from health_predict.core.performance import LabelledWindow
 from health_predict.core.policy import Action, Policy, decide
 from health_predict.core.refit import LabelledRows
-from health_predict.report.drift_report import drift_page, note_page
+from health_predict.report.drift_report import drift_page
+from health_predict.report.page import render
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
         if batches.storage.exists(stored):
             batches.storage.download(stored, path)
         else:
-            _write(path, note_page(f"Batch {number}", "Not made: Evidently's report comes with an alarm."))
+            _write(
+                path,
+                render("note.html", title=f"Batch {number}", note="Not made: Evidently's report comes with an alarm."),
+            )
     return DriftResult(
         batch=number,
         batch_digest=digest,
@@ -121,7 +125,7 @@ def _nothing(champion: ModelVersion, batches: Batches, files: Mapping[str, Path]
     why = f"Nothing to judge: {batches.silence}." if batches.silence else "No batch waits."
     log.info("%s", why)
     for name, path in files.items():
-        _write(path, "{}" if name == METRICS else note_page("Monitoring", why))
+        _write(path, "{}" if name == METRICS else render("note.html", title="Monitoring", note=why))
     source = champion.tags.get("dataset_source", "")
     return DriftResult(
         NO_BATCH, "", Verdict.STEADY, Action.NONE, (why,), {}, champion.version, source, 0, False, already_handled=True
@@ -174,7 +178,7 @@ def _repeated(
 ) -> dict[str, Any]:
     why = f"Batch {number} holds the encounters of batch {earlier}, which was handled: nothing is counted twice."
     record = _record(batches, champion, number, digest, reasons=[why], repeats=f"{earlier:02d}")
-    _store(batches, key, record, note_page(f"Batch {number} is a repetition", why))
+    _store(batches, key, record, render("note.html", title=f"Batch {number} is a repetition", note=why))
     return record
 
 
@@ -184,7 +188,7 @@ def _quarantined(
     log.warning("batch %d is quarantined: %s", number, problem)
     why = f"Not judged: {problem}. The batches after it are not held up; deliver a corrected one under a new number."
     record = _record(batches, champion, number, digest, reasons=[why], quarantined=True)
-    _store(batches, key, record, note_page(f"Batch {number} is quarantined", why))
+    _store(batches, key, record, render("note.html", title=f"Batch {number} is quarantined", note=why))
     return record
 
 

@@ -26,7 +26,7 @@ from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, T
 from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.adapters.target import Active, Rollout, Target, open_target
 from health_predict.core.errors import GateError, HealthPredictError, StateError
-from health_predict.report.rollout_report import rollout_page
+from health_predict.report.page import render
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -266,11 +266,12 @@ def _write(
     image_uri: str,
     before: Active | None,
 ) -> None:
-    page = rollout_page(
+    page = render(
+        "rollout.html",
         outcome=result.outcome.value,
         reasons=result.reasons,
         url=result.url,
-        steps=[(step.name, step.passed, step.seconds, step.detail) for step in journal.steps],
+        steps=journal.steps,
         version=version.version,
         tags=version.tags,
         image_uri=image_uri,
