@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 PRICES_AS_OF = "2025-06"
 HOURS_A_MONTH = 730.0
@@ -32,18 +31,16 @@ class Machine:
     burstable: bool
 
 
-MACHINES: Mapping[str, Machine] = MappingProxyType(
-    {
-        "t3a.xlarge": Machine(4, 16, True),
-        "t3.xlarge": Machine(4, 16, True),
-        "m6a.xlarge": Machine(4, 16, False),
-        "m6i.xlarge": Machine(4, 16, False),
-        "t3a.2xlarge": Machine(8, 32, True),
-        "t3.2xlarge": Machine(8, 32, True),
-        "m6a.2xlarge": Machine(8, 32, False),
-        "m6i.2xlarge": Machine(8, 32, False),
-    }
-)
+MACHINES: Mapping[str, Machine] = {
+    "t3a.xlarge": Machine(4, 16, True),
+    "t3.xlarge": Machine(4, 16, True),
+    "m6a.xlarge": Machine(4, 16, False),
+    "m6i.xlarge": Machine(4, 16, False),
+    "t3a.2xlarge": Machine(8, 32, True),
+    "t3.2xlarge": Machine(8, 32, True),
+    "m6a.2xlarge": Machine(8, 32, False),
+    "m6i.2xlarge": Machine(8, 32, False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,75 +49,59 @@ class RegionPrices:
 
     machines: Mapping[str, float]
     gp3: float
-    ipv4: float
     bucket: float
-    images: float
-    metric: float
-    alarm: float
-    eks: float
     node: float  # t3.large
     nat: float
     balancer: float
     postgres: float  # db.t4g.medium, one zone
     postgres_storage: float
+    # The same in all of these regions.
+    ipv4: float = 0.005
+    images: float = 0.10
+    metric: float = 0.30
+    alarm: float = 0.10
+    eks: float = 0.10
 
 
 def _machines(*prices: float) -> Mapping[str, float]:
-    return MappingProxyType(dict(zip(MACHINES, prices, strict=True)))
+    return dict(zip(MACHINES, prices, strict=True))
 
 
 _US = RegionPrices(
     _machines(0.1504, 0.1664, 0.1728, 0.192, 0.3008, 0.3328, 0.3456, 0.384),
     gp3=0.08,
-    ipv4=0.005,
     bucket=0.023,
-    images=0.10,
-    metric=0.30,
-    alarm=0.10,
-    eks=0.10,
     node=0.0832,
     nat=0.045,
     balancer=0.0225,
     postgres=0.065,
     postgres_storage=0.115,
 )
-PRICES: Mapping[str, RegionPrices] = MappingProxyType(
-    {
-        "us-east-1": _US,
-        "us-east-2": _US,
-        "us-west-2": _US,
-        "eu-west-1": RegionPrices(
-            _machines(0.1632, 0.1824, 0.1926, 0.214, 0.3264, 0.3648, 0.3852, 0.428),
-            gp3=0.088,
-            ipv4=0.005,
-            bucket=0.023,
-            images=0.10,
-            metric=0.30,
-            alarm=0.10,
-            eks=0.10,
-            node=0.0912,
-            nat=0.048,
-            balancer=0.0252,
-            postgres=0.070,
-            postgres_storage=0.127,
-        ),
-        "eu-central-1": RegionPrices(
-            _machines(0.1728, 0.192, 0.207, 0.23, 0.3456, 0.384, 0.414, 0.46),
-            gp3=0.0952,
-            ipv4=0.005,
-            bucket=0.0245,
-            images=0.10,
-            metric=0.30,
-            alarm=0.10,
-            eks=0.10,
-            node=0.096,
-            nat=0.052,
-            balancer=0.027,
-            postgres=0.074,
-            postgres_storage=0.137,
-        ),
-    }
-)
+PRICES: Mapping[str, RegionPrices] = {
+    "us-east-1": _US,
+    "us-east-2": _US,
+    "us-west-2": _US,
+    "eu-west-1": RegionPrices(
+        _machines(0.1632, 0.1824, 0.1926, 0.214, 0.3264, 0.3648, 0.3852, 0.428),
+        gp3=0.088,
+        bucket=0.023,
+        node=0.0912,
+        nat=0.048,
+        balancer=0.0252,
+        postgres=0.070,
+        postgres_storage=0.127,
+    ),
+    "eu-central-1": RegionPrices(
+        _machines(0.1728, 0.192, 0.207, 0.23, 0.3456, 0.384, 0.414, 0.46),
+        gp3=0.0952,
+        bucket=0.0245,
+        node=0.096,
+        nat=0.052,
+        balancer=0.027,
+        postgres=0.074,
+        postgres_storage=0.137,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +125,10 @@ class Estimate:
         return sum(part.usd for part in self.parts)
 
 
-def machine(region: str, instance_type: str) -> Machine:
+def machine(instance_type: str) -> Machine:
     """Size of an instance type. Raises ValueError, with the remedy, for one that cannot hold the platform."""
     found = MACHINES.get(instance_type)
-    if found is None or instance_type not in PRICES[region].machines:
+    if found is None:
         raise ValueError(
             f"instance type {instance_type!r} is not one of those the platform fits on -> choose from "
             f"{', '.join(MACHINES)}: x86 (Kubeflow Pipelines publishes no arm64 images) with at least "

@@ -6,14 +6,13 @@ Pure, since both `pulumi up` and `health-predict cost` read it.
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from health_predict.core.cost import PRICES, machine
 from health_predict.core.errors import SettingsError
@@ -21,11 +20,53 @@ from health_predict.core.errors import SettingsError
 PROJECT = "health-predict"
 WIDEST_PREFIX = 24  # of the operator's network: 256 addresses
 _DAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
-_CLOCK = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
-_TAG = re.compile(r"[\w .:/=+\-@]+")
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
-_TAG_KEY_LENGTH, _TAG_VALUE_LENGTH, _TAGS = 128, 256, 40
+_TAGS = 40  # AWS takes 50, ours included
 RESERVED_TAGS = ("Project", "Stack", "ManagedBy", "Name")
+
+
+def _like(pattern: str, problem: str) -> AfterValidator:
+    """A text that matches as a whole; `problem` goes on after the text, and names the remedy."""
+
+    def matching(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} {problem}")
+        return text
+
+    return AfterValidator(matching)
+
+
+_Clock = Annotated[str, _like(r"([01]\d|2[0-3]):[0-5]\d", "is no time of day -> write HH:MM, as in 08:00")]
+_Email = Annotated[
+    str, _like(r"([^@\s]+@[^@\s]+\.[^@\s]+)?", "is no e-mail address -> write one, as in you@example.org")
+]
+_Zone = Annotated[str, _like("[a-f]", "is no zone -> write its letter alone, as in a")]
+_Account = Annotated[str, _like(r"(\d{12})?", "is no account -> write its 12 digits in quotes")]
+_ImageTag = Annotated[
+    str,
+    _like(
+        r"((?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?",
+        "is no image tag, or names another image every day -> use a tag of `aws ecr describe-images`",
+    ),
+]
+_PinnedImage = Annotated[
+    str,
+    _like(r"([^@\s]+@sha256:[0-9a-f]{64})?", "has no digest -> write it as mirror.example.org/python@sha256:..."),
+]
+_Cron = Annotated[
+    str,
+    _like(
+        r"(([\d*/,-]+|\?)( ([\d*/,?-]+)){5})?",
+        "has not six fields -> as in '0 0 2 * * *': each night at two, UTC",
+    ),
+]
+_TagKey = Annotated[
+    str,
+    _like(r"[\w .:/=+\-@]{1,128}", "has characters or a length that AWS refuses -> letters, digits, _.:/=+-@"),
+    _like(f"(?!(?i:aws:)|({'|'.join(RESERVED_TAGS)})$).*", "is set by the stack or by AWS -> choose another name"),
+]
+_TagText = Annotated[
+    str, _like(r"[\w .:/=+\-@]{1,256}", "is a value that AWS refuses -> letters, digits, spaces, _.:/=+-@")
+]
 
 
 class OpenPort(StrEnum):
@@ -46,17 +87,10 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: str = Field("08:00", description="When the host starts, HH:MM")
-    stop: str = Field("18:00", description="When the host stops, HH:MM")
+    start: _Clock = Field("08:00", description="When the host starts, HH:MM")
+    stop: _Clock = Field("18:00", description="When the host stops, HH:MM")
     days: tuple[str, ...] = Field(_DAYS[:5], description="Days of the week, MON to SUN")
     timezone: str = Field(description="IANA time zone, such as Europe/Berlin")
-
-    @field_validator("start", "stop")
-    @classmethod
-    def _clock(cls, value: str) -> str:
-        if not _CLOCK.fullmatch(value):
-            raise ValueError(f"{value!r} is no time of day -> write HH:MM, as in 08:00")
-        return value
 
     @field_validator("days")
     @classmethod
@@ -95,11 +129,14 @@ def _minutes(clock: str) -> int:
 class StackConfig(BaseModel):
     """All that differs between two stacks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # `pulumi config set --path tags.cost_center 4711` stores a number.
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     region: str = Field("us-east-1", description="AWS region; one whose prices are known")
-    zone: str = Field("a", description="Letter of the availability zone of host and data volume")
-    account_id: str = Field("", description="The only AWS account to deploy to; empty: whichever the credentials name")
+    zone: _Zone = Field("a", description="Letter of the availability zone of host and data volume")
+    account_id: _Account = Field(
+        "", description="The only AWS account to deploy to; empty: whichever the credentials name"
+    )
     instance_type: str = Field("t3a.xlarge", description="x86 machine with at least 4 vCPU and 16 GiB")
     unlimited_burst: bool = Field(
         False, description="Let a T3 machine burst beyond its credits, at extra cost; false: it slows down instead"
@@ -110,22 +147,24 @@ class StackConfig(BaseModel):
     open_ports: tuple[OpenPort, ...] = Field((), description="Opened to operator_cidr: api, mlflow, pipelines")
     schedule: Schedule | None = Field(None, description="Office hours; none: always on")
     budget_usd: int = Field(150, ge=1, description="Monthly budget that the alarm watches")
-    budget_email: str = Field("", description="Address of the budget's alarm; empty: no alarm")
-    alarm_email: str = Field(
+    budget_email: _Email = Field("", description="Address of the budget's alarm; empty: no alarm")
+    alarm_email: _Email = Field(
         "", description="Address told when the host is down, a disk fills, a backup or a run fails; empty: none"
     )
-    tags: Mapping[str, str] = Field(default_factory=dict, description="Tags of every resource, beside our own")
+    tags: Mapping[_TagKey, _TagText] = Field(
+        default_factory=dict, max_length=_TAGS, description="Tags of every resource, beside our own"
+    )
     images: Literal["build", "push"] = Field(
         "build", description="`build`: the host builds the images that ECR lacks; `push`: you do, with `make images`"
     )
-    image_tag: str = Field(
+    image_tag: _ImageTag = Field(
         "", description="Tag in ECR of the images to run, to go back; empty: the digest of what they are built from"
     )
-    python_image: str = Field(
+    python_image: _PinnedImage = Field(
         "", description="Base of the images, with its digest, from your own mirror; empty: the Dockerfile's"
     )
     first_run: bool = Field(True, description="Train and deploy a first model when there is no champion")
-    monitor: str = Field(
+    monitor: _Cron = Field(
         "",
         description="When the cluster judges delivered encounters, and recalibrates or retrains where that follows: "
         "second minute hour day month weekday, in UTC; empty: never",
@@ -141,20 +180,6 @@ class StackConfig(BaseModel):
                 f"no prices are known for region {value!r} -> choose from {', '.join(PRICES)}, or add its prices "
                 "to health_predict/core/cost.py"
             )
-        return value
-
-    @field_validator("zone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        if not re.fullmatch("[a-f]", value):
-            raise ValueError(f"{value!r} is no zone -> write its letter alone, as in a")
-        return value
-
-    @field_validator("account_id")
-    @classmethod
-    def _account(cls, value: str) -> str:
-        if value and not re.fullmatch(r"\d{12}", value):
-            raise ValueError(f"{value!r} is no account -> write its 12 digits in quotes")
         return value
 
     @field_validator("operator_cidr")
@@ -173,65 +198,9 @@ class StackConfig(BaseModel):
             )
         return value
 
-    @field_validator("budget_email", "alarm_email")
-    @classmethod
-    def _email(cls, value: str) -> str:
-        if value and not _EMAIL.fullmatch(value):
-            raise ValueError(f"{value!r} is no e-mail address -> write one, as in you@example.org")
-        return value
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        # `pulumi config set --path tags.cost_center 4711` stores a number.
-        if not isinstance(value, Mapping):
-            return value
-        return {key: json.dumps(text) if isinstance(text, int | float) else text for key, text in value.items()}
-
-    @field_validator("tags")
-    @classmethod
-    def _taggable(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        if len(value) > _TAGS:
-            raise ValueError(f"{len(value)} tags are too many -> AWS takes 50, ours included: keep {_TAGS}")
-        for key, text in value.items():
-            if key in RESERVED_TAGS or key.lower().startswith("aws:"):
-                raise ValueError(f"tag {key!r} is set by the stack or by AWS -> choose another name")
-            if not _TAG.fullmatch(key) or len(key) > _TAG_KEY_LENGTH:
-                raise ValueError(
-                    f"tag {key!r} has characters or a length that AWS refuses -> letters, digits, _.:/=+-@"
-                )
-            if not _TAG.fullmatch(text) or len(text) > _TAG_VALUE_LENGTH:
-                raise ValueError(
-                    f"tag {key!r} has value {text!r}, which AWS refuses -> letters, digits, spaces, _.:/=+-@"
-                )
-        return value
-
-    @field_validator("image_tag")
-    @classmethod
-    def _image_tag(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", value):
-            raise ValueError(f"{value!r} is no image tag -> letters, digits, dots, dashes")
-        if value == "latest":
-            raise ValueError("'latest' names another image every day -> use a tag of `aws ecr describe-images`")
-        return value
-
-    @field_validator("python_image")
-    @classmethod
-    def _by_digest(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", value):
-            raise ValueError(f"{value!r} has no digest -> write it as mirror.example.org/python@sha256:...")
-        return value
-
-    @field_validator("monitor")
-    @classmethod
-    def _six_fields(cls, value: str) -> str:
-        if value and not re.fullmatch(r"([\d*/,-]+|\?)( ([\d*/,?-]+)){5}", value):
-            raise ValueError(f"{value!r} has not six fields -> as in '0 0 2 * * *': each night at two, UTC")
-        return value
-
     @model_validator(mode="after")
     def _fits(self) -> StackConfig:
-        machine(self.region, self.instance_type)
+        machine(self.instance_type)
         if bool(self.open_ports) != bool(self.operator_cidr):
             raise ValueError("operator_cidr and open_ports belong together -> set both, or neither")
         return self

@@ -104,10 +104,10 @@ MUTANTS = (
     Mutant("health_predict/core/stack_config.py", '"Project": PROJECT, "Stack": stack', '"Stack": stack'),
     Mutant(
         "health_predict/core/stack_config.py",
-        'model_config = ConfigDict(frozen=True, extra="forbid")\n\n    region',
-        'model_config = ConfigDict(frozen=True, extra="ignore")\n\n    region',
+        'extra="forbid", coerce_numbers_to_str=True',
+        'extra="ignore", coerce_numbers_to_str=True',
     ),
-    Mutant("health_predict/core/stack_config.py", "machine(self.region, self.instance_type)\n", "pass\n"),
+    Mutant("health_predict/core/stack_config.py", "machine(self.instance_type)\n", "pass\n"),
     Mutant("pulumi/infra/schedule.py", "cron({int(minute)} {int(hour)}", "cron({int(hour)} {int(minute)}"),
     Mutant("pulumi/infra/budget.py", "limit_amount=str(args.monthly_usd)", 'limit_amount="1000"'),
     Mutant(
@@ -122,7 +122,7 @@ MUTANTS = (
     Mutant("pulumi/infra/rollout.py", "if news[disk] < _olds.get(disk, 0)", "if False"),
     Mutant("pulumi/infra/rollout.py", "doing != told or ", ""),
     Mutant("pulumi/__main__.py", '            "HP_DATA_GIB": str(config.data_gib),\n', ""),
-    Mutant("health_predict/core/stack_config.py", '@field_validator("tags", mode="before")', "@staticmethod"),
+    Mutant("health_predict/core/stack_config.py", "coerce_numbers_to_str=True", "coerce_numbers_to_str=False"),
     # what the images are made of
     Mutant("k8s/image-source", "find_files -perm -100 && ", ""),
     Mutant("k8s/image-source", 'echo "${base#*@}"', "echo"),
