@@ -103,7 +103,7 @@ def _calibration(findings: DriftFindings, probabilities: Floats, outcomes: Float
     known = np.isfinite(outcomes)
     return plots.calibration(
         outcomes[known],
-        {"this batch": probabilities[known]},
+        probabilities[known],
         description="Observed share of readmissions against predicted risk in ten groups of equal size. "
         f"Observed over expected is {number(findings.calibration.ratio, 2)}.",
     )

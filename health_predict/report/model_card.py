@@ -19,7 +19,7 @@ from health_predict.report.page import render
 def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) -> str:
     """HTML page of a model version from its `Best_` run and the evaluation that `register` stored."""
     tested = content["on_test"]
-    truth, scores = np.asarray(tested["outcomes"]), {run.tags["family"]: np.asarray(tested["scores"])}
+    truth, scores = np.asarray(tested["outcomes"]), np.asarray(tested["scores"])
     threshold = content["threshold"]
     return render(
         "model_card.html",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.report.page import number, percent
+from health_predict.report.page import estimate, number, percent
 
 Numbers = Sequence[float] | npt.NDArray[Any]
 
@@ -38,6 +39,8 @@ _DASHES = ("-", "--", "-.", ":")  # series differ by more than colour
 _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 5.3  # inches; small enough that its text can be read on a phone
 _TABLE_ROWS = 24  # of a curve in the table behind it
+_REFERENCE: Any = {"color": _INK, "linewidth": 1, "linestyle": (0, (2, 2))}
+_EVENT: Any = {"color": _INK, "linewidth": 1, "linestyle": (0, (4, 2)), "alpha": 0.6}
 
 _STYLE: Any = {
     "svg.hashsalt": "health-predict",
@@ -53,7 +56,6 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "axes.unicode_minus": True,
     "xtick.color": _LINE,
     "ytick.color": _LINE,
     "xtick.labelcolor": _INK,
@@ -64,7 +66,6 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "path.simplify": True,
 }
 
 
@@ -105,29 +106,19 @@ def _plot(figure: Any, title: str, description: str, columns: Sequence[str], row
 
 def _inline(document: str, title: str, description: str) -> str:
     """matplotlib's document as an element for a page: responsive, named, with ids of its own."""
-    body = document[document.index("<svg") :]
-    head_end = body.index(">") + 1
-    head, body = body[:head_end], body[head_end:]
-    view_box = re.search(r'viewBox="([^"]+)"', head)
-    assert view_box is not None
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    # A style element would apply to the whole page; its two lines stand on the root instead.
-    body = re.sub(r"<style type=\"text/css\">.*?</style>", "", body, flags=re.S)
+    view_box = document.partition('viewBox="')[2].partition('"')[0]
+    # What stands before it is a style element, which would apply to the whole page.
+    body = document[document.index('<g id="figure_1">') :]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(r"<defs>\s*</defs>", "", body)
-    # Fonts come from the page.
-    body = re.sub(r"font-family:[^;\"]*;?", "", body)
-    body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", body)
+    body = re.sub(r"font-family:[^;\"]*;?", "", body)  # fonts come from the page
     for stand_in, css in _CSS.items():
         body = body.replace(stand_in, css)
     name = "p" + hashlib.sha256((title + description + body).encode()).hexdigest()[:10]
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r' id="([^"]*)"', rf' id="{name}-\1"', body)
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"\n\s*", "\n", body)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{view_box[1]}" width="100%" role="img" aria-labelledby="{name}-t {name}-d" '
+        f'viewBox="{view_box}" width="100%" role="img" aria-labelledby="{name}-t {name}-d" '
         f'font-family="system-ui, DejaVu Sans, sans-serif" stroke-linejoin="round" stroke-linecap="butt">'
         f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>{body.strip()}'
     )
@@ -138,6 +129,12 @@ def _decorate(axes: Any, x_label: str, y_label: str, grid: str) -> None:
     axes.set_ylabel(y_label)
     axes.grid(axis=grid)
     axes.tick_params(length=0)
+
+
+def _note(axes: Any, text: str, x: float, offset: tuple[float, float], **style: Any) -> None:
+    """A small text at the top of the axes, beside a vertical line at x."""
+    where = {"xycoords": ("data", "axes fraction"), "xytext": offset, "textcoords": "offset points"}
+    axes.annotate(text, (x, 1), fontsize=8.5, **where, **style)
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -169,7 +166,6 @@ def line(
     bands: Mapping[str, tuple[Numbers, Numbers]] | None = None,
     references: Mapping[str, float] | None = None,
     marks: Sequence[tuple[float, str]] = (),
-    y_range: tuple[float, float] | None = None,
     digits: int = 3,
 ) -> Plot:
     """Series over a common x (numbers or labels), with intervals as bands and horizontal reference lines.
@@ -185,22 +181,11 @@ def line(
             few = marker if len(x) <= 40 else None
             axes.plot(x, values, color=colour, linestyle=dash, marker=few, markersize=4, label=name)
         for name, value in (references or {}).items():
-            axes.axhline(value, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
+            axes.axhline(value, **_REFERENCE)
             axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5)
         for place, name in marks:
-            axes.axvline(place, color=_INK, linewidth=1, linestyle=(0, (4, 2)), alpha=0.6)
-            axes.annotate(
-                name,
-                (place, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(2, -2),
-                textcoords="offset points",
-                rotation=90,
-                va="top",
-                fontsize=8,
-            )
-        if y_range:
-            axes.set_ylim(*y_range)
+            axes.axvline(place, **_EVENT)
+            _note(axes, name, place, (2, -2), rotation=90, va="top")
         if len(x) and isinstance(x[0], str) and len(x) > 8:
             axes.set_xticks(range(0, len(x), -(-len(x) // 8)))
         elif len(x) and not isinstance(x[0], str) and np.equal(np.mod(np.asarray(x, dtype=float), 1), 0).all():
@@ -208,17 +193,16 @@ def line(
         _decorate(axes, x_label, y_label, "y")
         _legend(figure, axes)
         rows = [
-            [str(x[i]), *(_with_band(values[i], bands.get(name), i, digits) for name, values in series.items())]
+            [str(x[i]), *(_estimate(values, bands.get(name), i, digits) for name, values in series.items())]
             for i in _thin(len(x), 200)
         ]
         return _plot(figure, title, description, [x_label, *series], rows)
 
 
-def _with_band(value: float, band: tuple[Numbers, Numbers] | None, at: int, digits: int) -> str:
-    text = number(float(value), digits)
-    if band is None or not np.isfinite(band[0][at]):
-        return text
-    return f"{text} ({number(float(band[0][at]), digits)} to {number(float(band[1][at]), digits)})"
+def _estimate(values: Numbers, bounds: tuple[Numbers, Numbers] | None, at: int, digits: int) -> str:
+    if bounds is None or not np.isfinite(bounds[0][at]):
+        return number(values[at], digits)
+    return estimate(values[at], (bounds[0][at], bounds[1][at]), digits)
 
 
 def bars(
@@ -230,7 +214,6 @@ def bars(
     value_label: str,
     share: bool = False,
     label_heading: str = "",
-    digits: int = 3,
 ) -> Plot:
     """Horizontal bars, one a label and series, the first label on top. `share`: values are printed in percent."""
     count = max(1, len(series))
@@ -248,7 +231,7 @@ def bars(
         axes.margins(y=0.02)
         _legend(figure, axes)
         rows = [
-            [label, *(percent(v[i]) if share else number(float(v[i]), digits) for v in series.values())]
+            [label, *(percent(v[i]) if share else number(v[i]) for v in series.values())]
             for i, label in enumerate(labels)
         ]
         return _plot(figure, title, description, [label_heading, *series], rows)
@@ -270,7 +253,7 @@ def spans(
         begins = np.array([begin for begin, _ in bounds])
         axes.barh(places, np.array([end for _, end in bounds]) - begins, 0.6, left=begins, color=_SERIES[0])
         for place, _ in marks:
-            axes.axvline(place, color=_INK, linewidth=1, linestyle=(0, (4, 2)), alpha=0.6)
+            axes.axvline(place, **_EVENT)
         axes.set_yticks(places, list(labels))
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -299,21 +282,12 @@ def interval_dots(
         axes.hlines(places, low, high, color=_SERIES[0], linewidth=2, alpha=0.55)
         axes.plot(values, places, "o", color=_SERIES[0], markersize=5)
         if reference is not None:
-            axes.axvline(reference, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-            if reference_label:
-                axes.annotate(
-                    reference_label,
-                    (reference, 1),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(3, 2),
-                    textcoords="offset points",
-                    fontsize=8.5,
-                    annotation_clip=False,
-                )
+            axes.axvline(reference, **_REFERENCE)
+            _note(axes, reference_label, reference, (3, 2), annotation_clip=False)
         axes.set_yticks(places, list(labels))
         axes.set_ylim(len(labels) - 0.4, -0.6)
         _decorate(axes, value_label, "", "x")
-        rows = [[label, _with_band(float(values[i]), (low, high), i, digits)] for i, label in enumerate(labels)]
+        rows = [[label, _estimate(values, (low, high), i, digits)] for i, label in enumerate(labels)]
         return _plot(figure, title, description, [label_heading, f"{value_label} (interval)"], rows)
 
 
@@ -325,7 +299,6 @@ def scatter(
     description: str,
     x_label: str,
     y_label: str,
-    digits: int = 3,
 ) -> Plot:
     """Groups of (x, y) points, x on a log scale; `hollow` ones belong to the same groups and are drawn as rings."""
     with _canvas(3.2) as (figure, axes):
@@ -335,7 +308,7 @@ def scatter(
             axes.scatter(*zip(*group, strict=True), color=colour, marker=marker, s=22, label=name) if group else None
             if rings:
                 axes.scatter(*zip(*rings, strict=True), facecolors="none", edgecolors=colour, marker=marker, s=22)
-            rows += [[name, number(x, 1), number(y, digits)] for x, y in sorted([*group, *rings])]
+            rows += [[name, number(x, 1), number(y)] for x, y in sorted([*group, *rings])]
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _decorate(axes, x_label, y_label, "both")
@@ -343,167 +316,92 @@ def scatter(
         return _plot(figure, title, description, ["", x_label, y_label], rows)
 
 
-def roc(
-    outcomes: npt.ArrayLike,
-    probabilities: Mapping[str, npt.NDArray[Any]],
-    *,
-    title: str = "ROC curve",
-    description: str,
-    threshold: float | None = None,
-) -> Plot:
-    """ROC curves of models on the same rows; the first one's operating point is marked when `threshold` is given."""
-    from sklearn.metrics import roc_auc_score, roc_curve
+def roc(outcomes: npt.ArrayLike, scores: npt.NDArray[Any], *, description: str, threshold: float) -> Plot:
+    """ROC curve with the operating point at `threshold`; outcomes and scores have shape (n,)."""
+    from sklearn.metrics import roc_curve
 
     truth = np.asarray(outcomes).astype(bool)
-    rows: list[list[str]] = []
-    with _canvas(4.4, 4.9) as (figure, axes):
-        axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-        for (name, scores), (colour, dash, _) in zip(probabilities.items(), _styles(), strict=False):
-            false_rate, true_rate, _ = roc_curve(truth, scores)
-            keep = _thin(len(false_rate), 250)
-            label = f"{name} (AUC {number(float(roc_auc_score(truth, scores)))})"
-            axes.plot(false_rate[keep], true_rate[keep], color=colour, linestyle=dash, label=label)
-            rows += [
-                [name, number(float(false_rate[i])), number(float(true_rate[i]))]
-                for i in _thin(len(false_rate), _TABLE_ROWS)
-            ]
-        if threshold is not None:
-            flagged = next(iter(probabilities.values())) >= threshold
-            point = (float(flagged[~truth].mean()), float(flagged[truth].mean()))
-            axes.plot(*point, "o", color=_INK, markersize=6)
-            axes.annotate(f"threshold {number(threshold)}", point, xytext=(7, -10), textcoords="offset points")
-        _unit_square(axes, "1 \u2212 specificity", "sensitivity")
-        _inside_legend(axes, "lower right")
-        return _plot(figure, title, description, ["Model", "1 \u2212 specificity", "Sensitivity"], rows)
+    false_rate, true_rate, _ = roc_curve(truth, scores)
+    flagged = scores >= threshold
+    with _square("1 \u2212 specificity", "sensitivity") as (figure, axes):
+        axes.plot([0, 1], [0, 1], **_REFERENCE)
+        rows = _curve(axes, false_rate, true_rate)
+        _operating_point(axes, threshold, flagged[~truth].mean(), flagged[truth].mean())
+        return _plot(figure, "ROC curve", description, ["1 \u2212 specificity", "Sensitivity"], rows)
 
 
-def precision_recall(
-    outcomes: npt.ArrayLike,
-    probabilities: Mapping[str, npt.NDArray[Any]],
-    *,
-    title: str = "Precision-recall curve",
-    description: str,
-    threshold: float | None = None,
-) -> Plot:
+def precision_recall(outcomes: npt.ArrayLike, scores: npt.NDArray[Any], *, description: str, threshold: float) -> Plot:
     """Positive predictive value over sensitivity; the dashed line is the prevalence, what guessing gives."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve
+    from sklearn.metrics import precision_recall_curve
 
     truth = np.asarray(outcomes).astype(bool)
-    rows: list[list[str]] = []
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    flagged = scores >= threshold
+    with _square("sensitivity (recall)", "positive predictive value (precision)") as (figure, axes):
+        axes.axhline(truth.mean(), **_REFERENCE)
+        rows = _curve(axes, recall, precision)
+        if flagged.any():
+            _operating_point(axes, threshold, flagged[truth].mean(), truth[flagged].mean())
+        columns = ["Sensitivity", "Positive predictive value"]
+        return _plot(figure, "Precision-recall curve", description, columns, rows)
+
+
+def _curve(axes: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> list[list[str]]:
+    keep = _thin(len(x), 250)
+    axes.plot(x[keep], y[keep], color=_SERIES[0])
+    return [[number(x[i]), number(y[i])] for i in _thin(len(x), _TABLE_ROWS)]
+
+
+def _operating_point(axes: Any, threshold: float, x: float, y: float) -> None:
+    axes.plot(x, y, "o", color=_INK, markersize=6)
+    axes.annotate(f"threshold {number(threshold)}", (x, y), xytext=(7, 5), textcoords="offset points")
+
+
+def calibration(outcomes: npt.ArrayLike, scores: npt.NDArray[Any], *, description: str) -> Plot:
+    """Observed share against mean prediction in ten groups of equal size, with 95 % Wilson intervals; shapes (n,)."""
+    from scipy.stats import binomtest
+
+    truth = np.asarray(outcomes).astype(int)
+    parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), 10) if part.size]
+    predicted = np.array([scores[part].mean() for part in parts])
+    observed = np.array([truth[part].mean() for part in parts])
+    bounds = [binomtest(int(truth[part].sum()), part.size).proportion_ci(method="wilson") for part in parts]
+    low, high = np.array([(bound.low, bound.high) for bound in bounds]).T
+    top = min(1.0, max(high.max(), predicted.max()) * 1.06)
+    with _square("predicted probability", "observed share", top) as (figure, axes):
+        axes.vlines(predicted, low, high, color=_SERIES[0], linewidth=2, alpha=0.45)
+        axes.plot(predicted, observed, color=_SERIES[0], marker="o", markersize=4.5)
+        axes.plot([0, top], [0, top], **_REFERENCE)
+        rows = [
+            [f"{part.size:,}", percent(predicted[i]), percent(observed[i]), f"{percent(low[i])} to {percent(high[i])}"]
+            for i, part in enumerate(parts)
+        ]
+        return _plot(figure, "Calibration", description, ["Encounters", "Predicted", "Observed", "Interval"], rows)
+
+
+@contextmanager
+def _square(x_label: str, y_label: str, top: float = 1.0) -> Iterator[tuple[Any, Any]]:
+    """A canvas whose axes both go from 0 to `top`."""
     with _canvas(4.4, 4.9) as (figure, axes):
-        axes.axhline(float(truth.mean()), color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-        for (name, scores), (colour, dash, _) in zip(probabilities.items(), _styles(), strict=False):
-            precision, recall, _ = precision_recall_curve(truth, scores)
-            keep = _thin(len(recall), 250)
-            label = f"{name} (AP {number(float(average_precision_score(truth, scores)))})"
-            axes.plot(recall[keep], precision[keep], color=colour, linestyle=dash, label=label)
-            rows += [
-                [name, number(float(recall[i])), number(float(precision[i]))] for i in _thin(len(recall), _TABLE_ROWS)
-            ]
-        if threshold is not None:
-            flagged = next(iter(probabilities.values())) >= threshold
-            if flagged.any():
-                point = (float(flagged[truth].mean()), float(truth[flagged].mean()))
-                axes.plot(*point, "o", color=_INK, markersize=6)
-                axes.annotate(f"threshold {number(threshold)}", point, xytext=(7, 5), textcoords="offset points")
-        _unit_square(axes, "sensitivity (recall)", "positive predictive value (precision)")
-        _inside_legend(axes, "upper right")
-        return _plot(figure, title, description, ["Model", "Sensitivity", "Positive predictive value"], rows)
+        axes.set_xlim(-0.01 * top, top)
+        axes.set_ylim(-0.01 * top, top * 1.01)
+        _decorate(axes, x_label, y_label, "both")
+        yield figure, axes
 
 
-def calibration(
-    outcomes: npt.ArrayLike,
-    probabilities: Mapping[str, npt.NDArray[Any]],
-    *,
-    title: str = "Calibration",
-    description: str,
-    groups: int = 10,
-) -> Plot:
-    """Observed share against mean prediction in groups of equal size, with 95 % Wilson intervals.
-
-    Interval: Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    truth = np.asarray(outcomes).astype(float)
-    rows: list[list[str]] = []
-    top = 0.0
-    with _canvas(4.4, 4.9) as (figure, axes):
-        for (name, scores), (colour, dash, marker) in zip(probabilities.items(), _styles(), strict=False):
-            parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), groups) if part.size]
-            predicted = np.array([scores[part].mean() for part in parts])
-            observed = np.array([truth[part].mean() for part in parts])
-            low, high = _wilson(observed, np.array([part.size for part in parts]))
-            axes.vlines(predicted, low, high, color=colour, linewidth=2, alpha=0.45)
-            axes.plot(predicted, observed, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=name)
-            top = max(top, float(high.max()), float(predicted.max()))
-            rows += [
-                [
-                    name,
-                    f"{part.size:,}",
-                    percent(predicted[i]),
-                    percent(observed[i]),
-                    f"{percent(low[i])} to {percent(high[i])}",
-                ]
-                for i, part in enumerate(parts)
-            ]
-        top = min(1.0, top * 1.06)
-        axes.plot([0, top], [0, top], color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-        _unit_square(axes, "predicted probability", "observed share", top)
-        _inside_legend(axes, "upper left")
-        return _plot(figure, title, description, ["Model", "Encounters", "Predicted", "Observed", "Interval"], rows)
-
-
-def _wilson(share: npt.NDArray[Any], size: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    z = 1.959964
-    centre = (share + z * z / (2 * size)) / (1 + z * z / size)
-    half = z * np.sqrt(share * (1 - share) / size + z * z / (4 * size * size)) / (1 + z * z / size)
-    # Rounding must not push a bound past the share itself when that is 0 or 1.
-    return np.minimum(np.maximum(centre - half, 0), share), np.maximum(np.minimum(centre + half, 1), share)
-
-
-def histogram(
-    values: Mapping[str, npt.NDArray[Any]],
-    *,
-    title: str,
-    description: str,
-    x_label: str,
-    bins: int = 30,
-    value_range: tuple[float, float] | None = None,
-    marks: Mapping[str, float] | None = None,
-) -> Plot:
-    """Share of rows by value, one outline a series on common bins; `marks` are vertical lines with a name."""
-    finite = {name: np.asarray(v, dtype=float)[np.isfinite(np.asarray(v, dtype=float))] for name, v in values.items()}
-    pooled = np.concatenate([*finite.values(), np.zeros(0)])
-    edges = np.histogram_bin_edges(pooled, bins=bins, range=value_range)
-    shares = {name: np.histogram(v, bins=edges)[0] / max(1, v.size) for name, v in finite.items()}
+def histogram(values: Mapping[str, npt.NDArray[Any]], *, title: str, description: str, x_label: str) -> Plot:
+    """Share of rows by value, one outline a series on common bins."""
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=30)
+    shares = {name: np.histogram(v, bins=edges)[0] / max(1, v.size) for name, v in values.items()}
     with _canvas(3.1) as (figure, axes):
         for (name, share), (colour, dash, _) in zip(shares.items(), _styles(), strict=False):
             axes.stairs(share, edges, color=colour, fill=True, alpha=0.16)
             axes.stairs(share, edges, color=colour, linestyle=dash, linewidth=1.6, label=name)
-        for name, value in (marks or {}).items():
-            axes.axvline(value, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-            axes.annotate(
-                name,
-                (value, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, -9),
-                textcoords="offset points",
-                fontsize=8.5,
-            )
         axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:g} %")
         _decorate(axes, x_label, "share of rows", "y")
         _legend(figure, axes)
         rows = [
-            [f"{edges[i]:.4g} to {edges[i + 1]:.4g}", *(percent(float(share[i])) for share in shares.values())]
-            for i in range(len(edges) - 1)
+            [f"{low:.4g} to {high:.4g}", *(percent(share[i]) for share in shares.values())]
+            for i, (low, high) in enumerate(itertools.pairwise(edges))
         ]
         return _plot(figure, title, description, [x_label, *shares], rows)
-
-
-def _unit_square(axes: Any, x_label: str, y_label: str, top: float = 1.0) -> None:
-    axes.set_xlim(-0.01 * top, top)
-    axes.set_ylim(-0.01 * top, top * 1.01)
-    _decorate(axes, x_label, y_label, "both")
-
-
-def _inside_legend(axes: Any, place: str) -> None:
-    axes.legend(loc=place, fontsize=9)

@@ -29,7 +29,6 @@ MAKERS: dict[str, Callable[[], plots.Plot]] = {
         y_label="AUC",
         bands={"static": ([0.6, 0.6, np.nan], [0.7, 0.7, np.nan])},
         references={"validation": 0.66},
-        y_range=(0.5, 0.8),
     ),
     "line of labels": lambda: plots.line(
         [f"batch {i}" for i in range(20)],
@@ -59,12 +58,10 @@ MAKERS: dict[str, Callable[[], plots.Plot]] = {
         reference=0.67,
         reference_label="all",
     ),
-    "roc": lambda: plots.roc(OUTCOMES, MODELS, description=D, threshold=0.2),
-    "precision_recall": lambda: plots.precision_recall(OUTCOMES, MODELS, description=D, threshold=0.2),
-    "calibration": lambda: plots.calibration(OUTCOMES, MODELS, description=D),
-    "histogram": lambda: plots.histogram(
-        MODELS, title="Risk", description=D, x_label="risk", marks={"threshold": 0.2}, value_range=(0, 1)
-    ),
+    "roc": lambda: plots.roc(OUTCOMES, RISK, description=D, threshold=0.2),
+    "precision_recall": lambda: plots.precision_recall(OUTCOMES, RISK, description=D, threshold=0.2),
+    "calibration": lambda: plots.calibration(OUTCOMES, RISK, description=D),
+    "histogram": lambda: plots.histogram(MODELS, title="Risk", description=D, x_label="risk"),
 }
 
 
