@@ -9,6 +9,7 @@ of UCI dataset 296, doi:10.24432/C5230J.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,6 +26,11 @@ ICD9_PATTERN = r"(?:\d{1,3}|[VE]\d{1,4})(?:\.\d{1,2})?"
 MAXIMUM_CODE = 999
 CODE_PATTERN = r"[1-9][0-9]{0,2}"
 MAXIMUM_TEXT = 100  # characters of a level that is free
+_IDENTIFIER = re.compile(r"[1-9][0-9]{0,17}")  # fits 64 bits
+_COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
+_ICD9 = re.compile(ICD9_PATTERN, re.ASCII)
+_CODE = re.compile(CODE_PATTERN)
+_TEXT = re.compile(rf"(?!\s)[^\x00-\x1f\x7f]{{1,{MAXIMUM_TEXT}}}(?<!\s)")
 
 
 class Kind(StrEnum):
@@ -61,19 +67,36 @@ class Column:
         return self.kind is Kind.OPEN_LEVEL and bool(self.levels) and self.levels[0].isdigit()
 
     @property
-    def allowed(self) -> str:
-        """What a cell may hold, in words."""
+    def described(self) -> str:
+        """What a cell may hold unless it is missing, in words."""
+        if self.kind is Kind.IDENTIFIER:
+            return "a positive whole number of at most 18 digits"
         if self.kind is Kind.COUNT:
-            text = f"a whole number from {self.minimum} to {self.maximum}"
-        elif self.kind is Kind.LEVEL:
-            text = f"one of {', '.join(self.levels)}"
-        elif self.kind is Kind.ICD9:
-            text = "an ICD-9 code such as 250.83, V57 or E909"
-        elif self.is_code:
-            text = f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
-        else:
-            text = f"text of 1 to {MAXIMUM_TEXT} characters"
-        return f"{text}; null, ? or absent when unknown" if self.nullable else text
+            return f"a whole number from {self.minimum} to {self.maximum}"
+        if self.kind in (Kind.LEVEL, Kind.OUTCOME):
+            return f"one of {', '.join(self.levels)}"
+        if self.kind is Kind.ICD9:
+            return "an ICD-9 code such as 250.83, V57 or E909"
+        if self.is_code:
+            return f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
+        return f"text of 1 to {MAXIMUM_TEXT} characters"
+
+    @property
+    def allowed(self) -> str:
+        """What a request may hold, in words."""
+        return f"{self.described}; null, ? or absent when unknown" if self.nullable else self.described
+
+    def holds(self, text: str) -> bool:
+        """Whether a cell of a file may be this text."""
+        if text == MISSING:
+            return self.nullable
+        if self.kind in (Kind.LEVEL, Kind.OUTCOME):
+            return text in self.levels
+        if self.kind is Kind.COUNT:
+            return bool(_COUNT.fullmatch(text)) and self.minimum <= int(text) <= self.maximum
+        if self.kind is Kind.OPEN_LEVEL:
+            return bool((_CODE if self.is_code else _TEXT).fullmatch(text))
+        return bool((_ICD9 if self.kind is Kind.ICD9 else _IDENTIFIER).fullmatch(text))
 
 
 def _id_levels(*codes: int) -> tuple[str, ...]:

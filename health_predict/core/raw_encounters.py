@@ -5,20 +5,16 @@ The registered model carries this module along (`adapters/registered_model.py`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from health_predict.core.columns import CODE_PATTERN, FEATURES, ICD9_PATTERN, MAXIMUM_TEXT, MISSING, Column, Kind
+from health_predict.core.columns import FEATURES, MAXIMUM_TEXT, MISSING, Column, Kind
 from health_predict.core.errors import DataError
 
 SHOWN = 5  # violations that a message names
-_COUNT = re.compile("0|[1-9][0-9]{0,8}")
-_CODE = re.compile(CODE_PATTERN)
-_ICD9 = re.compile(ICD9_PATTERN, re.ASCII)
 
 
 def read_encounters(frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,16 +80,6 @@ def _text(column: Column, cell: object) -> str:
         text = str(cell)
     else:
         return ""
-    if text == MISSING:
-        return MISSING if column.nullable else ""
-    if column.kind is Kind.COUNT:
-        valid = _COUNT.fullmatch(text) is not None and column.minimum <= int(text) <= column.maximum
-    elif column.kind is Kind.LEVEL:
-        valid = text in column.levels
-    elif column.kind is Kind.ICD9:
-        valid = _ICD9.fullmatch(text) is not None
-    elif column.is_code:
-        valid = _CODE.fullmatch(text) is not None
-    else:
-        valid = len(text) <= MAXIMUM_TEXT
-    return text if valid else ""
+    if column.kind is Kind.OPEN_LEVEL and not column.is_code and text != MISSING:
+        return text if len(text) <= MAXIMUM_TEXT else ""  # as the service takes it
+    return text if column.holds(text) else ""

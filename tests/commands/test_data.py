@@ -67,7 +67,9 @@ class TestCheck:
         save_csv(cohort.assign(gender="F"), file)
         lines = invoke("check", file).stdout.splitlines()
         assert (
-            len(lines) == 3_001 and lines[2_999].startswith("line 3001, gender: 'F' is no level") and "->" in lines[0]
+            len(lines) == 3_001
+            and lines[2_999].startswith("line 3001, gender: 'F' is not allowed")
+            and "->" in lines[0]
         )
         assert lines[-1].startswith("3,000 violations")
 
@@ -88,9 +90,9 @@ class TestCheck:
         assert invoke("check", file, "--unlabelled").exit_code == 0
 
     def test_what_cannot_be_read_is_an_error_of_its_own(self, tmp_path: Path, home: Path) -> None:
-        assert "does not exist" in str(error_of(invoke("check", tmp_path / "none.csv")))
+        assert "No such file" in str(error_of(invoke("check", tmp_path / "none.csv")))
         (tmp_path / "page.csv").write_text("<html></html>")
-        assert "HTML" in str(error_of(invoke("check", tmp_path / "page.csv")))
+        assert "lacks encounter_id" in str(error_of(invoke("check", tmp_path / "page.csv")))
         assert not home.exists()
 
 

@@ -51,7 +51,6 @@ processes.set_forkserver_preload(
         "mlflow.sklearn",
         "onnxmltools",
         "onnxruntime",
-        "pandera.pandas",
         "skl2onnx",
         "sklearn.pipeline",
     ]
