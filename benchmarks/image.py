@@ -17,13 +17,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters import images as adapter
 from health_predict.adapters.bentoml import BentoStore, pack
 from health_predict.adapters.images import RemoteRegistry
+from health_predict.adapters.images.client import Repository
 from health_predict.adapters.storage import unpack_archive
 from health_predict.core.cohort import target
 from health_predict.core.compiled_model import compile_pipeline
@@ -88,20 +88,20 @@ def ours(home: Path, archives: list[Path]) -> tuple[Cost, bool]:
     registry = RemoteRegistry(name, base_image=BASE, cache=home / "cache")
     registry.push(archives[0], identities[0])
     sent = 0
-    send = adapter._Repository._send
+    request = Repository.request
 
-    def count(self: Any, method: str, url: str, *, file: Path | None = None, **options: Any) -> Any:
+    def count(self: Repository, method: str, url: str, *, data: bytes | IO[bytes] | None = None, **options: Any) -> Any:
         nonlocal sent
-        sent += file.stat().st_size if file else len(options.get("data") or b"")
-        return send(self, method, url, file=file, **options)
+        sent += len(data) if isinstance(data, bytes) else os.fstat(data.fileno()).st_size if data else 0
+        return request(self, method, url, data=data, **options)
 
-    adapter._Repository._send = count
+    Repository.request = count  # type: ignore[method-assign]
     try:
         begin, used = time.perf_counter(), cpu()
         uri = RemoteRegistry(name, base_image=BASE, cache=home / "cache").push(archives[1], identities[1])
         cost = Cost(time.perf_counter() - begin, cpu() - used, sent)
     finally:
-        adapter._Repository._send = send
+        Repository.request = request  # type: ignore[method-assign]
     # `sent` counts what went over the wire in this push; the repetition, from an empty cache, sends nothing at all.
     again = RemoteRegistry(f"{name}-again", base_image=BASE, cache=home / "other").push(archives[1], identities[1])
     return cost, uri.partition("@")[2] == again.partition("@")[2]

@@ -25,9 +25,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from health_predict.adapters import images as adapter
 from health_predict.adapters import wheels as libraries
-from health_predict.adapters.images import Place, RemoteRegistry, credentials, open_registry
+from health_predict.adapters.images import RemoteRegistry, client, open_registry
+from health_predict.adapters.images.client import Repository, address_of, credentials
+from health_predict.adapters.images.layers import INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE, Layer, canonical
 from health_predict.adapters.wheels import pinned
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
@@ -139,9 +140,13 @@ def make_bento(folder: Path, text: str = "the model") -> Path:
     return folder / "bento.tar"
 
 
+def repository_at(host: str, path: str) -> Repository:
+    return Repository(host, path, address_of(host))
+
+
 def push_base(host: str, path: str = "library/python", *, index: bool = False) -> str:
     """A base image of one layer; the name by its digest."""
-    repository = adapter._Repository(Place.of(host), path)
+    repository = repository_at(host, path)
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as tar:
         entry = tarfile.TarInfo("usr/local/bin/python")
@@ -155,20 +160,22 @@ def push_base(host: str, path: str = "library/python", *, index: bool = False) -
         "config": {"Env": ["PATH=/usr/local/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain.getvalue()).hexdigest()}"]},
     }
-    repository.add_bytes(layer)
+    repository.add(layer, digest, len(layer))
+    repository.add_config(config)
+    described = canonical(config)
     manifest = {
         "schemaVersion": 2,
-        "mediaType": adapter.MANIFEST_TYPE,
-        "config": repository.add_bytes(json.dumps(config).encode()),
-        "layers": [{"mediaType": adapter.LAYER_TYPE, "digest": digest, "size": len(layer)}],
+        "mediaType": MANIFEST_TYPE,
+        "config": {"digest": f"sha256:{hashlib.sha256(described).hexdigest()}", "size": len(described)},
+        "layers": [{"mediaType": LAYER_TYPE, "digest": digest, "size": len(layer)}],
     }
     tag = repository.put_manifest(manifest, "3.11")
     if index:
-        entry = {"mediaType": adapter.MANIFEST_TYPE, "digest": tag, "size": 1}
+        entry = {"mediaType": MANIFEST_TYPE, "digest": tag, "size": 1}
         platforms = [{"os": "linux", "architecture": name} for name in ("arm64", "amd64")]
         content = {
             "schemaVersion": 2,
-            "mediaType": adapter.INDEX_TYPE,
+            "mediaType": INDEX_TYPE,
             "manifests": [{**entry, "platform": platform} for platform in platforms],
         }
         tag = repository.put_manifest(content, "multi")
@@ -261,13 +268,13 @@ def test_only_what_is_missing_is_pushed(
     registry = make_registry()
     uri = registry.push(make_bento(tmp_path), IDENTITY)
     sent: list[int] = []
-    send = adapter._Repository._send
+    add = Repository.add
 
-    def count(self: Any, method: str, url: str, *, file: Path | None = None, **options: Any) -> Any:
-        sent.extend([file.stat().st_size] if file else [])
-        return send(self, method, url, file=file, **options)
+    def count(self: Repository, content: Any, digest: str, size: int) -> None:
+        sent.extend([size] if self.size(digest) != size else [])
+        add(self, content, digest, size)
 
-    monkeypatch.setattr(adapter._Repository, "_send", count)
+    monkeypatch.setattr(Repository, "add", count)
     # when it is pushed again from another machine, which has no cache and no package index
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "none"))
     again = make_registry(cache=tmp_path / "empty")
@@ -322,7 +329,6 @@ def test_a_password_is_asked_for(wheels: Path, tmp_path: Path, monkeypatch: pyte
     server = Served(tmp_path / "closed", password="secret")
     try:
         # given no password, then the remedy is to log in
-        monkeypatch.setattr(adapter, "PAUSES", ())
         closed = RemoteRegistry(f"{server.host}/x", base_image=f"{server.host}/p:1", cache=tmp_path / "cache")
         with pytest.raises(UnreachableError, match="docker login"):
             closed.push(make_bento(tmp_path), IDENTITY)
@@ -344,35 +350,29 @@ def test_a_registry_that_goes_away_and_comes_back(
     server = Served(tmp_path / "gone")
     base = push_base(server.host)
     server.stop()
-    registry = RemoteRegistry(f"{server.host}/readmission", base_image=base, cache=tmp_path / "cache")
-    monkeypatch.setattr(adapter, "PAUSES", (0.01, 0.01))
-    with pytest.raises(UnreachableError, match="does not answer"):
-        registry.push(make_bento(tmp_path), IDENTITY)
-    # when it comes back between two attempts
-    attempts: list[float] = []
-
-    def come_back(seconds: float) -> None:
-        attempts.append(seconds)
-        if len(attempts) == 2:
-            server.start()
-
-    monkeypatch.setattr(adapter.time, "sleep", come_back)
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "RETRY", 0)
+        registry = RemoteRegistry(f"{server.host}/readmission", base_image=base, cache=tmp_path / "cache")
+        with pytest.raises(UnreachableError, match="does not answer"):
+            registry.push(make_bento(tmp_path), IDENTITY)
+    # when it comes back while it is asked
+    returning = threading.Timer(0.5, server.start)
+    returning.start()
     try:
         # then the push goes through
+        registry = RemoteRegistry(f"{server.host}/readmission", base_image=base, cache=tmp_path / "cache")
         registry.verify(registry.push(make_bento(tmp_path), IDENTITY))
-        assert len(attempts) >= 2
     finally:
+        returning.join()
         server.stop()
 
 
 @pytest.fixture
-def libraries_of(tmp_path: Path) -> Callable[[], adapter.Layer]:
+def libraries_of(tmp_path: Path) -> Callable[[], Layer]:
     return lambda: RemoteRegistry("registry.host/x", cache=tmp_path / "cache")._libraries(REQUIREMENTS)
 
 
-def test_a_wheel_must_be_the_locked_one(
-    wheels: Path, tmp_path: Path, libraries_of: Callable[[], adapter.Layer]
-) -> None:
+def test_a_wheel_must_be_the_locked_one(wheels: Path, tmp_path: Path, libraries_of: Callable[[], Layer]) -> None:
     # given a wheel that somebody changed
     with zipfile.ZipFile(wheels, "a") as packed:
         packed.writestr("tiny/more.py", "")
@@ -385,7 +385,7 @@ def test_a_wheel_must_be_the_locked_one(
 
 
 def test_the_layer_is_kept(
-    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries_of: Callable[[], adapter.Layer]
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries_of: Callable[[], Layer]
 ) -> None:
     first = libraries_of()
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "none"))
@@ -404,29 +404,28 @@ def test_the_real_lock_file_knows_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "endpoint", "address", "plain"),
+    ("host", "endpoint", "address"),
     [
-        ("localhost:5000", "", "localhost:5000", True),
-        ("127.0.0.1:5000", "", "127.0.0.1:5000", True),
-        ("registry.host", "", "registry.host", False),
-        ("localhost:5001", "http://kind-registry:5000", "kind-registry:5000", True),
-        ("registry.host", "https://other:1", "other:1", False),
+        ("localhost:5000", "", "http://localhost:5000"),
+        ("[::1]:5000", "", "http://[::1]:5000"),
+        ("registry.host", "", "https://registry.host"),
+        ("localhost:5001", "http://kind-registry:5000", "http://kind-registry:5000"),
+        ("registry.host", "https://other:1", "https://other:1"),
     ],
 )
-def test_plain_http_is_for_loopback_or_asked_for(host: str, endpoint: str, address: str, plain: bool) -> None:
-    assert Place.of(host, endpoint) == Place(host, address, plain)
+def test_plain_http_is_for_loopback_or_asked_for(host: str, endpoint: str, address: str) -> None:
+    assert address_of(host, endpoint) == address
 
 
 def test_wrong_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is no URL"):
-        Place.of("x", "kind-registry:5000")
+        address_of("x", "kind-registry:5000")
     with pytest.raises(SettingsError, match="names no repository"):
         open_registry(Settings(home=tmp_path, image_registry="registry.host"))
 
 
-@pytest.fixture
-def ecr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Amazon's API for repositories, by moto; the images themselves go elsewhere."""
+def test_amazons_password_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given Amazon's API, by moto
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -435,28 +434,11 @@ def ecr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    import boto3
-
-    yield boto3.client("ecr", region_name="eu-west-1")
-    server.stop()
-
-
-def test_amazons_registry(ecr: Any, tmp_path: Path) -> None:
-    # given a registry of Amazon's that has no repository
-    registry = RemoteRegistry("123456789012.dkr.ecr.eu-west-1.amazonaws.com/hp/readmission", cache=tmp_path)
-    # when an image is to be pushed, then the repository is made, with tags that cannot be moved; once
-    registry._make_repository()
-    registry._make_repository()
-    (made,) = ecr.describe_repositories()["repositories"]
-    assert made["repositoryName"] == "hp/readmission" and made["imageTagMutability"] == "IMMUTABLE"
-    # and what it holds is compared with what was pushed
-    manifest = {"schemaVersion": 2, "mediaType": adapter.MANIFEST_TYPE, "config": {"digest": "sha256:1"}, "layers": []}
-    put = ecr.put_image(repositoryName="hp/readmission", imageManifest=json.dumps(manifest), imageTag="v7")
-    registry._confirm(put["image"]["imageId"]["imageDigest"])
-    with pytest.raises(UnreachableError, match="ECR refuses"):
-        registry._confirm(f"sha256:{'0' * 64}")
-    # and its password is Amazon's token
-    assert (credentials(registry._place) or ("",))[0] == "AWS"
+    try:
+        found = credentials("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "")
+    finally:
+        server.stop()
+    assert (found or ("",))[0] == "AWS"
 
 
 def test_what_docker_login_keeps_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,9 +452,9 @@ def test_what_docker_login_keeps_is_known(tmp_path: Path, monkeypatch: pytest.Mo
     config = {"auths": {"one.host": {"auth": known}, "two.host": {}}, "credHelpers": {"two.host": "kept"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     # then
-    assert credentials(Place.of("one.host")) == ("someone", "a:b")
-    assert credentials(Place.of("two.host")) == ("u-two.host", "s:")
-    assert credentials(Place.of("three.host")) is None
+    assert credentials("one.host", "one.host") == ("someone", "a:b")
+    assert credentials("two.host", "two.host") == ("u-two.host", "s:")
+    assert credentials("three.host", "three.host") is None
 
 
 def test_a_token_is_had_where_the_registry_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,10 +497,10 @@ def test_a_token_is_had_where_the_registry_says(tmp_path: Path, monkeypatch: pyt
         thread.start()
         try:
             # then it is asked for once, and sent with each request
-            repository = adapter._Repository(Place.of(f"127.0.0.1:{server.server_port}"), "x")
+            repository = repository_at(f"127.0.0.1:{server.server_port}", "x")
             assert [repository.read("manifests", "1") for _ in range(2)] == [b"the manifest"] * 2
             # and what was sent before there was one is sent again, whole
-            new = adapter._Repository(Place.of(f"127.0.0.1:{server.server_port}"), "x")
+            new = repository_at(f"127.0.0.1:{server.server_port}", "x")
             assert new.put_manifest({"mediaType": "x"}, "1").startswith("sha256:")
         finally:
             server.shutdown()
