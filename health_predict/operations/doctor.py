@@ -365,13 +365,13 @@ def _endpoint(settings: Settings) -> Iterator[Check]:
     if target.trouble():
         yield Check("endpoint", Health.WARN, target.trouble(), "`health-predict serve`")
         return
-    place = target.address()
-    if place is not None:
-        mine = place[1] == settings.serving_port
+    place = target.place()
+    if place:
+        mine = place["port"] == settings.serving_port
         yield Check(
             "endpoint",
             Health.OK if mine else Health.WARN,
-            f"running on {place[0]}:{place[1]}",
+            f"running on {place['host']}:{place['port']}",
             "" if mine else f"the settings say port {settings.serving_port}: `health-predict down` first",
         )
         return
