@@ -6,7 +6,6 @@ library part opens no connection (its telemetry belongs to its web service, whic
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from health_predict.adapters.storage import whole_file
+from health_predict.adapters.storage import whole_file, write_json
 from health_predict.core.columns import FEATURES, Kind
 
 REFERENCE_ROWS = 5000  # more change the statistics little and cost time
@@ -51,8 +50,7 @@ def evidently_report(
             snapshot.save_html(str(temporary))
         content = snapshot.dict()
     if json_file is not None:
-        with whole_file(json_file) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, default=str))
+        write_json(json_file, content)
     return statistics(content)
 
 

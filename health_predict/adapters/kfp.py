@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from health_predict.adapters.storage import disk_error, whole_file
+from health_predict.adapters.storage import disk_error, whole_file, write_json
 from health_predict.core.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
 
@@ -79,14 +79,14 @@ def run_locally(
         folder = runs / run_id
         folder.mkdir(parents=True, exist_ok=True)
         record = {"run_id": run_id, "pipeline": name, "arguments": dict(arguments), "started": _now()}
-        _write(folder, {**record, "state": "running"})
+        write_json(folder / "run.json", {**record, "state": "running"})
         listener = _Listener(tell)
         try:
             with (folder / "pipeline.log").open("w") as log:
                 outputs = _run(pipeline, arguments, settings, folder, listener.attach(log))
         except BaseException as error:
             reason = listener.error or error
-            _write(folder, {**record, "state": "failed", "ended": _now(), "error": str(reason)})
+            write_json(folder / "run.json", {**record, "state": "failed", "ended": _now(), "error": str(reason)})
             if listener.error is not None:
                 raise listener.error from None
             if isinstance(error, HealthPredictError) or not isinstance(error, Exception):
@@ -94,7 +94,7 @@ def run_locally(
             raise StateError(
                 f"stage {listener.stage or name} broke: {listener.last_line or error}", f"see {folder / 'pipeline.log'}"
             ) from error
-        _write(folder, {**record, "state": "succeeded", "ended": _now(), "outputs": outputs})
+        write_json(folder / "run.json", {**record, "state": "succeeded", "ended": _now(), "outputs": outputs})
         _forget_old(runs)
         return LocalRun(run_id, name, folder, outputs)
 
@@ -236,7 +236,7 @@ def _only_run(runs: Path) -> Iterator[None]:
         # Whoever held the lock before is gone: what it left as running was killed.
         for record in list_runs(runs.parent):
             if record["state"] == "running":
-                _write(runs / record["run_id"], {**record, "state": "killed"})
+                write_json(runs / record["run_id"] / "run.json", {**record, "state": "killed"})
         yield
 
 
@@ -253,11 +253,6 @@ def _forget_old(runs: Path) -> None:
     folders = sorted((path for path in runs.iterdir() if path.is_dir()), reverse=True)
     for folder in folders[RUNS_KEPT:]:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(folder: Path, record: Mapping[str, Any]) -> None:
-    with whole_file(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, default=str))
 
 
 def _now() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from health_predict.adapters.kfp import Event, compile_pipeline
-from health_predict.adapters.kubernetes import Cluster
+from health_predict.adapters.kubernetes import NOT_FOUND, Cluster
 from health_predict.adapters.storage import open_storage
 from health_predict.core.errors import HealthPredictError, SettingsError, StateError, UnreachableError
 from health_predict.settings import PREFIX, Settings
@@ -95,14 +95,14 @@ class ClusterPipelines:
 
     def cluster_settings(self) -> dict[str, str]:
         """The settings of the cluster's tasks, by their names in the environment."""
-        found = Cluster(self._settings.kube_context).request(
-            "GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/{SETTINGS_MAP}", absent=True
-        )
+        cluster = Cluster(self._settings.kube_context)
+        read = cluster.core.read_namespaced_config_map
+        found = cluster.ask(read, SETTINGS_MAP, NAMESPACE, allowed=(NOT_FOUND,))
         if found is None:
             raise StateError(
                 f"the cluster has no ConfigMap {SETTINGS_MAP} in namespace {NAMESPACE}", "`make cluster-up` writes it"
             )
-        return dict(found.get("data", {}))
+        return dict(found.data or {})
 
     def image(self) -> str:
         """Image of the tasks by its digest: the settings', or else the cluster's."""
@@ -302,14 +302,11 @@ def failure(run_id: str, context: str = "") -> HealthPredictError | None:
 
     None when no log of its pods says it. Raises UnreachableError without an API server.
     """
-    cluster = Cluster(context, patience=10)
-    pods = cluster.request(
-        "GET", f"/api/v1/namespaces/{NAMESPACE}/pods", query={"labelSelector": f"pipeline/runid={run_id}"}
-    )
-    assert pods is not None
-    failed = [pod for pod in pods["items"] if pod["status"].get("phase") == "Failed"]
-    for pod in sorted(failed, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True):
-        for line in reversed(cluster.logs(NAMESPACE, pod["metadata"]["name"], lines=200, container="main")):
+    cluster = Cluster(context, retries=4)
+    pods = cluster.ask(cluster.core.list_namespaced_pod, NAMESPACE, label_selector=f"pipeline/runid={run_id}")
+    failed = [pod.metadata for pod in pods.items if pod.status.phase == "Failed"]
+    for pod in sorted(failed, key=lambda pod: pod.creation_timestamp, reverse=True):
+        for line in reversed(cluster.logs(NAMESPACE, pod.name, "main", lines=200)):
             said = _said(line)
             if said is not None:
                 kind = _ERRORS.get(int(said["exit_code"]), HealthPredictError)

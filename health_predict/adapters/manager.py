@@ -27,7 +27,8 @@ from circus.sockets import CircusSocket
 from filelock import FileLock
 from tornado.ioloop import PeriodicCallback
 
-from health_predict.adapters.processes import ACTIVE_FILE, LOCK_FILE, LOG_FILE, MANAGER_FILE, read_json, write_json
+from health_predict.adapters.processes import ACTIVE_FILE, LOCK_FILE, LOG_FILE, MANAGER_FILE
+from health_predict.adapters.storage import read_json, write_json
 
 LOG_BYTES = 5_000_000
 # More crashes than this within the window, and a version is given up.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import secrets
@@ -25,7 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import disk_error, whole_file
+from health_predict.adapters.storage import disk_error, read_json, whole_file, write_json
 from health_predict.adapters.target import Active, service_environment
 from health_predict.core.errors import GateError, StateError, UnreachableError
 from health_predict.settings import Settings
@@ -136,12 +135,12 @@ class ProcessTarget:
     def restore(self) -> None:
         """Lead the traffic to the version that was committed, and end every other."""
         name = self.committed().get("name")
-        if name and self._orders(name).read_text() != "stable":
+        if name and self._orders(name) != "stable":
             with contextlib.suppress(GateError):  # a worker that is started now reads its orders itself
                 self.lead(name, "stable")
         for other in self.ask("list")["watchers"]:
             if other != name:
-                if self._orders(other).read_text() == "stable":
+                if self._orders(other) == "stable":
                     with contextlib.suppress(GateError):
                         self.lead(other, "wait")
                 self.ask("rm", name=other)
@@ -151,7 +150,7 @@ class ProcessTarget:
 
         Raises GateError when one ends instead.
         """
-        with whole_file(self._orders(name)) as temporary:
+        with whole_file(self.version(name) / "orders") as temporary:
             temporary.write_text(orders)
         end = time.monotonic() + within
         seen: set[int] = set()
@@ -170,8 +169,8 @@ class ProcessTarget:
         """Folder of a version's orders and states."""
         return self.folder / "versions" / name
 
-    def _orders(self, name: str) -> Path:
-        return self.version(name) / "orders"
+    def _orders(self, name: str) -> str:
+        return (self.version(name) / "orders").read_text()
 
     def pids(self, name: str) -> list[int]:
         """Processes of a version."""
@@ -240,13 +239,11 @@ class ProcessTarget:
                 socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
                 return
             except OSError as error:
-                taken = error.errno == errno.EADDRINUSE
-                if not taken or time.monotonic() > end:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > end:
                     raise UnreachableError(
-                        f"port {host}:{port} {'is taken by another program' if taken else f'cannot be had: {error}'}",
-                        "set HEALTH_PREDICT_SERVING_PORT to a free port, or end what uses it"
-                        if taken
-                        else "set HEALTH_PREDICT_SERVING_HOST to an address of this machine",
+                        f"port {host}:{port} cannot be had: {error.strerror}",
+                        "set HEALTH_PREDICT_SERVING_HOST and HEALTH_PREDICT_SERVING_PORT to a free port of this "
+                        "machine, or end what uses it",
                     ) from None
                 time.sleep(PAUSE_SECONDS)
 
@@ -337,33 +334,11 @@ class ProcessRollout:
         write_json(self._target.folder / ACTIVE_FILE, record)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's content; nothing when there is none."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return content
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file that only its owner may read."""
-    with whole_file(path) as temporary:
-        temporary.touch(0o600)
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
 def _environment_of(folder: Path) -> dict[str, str]:
     """The Bento's own environment variables; those that are set already win."""
     bento = yaml.safe_load((folder / "bento.yaml").read_text(encoding="utf-8"))
-    entries = list(bento.get("envs") or ())
-    for service in bento.get("services") or ():
-        entries.extend((service.get("config") or {}).get("envs") or ())
-    return {
-        entry["name"]: str(entry["value"])
-        for entry in entries
-        if entry.get("stage") != "build" and entry.get("value") is not None and entry["name"] not in os.environ
-    }
+    wanted = [entry for entry in bento["envs"] if entry.get("stage") != "build" and entry.get("value") is not None]
+    return {entry["name"]: str(entry["value"]) for entry in wanted if entry["name"] not in os.environ}
 
 
 def _cause(log: Path, begin: int) -> str:

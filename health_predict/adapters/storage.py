@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
 import os
 import secrets
 import shutil
@@ -55,12 +56,33 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises UnreachableError when the disk is full or the folder is not writable.
     """
+    with _beside(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a whole JSON file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's content; nothing when there is none."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return content
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         yield temporary
-        temporary.replace(path)
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
@@ -123,18 +145,12 @@ class FolderStorage:
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(path) as temporary:
             temporary.write_bytes(data)
-            path.hardlink_to(temporary)  # fails when the name exists, unlike a rename
-        except OSError as error:
-            if isinstance(error, FileExistsError) and path.exists():
+            try:
+                path.hardlink_to(temporary)  # fails when the name exists, unlike a rename
+            except FileExistsError:
                 return False
-            raise disk_error(error, path) from error
-        finally:
-            if path.parent.is_dir():
-                temporary.unlink(missing_ok=True)
         return True
 
     def upload(self, file: Path, key: str) -> None:

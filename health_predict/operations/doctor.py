@@ -239,31 +239,37 @@ def _tracking(settings: Settings) -> Iterator[Check]:
 
 # What must run in the cluster: kind, namespace, name.
 _PARTS = (
-    ("statefulsets", "health-predict", "postgres"),
-    ("deployments", "health-predict", "mlflow"),
-    ("deployments", "kubeflow", "ml-pipeline"),
-    ("deployments", "kubeflow", "workflow-controller"),
+    ("statefulset", "health-predict", "postgres"),
+    ("deployment", "health-predict", "mlflow"),
+    ("deployment", "kubeflow", "ml-pipeline"),
+    ("deployment", "kubeflow", "workflow-controller"),
 )
 
 
 def _cluster(settings: Settings) -> Iterator[Check]:
     if settings.serving_target is ServingTarget.PROCESS:
         return
-    from health_predict.adapters.kubernetes import Cluster
+    from kubernetes.client import VersionApi
 
-    cluster = Cluster(settings.kube_context, patience=5)
-    version = cluster.request("GET", "/version") or {}
-    yield Check("cluster", Health.OK, f"Kubernetes {version.get('gitVersion')} answers at {cluster.address}")
+    from health_predict.adapters.kubernetes import NOT_FOUND, Cluster
+
+    cluster = Cluster(settings.kube_context, retries=3)
+    version = cluster.ask(VersionApi(cluster.api).get_code)
+    yield Check("cluster", Health.OK, f"Kubernetes {version.git_version} answers at {cluster.address}")
+    read = {
+        "deployment": cluster.apps.read_namespaced_deployment,
+        "statefulset": cluster.apps.read_namespaced_stateful_set,
+    }
     for kind, namespace, name in _PARTS:
-        found = cluster.request("GET", f"/apis/apps/v1/namespaces/{namespace}/{kind}/{name}", absent=True)
-        where = f"{kind.removesuffix('s')} {name} in {namespace}"
+        found = cluster.ask(read[kind], name, namespace, allowed=(NOT_FOUND,))
+        where = f"{kind} {name} in {namespace}"
         if found is None:
             yield Check(name, Health.FAIL, f"there is no {where}", "`make cluster-up`, or `make kind-up`")
-        elif not found.get("status", {}).get("readyReplicas"):
-            remedy = f"kubectl -n {namespace} describe {kind.removesuffix('s')} {name}"
+        elif not found.status.ready_replicas:
+            remedy = f"kubectl -n {namespace} describe {kind} {name}"
             yield Check(name, Health.FAIL, f"{where} has no ready pod", remedy)
         else:
-            yield Check(name, Health.OK, f"{where}: {found['status']['readyReplicas']} ready")
+            yield Check(name, Health.OK, f"{where}: {found.status.ready_replicas} ready")
 
 
 # What the hungriest moment asks for beside what runs: the search with its driver, or a rollout's stage, candidate and
@@ -277,16 +283,16 @@ def _capacity(settings: Settings) -> Iterator[Check]:
         return
     from health_predict.adapters.kubernetes import Cluster
 
-    cluster = Cluster(settings.kube_context, patience=5)
-    pods = (cluster.request("GET", "/api/v1/pods") or {})["items"]
+    cluster = Cluster(settings.kube_context, retries=3)
+    listed = [cluster.ask(cluster.core.list_pod_for_all_namespaces), cluster.ask(cluster.core.list_node)]
+    pods, nodes = (cluster.api.sanitize_for_serialization(one.items) for one in listed)
     for pod in pods:
         for condition in pod["status"].get("conditions", ()):
             if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
                 where = f"{pod['metadata']['name']} in {pod['metadata']['namespace']}"
                 remedy = "give Docker, or the nodes, more processors or memory"
                 yield Check("capacity", Health.FAIL, f"pod {where} waits: {condition.get('message', '')}", remedy)
-    rooms = [room_left(node, pods) for node in (cluster.request("GET", "/api/v1/nodes") or {})["items"]]
-    cpus, memory = max(rooms)
+    cpus, memory = max(room_left(node, pods) for node in nodes)
     found = f"{cpus:.1f} CPUs and {memory:.1f} GiB are not requested on the node with most room"
     if cpus < NEEDED_CPUS or memory < NEEDED_POD_MEMORY_GIB:
         remedy = f"a run needs {NEEDED_CPUS:g} CPUs and {NEEDED_POD_MEMORY_GIB:g} GiB: give Docker, or the nodes, more"

@@ -297,18 +297,18 @@ def test_an_api_server_that_fails_for_a_while(first: Models, tmp_path: Path, mon
     with in_front_of(Path(os.environ["KUBECONFIG"]), tmp_path) as (kubeconfig, faults), monkeypatch.context() as patch:
         # The library reads the variable once, when it is imported.
         patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
-        # given one that answers every third request with 409, 500 or 503
+        # given one that answers every third request with 429, 500 or 503
         count = iter(range(10**6))
-        faults.status = lambda _method, _path: (409, 500, 503)[n % 9 // 3] if (n := next(count)) % 3 == 0 else 0
+        faults.status = lambda _method, _path: (429, 500, 503)[n % 9 // 3] if (n := next(count)) % 3 == 0 else 0
         # when version 2 is rolled out, then it takes a little longer
         assert first.rollout("2").outcome is Outcome.DEPLOYED
-        assert {status for *_, status in faults.given} == {409, 500, 503} and served() == "2"
+        assert {status for *_, status in faults.given} == {429, 500, 503} and served() == "2"
         faults.status = lambda _method, _path: 0
         first.rollout("1")
         # given one that refuses to change the Deployment for longer than anybody waits
-        patch.setattr(Cluster.__init__, "__kwdefaults__", {"patience": 5.0})
+        patch.setattr(Cluster.__init__, "__kwdefaults__", {"retries": 3})
         patches = iter(range(10**6))
-        faults.status = lambda method, path: 500 if method == "PATCH" and next(patches) < 7 else 0
+        faults.status = lambda method, path: 500 if method == "PATCH" and next(patches) < 4 else 0
         with pytest.raises(HealthPredictError, match="500"):
             first.rollout("2")
     assert_as_before(first)

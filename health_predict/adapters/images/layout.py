@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from health_predict.adapters.images.layers import (
 )
 from health_predict.adapters.images.registry import ImageRegistry
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import whole_file
+from health_predict.adapters.storage import read_json, whole_file, write_json
 from health_predict.core.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -85,11 +84,10 @@ class LayoutRegistry(ImageRegistry):
         layout, path = self.root / "oci-layout", self.root / "index.json"
         with only_one(self.root, LOCK_SECONDS):
             if not layout.is_file():
-                with whole_file(layout) as temporary:
-                    temporary.write_text(json.dumps(LAYOUT), encoding="utf-8")
+                write_json(layout, LAYOUT)
             try:
-                listed = json.loads(path.read_text(encoding="utf-8"))["manifests"] if path.is_file() else []
-            except (ValueError, KeyError):
+                listed = read_json(path).get("manifests", [])
+            except ValueError:
                 raise StateError(f"{path} is damaged", "remove it; ecr_push writes it anew") from None
             entry = {"mediaType": MANIFEST_TYPE, "digest": digest, "size": size, "annotations": {NAME: name}}
             if entry in listed:
@@ -101,5 +99,4 @@ class LayoutRegistry(ImageRegistry):
                 if other["digest"] != digest and other.get("annotations") != entry["annotations"]
             ]
             index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*others, entry]}
-            with whole_file(path) as temporary:
-                temporary.write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+            write_json(path, index)

@@ -24,7 +24,7 @@ from health_predict.adapters.images.layers import (
 )
 from health_predict.adapters.images.registry import ImageRegistry, whole
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import disk_error, whole_file
+from health_predict.adapters.storage import disk_error, read_json, write_json
 from health_predict.adapters.wheels import INSTALL_SECONDS, install, key_of
 from health_predict.core.errors import SettingsError, StateError
 
@@ -108,7 +108,7 @@ class RemoteRegistry(ImageRegistry):
         file, record = cache / f"{key}.tar.gz", cache / f"{key}.json"
         with only_one(cache, INSTALL_SECONDS):
             if record.is_file() and file.is_file():
-                layer = Layer(file, **json.loads(record.read_text(encoding="utf-8")))
+                layer = Layer(file, **read_json(record))
                 if file.stat().st_size == layer.size:
                     return layer
             log.info("assembling the libraries of the service, which a change of the lock file asks for")
@@ -117,9 +117,7 @@ class RemoteRegistry(ImageRegistry):
                     layer = pack_layer(install(requirements, Path(workshop)), file)
             except OSError as error:
                 raise disk_error(error, cache) from error
-            with whole_file(record) as temporary:
-                known = {"digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size}
-                temporary.write_text(json.dumps(known), encoding="utf-8")
+            write_json(record, {"digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size})
             return layer
 
     def _base(self) -> tuple[Repository, str]:
