@@ -28,8 +28,8 @@ import pytest
 from health_predict.adapters import wheels as libraries
 from health_predict.adapters.images import RemoteRegistry, client, open_registry
 from health_predict.adapters.images.client import Repository, address_of, credentials
-from health_predict.adapters.images.layers import INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE, Layer, canonical
-from health_predict.adapters.wheels import pinned
+from health_predict.adapters.images.layers import INDEX_TYPE, LAYER_TYPE, MANIFEST_TYPE, canonical
+from health_predict.adapters.wheels import install, pinned
 from health_predict.core.content import archive, content_digest
 from health_predict.core.errors import SettingsError, StateError, UnreachableError
 from health_predict.settings import Settings
@@ -189,7 +189,6 @@ def make_registry(served: Served, wheels: Path, tmp_path: Path) -> Callable[...,
         values = {
             "name": f"{served.host}/{tmp_path.name.lower().replace('_', '-')}/readmission",
             "base_image": push_base(served.host),
-            "cache": tmp_path / "cache",
         }
         values |= changes
         return RemoteRegistry(values.pop("name"), **values)
@@ -249,15 +248,13 @@ def test_an_image_holds_base_libraries_and_bento(make_registry: Callable[..., Re
 def test_the_same_inputs_give_the_same_image_anywhere(
     make_registry: Callable[..., RemoteRegistry], tmp_path: Path, wheels: Path
 ) -> None:
-    # given two repositories and two empty caches
+    # given two repositories
     bento = make_bento(tmp_path)
-    first, second = make_registry(), make_registry(name=f"{make_registry().name}-2", cache=tmp_path / "other")
+    first, second = make_registry(), make_registry(name=f"{make_registry().name}-2")
     # when
     uris = [registry.push(bento, IDENTITY) for registry in (first, second)]
     # then
     assert uris[0].partition("@")[2] == uris[1].partition("@")[2]
-    # and the libraries depend on what is locked, not on the cache
-    assert (tmp_path / "other").is_dir()
 
 
 @needs_registry
@@ -275,9 +272,9 @@ def test_only_what_is_missing_is_pushed(
         add(self, content, digest, size)
 
     monkeypatch.setattr(Repository, "add", count)
-    # when it is pushed again from another machine, which has no cache and no package index
+    # when it is pushed again from another machine, which has no package index
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "none"))
-    again = make_registry(cache=tmp_path / "empty")
+    again = make_registry()
     assert again.push(tmp_path / "bento.tar", IDENTITY) == uri and sent == []
     # then the next model costs its layer and its config
     other = again.push(make_bento(tmp_path, "another model"), {**IDENTITY, "model_version": "8"})
@@ -329,14 +326,14 @@ def test_a_password_is_asked_for(wheels: Path, tmp_path: Path, monkeypatch: pyte
     server = Served(tmp_path / "closed", password="secret")
     try:
         # given no password, then the remedy is to log in
-        closed = RemoteRegistry(f"{server.host}/x", base_image=f"{server.host}/p:1", cache=tmp_path / "cache")
+        closed = RemoteRegistry(f"{server.host}/x", base_image=f"{server.host}/p:1")
         with pytest.raises(UnreachableError, match="docker login"):
             closed.push(make_bento(tmp_path), IDENTITY)
         # given the right one in Docker's config, then it goes through
         auth = base64.b64encode(b"someone:secret").decode()
         (tmp_path / ".docker").mkdir()
         (tmp_path / ".docker" / "config.json").write_text(json.dumps({"auths": {server.host: {"auth": auth}}}))
-        known = RemoteRegistry(f"{server.host}/x", base_image=push_base(server.host), cache=tmp_path / "cache")
+        known = RemoteRegistry(f"{server.host}/x", base_image=push_base(server.host))
         known.verify(known.push(make_bento(tmp_path), IDENTITY))
     finally:
         server.stop()
@@ -352,7 +349,7 @@ def test_a_registry_that_goes_away_and_comes_back(
     server.stop()
     with monkeypatch.context() as patch:
         patch.setattr(client, "RETRY", 0)
-        registry = RemoteRegistry(f"{server.host}/readmission", base_image=base, cache=tmp_path / "cache")
+        registry = RemoteRegistry(f"{server.host}/readmission", base_image=base)
         with pytest.raises(UnreachableError, match="does not answer"):
             registry.push(make_bento(tmp_path), IDENTITY)
     # when it comes back while it is asked
@@ -360,40 +357,28 @@ def test_a_registry_that_goes_away_and_comes_back(
     returning.start()
     try:
         # then the push goes through
-        registry = RemoteRegistry(f"{server.host}/readmission", base_image=base, cache=tmp_path / "cache")
+        registry = RemoteRegistry(f"{server.host}/readmission", base_image=base)
         registry.verify(registry.push(make_bento(tmp_path), IDENTITY))
     finally:
         returning.join()
         server.stop()
 
 
-@pytest.fixture
-def libraries_of(tmp_path: Path) -> Callable[[], Layer]:
-    return lambda: RemoteRegistry("registry.host/x", cache=tmp_path / "cache")._libraries(REQUIREMENTS)
-
-
-def test_a_wheel_must_be_the_locked_one(wheels: Path, tmp_path: Path, libraries_of: Callable[[], Layer]) -> None:
+def test_a_wheel_must_be_the_locked_one(wheels: Path, tmp_path: Path) -> None:
     # given a wheel that somebody changed
     with zipfile.ZipFile(wheels, "a") as packed:
         packed.writestr("tiny/more.py", "")
     with pytest.raises(StateError, match="not the locked one"):
-        libraries_of()
-    assert not list((tmp_path / "cache").glob("*.tar.gz"))
+        install(REQUIREMENTS, tmp_path)
     # and a version that is not locked is refused
     with pytest.raises(StateError, match="is not a wheel of"):
         pinned("tiny==2.0")
 
 
-def test_the_layer_is_kept(
-    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries_of: Callable[[], Layer]
-) -> None:
-    first = libraries_of()
+def test_an_index_that_is_away_is_named(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "none"))
-    assert libraries_of() == first
-    # a file that was cut off is made again, here without a source
-    first.file.write_bytes(b"cut")
     with pytest.raises(UnreachableError, match="cannot be had"):
-        libraries_of()
+        install(REQUIREMENTS, tmp_path)
 
 
 def test_the_real_lock_file_knows_the_service() -> None:

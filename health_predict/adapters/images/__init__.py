@@ -25,12 +25,7 @@ def open_registry(settings: Settings) -> ImageRegistry:
     """The registry that the settings name: `oci:/folder`, or `host/repository`. Raises SettingsError for another."""
     uri = settings.registry
     if not uri.startswith(SCHEME):
-        return RemoteRegistry(
-            uri,
-            endpoint=settings.registry_endpoint,
-            base_image=settings.base_image,
-            cache=settings.home / "cache" / "runtime",
-        )
+        return RemoteRegistry(uri, endpoint=settings.registry_endpoint, base_image=settings.base_image)
     folder = Path(uri.removeprefix(SCHEME))
     if not folder.is_absolute():
         raise SettingsError(

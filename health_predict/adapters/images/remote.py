@@ -23,9 +23,8 @@ from health_predict.adapters.images.layers import (
     sha256,
 )
 from health_predict.adapters.images.registry import ImageRegistry, whole
-from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import disk_error, read_json, write_json
-from health_predict.adapters.wheels import INSTALL_SECONDS, install, key_of
+from health_predict.adapters.storage import disk_error
+from health_predict.adapters.wheels import install, key_of
 from health_predict.core.errors import SettingsError, StateError
 
 log = logging.getLogger(__name__)
@@ -39,8 +38,8 @@ class RemoteRegistry(ImageRegistry):
 
     bento_path = BENTO_PATH
 
-    def __init__(self, name: str, *, endpoint: str = "", base_image: str = "", cache: Path) -> None:
-        """`name` is `host/repository`; `cache` keeps the layer of libraries between runs."""
+    def __init__(self, name: str, *, endpoint: str = "", base_image: str = "") -> None:
+        """`name` is `host/repository`."""
         host, _, path = name.partition("/")
         if not path or "@" in name or ":" in path:
             raise SettingsError(
@@ -50,7 +49,6 @@ class RemoteRegistry(ImageRegistry):
         self.where = f"registry {host}"
         self._repository = Repository(host, path, address_of(host, endpoint))
         self._base_image = base_image
-        self._cache = cache
 
     def push(self, bento: Path, identity: Mapping[str, str]) -> str:
         requirements = requirements_of(bento)
@@ -91,34 +89,22 @@ class RemoteRegistry(ImageRegistry):
         if found is not None:
             manifest = json.loads(found)
             return manifest, json.loads(self._whole("blobs", manifest["config"]["digest"]))
-        layer = self._libraries(requirements)
+        log.info("making the runtime image %s: base and libraries, once for each lock file", tag)
         manifest, config = self._resolve(base, digest)
-        log.info("pushing the runtime image %s: base and libraries, once for each lock file", tag)
         for part in manifest["layers"]:
-            self._copy(base, part["digest"], int(part["size"]))
-        self._add(layer)
+            if self._repository.size(part["digest"]) != part["size"]:
+                self._repository.add(_read(base, "blobs", part["digest"]), part["digest"], part["size"])
+        with tempfile.TemporaryDirectory(prefix="health-predict-runtime-") as name:
+            workshop = Path(name)
+            try:
+                layer = pack_layer(install(requirements, workshop), workshop / "layer.tar.gz")
+            except OSError as error:
+                raise disk_error(error, workshop) from error
+            self._add(layer)
         manifest, config = runtime_image(manifest, config, layer, self._base_image.partition("@")[0], digest)
         self._repository.add_config(config)
         self._repository.put_manifest(manifest, tag)
         return manifest, config
-
-    def _libraries(self, requirements: str) -> Layer:
-        """The layer of these requirements, from the cache or made anew."""
-        cache, key = self._cache, key_of(requirements)
-        file, record = cache / f"{key}.tar.gz", cache / f"{key}.json"
-        with only_one(cache, INSTALL_SECONDS):
-            if record.is_file() and file.is_file():
-                layer = Layer(file, **read_json(record))
-                if file.stat().st_size == layer.size:
-                    return layer
-            log.info("assembling the libraries of the service, which a change of the lock file asks for")
-            try:
-                with tempfile.TemporaryDirectory(prefix=".runtime-", dir=cache) as workshop:
-                    layer = pack_layer(install(requirements, Path(workshop)), file)
-            except OSError as error:
-                raise disk_error(error, cache) from error
-            write_json(record, {"digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size})
-            return layer
 
     def _base(self) -> tuple[Repository, str]:
         """Where the base image lies, and its digest. One that is named by its digest is not asked for."""
@@ -139,10 +125,6 @@ class RemoteRegistry(ImageRegistry):
                 raise StateError(f"base image {self._base_image} does not exist", "correct HEALTH_PREDICT_BASE_IMAGE")
             digest = sha256(found)
         return base, digest
-
-    def _copy(self, base: Repository, digest: str, size: int) -> None:
-        if self._repository.size(digest) != size:
-            self._repository.add(_read(base, "blobs", digest), digest, size)
 
     def _resolve(self, base: Repository, digest: str) -> Image:
         """An image for linux/amd64."""
