@@ -11,10 +11,10 @@ import csv
 import gzip
 import hashlib
 import io
-import logging
 import shutil
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,14 +22,12 @@ from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 
-from health_predict.adapters.download import NoAnswer, download
+from health_predict.adapters.download import NoAnswer, download, say
 from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.core.columns import ENCOUNTER
 from health_predict.core.errors import DataError, StateError, UnreachableError
 from health_predict.core.sources import SYNTHETIC_WARNING, Source
 from health_predict.settings import SYNTHETIC_SOURCE, Settings
-
-log = logging.getLogger(__name__)
 
 FILE_NAME = "diabetic_data.csv"
 UCI_URL = "https://archive.ics.uci.edu/static/public/296/diabetes+130-us+hospitals+for+years+1999-2008.zip"
@@ -77,7 +75,7 @@ def fetch(
         path = _named(settings.data_copy, _COPY, settings, sha256, console)
     else:
         try:
-            path = _from_uci(folder, console, url, sha256)
+            path = _remote(url, folder / FILE_NAME, _DOWNLOAD, settings, sha256, console)
         except NoAnswer as error:
             why = f"{urlsplit(url).netloc} does not answer ({error})"
             if not stand_in:
@@ -93,17 +91,22 @@ def fetch(
     return RawData(path, found, source)
 
 
-_SOURCE, _COPY = "HEALTH_PREDICT_DATA_SOURCE", "HEALTH_PREDICT_DATA_COPY"
+_SOURCE, _COPY, _DOWNLOAD = "HEALTH_PREDICT_DATA_SOURCE", "HEALTH_PREDICT_DATA_COPY", ""
+# By where a file was named: what is said of one with a wrong checksum, and the remedy.
+_WRONG = {
+    _SOURCE: ("the raw data have SHA-256 {}, not {} as set", "correct or unset HEALTH_PREDICT_DATA_SHA256"),
+    _COPY: ("the copy of UCI's file has SHA-256 {}, not {}", f"correct or unset {_COPY}"),
+    _DOWNLOAD: (
+        "the downloaded file has SHA-256 {}, not {}; it was removed",
+        f"try again, or name a copy with {_SOURCE}",
+    ),
+}
 
 
 def _compare(found: str, pinned: str, variable: str) -> None:
-    if not pinned or found == pinned:
-        return
-    if variable == _COPY:
-        raise DataError(f"the copy of UCI's file has SHA-256 {found}, not {pinned}", f"correct or unset {_COPY}")
-    raise DataError(
-        f"the raw data have SHA-256 {found}, not {pinned} as set", "correct or unset HEALTH_PREDICT_DATA_SHA256"
-    )
+    if pinned and found != pinned:
+        problem, remedy = _WRONG[variable]
+        raise DataError(problem.format(found, pinned), remedy)
 
 
 def _named(where: str, variable: str, settings: Settings, pinned: str, console: Console | None) -> Path:
@@ -115,58 +118,57 @@ def _named(where: str, variable: str, settings: Settings, pinned: str, console: 
         if not path.is_file():
             problem = "is a folder" if path.is_dir() else "does not exist"
             raise DataError(f"{path} {problem}", f"correct or unset {variable}")
-        path = _unpacked(path, folder, f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.csv")
+        path = _unpacked(path, folder / f"{_short_digest(str(path))}.csv")
         _compare(file_sha256(path), pinned, variable)
         return path
     if parts.scheme not in ("s3", "http", "https"):
         raise DataError(f"data source {where!r} is not supported", "give a path, or a file, s3 or https address")
-    name = hashlib.sha256(where.encode()).hexdigest()[:16]
-    cached = folder / f"{name}.csv"
-    if pinned and cached.is_file() and file_sha256(cached) == pinned:
-        return cached
-    fetched = folder / f"{name}.download"
     try:
-        if parts.scheme == "s3":
-            _from_s3(where, fetched, settings.s3_endpoint_url, variable)
-        else:
-            try:
-                download(where, fetched, console)
-            except NoAnswer as error:
-                raise UnreachableError(
-                    f"{where} does not answer: {error}", "check the address and the network"
-                ) from None
-        if _unpacked(fetched, folder, cached.name) == fetched:
-            fetched.replace(cached)
-        _compare(file_sha256(cached), pinned, variable)
-    except DataError:
-        if folder.is_dir():
-            cached.unlink(missing_ok=True)
-        raise
-    finally:
-        if folder.is_dir():
-            fetched.unlink(missing_ok=True)
-    return cached
-
-
-def _from_s3(where: str, file: Path, endpoint_url: str, variable: str) -> None:
-    parts = urlsplit(where)
-    try:
-        open_storage(f"s3://{parts.netloc}", endpoint_url).download(parts.path.lstrip("/"), file)
+        return _remote(where, folder / f"{_short_digest(where)}.csv", variable, settings, pinned, console)
+    except NoAnswer as error:
+        raise UnreachableError(f"{where} does not answer: {error}", "check the address and the network") from None
     except StateError as error:
         raise DataError(error.problem, f"correct or unset {variable}") from None
 
 
-def _unpacked(path: Path, folder: Path, name: str) -> Path:
-    """The file itself, or what a gzip file or a ZIP archive holds, written to `folder/name`."""
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned: str, console: Console | None) -> Path:
+    """The file at an address, unpacked; one that is `cached` is taken when it has the pinned SHA-256."""
+    if pinned and cached.is_file() and file_sha256(cached) == pinned:
+        return cached
+    parts = urlsplit(where)
+    fetched = cached.with_suffix(".download")
+    try:
+        if parts.scheme == "s3":
+            open_storage(f"s3://{parts.netloc}", settings.s3_endpoint_url).download(parts.path.lstrip("/"), fetched)
+        else:
+            download(where, fetched, console)
+        if _unpacked(fetched, cached) == fetched:
+            fetched.replace(cached)
+        _compare(file_sha256(cached), pinned, variable)
+    except DataError:
+        cached.unlink(missing_ok=True)
+        raise
+    finally:
+        with suppress(OSError):
+            fetched.unlink()
+    return cached
+
+
+def _unpacked(path: Path, target: Path) -> Path:
+    """The file itself, or what a gzip file or a ZIP archive holds, written to `target`."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
         if start.startswith(b"\x1f\x8b"):
             with gzip.open(path) as content:
-                return _written(content, folder / name)
+                return _written(content, target)
         if start == b"PK\x03\x04":
             with zipfile.ZipFile(path) as archive, archive.open(_member(archive, path)) as content:
-                return _written(content, folder / name)
+                return _written(content, target)
     except (EOFError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is truncated or damaged: {error}", "copy or download it again") from None
     except PermissionError:
@@ -187,50 +189,11 @@ def _written(content: IO[bytes] | gzip.GzipFile, path: Path) -> Path:
     return path
 
 
-def _from_uci(folder: Path, console: Console | None, url: str, sha256: str) -> Path:
-    path = folder / FILE_NAME
-    if path.is_file():
-        if file_sha256(path) == sha256:
-            return path
-        log.warning("%s is damaged and is downloaded again", path)
-        path.unlink()
-    archive = folder / "uci.zip"
-    try:
-        download(url, archive, console)
-        _extract(archive, path, sha256)
-    finally:
-        if folder.is_dir():
-            archive.unlink(missing_ok=True)
-    return path
-
-
-def _extract(archive: Path, path: Path, sha256: str) -> None:
-    try:
-        with zipfile.ZipFile(archive) as opened, whole_file(path) as temporary:
-            with opened.open(_member(opened, archive)) as content, temporary.open("wb") as file:
-                shutil.copyfileobj(content, file, 1 << 20)
-            found = file_sha256(temporary)
-            if found != sha256:
-                raise DataError(
-                    f"the downloaded {FILE_NAME} has SHA-256 {found}, not {sha256}; it was removed",
-                    "try again, or name a copy with HEALTH_PREDICT_DATA_SOURCE",
-                )
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(
-            f"the download is no whole ZIP archive ({error}); it was removed",
-            "try again, or name a copy with HEALTH_PREDICT_DATA_SOURCE",
-        ) from None
-
-
 def _synthetic(folder: Path, console: Console | None, why: str) -> Path:
     from health_predict.core.cohort import save_csv
     from health_predict.core.synthetic import REAL_SIZE, VERSION, synthesize
 
-    message = f"{SYNTHETIC_WARNING} ({why})"
-    if console is None:
-        log.warning("%s", message)
-    else:
-        console.print(message, style="bold red", markup=False, soft_wrap=True, highlight=False)
+    say(console, f"{SYNTHETIC_WARNING} ({why})", loudly=True)
     path = folder / f"synthetic-{VERSION}-{REAL_SIZE}-{SYNTHETIC_SEED}.csv"
     if not path.is_file():
         with whole_file(path) as temporary:

@@ -27,6 +27,14 @@ class NoAnswer(Exception):
     """The server does not begin to send: no network, no such host, or it refuses."""
 
 
+def say(console: Console | None, text: str, *, loudly: bool = False) -> None:
+    """Tell people on the console, or where there is none in the log; loudly is in red, and a warning."""
+    if console is None:
+        log.log(logging.WARNING if loudly else logging.INFO, "%s", text)
+    else:
+        console.print(text, style="bold red" if loudly else None, markup=False, soft_wrap=True, highlight=False)
+
+
 def download(url: str, file: Path, console: Console | None = None) -> None:
     """Download to `file`; what breaks off begins anew, three times in all.
 
@@ -74,17 +82,11 @@ class _Lines:
         self._console = console
         self._last = time.monotonic()
         self.total = self.n = 0  # bytes
-        self._say(f"downloading {name}")
-
-    def _say(self, text: str) -> None:
-        if self._console is None:
-            log.info("%s", text)
-        else:
-            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(self._console, f"downloading {name}")
 
     def _tell(self) -> None:
         of = f" of {self.total / _MEGABYTE:.1f}" if self.total else ""
-        self._say(f"{self.n / _MEGABYTE:.1f}{of} MB")
+        say(self._console, f"{self.n / _MEGABYTE:.1f}{of} MB")
 
     def reset(self) -> None:
         self.n = 0

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from health_predict.adapters.dataset import RawData, fetch, file_sha256, raw_key
+from health_predict.adapters.download import say
 from health_predict.adapters.mlflow import ModelVersion, champion_of
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.errors import DataError, StateError, UnreachableError
@@ -134,9 +135,9 @@ def raw_data(
         try:
             real = fetch(settings, console)
         except UnreachableError as error:
-            _say(console, f"{origin} and goes on with it: no real data are at hand ({error.problem})")
+            say(console, f"{origin} and goes on with it: no real data are at hand ({error.problem})", loudly=True)
         else:
-            _say(console, f"{origin}; real patients take its place: {_words(real.source, real.sha256)}")
+            say(console, f"{origin}; real patients take its place: {_words(real.source, real.sha256)}", loudly=True)
             return real
     return _stored(settings, origin)
 
@@ -159,9 +160,13 @@ def _admit(asked: RawData, origin: Origin, settings: Settings, console: Console 
             f"leave HEALTH_PREDICT_DATA_SOURCE out, or train on the other data first: {_REPLACE}",
         )
     if origin.source == Source.SYNTHETIC and asked.source is not Source.SYNTHETIC:
-        _say(console, f"{both}: real patients take the place of synthetic ones")
+        say(console, f"{both}: real patients take the place of synthetic ones", loudly=True)
     elif settings.replace_data:
-        _say(console, f"{both}: they take its place, as told; the gates compare both models on the new patients")
+        say(
+            console,
+            f"{both}: they take its place, as told; the gates compare both models on the new patients",
+            loudly=True,
+        )
     else:
         raise DataError(
             both,
@@ -201,10 +206,3 @@ def _mend(settings: Settings, raw: RawData) -> None:
     if problem:
         log.warning("%s: written again from %s", storage.uri(raw_key(raw.sha256)), raw.path)
         storage.upload(raw.path, raw_key(raw.sha256))
-
-
-def _say(console: Console | None, message: str) -> None:
-    if console is None:
-        log.warning("%s", message)
-    else:
-        console.print(message, style="bold red", markup=False, soft_wrap=True, highlight=False)

@@ -169,8 +169,8 @@ class TestDownload:
         ("body", "message"),
         [
             pytest.param(lambda data: zipped(data + b"x"), "has SHA-256 .* removed", id="checksum"),
-            pytest.param(lambda data: b"<html>sign in</html>", "no whole ZIP archive", id="html"),
-            pytest.param(lambda data: zipped(data)[:-30], "no whole ZIP archive", id="truncated"),
+            pytest.param(lambda data: b"<html>sign in</html>", "has SHA-256 .* removed", id="html"),
+            pytest.param(lambda data: zipped(data)[:-30], "truncated or damaged", id="truncated"),
             pytest.param(lambda data: zipped(data, "other.csv"), "holds no diabetic_data.csv", id="other file"),
             pytest.param(
                 lambda data: zipped(data).replace(b"AfricanAmerican", b"AfricanBmerican", 1), "CRC", id="corrupt"
