@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import requests
+
 from health_predict.core.errors import DataError, SettingsError, UnreachableError
 
 ANSWER_SECONDS = 60.0
+ONE_ANSWER_SECONDS = 10.0
 # A rollout may close a connection, and a busy service may ask to come again.
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.5
@@ -75,6 +78,19 @@ class Endpoint:
                     ) from None
             time.sleep(PAUSE_SECONDS * attempt)
             attempt += 1
+
+
+def ask(url: str, body: Any = None) -> requests.Response:
+    """The answer to one request, GET or with a `body` POST as JSON, over a connection of its own.
+
+    So it comes from whoever takes the traffic now. Raises UnreachableError when there is none.
+    """
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy stands before our own endpoint
+        try:
+            return session.request("GET" if body is None else "POST", url, json=body, timeout=ONE_ANSWER_SECONDS)
+        except requests.RequestException as error:
+            raise UnreachableError(f"{url} gives no answer: {error!r}", "see `health-predict status`") from None
 
 
 def _place(loc: list[Any], start: int) -> str:

@@ -45,6 +45,7 @@ the alias `champion` serves; `challenger` passed its gates and waits for a rollo
 `mlflow.pyfunc.load_model("models:/readmission@champion")`."""
 # Tags of a search's parent run: the run of the model that it ended with, and why, in one sentence.
 CHOSEN, REASON = "chosen_run_id", "chosen_because"
+EVALUATION = "evaluation.json"  # file of a registered run: how it was judged
 # The models of a run: the two that our own stages load, and the one that is registered, for everybody else.
 MODEL, PREPROCESSOR, REGISTERED = "model", "preprocessor", "registered"
 # The types of ours that a saved model may hold; those of its estimator its family names.
@@ -520,6 +521,15 @@ class Tracking:
                 raise
             number = dict(model.aliases).get(alias)
         return None if number is None else self.version(str(number))
+
+    def champion(self) -> ModelVersion:
+        """The version with the alias `champion`. Raises StateError when there is none."""
+        found = self.by_alias(CHAMPION)
+        if found is None:
+            raise StateError(
+                "no model version is the champion", "train and deploy one: `health-predict pipeline run readmission`"
+            )
+        return found
 
     def register(self, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
         """The version of a run's registered model (`log_registered`): the existing one, else a new one.

@@ -90,6 +90,12 @@ def _beside(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none, as `whole_file` does."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def _sweep(path: Path) -> None:
     """Remove what processes that were killed while they wrote `path` left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
