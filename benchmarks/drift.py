@@ -21,7 +21,8 @@ import numpy as np
 from health_predict.core.cohort import exclude_not_readmittable, read_cohort
 from health_predict.core.columns import PATIENT
 from health_predict.core.performance import delong
-from health_predict.core.policy import Action, Policy
+from health_predict.core.policy import Action
+from health_predict.core.scenarios import Policy
 from health_predict.core.synthetic import synthesize
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -51,7 +51,7 @@ def settings_page() -> str:
     profiles = [
         (
             f"`{PREFIX}{name.upper()}`",
-            *(_shown(PROFILE_DEFAULTS[one].get(name, Settings.model_fields[name].default)) for one in Profile),
+            *(_shown(PROFILE_DEFAULTS.get(one, {}).get(name, Settings.model_fields[name].default)) for one in Profile),
         )
         for name in changed
     ]
@@ -100,7 +100,7 @@ def commands_page() -> str:
         (0, "Done"),
         *((kind.exit_code, _line(kind)) for kind in vars(errors).values() if isinstance(kind, type)),
         (cli.UNEXPECTED, "Unexpected; `--debug` shows where"),
-        (cli.INTERRUPTED, "Interrupted"),
+        (130, "Interrupted"),
     ]
     return page(
         "Commands",

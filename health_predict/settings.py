@@ -8,6 +8,7 @@ silently ignored.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from enum import StrEnum
@@ -15,10 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+import pydantic_settings
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from health_predict.core.errors import SettingsError
+from health_predict.core.scenarios import Policy
 
 PREFIX = "HEALTH_PREDICT_"
 SYNTHETIC_SOURCE = "synthetic"
@@ -74,9 +77,7 @@ class Settings(BaseSettings):
     replay: bool = Field(
         True, description="Where no encounters were delivered, the future batches of the champion's dataset stand in"
     )
-    policy: Literal["never", "every", "scheduled", "drift"] = Field(
-        "drift", description="What changes the model: never, every, scheduled or drift"
-    )
+    policy: Policy = Field(Policy.DRIFT, description="What changes the model: never, every, scheduled or drift")
     policy_interval: int = Field(4, ge=1, description="Batches between the retrainings of the policy scheduled")
     training_window: int = Field(
         0, ge=0, description="Encounters, the newest labelled ones, that a model learns from; 0: all"
@@ -153,17 +154,10 @@ class Settings(BaseSettings):
             return value
         return str(Path(value).expanduser().absolute())
 
+    @model_validator(mode="before")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Explicit values, then the environment; no hidden files."""
-        return (init_settings, env_settings)
+    def _profile_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**PROFILE_DEFAULTS.get(values.get("profile", ""), {}), **values}
 
     # Derived defaults: one property a place, so that a stage never builds a path itself.
 
@@ -184,23 +178,15 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for the tasks of a pipeline. Only what differs from a default."""
-        values: dict[str, str] = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if name == "home" or value != field.default:
-                values[PREFIX + name.upper()] = _text(value)
-        return values
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
-    return str(value)
+        values = {"home": str(self.home), **self.model_dump(mode="json", exclude_defaults=True)}
+        return {
+            PREFIX + name.upper(): json.dumps(value) if isinstance(value, list) else str(value)
+            for name, value in values.items()
+        }
 
 
 # What the kind and aws profiles set. The local profile has the defaults of the class.
-PROFILE_DEFAULTS: Mapping[Profile, Mapping[str, Any]] = {
-    Profile.LOCAL: {},
+PROFILE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     Profile.KIND: {
         "serving_target": ServingTarget.KUBERNETES,
         "rollout_timeout": 300.0,
@@ -243,30 +229,17 @@ def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
         hint = f"did you mean {close[0]}?" if close else "`health-predict doctor` lists the known ones"
         raise SettingsError(f"unknown setting {', '.join(unknown)}", hint)
     try:
-        settings = Settings(**overrides)
-        defaults = {
-            name: value
-            for name, value in PROFILE_DEFAULTS[settings.profile].items()
-            if name not in settings.model_fields_set
-        }
-        return Settings(**defaults, **overrides) if defaults else settings
+        return Settings(**overrides)
     except ValidationError as error:
-        problems = {
-            "_".join(str(part) for part in item["loc"] if isinstance(part, str)): item["msg"]
-            for item in error.errors(include_url=False, include_input=False)
-        }
-        said = "; ".join(
-            f"{f'parameter {name}' if name in overrides else PREFIX + name.upper()}: {problem}"
-            for name, problem in problems.items()
-        )
+        problems = {str(item["loc"][0]): item["msg"] for item in error.errors() if item["loc"]}
+        names = {name: f"parameter {name}" if name in overrides else PREFIX + name.upper() for name in problems}
+        said = "; ".join(f"{names[name]}: {problem}" for name, problem in problems.items())
         what = "parameter" if overrides.keys() & problems else "variable"
         raise SettingsError(f"wrong setting: {said}", f"correct the {what}, or leave it out") from None
-    except Exception as error:  # pydantic-settings wraps a JSON list that does not parse in its own type
+    except pydantic_settings.SettingsError as error:
         raise SettingsError(f"wrong setting: {error}", 'lists are written as JSON, like ["XGBoost"]') from None
 
 
 def settings_on(place: Profile | None, *, allow_unknown: bool = False) -> Settings:
     """Settings with the defaults of a place that a command line names; None: of the environment's profile."""
-    if place is None:
-        return load_settings(allow_unknown=allow_unknown)
-    return load_settings(allow_unknown=allow_unknown, profile=place)
+    return load_settings(allow_unknown=allow_unknown, **({"profile": place} if place else {}))

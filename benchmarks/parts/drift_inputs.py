@@ -19,7 +19,8 @@ from health_predict.adapters.evidently import run_preset, statistics
 from health_predict.core.columns import MISSING
 from health_predict.core.drift import DriftReference, assess
 from health_predict.core.input_drift import InputReference
-from health_predict.core.synthetic import Scenario, inject
+from health_predict.core.scenarios import Scenario
+from health_predict.core.synthetic import inject
 
 SIZES = (500, 2000, 5000)
 POWER_ROWS = 2000

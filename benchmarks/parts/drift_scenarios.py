@@ -18,7 +18,8 @@ from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.performance import LabelledWindow, assess_calibration, evidence, threshold
 from health_predict.core.refit import LabelledRows
-from health_predict.core.synthetic import Scenario, inject, synthesize
+from health_predict.core.scenarios import Scenario
+from health_predict.core.synthetic import inject, synthesize
 
 INITIAL, BATCH, BATCHES = 24_000, 5_000, 5  # rows; the first batch is clean, drift begins with the second
 SEEDS = range(1, 6)

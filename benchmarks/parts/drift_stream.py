@@ -28,9 +28,10 @@ from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.partition import Parameters, partition, places
 from health_predict.core.performance import LabelledWindow, delong
-from health_predict.core.policy import Action, Outcome, Policy, PolicyState, after, decide
+from health_predict.core.policy import Action, Outcome, PolicyState, after, decide
 from health_predict.core.promotion import CHAMPION_MARGIN
 from health_predict.core.refit import LabelledRows
+from health_predict.core.scenarios import Policy
 
 Floats = npt.NDArray[np.float64]
 

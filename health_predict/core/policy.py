@@ -13,18 +13,10 @@ from enum import StrEnum
 from typing import Any, Self
 
 from health_predict.core.drift import Verdict
+from health_predict.core.scenarios import Policy
 
 INTERVAL = 4  # batches between the retrainings of the policy `scheduled`
 LONGEST_WAIT = 8  # batches
-
-
-class Policy(StrEnum):
-    """Who decides that the model is changed: nobody, the calendar, or what was found."""
-
-    NEVER = "never"
-    EVERY = "every"
-    SCHEDULED = "scheduled"
-    DRIFT = "drift"
 
 
 class Action(StrEnum):

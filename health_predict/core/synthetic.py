@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from health_predict.core.columns import (
     icd9_chapter,
 )
 from health_predict.core.errors import DataError
+from health_predict.core.scenarios import Scenario
 
 VERSION = 1  # of the generator: changes when the same seed gives other rows
 FIRST_NUMBER = 9_000_000_000
@@ -256,22 +256,6 @@ def _probability(log_odds: float) -> float:
 def _patient_numbers(rng: np.random.Generator, patients: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     # Shuffled, so that a number says nothing about time.
     return FIRST_NUMBER + 37 * (1 + rng.permutation(len(patients)))[patients]
-
-
-class Scenario(StrEnum):
-    """What changes in the stream, from one row on."""
-
-    NONE = "none"
-    AGE_SHIFT = "age-shift"
-    ADMISSION_TYPE_SHIFT = "admission-type-shift"
-    MISSINGNESS_SWITCH = "missingness-switch"
-    ICD_RECODING = "icd-recoding"
-    CAPPED_COUNTS = "capped-counts"
-    PREVALENCE_DOWN = "prevalence-down"
-    PREVALENCE_UP = "prevalence-up"
-    CONCEPT_FLIP = "concept-flip"
-    DRUG_WITHDRAWAL = "drug-withdrawal"
-    DELAYED_LABELS = "delayed-labels"
 
 
 @dataclass(frozen=True, slots=True)

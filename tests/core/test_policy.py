@@ -7,7 +7,8 @@ import json
 import pytest
 
 from health_predict.core.drift import Verdict
-from health_predict.core.policy import LONGEST_WAIT, Action, Outcome, Policy, PolicyState, after, decide
+from health_predict.core.policy import LONGEST_WAIT, Action, Outcome, PolicyState, after, decide
+from health_predict.core.scenarios import Policy
 
 
 def actions(policy: Policy, verdicts: list[Verdict], outcome: Outcome, **options: int) -> list[Action]:

@@ -20,7 +20,8 @@ from health_predict.core.columns import AGES, COLUMNS, DIAGNOSES, DRUGS, NOT_REA
 from health_predict.core.errors import DataError
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.partition import patient_share
-from health_predict.core.synthetic import GroundTruth, Scenario, inject, is_synthetic, synthesize
+from health_predict.core.scenarios import Scenario
+from health_predict.core.synthetic import GroundTruth, inject, is_synthetic, synthesize
 
 ROWS, FROM_ROW = 40_000, 20_000
 
