@@ -20,5 +20,5 @@ def ecr_push(model_version: str, bento: dsl.Input[dsl.Artifact]) -> str:
     from health_predict.stages.task import task
 
     with task("ecr_push") as settings:
-        result = stage(settings, bento=Path(bento.path), model_version=model_version)
-    return result.image_uri
+        image_uri = stage(settings, bento=Path(bento.path), model_version=model_version)
+    return image_uri

@@ -46,5 +46,5 @@ def register(
             metrics.log_metric(f"{name}_low", estimate.low)
             metrics.log_metric(f"{name}_high", estimate.high)
         roc.log_roc_curve(*result.roc)
-        roc.log_confusion_matrix(["not readmitted", "readmitted"], [list(row) for row in result.confusion])
+        roc.log_confusion_matrix(["not readmitted", "readmitted"], result.confusion)
     return (result.model_version, result.decision.value)

@@ -43,7 +43,7 @@ def main(home: Path, parts: Path, port: int, families: tuple[str, ...]) -> dict[
     version = registered.model_version
     bento_build(settings, model_version=version, validation=validation, bento=home / "bento.tar")
     pushed = ecr_push(settings, bento=home / "bento.tar", model_version=version)
-    rollout(settings, image_uri=pushed.image_uri, model_version=version, report=home / "rollout.html")
+    rollout(settings, image_uri=pushed, model_version=version, report=home / "rollout.html")
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         frame = load_part(test).head(20)

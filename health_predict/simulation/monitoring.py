@@ -1,52 +1,41 @@
 """The pipeline `monitoring` in one process: the same stages in the same order, without a process for each.
 
-Importing MLflow and scikit-learn costs seconds; a simulation pays them once. A test compares the two.
+Importing MLflow and scikit-learn costs seconds; a simulation pays them once. It also runs where no cluster's pipelines
+do: beside a model that a cluster serves.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from health_predict.core.policy import Action
 from health_predict.core.promotion import Decision
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
-from health_predict.stages.drift import DriftResult, drift
+from health_predict.stages.drift import drift
 from health_predict.stages.ecr_push import ecr_push
 from health_predict.stages.hpo import hpo
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import RegisterResult, register
 from health_predict.stages.rollout import rollout
-from health_predict.stages.settle import Settlement, settle
+from health_predict.stages.settle import settle
 from health_predict.stages.split import SplitResult, split
 
 
-@dataclass(frozen=True, slots=True)
-class Handled:
-    """A batch that was monitored: what was found, and how it ended."""
-
-    watched: DriftResult
-    outcome: Settlement
-
-
-def monitoring(settings: Settings, *, batch: int | None = None) -> Handled:
+def monitoring(settings: Settings, batch: int) -> None:
     """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle."""
     with tempfile.TemporaryDirectory(prefix="health-predict-monitoring-") as folder:
         work = Path(folder)
-        watched = drift(
-            settings,
-            batch=batch,
-            report=work / "drift.html",
-            evidently=work / "evidently.html",
-            metrics=work / "drift.json",
-        )
+        pages = {"report": work / "drift.html", "evidently": work / "evidently.html", "metrics": work / "drift.json"}
+        watched = drift(settings, batch=batch, **pages)
         if watched.action is Action.RETRAIN:
             readmission(settings, watched.labelled_batches, work)
         elif watched.action is Action.RECALIBRATE:
-            _recalibration(settings, watched.labelled_batches, work)
-        return Handled(watched, settle(settings, batch=watched.batch, batch_digest=watched.batch_digest))
+            labelled = watched.labelled_batches
+            renewed = recalibrate(settings, labelled_batches=labelled, **_parts(work, "validation", "test"))
+            _judged(settings, renewed.parent_run_id, work)
+        settle(settings, batch=watched.batch, batch_digest=watched.batch_digest)
 
 
 def readmission(settings: Settings, labelled_batches: int, work: Path) -> RegisterResult:
@@ -56,9 +45,8 @@ def readmission(settings: Settings, labelled_batches: int, work: Path) -> Regist
         settings,
         dataset_digest=data.dataset_digest,
         dataset_source=data.dataset_source,
-        train=work / "train.parquet",
-        validation=work / "validation.parquet",
         leaderboard=work / "leaderboard.html",
+        **_parts(work, "train", "validation"),
     )
     return _judged(settings, search.parent_run_id, work)
 
@@ -76,24 +64,13 @@ def dataset(settings: Settings, labelled_batches: int, work: Path) -> SplitResul
     )
 
 
-def _recalibration(settings: Settings, labelled_batches: int, work: Path) -> RegisterResult:
-    renewed = recalibrate(
-        settings,
-        labelled_batches=labelled_batches,
-        validation=work / "validation.parquet",
-        test=work / "test.parquet",
-    )
-    return _judged(settings, renewed.parent_run_id, work)
+def _parts(work: Path, *names: str) -> dict[str, Path]:
+    return {name: work / f"{name}.parquet" for name in names}
 
 
 def _judged(settings: Settings, parent_run_id: str, work: Path) -> RegisterResult:
-    registered = register(
-        settings,
-        parent_run_id=parent_run_id,
-        validation=work / "validation.parquet",
-        test=work / "test.parquet",
-        card=work / "card.html",
-    )
+    parts = _parts(work, "validation", "test")
+    registered = register(settings, parent_run_id=parent_run_id, card=work / "card.html", **parts)
     if registered.decision is Decision.PROMOTE:
         deploy(settings, registered.model_version, work)
     return registered
@@ -103,4 +80,4 @@ def deploy(settings: Settings, model_version: str, work: Path) -> None:
     """bento_build, ecr_push, rollout."""
     bento_build(settings, model_version=model_version, validation=None, bento=work / "bento.tar")
     pushed = ecr_push(settings, bento=work / "bento.tar", model_version=model_version)
-    rollout(settings, image_uri=pushed.image_uri, model_version=model_version, report=work / "rollout.html")
+    rollout(settings, image_uri=pushed, model_version=model_version, report=work / "rollout.html")

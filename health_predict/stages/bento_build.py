@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,7 @@ from health_predict.adapters.storage import open_storage, whole_file
 from health_predict.core import families, risk_groups
 from health_predict.core.cohort import as_requests, load_part, target
 from health_predict.core.columns import FEATURES
-from health_predict.core.compiled_model import (
-    TOLERANCE,
-    CompiledModel,
-    Parity,
-    compile_pipeline,
-    prove_parity,
-)
+from health_predict.core.compiled_model import TOLERANCE, CompiledModel, compile_pipeline, prove_parity
 from health_predict.core.errors import StateError
 from health_predict.core.explained_model import explain_pipeline
 from health_predict.settings import Settings
@@ -35,15 +28,7 @@ GOLDEN_REQUESTS = 24
 PARITY = "parity.json"
 
 
-@dataclass(frozen=True, slots=True)
-class BentoBuildResult:
-    """Tag of the Bento in BentoML's store, and the digest of its archive."""
-
-    tag: str
-    digest: str
-
-
-def bento_build(settings: Settings, *, model_version: str, validation: Path | None, bento: Path) -> BentoBuildResult:
+def bento_build(settings: Settings, *, model_version: str, validation: Path | None, bento: Path) -> Bento:
     """Compile the version, prove its parity, make its explanations, build its Bento, write its archive to `bento`.
 
     `validation` None: the rows of the version's own dataset in storage. The same version gives the same digest; one
@@ -52,71 +37,53 @@ def bento_build(settings: Settings, *, model_version: str, validation: Path | No
     """
     tracking = Tracking(settings)
     version = tracking.version(model_version)
-    storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), _tag(version, "dataset_digest")
+    missing = [name for name in ("dataset_digest", "dataset_source", "family", "threshold") if name not in version.tags]
+    if missing:
+        raise StateError(f"model version {model_version} has no tag {', '.join(missing)}", "register it again")
+    storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), version.tags["dataset_digest"]
     train = stored_part(storage, dataset, "train")
-    identity = _identity(settings, tracking, version, float(np.mean(target(train))))
+    identity = _identity(tracking, version, float(np.mean(target(train))))
     tag = bento_tag(version.version, identity)
     store = BentoStore(settings.home / "bentoml")
     built = store.find(tag, version.tags.get("bento_digest", ""))
     if built is None:
         frame = load_part(validation) if validation else stored_part(storage, dataset, "validation")
-        built = _build(tracking, version, train, frame, identity, tag, store)
+        compiled = _compiled(tracking, version, train, frame)
+        log.info("building %s", tag)
+        built = store.build(tag, compiled, identity, golden_requests(compiled, frame, identity["risk_cutoffs"]))
     else:
         log.info("%s is built already", tag)
     with whole_file(bento) as temporary:
         pack(built, temporary)
     tracking.tag_version(version.version, {"bento_tag": built.tag, "bento_digest": built.digest})
-    return BentoBuildResult(built.tag, built.digest)
+    return built
 
 
-def _tag(version: ModelVersion, name: str) -> str:
-    value = version.tags.get(name, "")
-    if not value:
-        raise StateError(f"model version {version.version} has no tag {name}", "register it again")
-    return value
-
-
-def _identity(settings: Settings, tracking: Tracking, version: ModelVersion, prevalence: float) -> dict[str, Any]:
-    if not prevalence:
-        raise StateError(f"the training rows of version {version.version} have no readmission", "run split again")
-    metrics = tracking.run(version.run_id).metrics
+def _identity(tracking: Tracking, version: ModelVersion, prevalence: float) -> dict[str, Any]:
+    metrics = sorted(tracking.run(version.run_id).metrics.items())
     return {
         "model_name": version.name,
         "model_version": version.version,
         "run_id": version.run_id,
-        "dataset_digest": _tag(version, "dataset_digest"),
-        "dataset_source": _tag(version, "dataset_source"),
+        "dataset_digest": version.tags["dataset_digest"],
+        "dataset_source": version.tags["dataset_source"],
         "git_commit": version.tags.get("git_commit", ""),
         "training_prevalence": prevalence,
         "risk_cutoffs": risk_groups.cutoffs(prevalence),
-        "metrics": {
-            name: value for name, value in sorted(metrics.items()) if name.startswith(("validation_", "test_"))
-        },
+        "metrics": {name: value for name, value in metrics if name.startswith(("validation_", "test_"))},
     }
 
 
-def _build(
-    tracking: Tracking,
-    version: ModelVersion,
-    train: pd.DataFrame,
-    validation: pd.DataFrame,
-    identity: Mapping[str, Any],
-    tag: str,
-    store: BentoStore,
-) -> Bento:
-    family = families.named(_tag(version, "family"))
+def _compiled(
+    tracking: Tracking, version: ModelVersion, train: pd.DataFrame, validation: pd.DataFrame
+) -> CompiledModel:
+    """The version compiled, with its explanations, once it is proven to score the same."""
+    family = families.named(version.tags["family"])
     pipeline = tracking.load_pipeline(version.version)
     log.info("compiling version %s", version.version)
-    compiled = compile_pipeline(pipeline, family, float(_tag(version, "threshold")))
+    compiled = compile_pipeline(pipeline, family, float(version.tags["threshold"]))
     compiled = replace(compiled, explainer=explain_pipeline(pipeline, family, train))
     parity = prove_parity(compiled, pipeline, validation)
-    _tell(parity)
-    tracking.log_json(version.run_id, PARITY, asdict(parity))
-    log.info("building %s", tag)
-    return store.build(tag, compiled, identity, golden_requests(compiled, validation, identity["risk_cutoffs"]))
-
-
-def _tell(parity: Parity) -> None:
     log.info(
         "parity: %d validation and %d edge rows, probabilities within %.1g, threshold %.6f",
         parity.rows,
@@ -126,6 +93,8 @@ def _tell(parity: Parity) -> None:
     )
     for where in parity.near:
         log.warning("within %g of the threshold: %s", TOLERANCE, where)
+    tracking.log_json(version.run_id, PARITY, asdict(parity))
+    return compiled
 
 
 def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[float]) -> list[dict[str, Any]]:

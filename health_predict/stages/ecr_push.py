@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from health_predict.adapters.images import open_registry
@@ -17,15 +16,8 @@ log = logging.getLogger(__name__)
 IDENTITY = ("bento_tag", "bento_digest", "run_id", "dataset_digest", "dataset_source", "git_commit", "family")
 
 
-@dataclass(frozen=True, slots=True)
-class EcrPushResult:
-    """URI of the image, which ends in its digest."""
-
-    image_uri: str
-
-
-def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> EcrPushResult:
-    """Push the archive that bento_build wrote for this version; only what the registry lacks is written.
+def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> str:
+    """Push what the registry lacks of the archive that bento_build wrote for this version; the image's URI by digest.
 
     Raises StateError when the archive is not the version's own.
     """
@@ -47,4 +39,4 @@ def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> EcrPushR
     image_uri = registry.push(bento, identity)
     registry.verify(image_uri)
     tracking.tag_version(version.version, {"image_uri": image_uri})
-    return EcrPushResult(image_uri)
+    return image_uri

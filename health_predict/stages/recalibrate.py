@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.batches import Batches, trained_through
-from health_predict.adapters.mlflow import CHAMPION, CHOSEN, REASON, ModelVersion, Tracking
+from health_predict.adapters.mlflow import CHOSEN, REASON, ModelVersion, Tracking
 from health_predict.adapters.parts import stored_part
 from health_predict.adapters.raw_data import origin_of, refuse_other_data
-from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.adapters.storage import whole_file
+from health_predict.core.calibration import CalibratedClassifier
 from health_predict.core.cohort import save_part, target
 from health_predict.core.columns import PATIENT
+from health_predict.core.compiled_model import cleared
 from health_predict.core.errors import StateError
+from health_predict.core.evaluation import f1_threshold, metrics
 from health_predict.core.partition import places, rows_digest
 from health_predict.settings import Settings
 
@@ -48,38 +53,43 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     when other data are asked for than the champion's, GateError when the scores hold nothing that a map could mend.
     """
     tracking = Tracking(settings)
-    champion = tracking.by_alias(CHAMPION)
-    if champion is None:
-        raise StateError("no model version is the champion", "deploy one: `health-predict pipeline run readmission`")
+    champion = tracking.champion()
     batches = Batches(settings, champion)
     origin = origin_of(batches.storage, champion)
     refuse_other_data(settings, origin)
-    rows = _newest(batches, champion, labelled_batches)
+    # An estimator is older than its map, and the next map may see again what this one saw.
+    first = int(champion.tags.get("estimator_batches", trained_through(batches.storage, champion)))
+    rows = _newest(batches, first, labelled_batches)
     # By the salt of the champion's dataset: nobody whom it has learned from is among those that judge it.
     part = places(origin.parameters.salt, rows[PATIENT])
     fit, held_back, tested = (rows[part == number].reset_index(drop=True) for number in range(3))
     for path, frame in ((validation, held_back), (test, tested)):
         with whole_file(path) as temporary:
             save_part(frame, temporary)
-    digest = _digest(champion, rows)
-    existing = tracking.finished_search(digest)
+    identity = {"recalibrates": champion.run_id, "rows": rows_digest(rows)}
+    tags = {
+        "search_digest": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        **{name: champion.tags[name] for name in ("dataset_digest", "dataset_source", "family")},
+        "git_commit": settings.git_commit or "unknown",
+        "stage": "recalibrate",
+        "recalibrates": champion.version,
+        "labelled_batches": str(labelled_batches),
+        "estimator_batches": str(first),
+    }
+    existing = tracking.finished_search(tags["search_digest"])
     if existing is not None:
         log.info("the same recalibration is there already: run %s", existing.run_id)
-        found = existing.params
-        return RecalibrateResult(
-            existing.run_id,
-            float(found["intercept"]),
-            float(found["slope"]),
-            len(rows),
-            champion.tags["dataset_source"],
-            reused=True,
-        )
-    return _fit(settings, tracking, champion, digest, fit, held_back, labelled_batches, len(rows))
+        found, parent = existing.params, existing.run_id
+    else:
+        proven = stored_part(batches.storage, champion.tags["dataset_digest"], "validation")
+        parent, found = _fit(tracking, champion, tags, fit, held_back, proven)
+    intercept, slope = float(found["intercept"]), float(found["slope"])
+    return RecalibrateResult(
+        parent, intercept, slope, len(rows), champion.tags["dataset_source"], reused=existing is not None
+    )
 
 
-def _newest(batches: Batches, champion: ModelVersion, labelled_batches: int) -> pd.DataFrame:
-    # An estimator is older than its map, and the next map may see again what this one saw.
-    first = int(champion.tags.get("estimator_batches", trained_through(batches.storage, champion)))
+def _newest(batches: Batches, first: int, labelled_batches: int) -> pd.DataFrame:
     frames: list[pd.DataFrame] = []
     events = 0
     for number in sorted((one for one in batches.handled if first <= one < labelled_batches), reverse=True):
@@ -95,35 +105,19 @@ def _newest(batches: Batches, champion: ModelVersion, labelled_batches: int) -> 
     return pd.concat(frames, ignore_index=True)
 
 
-def _digest(champion: ModelVersion, rows: pd.DataFrame) -> str:
-    identity = {"recalibrates": champion.run_id, "rows": rows_digest(rows)}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 def _fit(
-    settings: Settings,
     tracking: Tracking,
     champion: ModelVersion,
-    digest: str,
+    tags: Mapping[str, str],
     fit: pd.DataFrame,
     held_back: pd.DataFrame,
-    labelled_batches: int,
-    size: int,
-) -> RecalibrateResult:
-    # Here and not at the top: a repeat needs none of these, and they take seconds to import.
-    from sklearn.pipeline import Pipeline
-
-    from health_predict.core.calibration import CalibratedClassifier
-    from health_predict.core.compiled_model import cleared
-    from health_predict.core.evaluation import f1_threshold, metrics
-
+    proven: pd.DataFrame,
+) -> tuple[str, Mapping[str, str]]:
+    """Fit and log the map; the parent run and its parameters. `proven`: rows that its threshold has to be clear of."""
     pipeline = tracking.load_pipeline(champion.version)
     features = pipeline.named_steps["features"]
     calibrated = CalibratedClassifier.fitted(pipeline.named_steps["estimator"], features.transform(fit), target(fit))
     renewed = Pipeline([("features", features), ("estimator", calibrated)])
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    # Clear of the rows that its compiled model will be proven on.
-    proven = stored_part(storage, champion.tags["dataset_digest"], "validation")
     threshold = cleared(f1_threshold(target(fit), renewed.predict_proba(fit)[:, 1]), renewed, proven)
     found = metrics(target(held_back), renewed.predict_proba(held_back)[:, 1], threshold)
     log.info(
@@ -133,31 +127,16 @@ def _fit(
         len(fit),
         found["observed_expected"],
     )
-    tags = {
-        "search_digest": digest,
-        "dataset_digest": champion.tags["dataset_digest"],
-        "dataset_source": champion.tags["dataset_source"],
-        "git_commit": settings.git_commit or "unknown",
-        "stage": "recalibrate",
-        "family": champion.tags["family"],
-        "recalibrates": champion.version,
-        "labelled_batches": str(labelled_batches),
-        "estimator_batches": champion.tags.get(
-            "estimator_batches", str(trained_through(Batches(settings).storage, champion))
-        ),
-    }
     curve = {"intercept": repr(calibrated.intercept), "slope": repr(calibrated.slope)}
-    parent = tracking.resume_search(digest) or tracking.start_search(
-        f"recalibration-{digest[:8]}", tags, {**curve, "rows": size}
-    )
+    digest = tags["search_digest"]
+    parent = tracking.resume_search(digest) or tracking.start_search(f"recalibration-{digest[:8]}", tags, curve)
     try:
-        parameters = dict(tracking.run(champion.run_id).params)
         run_id = tracking.log_best(
             parent,
             champion.tags["family"],
             renewed,
             {**tags, "baseline": "false"},
-            {**parameters, **curve, "threshold": repr(threshold)},
+            {**tracking.run(champion.run_id).params, **curve, "threshold": repr(threshold)},
             {f"validation_{name}": value for name, value in found.items()},
             {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on the newest outcomes"}},
         )
@@ -168,5 +147,4 @@ def _fit(
         raise
     # Last: only what is whole counts as finished.
     tracking.end_search(parent, {"best_f1": found["f1"], "best_auc": found["auc"]})
-    source = champion.tags["dataset_source"]
-    return RecalibrateResult(parent, calibrated.intercept, calibrated.slope, size, source, reused=False)
+    return parent, curve

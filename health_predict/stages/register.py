@@ -6,51 +6,64 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from sklearn.metrics import confusion_matrix, roc_curve
 
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, REASON, ModelVersion, RunRecord, Tracking
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, EVALUATION, REASON, ModelVersion, RunRecord, Tracking
 from health_predict.adapters.parts import stored_part
 from health_predict.adapters.raw_data import origin_of
-from health_predict.adapters.storage import Storage, open_storage, whole_file
-from health_predict.core import risk_groups
+from health_predict.adapters.storage import open_storage, write_file
+from health_predict.core import evaluation, risk_groups
+from health_predict.core.calibration import uncalibrated
+from health_predict.core.clinical_scores import clinical_scores
+from health_predict.core.cohort import load_part, target
 from health_predict.core.columns import PATIENT, TARGET
 from health_predict.core.errors import StateError
 from health_predict.core.evaluation import Estimate, Scored
 from health_predict.core.families import BASELINE
+from health_predict.core.performance import auc_interval
 from health_predict.core.promotion import Decision, decide
 from health_predict.core.sources import warning
+from health_predict.report.model_card import model_card_page
 from health_predict.settings import Settings
 from health_predict.stages.hpo import best_runs, chosen_run
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from sklearn.pipeline import Pipeline
-
 log = logging.getLogger(__name__)
 
-EVALUATION = "evaluation.json"
 CARD = "model_card.html"
-# What `recalibrate` writes, and no search.
-RECALIBRATION_TAGS = ("recalibrates", "labelled_batches", "estimator_batches")
+# What a version takes over from its run; the last three `recalibrate` writes, and no search.
+TAGS = (
+    "family",
+    "dataset_digest",
+    "dataset_source",
+    "git_commit",
+    "search_digest",
+    "recalibrates",
+    "labelled_batches",
+    "estimator_batches",
+)
 NEWEST = 3000  # validation encounters that the gates look at: the newest say most about the next
 
 
 @dataclass(frozen=True, slots=True)
 class RegisterResult:
-    """The model version, what was decided about it and why, and its evaluation on the test set."""
+    """The model version, what was decided about it and why, and its evaluation on the test set.
+
+    `roc`: false positive rates, true positive rates, thresholds. `confusion`: [[true negatives, false positives],
+    [false negatives, true positives]].
+    """
 
     model_version: str
     decision: Decision
     reasons: tuple[str, ...]
     family: str
     test_metrics: Mapping[str, Estimate]
-    roc: tuple[list[float], list[float], list[float]]
-    """False positive rates, true positive rates, thresholds."""
-    confusion: tuple[tuple[int, int], tuple[int, int]]
-    """((true negatives, false positives), (false negatives, true positives))."""
+    roc: list[list[float]]
+    confusion: list[list[int]]
 
 
 def register(settings: Settings, *, parent_run_id: str, validation: Path, test: Path, card: Path) -> RegisterResult:
@@ -63,27 +76,23 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     tracking = Tracking(settings)
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     best = chosen_run(tracking, parent_run_id)
-    if not _is_registered(tracking, best.run_id):
-        _require_preprocessor(tracking, best)
-        _log_registered(tracking, storage, best)
-    version = tracking.register(
-        best.run_id,
-        {
-            "run_id": best.run_id,
-            "parent_run_id": parent_run_id,
-            "family": best.tags["family"],
-            "threshold": best.params["threshold"],
-            **{name: best.tags[name] for name in ("dataset_digest", "dataset_source", "git_commit", "search_digest")},
-            **{name: best.tags[name] for name in RECALIBRATION_TAGS if name in best.tags},
-        },
-        f"{best.tags['family']} of search {parent_run_id}",
-    )
+    pipeline = tracking.load_run_pipeline(best.run_id)
+    if not any(version.run_id == best.run_id for version in tracking.versions()):
+        if not tracking.preprocessor_matches(best.run_id, pipeline):
+            raise StateError(
+                f"run {best.run_id} ({best.name}) does not hold the preprocessor that its model was fitted with",
+                "run the search again; a model without its preprocessor is not registered",
+            )
+        prevalence = float(np.mean(target(stored_part(storage, best.tags["dataset_digest"], "train", [TARGET]))))
+        cutoffs = risk_groups.cutoffs(prevalence)
+        tracking.log_registered(best.run_id, best.tags["family"], float(best.params["threshold"]), cutoffs)
+    identity = {"run_id": best.run_id, "parent_run_id": parent_run_id, "threshold": best.params["threshold"]}
+    identity |= {name: best.tags[name] for name in TAGS if name in best.tags}
+    version = tracking.register(best.run_id, identity, f"{best.tags['family']} of search {parent_run_id}")
     champion = tracking.by_alias(CHAMPION)
-    content = _judgement(tracking, storage, version, best, champion, parent_run_id, validation, test)
+    content = _Judge(settings, tracking, version, best, pipeline).judgement(champion, validation, test)
     decision = Decision(content["decision"])
-    page = tracking.read_text(best.run_id, CARD)
-    with whole_file(card) as temporary:
-        temporary.write_text(page)
+    write_file(card, tracking.read_text(best.run_id, CARD))
     storage.upload(card, f"models/{version.version}/card.html")
     if decision is Decision.PROMOTE and (champion is None or champion.version != version.version):
         tracking.set_alias(CHALLENGER, version.version)
@@ -91,270 +100,183 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
         log.info("%s", reason)
     log.info("version %s (%s): %s", version.version, best.tags["family"], decision.value)
     tested = content["on_test"]
-    (true_negatives, false_positives), (false_negatives, true_positives) = tested["confusion"]
-    false_rates, true_rates, thresholds = tested["roc"]
     return RegisterResult(
         model_version=version.version,
         decision=decision,
         reasons=tuple(content["reasons"]),
         family=best.tags["family"],
         test_metrics={name: Estimate(**item) for name, item in tested["metrics"].items()},
-        roc=(false_rates, true_rates, thresholds),
-        confusion=((true_negatives, false_positives), (false_negatives, true_positives)),
+        roc=tested["roc"],
+        confusion=tested["confusion"],
     )
 
 
-def _is_registered(tracking: Tracking, run_id: str) -> bool:
-    return any(version.run_id == run_id for version in tracking.versions())
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Judges one version, by its run and the pipeline in it."""
 
+    settings: Settings
+    tracking: Tracking
+    version: ModelVersion
+    best: RunRecord
+    pipeline: Any
 
-def _require_preprocessor(tracking: Tracking, best: RunRecord) -> None:
-    if not tracking.preprocessor_matches(best.run_id, tracking.load_run_pipeline(best.run_id)):
-        raise StateError(
-            f"run {best.run_id} ({best.name}) does not hold the preprocessor that its model was fitted with",
-            "run the search again; a model without its preprocessor is not registered",
-        )
+    def scored(self, frame: pd.DataFrame) -> Scored:
+        return _scored(self.pipeline, frame, self.best.params["threshold"])
 
-
-def _log_registered(tracking: Tracking, storage: Storage, best: RunRecord) -> None:
-    from health_predict.core.cohort import target
-
-    train = stored_part(storage, best.tags["dataset_digest"], "train", [TARGET])
-    cutoffs = risk_groups.cutoffs(float(np.mean(target(train))))
-    tracking.log_registered(best.run_id, best.tags["family"], float(best.params["threshold"]), cutoffs)
-
-
-def _judgement(
-    tracking: Tracking,
-    storage: Storage,
-    version: ModelVersion,
-    best: RunRecord,
-    champion: ModelVersion | None,
-    parent_run_id: str,
-    validation: Path,
-    test: Path,
-) -> dict[str, Any]:
-    """The stored evaluation of the version; made anew when there is none, or for the gates of another champion."""
-    stored: dict[str, Any] | None = None
-    against, now = version.tags.get("decided_against"), champion.version if champion else "none"
-    if against is not None:
-        stored = tracking.read_json(best.run_id, EVALUATION)
-        if now in (against, version.version):
+    def judgement(self, champion: ModelVersion | None, validation: Path, test: Path) -> dict[str, Any]:
+        """The stored evaluation of the version; made anew when there is none, or for the gates of another champion."""
+        tracking, best, version = self.tracking, self.best, self.version
+        against, now = version.tags.get("decided_against"), champion.version if champion else "none"
+        stored: dict[str, Any] | None = tracking.read_json(best.run_id, EVALUATION) if against is not None else None
+        if stored is not None and now in (against, version.version):
             return stored
-    # Here and not at the top: a repeat needs none of these, and they take seconds to import.
-    from health_predict.report.model_card import model_card_page
-
-    pipeline = tracking.load_run_pipeline(best.run_id)
-    threshold = float(best.params["threshold"])
-    gates = _ask_gates(tracking, best, pipeline, threshold, champion, parent_run_id, validation)
-    # A later judgement takes what was found then.
-    tested = stored["on_test"] if stored else _read_test_set(pipeline, threshold, test)
-    content = {
-        **gates,
-        "chosen_because": tracking.run(parent_run_id).tags[REASON],
-        "decided_against": now,
-        "threshold": threshold,
-        "on_test": tested,
-        "comparisons": []
-        if champion is None
-        else _comparisons(tracking, storage, version, best, pipeline, champion, test),
-    }
-    tracking.log_json(best.run_id, EVALUATION, content)
-    tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
-    tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in tested["metrics"].items()})
-    tracking.describe_version(version.version, _description(version.name, version.version, best, content))
-    tracking.tag_version(
-        version.version,
-        {
-            "decision": content["decision"],
-            "stage": version.tags.get("stage", "Staging"),
-            # Last: it says that the evaluation is there.
+        # In order of time. After a first training the newest are nearly all of them.
+        judged = load_part(validation).tail(NEWEST).reset_index(drop=True)
+        tested = load_part(test)
+        content = {
+            **self._gates(champion, judged),
+            "chosen_because": tracking.run(version.tags["parent_run_id"]).tags[REASON],
             "decided_against": now,
-        },
-    )
-    return content
+            "threshold": float(best.params["threshold"]),
+            # A later judgement takes what was found then.
+            "on_test": stored["on_test"] if stored else self._on_test(tested),
+            "comparisons": self._comparisons(champion, tested) if champion else [],
+        }
+        tracking.log_json(best.run_id, EVALUATION, content)
+        tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
+        figures = content["on_test"]["metrics"]
+        tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in figures.items()})
+        tracking.describe_version(version.version, self._description(content))
+        tags = {"decision": content["decision"], "stage": version.tags.get("stage", "Staging")}
+        # Last: it says that the evaluation is there.
+        tracking.tag_version(version.version, {**tags, "decided_against": now})
+        return content
 
-
-def _description(model: str, version: str, best: RunRecord, content: dict[str, Any]) -> str:
-    """The decision, its reasons and how to use it, for the page of the version."""
-    auc = Estimate(**content["on_test"]["metrics"]["auc"])
-    said = warning(best.tags["dataset_source"])
-    lines = [
-        *([f"**{said}**", ""] if said else []),
-        f"**{best.tags['family']}: {content['decision']}** against {content['decided_against']}; "
-        f"AUC {auc} on its {content['on_test']['rows']} test encounters",
-        "",
-        content["chosen_because"],
-        "",
-        *(f"- {reason}" for reason in content["reasons"]),
-        "",
-        f"`mlflow.pyfunc.load_model('models:/{model}/{version}').predict(frame)` takes encounters as they are in the "
-        "data, text or numbers, with `?`, None or NaN for what is missing, and gives `probability_score`, `prediction` "
-        f"(1 from a probability of {content['threshold']:.4f}) and `risk_group`.",
-        "",
-        f"More: `{CARD}` and `{EVALUATION}` among its run's artifacts; `health-predict report open {version}`.",
-    ]
-    return "\n".join(lines)
-
-
-def _ask_gates(
-    tracking: Tracking,
-    best: RunRecord,
-    pipeline: Any,
-    threshold: float,
-    champion: ModelVersion | None,
-    parent_run_id: str,
-    file: Path,
-) -> dict[str, Any]:
-    from health_predict.core.cohort import load_part, target
-    from health_predict.core.evaluation import metrics
-
-    # In order of time. After a first training these are nearly all of them.
-    frame = load_part(file).tail(NEWEST).reset_index(drop=True)
-    labels = target(frame)
-    log.info("asking the gates on the %d newest validation encounters", len(frame))
-    candidate = Scored(_scores(pipeline, frame), threshold)
-    promotion = decide(
-        frame,
-        labels,
-        frame[PATIENT],
-        candidate,
-        _baseline(tracking, best, parent_run_id, frame),
-        _champion(tracking, champion, frame),
-        same_estimator="recalibrates" in best.tags,
-    )
-    return {
-        "decision": promotion.decision.value,
-        "reasons": promotion.reasons,
-        "gates": [asdict(gate) for gate in promotion.gates],
-        "validation": metrics(labels, candidate.scores, threshold),
-        "validation_prevalence": float(np.mean(labels)),
-    }
-
-
-def _comparisons(
-    tracking: Tracking,
-    storage: Storage,
-    version: ModelVersion,
-    best: RunRecord,
-    pipeline: Pipeline,
-    champion: ModelVersion,
-    test: Path,
-) -> list[dict[str, Any]]:
-    """The version beside the champion on its own test rows; on the champion's, too, when it has data of its own.
-
-    They are shown and decide nothing.
-    """
-    from health_predict.core.cohort import load_part, target
-    from health_predict.core.evaluation import as_plain, compare
-
-    other = tracking.load_pipeline(champion.version)
-    ours, theirs = origin_of(storage, version), origin_of(storage, champion)
-    known = bool(ours.manifest and theirs.manifest)
-    others_data = known and ours.raw_sha256 != theirs.raw_sha256
-    frames = {"the test set of this version": load_part(test)}
-    if others_data:
-        rows = stored_part(storage, champion.tags["dataset_digest"], "test")
-        frames[f"the test set of version {champion.version}"] = rows
-    found: list[dict[str, Any]] = []
-    for name, frame in frames.items():
-        labels = target(frame)
-        one = Scored(_scores(pipeline, frame), float(best.params["threshold"]))
-        two = Scored(_scores(other, frame), float(champion.tags["threshold"]))
-        found.append(
-            {
-                "against": champion.version,
-                "on": name,
-                "rows": len(frame),
-                "positives": int(labels.sum()),
-                "metrics": as_plain(compare(labels, one, two, frame[PATIENT])),
-            }
+    def _gates(self, champion: ModelVersion | None, frame: pd.DataFrame) -> dict[str, Any]:
+        labels, candidate = target(frame), self.scored(frame)
+        log.info("asking the gates on the %d newest validation encounters", len(frame))
+        promotion = decide(
+            frame,
+            labels,
+            frame[PATIENT],
+            candidate,
+            self._baseline(frame),
+            _champion_scored(self.tracking, champion, frame) if champion else None,
+            same_estimator="recalibrates" in self.best.tags,
         )
-    if known and not others_data and ours.parameters.salt != theirs.parameters.salt:
-        found[0]["on"] += f", of which version {champion.version} learned from some patients (another salt)"
-    return found
+        return {
+            "decision": promotion.decision.value,
+            "reasons": promotion.reasons,
+            "gates": [asdict(gate) for gate in promotion.gates],
+            "validation": evaluation.metrics(labels, candidate.scores, candidate.threshold),
+            "validation_prevalence": float(np.mean(labels)),
+        }
+
+    def _baseline(self, frame: pd.DataFrame) -> Scored | None:
+        """The baseline of the same search; None where the version is it, or was recalibrated."""
+        if self.best.tags["family"] == BASELINE or "recalibrates" in self.best.tags:
+            return None
+        parent = self.version.tags["parent_run_id"]
+        for run in best_runs(self.tracking, parent):
+            if run.tags["family"] == BASELINE:
+                return _scored(self.tracking.load_run_pipeline(run.run_id), frame, run.params["threshold"])
+        raise StateError(
+            f"search {parent} has no {BASELINE}, the baseline that a promotion is measured against",
+            f"search with {BASELINE} among HEALTH_PREDICT_FAMILIES",
+        )
+
+    def _comparisons(self, champion: ModelVersion, tested: pd.DataFrame) -> list[dict[str, Any]]:
+        """The version beside the champion on its own test rows; on the champion's, too, when it has data of its own.
+
+        They are shown and decide nothing.
+        """
+        storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
+        ours, theirs = origin_of(storage, self.version), origin_of(storage, champion)
+        frames = {"the test set of this version": tested}
+        if ours.manifest and theirs.manifest:
+            if ours.raw_sha256 != theirs.raw_sha256:
+                theirs_tested = stored_part(storage, champion.tags["dataset_digest"], "test")
+                frames[f"the test set of version {champion.version}"] = theirs_tested
+            elif ours.parameters.salt != theirs.parameters.salt:
+                learned = f"version {champion.version} learned from some patients (another salt)"
+                frames = {f"the test set of this version, of which {learned}": tested}
+        found: list[dict[str, Any]] = []
+        for name, frame in frames.items():
+            labels, other = target(frame), _champion_scored(self.tracking, champion, frame)
+            compared = evaluation.compare(labels, self.scored(frame), other, frame[PATIENT])
+            metrics = evaluation.as_plain(compared)
+            rows = {"rows": len(frame), "positives": int(labels.sum())}
+            found.append({"against": champion.version, "on": name, **rows, "metrics": metrics})
+        return found
+
+    def _on_test(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """The figures of the card."""
+        log.info("evaluating on %d test encounters", len(frame))
+        labels, patients, scored = target(frame), frame[PATIENT], self.scored(frame)
+        scores, threshold = scored.scores, scored.threshold
+        known = labels.astype(np.float64)
+        return {
+            "rows": len(frame),
+            "positives": int(labels.sum()),
+            "metrics": evaluation.as_plain(evaluation.evaluate(labels, scores, threshold, patients)),
+            "subgroups": [
+                {**asdict(group), "metrics": evaluation.as_plain(group.metrics)}
+                for group in evaluation.subgroups(frame, labels, scores, threshold, patients)
+            ],
+            # What clinicians use today, on the same rows.
+            "clinical_scores": {
+                name: list(auc_interval(known, points)) for name, points in clinical_scores(frame).items()
+            },
+            "roc": _roc(labels, scores),
+            "confusion": confusion_matrix(labels, scores >= threshold, labels=[0, 1]).tolist(),
+            "outcomes": labels.tolist(),
+            "scores": scores.tolist(),
+            "importances": self._importances(),
+        }
+
+    def _importances(self, top: int = 15) -> list[dict[str, Any]]:
+        """The positions that weigh most, as the estimator itself states it, if it does; shares of the whole."""
+        estimator = uncalibrated(self.pipeline.named_steps["estimator"])
+        names = self.pipeline.named_steps["features"].get_feature_names_out()
+        stated = estimator.coef_[0] if hasattr(estimator, "coef_") else getattr(estimator, "feature_importances_", ())
+        weights = np.abs(np.asarray(stated, dtype=float))
+        shares = weights / max(weights.sum(), 1e-12)
+        return [{"name": str(names[at]), "share": float(shares[at])} for at in np.argsort(-shares)[:top]]
+
+    def _description(self, content: dict[str, Any]) -> str:
+        """The decision, its reasons and how to use it, for the page of the version."""
+        tested, model, version = content["on_test"], self.version.name, self.version.version
+        said = warning(self.best.tags["dataset_source"])
+        lines = [
+            *([f"**{said}**", ""] if said else []),
+            f"**{self.best.tags['family']}: {content['decision']}** against {content['decided_against']}; "
+            f"AUC {Estimate(**tested['metrics']['auc'])} on its {tested['rows']} test encounters",
+            "",
+            content["chosen_because"],
+            "",
+            *(f"- {reason}" for reason in content["reasons"]),
+            "",
+            f"`mlflow.pyfunc.load_model('models:/{model}/{version}').predict(frame)` takes encounters as they are in "
+            "the data, text or numbers, with `?`, None or NaN for what is missing, and gives `probability_score`, "
+            f"`prediction` (1 from a probability of {content['threshold']:.4f}) and `risk_group`.",
+            "",
+            f"More: `{CARD}` and `{EVALUATION}` among its run's artifacts; `health-predict report open {version}`.",
+        ]
+        return "\n".join(lines)
 
 
-def _read_test_set(pipeline: Any, threshold: float, file: Path) -> dict[str, Any]:
-    from health_predict.core import evaluation
-    from health_predict.core.cohort import load_part, target
-
-    frame = load_part(file)
-    labels, patients, scores = target(frame), frame[PATIENT], _scores(pipeline, frame)
-    log.info("evaluating on %d test encounters", len(frame))
-    flagged = scores >= threshold
-    return {
-        "rows": len(frame),
-        "positives": int(labels.sum()),
-        "metrics": evaluation.as_plain(evaluation.evaluate(labels, scores, threshold, patients)),
-        "subgroups": [
-            {**asdict(group), "metrics": evaluation.as_plain(group.metrics)}
-            for group in evaluation.subgroups(frame, labels, scores, threshold, patients)
-        ],
-        "clinical_scores": _clinical(frame, labels),
-        "roc": _roc(labels, scores),
-        "confusion": [
-            [int((~flagged & (labels == truth)).sum()), int((flagged & (labels == truth)).sum())] for truth in (0, 1)
-        ],
-        "outcomes": labels.tolist(),
-        "scores": [float(score) for score in scores],
-        "importances": _importances(pipeline),
-    }
+def _scored(pipeline: Any, frame: pd.DataFrame, threshold: str) -> Scored:
+    return Scored(pipeline.predict_proba(frame)[:, 1].astype(np.float64), float(threshold))
 
 
-def _scores(pipeline: Any, frame: pd.DataFrame) -> npt.NDArray[np.float64]:
-    scores: npt.NDArray[np.float64] = pipeline.predict_proba(frame)[:, 1].astype(np.float64)
-    return scores
+def _champion_scored(tracking: Tracking, champion: ModelVersion, frame: pd.DataFrame) -> Scored:
+    return _scored(tracking.load_pipeline(champion.version), frame, champion.tags["threshold"])
 
 
-def _baseline(tracking: Tracking, best: RunRecord, parent_run_id: str, validation: pd.DataFrame) -> Scored | None:
-    if best.tags["family"] == BASELINE or "recalibrates" in best.tags:
-        return None
-    for run in best_runs(tracking, parent_run_id):
-        if run.tags["family"] == BASELINE:
-            scores = _scores(tracking.load_run_pipeline(run.run_id), validation)
-            return Scored(scores, float(run.params["threshold"]))
-    raise StateError(
-        f"search {parent_run_id} has no {BASELINE}, the baseline that a promotion is measured against",
-        f"search with {BASELINE} among HEALTH_PREDICT_FAMILIES",
-    )
-
-
-def _champion(tracking: Tracking, champion: ModelVersion | None, validation: pd.DataFrame) -> Scored | None:
-    if champion is None:
-        return None
-    scores = _scores(tracking.load_pipeline(champion.version), validation)
-    return Scored(scores, float(champion.tags["threshold"]))
-
-
-def _clinical(frame: pd.DataFrame, labels: npt.NDArray[np.int8]) -> dict[str, list[float]]:
-    """AUC of what clinicians use today, with its 95 % interval, on the same rows."""
-    from health_predict.core.clinical_scores import clinical_scores
-    from health_predict.core.performance import auc_interval
-
-    known = labels.astype(np.float64)
-    return {name: list(auc_interval(known, points)) for name, points in clinical_scores(frame).items()}
-
-
-def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float64], points: int = 200) -> list[list[float]]:
+def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.floating[Any]], points: int = 200) -> list[list[float]]:
     """False positive rates, true positive rates, thresholds; two hundred points draw the curve of three thousand."""
-    from sklearn.metrics import roc_curve
-
     curves = roc_curve(labels, scores)
     kept = np.unique(np.linspace(0, len(curves[0]) - 1, min(points, len(curves[0]))).astype(int))
     # The first threshold is infinite, which JSON cannot hold.
-    return [[float(min(value, 1.0)) for value in curve[kept]] for curve in curves]
-
-
-def _importances(pipeline: Any, top: int = 15) -> list[dict[str, Any]]:
-    """The positions that weigh most, as the estimator itself states it, if it does; shares of the whole."""
-    from health_predict.core.calibration import uncalibrated
-
-    estimator = uncalibrated(pipeline.named_steps["estimator"])
-    names = pipeline.named_steps["features"].get_feature_names_out()
-    if hasattr(estimator, "coef_"):
-        weights = np.abs(estimator.coef_[0])
-    else:
-        weights = np.asarray(getattr(estimator, "feature_importances_", ()), dtype=float)
-    shares = weights / max(weights.sum(), 1e-12)
-    return [{"name": str(names[position]), "share": float(shares[position])} for position in np.argsort(-shares)[:top]]
+    return [np.minimum(curve[kept], 1.0).tolist() for curve in curves]

@@ -44,8 +44,7 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     if decision is None:
         raise StateError(f"batch {batch} was not judged", f"`health-predict pipeline run monitoring -p batch={batch}`")
     after = champion.version if champion else ""
-    action = Action(decision["action"])
-    state = batches.policy_state(batches.series)
+    action, state = Action(decision["action"]), batches.policy_state(batches.series)
     if decision["quarantined"]:
         outcome = Settlement.QUARANTINED
     elif action is Action.NONE:
@@ -54,14 +53,10 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
         outcome = Settlement.DEPLOYED if after != decision["model_version"] else Settlement.LOST
         state = policy.after(PolicyState.from_json(decision["state"]), action, policy.Outcome(outcome.value), batch)
     record = {
-        "batch": batch,
-        "batch_digest": batch_digest,
-        "verdict": decision["verdict"],
-        "action": action,
+        **{name: decision[name] for name in ("batch", "batch_digest", "verdict", "action", "labelled_batches")},
         "outcome": outcome,
         "version_before": decision["model_version"],
         "version_after": after,
-        "labelled_batches": decision["labelled_batches"],
         "series": batches.series,
     }
     batches.settle(key, record, state)

@@ -18,8 +18,8 @@ import pandas as pd
 
 from health_predict.adapters.batches import Batches
 from health_predict.adapters.dataset import RawData, raw_key
-from health_predict.adapters.raw_data import Origin, champion_origin, raw_data
-from health_predict.adapters.storage import Storage, open_storage, whole_file
+from health_predict.adapters.raw_data import champion_origin, raw_data
+from health_predict.adapters.storage import Storage, open_storage, write_file
 from health_predict.core.cohort import check, read_cohort, save_part, target
 from health_predict.core.columns import ENCOUNTER, PATIENT
 from health_predict.core.errors import StateError
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PROFILE = "profile.html"
+# A manifest, and the files that it vouches for by their names below datasets/<digest>/.
+Dataset = tuple[Mapping[str, Any], Mapping[str, bytes]]
+_CUT = ("initial_share", "future_batches", "salt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +71,27 @@ def split(
     origin = champion_origin(settings)
     raw = raw_data(settings, origin, continues=labelled_batches > 0)
     log.info("raw data: %s (%s)", raw.path, raw.source)
-    parameters = _parameters(settings, origin, labelled_batches, given)
-    delivered = _delivered(Batches(settings), labelled_batches)
-    index = inputs_digest(raw.sha256, parameters, "" if delivered is None else rows_digest(delivered))
-    index = f"datasets/by-inputs/{index}"
-    stored = _stored(storage, index)
-    reused = stored is not None
-    if stored is None:
-        stored = _build(storage, raw, parameters, delivered)
-        storage.write(index, str(stored.manifest["digest"]).encode())
-    else:
-        log.info("dataset %s is in storage and whole", str(stored.manifest["digest"])[:12])
-    digest = str(stored.manifest["digest"])
-    for name, path in (("train", train), ("validation", validation), ("test", test)):
-        _write(path, stored.files[f"{name}.parquet"])
-    _write(profile, stored.files[PROFILE])
-    addresses = {
-        name: storage.uri(f"datasets/{digest}/{name}.parquet")
-        for name in stored.manifest["parts"]
-        if name.startswith("batches/")
-    }
-    _write(batches, _json({**stored.manifest, "uris": addresses}))
-    return SplitResult(digest, str(raw.source), storage.uri(raw_key(raw.sha256)), stored.manifest, reused)
-
-
-_CUT = ("initial_share", "future_batches", "salt")
-
-
-def _parameters(settings: Settings, origin: Origin | None, labelled_batches: int, given: Collection[str]) -> Parameters:
-    values = {name: getattr(settings, name) for name in _CUT}
+    cut = {name: getattr(settings, name) for name in _CUT}
     if labelled_batches and origin is not None:
-        values |= {name: getattr(origin.parameters, name) for name in _CUT if name not in given}
-    return Parameters(**values, labelled_batches=labelled_batches, window=settings.training_window)
+        cut |= {name: getattr(origin.parameters, name) for name in _CUT if name not in given}
+    parameters = Parameters(**cut, labelled_batches=labelled_batches, window=settings.training_window)
+    delivered = _delivered(Batches(settings), labelled_batches)
+    inputs = inputs_digest(raw.sha256, parameters, "" if delivered is None else rows_digest(delivered))
+    index = f"datasets/by-inputs/{inputs}"
+    stored = _stored(storage, index)
+    manifest, files = stored or _build(storage, raw, parameters, delivered)
+    digest = str(manifest["digest"])
+    if stored:
+        log.info("dataset %s is in storage and whole", digest[:12])
+    else:
+        storage.write(index, digest.encode())
+    for name, path in (("train", train), ("validation", validation), ("test", test)):
+        write_file(path, files[f"{name}.parquet"])
+    write_file(profile, files[PROFILE])
+    futures = [name for name in manifest["parts"] if name.startswith("batches/")]
+    addresses = {name: storage.uri(f"datasets/{digest}/{name}.parquet") for name in futures}
+    write_file(batches, _json({**manifest, "uris": addresses}))
+    return SplitResult(digest, str(raw.source), storage.uri(raw_key(raw.sha256)), manifest, stored is not None)
 
 
 def _delivered(batches: Batches, labelled_batches: int) -> pd.DataFrame | None:
@@ -119,43 +111,29 @@ def _delivered(batches: Batches, labelled_batches: int) -> pd.DataFrame | None:
     return delivered
 
 
-@dataclass(frozen=True, slots=True)
-class _Dataset:
-    manifest: Mapping[str, Any]
-    files: Mapping[str, bytes]  # by name below datasets/<digest>/, without the manifest
-
-
-def _write(path: Path, data: bytes) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _stored(storage: Storage, index: str) -> _Dataset | None:
+def _stored(storage: Storage, index: str) -> Dataset | None:
     """The dataset made before from the same inputs, if every file of it is there and as it was written."""
+    if not storage.exists(index):
+        return None
     try:
         digest = storage.read(index).decode()
         manifest = json.loads(storage.read(f"datasets/{digest}/{MANIFEST}"))
         files = {name: storage.read(f"datasets/{digest}/{name}") for name in manifest["files"]}
-        whole = manifest["digest"] == digest and storage.exists(raw_key(manifest["raw_sha256"]))
-        for name, sha256 in manifest["files"].items():
-            whole = whole and hashlib.sha256(files[name]).hexdigest() == sha256
-    except StateError:
-        whole = False
-    except (ValueError, KeyError, TypeError, AttributeError):
-        log.warning("%s does not lead to a readable manifest", storage.uri(index))
-        whole = False
-    if whole:
-        return _Dataset(manifest, files)
-    if storage.exists(index):
-        log.warning("the dataset behind %s is incomplete or damaged and is made again", storage.uri(index))
+        found = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        raw = storage.exists(raw_key(manifest["raw_sha256"]))
+        if raw and manifest["digest"] == digest and found == manifest["files"]:
+            return manifest, files
+    except (StateError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s does not lead to a readable dataset: %s", storage.uri(index), error)
+    log.warning("the dataset behind %s is incomplete or damaged and is made again", storage.uri(index))
     return None
 
 
-def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd.DataFrame | None) -> _Dataset:
+def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd.DataFrame | None) -> Dataset:
     frame = read_cohort(raw.path)
     check(frame, name=str(raw.path))
     log.info("checked %d encounters against the contract", len(frame))
@@ -163,20 +141,14 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
     parts = cut.parts()
     described = {name: _described(part) for name, part in parts.items()}
     digest = dataset_digest(raw.sha256, parameters, {name: str(described[name]["rows_sha256"]) for name in parts})
-    log.info("dataset %s: %s", digest[:12], ", ".join(f"{name} {len(parts[name])}" for name in _SPLITS))
+    sizes = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "validation", "test"))
+    log.info("dataset %s: %s", digest[:12], sizes)
     files = {f"{name}.parquet": _parquet(part) for name, part in parts.items()}
-    files[PROFILE] = data_profile_page(
-        frame,
-        cut,
-        parameters=parameters,
-        raw_sha256=raw.sha256,
-        source=str(raw.source),
-        dataset_digest=digest,
-    ).encode()
+    origin = {"raw_sha256": raw.sha256, "source": str(raw.source)}
+    files[PROFILE] = data_profile_page(frame, cut, parameters=parameters, dataset_digest=digest, **origin).encode()
     manifest = {
         "digest": digest,
-        "source": str(raw.source),
-        "raw_sha256": raw.sha256,
+        **origin,
         "rows": len(frame),
         "initial_rows": cut.initial_rows,
         "excluded": dict(cut.excluded),
@@ -191,10 +163,7 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
         storage.write(f"datasets/{digest}/{name}", data)
     storage.write(f"datasets/{digest}/{MANIFEST}", _json(manifest))
     log.info("wrote %d files to %s", len(files) + 1, storage.uri(f"datasets/{digest}"))
-    return _Dataset(manifest, files)
-
-
-_SPLITS = ("train", "validation", "test")
+    return manifest, files
 
 
 def _described(part: pd.DataFrame) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, serv
         _register(settings, parts, found.dataset_digest, depth)
         archive = home.parent / f"{number}.tar"
         bento_build(settings, model_version=number, validation=None, bento=archive)
-        images[number] = ecr_push(settings, bento=archive, model_version=number).image_uri
+        images[number] = ecr_push(settings, bento=archive, model_version=number)
     return Models(place, images)
 
 

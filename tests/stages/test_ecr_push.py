@@ -38,12 +38,12 @@ def test_the_image_is_pushed_and_named(settings: Settings, version: ModelVersion
     # when the Bento of a version is pushed
     result = ecr_push(settings, bento=bento, model_version=version.version)
     # then the version names the image, and the image names the version
-    assert Tracking(settings).version(version.version).tags["image_uri"] == result.image_uri
+    assert Tracking(settings).version(version.version).tags["image_uri"] == result
     registry = open_registry(settings)
-    identity = registry.identity(result.image_uri)
+    identity = registry.identity(result)
     assert identity["model_version"] == version.version
     assert identity["bento_digest"] == version.tags["bento_digest"]
-    registry.unpack(result.image_uri, tmp_path / "unpacked")
+    registry.unpack(result, tmp_path / "unpacked")
     assert (tmp_path / "unpacked" / "bento.yaml").is_file()
     # and a repeat gives the same
     assert ecr_push(settings, bento=bento, model_version=version.version) == result

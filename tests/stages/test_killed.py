@@ -160,8 +160,8 @@ def test_register_bento_build_ecr_push_and_drift(
 
     # ecr_push: one image, whole
     pushed = run_with_deaths("ecr_push", settings, {"bento": tmp_path / "bento.tar", "model_version": version.version})
-    open_registry(settings).verify(pushed.image_uri)
-    assert tracking.version(version.version).tags["image_uri"] == pushed.image_uri
+    open_registry(settings).verify(pushed)
+    assert tracking.version(version.version).tags["image_uri"] == pushed
 
     # drift: one decision, one watermark when it is settled, and the reports it stands for
     tracking.set_alias(CHAMPION, version.version)

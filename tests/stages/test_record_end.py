@@ -62,7 +62,7 @@ def test_a_failed_run_is_recorded_with_its_reason(settings: Settings, api_server
     stored = json.loads(open_storage(settings.storage).read("runs/run-1.json"))
     assert (stored["state"], stored["pipeline"], stored["champion"]) == ("failed", "readmission", "")
     assert (stored["error"], stored["remedy"]) == ("register: the gates refuse it", "read the card")
-    assert stored["ended"] == end.ended
+    assert stored["ended"] == end["ended"]
 
 
 def test_a_run_that_succeeded_needs_no_reason(settings: Settings) -> None:
@@ -72,14 +72,14 @@ def test_a_run_that_succeeded_needs_no_reason(settings: Settings) -> None:
     # then there is one record
     storage = open_storage(settings.storage)
     assert storage.keys("runs/") == ["runs/run-2.json"]
-    assert (first.state, first.error) == ("succeeded", "")
+    assert (first["state"], first["error"]) == ("succeeded", "")
 
 
 def test_an_end_is_recorded_without_an_api_server(settings: Settings) -> None:
     # when a run failed and no cluster can be asked why
     end = record_end(settings, pipeline="training", run_id="run-3", state="FAILED")
     # then that it failed is recorded all the same
-    assert (end.state, end.error) == ("failed", "")
+    assert (end["state"], end["error"]) == ("failed", "")
     assert json.loads(open_storage(settings.storage).read("runs/run-3.json"))["state"] == "failed"
 
 
@@ -88,4 +88,4 @@ def test_why_a_run_failed_is_recorded_without_mlflow(settings: Settings, api_ser
     away = settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"})
     # when the end is recorded, then it has the reason, and no champion
     end = record_end(away, pipeline="training", run_id="run-1", state="FAILED")
-    assert (end.champion, end.error) == ("", "register: the gates refuse it")
+    assert (end["champion"], end["error"]) == ("", "register: the gates refuse it")

@@ -273,6 +273,7 @@ import os, signal, sys
 from pathlib import Path
 from health_predict.stages import rollout as stage
 from health_predict.adapters import processes
+from health_predict.adapters.mlflow import Tracking
 from health_predict.settings import load_settings
 
 where, image, version, report = sys.argv[1:]
@@ -281,7 +282,7 @@ def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if where == "alias":
-    stage._promote = kill
+    Tracking.set_alias = kill
 else:
     processes.ProcessRollout.commit = kill
 stage.rollout(load_settings(), image_uri=image, model_version=version, report=Path(report))
