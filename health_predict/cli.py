@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from health_predict.commands import data, operate, pipeline, report
 from health_predict.commands.backup import backup, restore
@@ -37,7 +36,6 @@ app.command()(predict)
 app.command()(simulate)
 
 UNEXPECTED = 70
-INTERRUPTED = 130
 
 
 @app.callback()
@@ -65,48 +63,20 @@ def mlflow_ui(port: Annotated[int, typer.Option(help="Port on loopback")] = 5000
 
 def main() -> None:
     """Entry point: an expected error is one line with its remedy, on standard error."""
-    debug = "--debug" in sys.argv[1:]
-    console = Console(stderr=True)
-    interrupts: list[int] = []
-
-    def interrupt(number: int, _: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
     try:
         app()
-    except HealthPredictError as error:
-        if debug:
-            raise
-        console.print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("interrupted", highlight=False)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe left, as `head` does. Nothing more can be said; Python must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
-        if interrupts:  # a compiled module that is interrupted while it is imported raises what it likes
-            console.print("interrupted", highlight=False)
-            sys.exit(INTERRUPTED)
-        if debug:
+        if "--debug" in sys.argv[1:]:
             raise
-        console.print(
-            f"[bold red]unexpected:[/bold red] {_escaped(error) or type(error).__name__} -> run again with `--debug` "
-            "before the command to see where",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = escape(" ".join(str(error).split()))
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        if isinstance(error, HealthPredictError):
+            console.print(f"[bold red]error:[/bold red] {said}")
+            sys.exit(error.exit_code)
+        said = said or type(error).__name__
+        where = "run again with `--debug` before the command to see where"
+        console.print(f"[bold red]unexpected:[/bold red] {said} -> {where}")
         sys.exit(UNEXPECTED)
-
-
-def _escaped(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

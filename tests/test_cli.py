@@ -152,30 +152,13 @@ def test_debug_shows_the_stack_trace(run: Run, monkeypatch: pytest.MonkeyPatch, 
         cli.main()
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "words"), [(RuntimeError("odd"), 70, "--debug"), (KeyboardInterrupt(), 130, "")]
-)
-def test_the_unexpected_has_codes_of_its_own(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
-) -> None:
+def test_the_unexpected_has_a_code_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise error
+        raise RuntimeError("odd")
 
     monkeypatch.setattr(cli, "app", fail)
     found, _, said = run("status")
-    assert (found, words in said) == (code, True)
-
-
-def test_what_an_interrupted_import_raises_is_an_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a command in which Ctrl-C becomes another error
-    def fail() -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise AttributeError("partially initialized module") from None
-
-    monkeypatch.setattr(cli, "app", fail)
-    assert run("status")[0] == 130
+    assert found == 70 and "--debug" in said
 
 
 def test_the_working_folder_is_no_place_to_import_from(

@@ -29,7 +29,8 @@ import pytest
 from benchmarks.parts.processes import carriers
 from health_predict import cli
 from health_predict.core.partition import Parameters, batch_bounds
-from health_predict.core.synthetic import Scenario, inject, synthesize
+from health_predict.core.scenarios import Scenario
+from health_predict.core.synthetic import inject, synthesize
 from health_predict.settings import PREFIX
 from tests.browser import address, browser, needs_chromium
 from tests.conftest import FOREIGN, as_if_real

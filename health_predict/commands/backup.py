@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from health_predict.commands.operate import AsJson, On
+from health_predict.commands.progress import console_of
 from health_predict.settings import settings_on
 
 
@@ -17,14 +17,13 @@ def backup(on: On = None, as_json: AsJson = False) -> None:
     """Dump the cluster's databases into its bucket. A CronJob does the same every night."""
     from health_predict.operations.backup import backup as run
 
-    console = Console(stderr=as_json)
+    console = console_of(as_json)
     with console.status("dumping the databases"):
         made = run(settings_on(on))
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in made]))
-        return
-    for item in made:
-        console.print(item.uri, highlight=False, soft_wrap=True)
+    else:
+        console.print("\n".join(item.uri for item in made))
 
 
 def restore(
@@ -37,13 +36,12 @@ def restore(
     from health_predict.operations.backup import restore as run
 
     settings = settings_on(on)
-    console = Console()
+    console = console_of()
     if not name:
-        for item in backups(settings):
-            console.print(item.name, highlight=False)
+        console.print("\n".join(item.name for item in backups(settings)))
         return
     if not yes:
         typer.confirm(f"replace what the database holds now by {name}?", abort=True)
     with console.status(f"restoring {name}"):
         run(settings, name)
-    console.print(f"restored {name}", highlight=False)
+    console.print(f"restored {name}")

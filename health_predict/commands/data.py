@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from health_predict.adapters.storage import whole_file
+from health_predict.adapters.storage import whole_file, write_file
+from health_predict.commands.operate import AsJson
+from health_predict.commands.progress import console_of
 from health_predict.core.errors import DataError
+from health_predict.core.scenarios import Scenario
 from health_predict.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -25,23 +27,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
 
 _TABLE_ROWS = 500  # a longer list comes as plain lines: laying out a table takes its time
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
-
-
-class ScenarioName(StrEnum):
-    """The names of `synthetic.Scenario`, which is not imported for `--help`. A test keeps them equal."""
-
-    NONE = "none"
-    AGE_SHIFT = "age-shift"
-    ADMISSION_TYPE_SHIFT = "admission-type-shift"
-    MISSINGNESS_SWITCH = "missingness-switch"
-    ICD_RECODING = "icd-recoding"
-    CAPPED_COUNTS = "capped-counts"
-    PREVALENCE_DOWN = "prevalence-down"
-    PREVALENCE_UP = "prevalence-up"
-    CONCEPT_FLIP = "concept-flip"
-    DRUG_WITHDRAWAL = "drug-withdrawal"
-    DELAYED_LABELS = "delayed-labels"
 
 
 @app.command()
@@ -50,11 +35,11 @@ def fetch(as_json: AsJson = False) -> None:
 
     A source that is named, else the champion's data, else UCI's; without network the synthetic cohort, said loudly.
     """
-    raw = _bring(load_settings(), Console(stderr=as_json), stand_in=True)
+    raw = _bring(load_settings(), console_of(as_json), stand_in=True)
     if as_json:
         typer.echo(json.dumps({"path": str(raw.path), "sha256": raw.sha256, "source": str(raw.source)}))
     else:
-        Console().print(f"{raw.path}\nsource {raw.source}, SHA-256 {raw.sha256}", soft_wrap=True, highlight=False)
+        typer.echo(f"{raw.path}\nsource {raw.source}, SHA-256 {raw.sha256}")
 
 
 def _bring(settings: Settings, console: Console, *, stand_in: bool) -> RawData:
@@ -84,7 +69,7 @@ def check(
         found = [asdict(violation) for violation in violations]
         typer.echo(json.dumps({"file": str(file), "encounters": len(frame), "violations": found}))
     elif violations:
-        _print_violations(Console(), violations)
+        _print_violations(violations)
     if violations:
         raise typer.Exit(DataError.exit_code)
     cohort.check(frame, labelled=not unlabelled, name=str(file))
@@ -93,22 +78,17 @@ def check(
         typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")
 
 
-def _print_violations(console: Console, violations: Sequence[Violation]) -> None:
+def _print_violations(violations: Sequence[Violation]) -> None:
     if len(violations) <= _TABLE_ROWS:
         table = Table("line", "column", "problem", "remedy")
-        for violation in violations:
-            table.add_row(*(escape(cell) for cell in _cells(violation)))
-        console.print(table)
+        for one in violations:
+            table.add_row(*(escape(cell) for cell in (str(one.row), one.column, one.problem, one.remedy)))
+        console_of().print(table)
     else:
-        for violation in violations:
-            line, column, problem, remedy = _cells(violation)
-            typer.echo(f"line {line}, {column}: {problem} -> {remedy}")
+        for one in violations:
+            typer.echo(f"line {one.row}, {one.column}: {one.problem} -> {one.remedy}")
     count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
-    console.print(f"[bold red]{count}[/bold red] of the data contract", highlight=False)
-
-
-def _cells(violation: Violation) -> tuple[str, str, str, str]:
-    return str(violation.row), violation.column, violation.problem, violation.remedy
+    console_of().print(f"[bold red]{count}[/bold red] of the data contract")
 
 
 @app.command()
@@ -123,7 +103,7 @@ def profile(
 
     settings = load_settings(data_source=str(file.absolute()), data_sha256="") if file else load_settings()
     target = out or settings.home / "data-profile.html"
-    console = Console()
+    console = console_of()
     raw = _bring(settings, console, stand_in=False)
     with console.status("reading and checking"):
         frame = cohort.read_cohort(raw.path)
@@ -133,8 +113,7 @@ def profile(
         page = data_profile_page(
             frame, partition(frame, parameters), parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
         )
-        with whole_file(target) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_file(target, page)
     typer.echo(target)
 
 
@@ -144,7 +123,7 @@ def synthesize(
     rows: Annotated[int, typer.Option(min=1, help="Encounters")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file")] = 130,
     scenario: Annotated[
-        ScenarioName | None, typer.Option(help="Drift to inject; its truth goes to OUT with the suffix .truth.json")
+        Scenario | None, typer.Option(help="Drift to inject; its truth goes to OUT with the suffix .truth.json")
     ] = None,
     from_row: Annotated[
         int | None, typer.Option(min=0, help="Row, from 0, where drift begins; by default half-way")
@@ -154,13 +133,11 @@ def synthesize(
     from health_predict.core.cohort import save_csv
     from health_predict.core.synthetic import inject, synthesize
 
-    console = Console()
-    with console.status("synthesizing"):
+    with console_of().status("synthesizing"):
         frame = synthesize(rows, seed)
         if scenario is not None:
             frame, truth = inject(frame, scenario.value, rows // 2 if from_row is None else from_row, seed)
-            with whole_file(out.with_suffix(".truth.json")) as temporary:
-                temporary.write_text(json.dumps(truth.to_json(), indent=1) + "\n", encoding="utf-8")
+            write_file(out.with_suffix(".truth.json"), json.dumps(truth.to_json(), indent=1) + "\n")
         with whole_file(out) as temporary:
             save_csv(frame, temporary)
     typer.echo(

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from health_predict.adapters.target import open_target
-from health_predict.commands.progress import say_source
+from health_predict.commands.progress import console_of, say_source
 from health_predict.core.errors import StateError
 from health_predict.settings import Profile, settings_on
 
@@ -39,14 +40,12 @@ def serve(
     if logs:
         typer.echo(settings.home / "serving" / "serving.log")
         return
-    from health_predict.adapters.mlflow import CHAMPION, Tracking
+    from health_predict.adapters.mlflow import Tracking
     from health_predict.stages.rollout import rollout
 
-    console = Console(stderr=as_json)
+    console = console_of(as_json)
     with console.status("asking for the champion"):
-        champion = Tracking(settings).by_alias(CHAMPION)
-        if champion is None:
-            raise StateError("no model version is the champion", "`health-predict demo` trains and deploys one")
+        champion = Tracking(settings).champion()
         image = champion.tags.get("image_uri")
         if not image:
             raise StateError(
@@ -59,13 +58,13 @@ def serve(
     if as_json:
         typer.echo(json.dumps({"outcome": result.outcome.value, "model_version": champion.version, "url": result.url}))
     else:
-        console.print(f"version {champion.version} answers at {result.url} ({result.outcome.value})", highlight=False)
+        console.print(f"version {champion.version} answers at {result.url} ({result.outcome.value})")
 
 
 def down(on: On = None) -> None:
     """Stop the endpoint; requests under way are answered. Nothing happens when it is down."""
     target = open_target(settings_on(on))
-    console = Console()
+    console = console_of()
     with console.status("waiting for the requests under way"):
         stopped = target.stop()
     console.print("the endpoint is down" if stopped else "nothing was running")
@@ -78,8 +77,8 @@ def status(on: On = None, as_json: AsJson = False) -> None:
     found = ask(settings_on(on))
     if as_json:
         typer.echo(json.dumps(asdict(found)))
-        return
-    _print_status(Console(), found)
+    else:
+        _print_status(console_of(), found)
 
 
 def _print_status(console: Console, found: Status) -> None:
@@ -93,10 +92,10 @@ def _print_status(console: Console, found: Status) -> None:
     def row(label: str, value: str) -> None:
         table.add_row(label, escape(value))
 
-    if found.serving is not None:
-        row("serving", f"version {found.serving.model_version} at {found.url}")
-        row("since", f"{found.serving.since}, {found.serving.restarts} restarts, {', '.join(found.serving.workers)}")
-        row("image", found.serving.image_uri)
+    if serving := found.serving:
+        row("serving", f"version {serving.model_version} at {found.url}")
+        row("since", f"{serving.since}, {serving.restarts} restarts, {', '.join(serving.workers)}")
+        row("image", serving.image_uri)
     else:
         row("serving", "nothing")
     row("champion", f"version {found.champion} ({found.family})" if found.champion else "none")
@@ -113,10 +112,7 @@ def _print_status(console: Console, found: Status) -> None:
     else:
         row("drift", "no batch was monitored yet")
     row("monitored", f"{found.monitored} of {found.batches} batches")
-    for number, item in enumerate(found.waiting):
-        row("waiting" if number == 0 else "", item)
-    if not found.waiting:
-        row("waiting", "nothing")
+    row("waiting", "\n".join(found.waiting) or "nothing")
     console.print(table)
     for beside in found.comparisons:
         console.print(_beside(found.champion, beside))
@@ -143,7 +139,7 @@ def lineage(on: On = None, as_json: AsJson = False) -> None:
     """From the serving process back to data and commit; each link verified. A broken link gives exit code 4."""
     from health_predict.operations.lineage import lineage as trace
 
-    console = Console(stderr=as_json)
+    console = console_of(as_json)
     with console.status("verifying every link"):
         links = trace(settings_on(on))
     broken = [link for link in links if link.problem]
@@ -166,7 +162,7 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
     from health_predict.operations.doctor import Health
     from health_predict.operations.doctor import doctor as examine
 
-    console = Console(stderr=as_json)
+    console = console_of(as_json)
     with console.status("examining") as shown:
         # An unknown setting stops every other command; this one reports it.
         settings = settings_on(on, allow_unknown=True)
@@ -176,7 +172,7 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
     else:
         table = Table("", "check", "finding", "remedy", box=None, pad_edge=False)
         for check in checks:
-            mark = f"[{_COLOURS[check.health]}]{check.health}[/{_COLOURS[check.health]}]"
+            mark = Text(check.health, _COLOURS[check.health])
             table.add_row(mark, check.name, escape(check.finding), escape(check.remedy))
         console.print(table)
     if any(check.health is Health.FAIL for check in checks):
@@ -185,6 +181,5 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
 
 def mount(app: typer.Typer) -> None:
     """Add these commands to an application."""
-    commands: tuple[Any, ...] = (serve, down, status, lineage, doctor)
-    for command in commands:
+    for command in (serve, down, status, lineage, doctor):
         app.command()(command)

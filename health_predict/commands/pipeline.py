@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 import time
 from collections.abc import Mapping
@@ -13,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from health_predict.adapters.kfp import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
-from health_predict.commands.progress import PipelineProgress, say_source
+from health_predict.commands.operate import AsJson, On
+from health_predict.commands.progress import PipelineProgress, console_of, say_source
 from health_predict.core.errors import HealthPredictError, SettingsError
 from health_predict.settings import PREFIX, SYNTHETIC_SOURCE, Profile, Settings, load_settings, settings_on
 
@@ -29,16 +30,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Compile the pipelines, run one here or in a cluster, list the runs.")
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 
-
-On = Annotated[
-    Profile | None, typer.Option("--on", help="Where: local, kind or aws; else HEALTH_PREDICT_PROFILE says it")
-]
 Parameters = Annotated[
     list[str] | None, typer.Option("--param", "-p", help="A parameter of the pipeline as name=value")
 ]
 ReplaceData = Annotated[
-    bool,
-    typer.Option("--replace-data", help="Train on the data that are asked for although the champion has others"),
+    bool, typer.Option("--replace-data", help="Train on the data that are asked for although the champion has others")
 ]
 Name = Annotated[str, typer.Argument(help="training, deployment, readmission, recalibration or monitoring")]
 
@@ -81,7 +77,7 @@ def run(
 ) -> None:
     """Run a pipeline on this machine or, with the same functions, in a cluster."""
     settings = settings_on(on)
-    console = Console(file=sys.stderr if as_json else sys.stdout)  # pinned: a running pipeline redirects both
+    console = console_of(as_json)
     given = _parameters(parameter or []) | ({"replace_data": "true"} if replace_data else {})
     if settings.profile is not Profile.LOCAL:
         done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
@@ -94,13 +90,13 @@ def run(
         typer.echo(json.dumps({"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}))
     else:
         for output, value in result.outputs.items():
-            console.print(f"{output}: {value}", highlight=False)
-        console.print(f"artifacts and log: {result.folder}", highlight=False, soft_wrap=True)
+            console.print(f"{output}: {value}")
+        console.print(f"artifacts and log: {result.folder}")
         say_source(console, str(result.outputs.get("dataset_source", "")))
 
 
 @app.command("upload")
-def upload(on: On = None, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False) -> None:
+def upload(on: On = None, as_json: AsJson = False) -> None:
     """Make every pipeline known to the cluster, as a version that is named by the git commit."""
     from health_predict.adapters.kfp_cluster import ClusterPipelines
 
@@ -157,7 +153,7 @@ def schedule(
 
 
 def _loop(settings: Settings, name: str, given: Mapping[str, Any], every: float, times: int) -> None:
-    console = Console(file=sys.stdout)  # pinned: a running pipeline redirects it
+    console = console_of()
     _arguments(settings, name, given)  # what cannot run at all is said at once
     done = 0
     while True:
@@ -168,17 +164,14 @@ def _loop(settings: Settings, name: str, given: Mapping[str, Any], every: float,
         except HealthPredictError as error:
             said = f"failed: {error}"
         done += 1
-        console.print(f"[bold]run {done:<8}[/bold]{escape(said)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]run {done:<8}[/bold]{escape(said)}")
         if done == times:
             return
         time.sleep(every - (time.monotonic() - begin) % every)
 
 
 @app.command("list")
-def list_(
-    on: On = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
-) -> None:
+def list_(on: On = None, as_json: AsJson = False) -> None:
     """The newest runs on this machine or in a cluster."""
     settings = settings_on(on)
     if settings.profile is Profile.LOCAL:
@@ -218,7 +211,7 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
             f"pipelines of profile {settings.profile.value} run in their cluster",
             "unset HEALTH_PREDICT_PROFILE to run on this machine",
         )
-    console.print(f"[bold]pipeline    [/bold]{name}", highlight=False)
+    console.print(f"[bold]pipeline    [/bold]{name}")
     with PipelineProgress(console) as progress:
         arguments = _arguments(settings, name, given)
         settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
@@ -233,7 +226,7 @@ def _run_in_cluster(
     arguments = _arguments(settings, name, given)
     cluster = ClusterPipelines(settings)
     started = cluster.start(name, _recorded(name), arguments)
-    console.print(f"[bold]pipeline    [/bold]{name} in {started.url}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]pipeline    [/bold]{name} in {started.url}")
     if seconds is None:
         return started
     with PipelineProgress(console) as progress:
@@ -256,8 +249,13 @@ def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[
     arguments = {key: _typed(key, value, inputs[key].type) for key, value in given.items()}
     if settings.profile is not Profile.LOCAL:
         here = {key: getattr(settings, key) for key in settings.model_fields_set if key in inputs}
-        arguments = {key: _sent(value, inputs[key].type) for key, value in here.items()} | arguments
-        _refuse_path(str(arguments.get("data_source", "")))
+        arguments = {key: _typed(key, value, inputs[key].type) for key, value in here.items()} | arguments
+        source = str(arguments.get("data_source", ""))
+        if source and source != SYNTHETIC_SOURCE and "://" not in source:
+            raise SettingsError(
+                f"the data source {source} is a path on this machine, which the cluster cannot read",
+                f"put the file into its object store and name that (s3://...), or unset {PREFIX}DATA_SOURCE",
+            )
     checked = load_settings(
         **{key: value for key, value in arguments.items() if key in Settings.model_fields and value}
     )
@@ -269,14 +267,6 @@ def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[
     return arguments
 
 
-def _refuse_path(source: str) -> None:
-    if source and source != SYNTHETIC_SOURCE and "://" not in source:
-        raise SettingsError(
-            f"the data source {source} is a path on this machine, which the cluster cannot read",
-            f"put the file into its object store and name that (s3://...), or unset {PREFIX}DATA_SOURCE",
-        )
-
-
 def _parameters(pairs: list[str]) -> dict[str, str]:
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
@@ -285,25 +275,13 @@ def _parameters(pairs: list[str]) -> dict[str, str]:
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:
-    """A parameter as the command line has it, in the type of the pipeline's input."""
-    if not isinstance(value, str):
-        return value
+    """A text or a setting in the type of the pipeline's input."""
+    if "List" in kind:
+        return [item for item in value.split(",") if item] if isinstance(value, str) else list(value)
+    if kind not in ("Integer", "Boolean"):
+        return str(value)
     try:
-        if kind == "Integer":
-            return int(value)
-        if kind == "Boolean":
-            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-    except (ValueError, KeyError):
-        what = "a number" if kind == "Integer" else "true or false"
-        example = "1" if kind == "Integer" else "true"
+        return TypeAdapter(int if kind == "Integer" else bool).validate_python(value)
+    except ValidationError:
+        what, example = ("a number", "1") if kind == "Integer" else ("true or false", "true")
         raise SettingsError(f"parameter {name} takes {what}, not {value!r}", f"write -p {name}={example}") from None
-    return [item for item in value.split(",") if item] if _is_list(kind) else value
-
-
-def _sent(value: Any, kind: str) -> Any:
-    """A setting in the type of the pipeline's input."""
-    return list(value) if _is_list(kind) else value if kind in ("Integer", "Boolean") else str(value)
-
-
-def _is_list(kind: str) -> bool:
-    return kind.partition("[")[0].rpartition(".")[2] == "List"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -81,10 +82,18 @@ class PipelineProgress:
                 self._print(f"... {seconds:.0f} s", "dim")
 
 
+def console_of(as_json: bool = False) -> Console:
+    """The terminal, for people; standard output is left to the answer where that is JSON.
+
+    Pinned, since a running pipeline redirects both streams. Long lines stay whole, so that they work when pasted.
+    """
+    return Console(file=sys.stderr if as_json else sys.stdout, highlight=False, soft_wrap=True)
+
+
 def say_source(console: Console, source: str) -> None:
     """Say last, and loudly, when something stands on patients who do not exist."""
     if warning(source):
-        console.print(warning(source), style="bold red", highlight=False, soft_wrap=True)
+        console.print(warning(source), style="bold red")
 
 
 def search_table(progress: Mapping[str, Any]) -> Table:

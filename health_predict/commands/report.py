@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from health_predict.commands.operate import AsJson, On
+from health_predict.commands.progress import console_of
 from health_predict.settings import settings_on
 
 app = typer.Typer(no_args_is_help=True, help="One page about a model version, with all its reports.")
@@ -52,7 +52,7 @@ def open_(
 def _build(version: str, to: Path | None, on: Any, quiet: bool) -> Path:
     from health_predict.operations.overview import build_overview  # with MLflow: seconds
 
-    with Console(stderr=quiet).status("collecting the reports"):
+    with console_of(quiet).status("collecting the reports"):
         return build_overview(settings_on(on), version, to)
 
 

@@ -42,12 +42,8 @@ class ServedBefore:
 def serve(settings: Settings, version: ModelVersion) -> None:
     """Roll a version out."""
     with tempfile.TemporaryDirectory() as folder:
-        rollout(
-            settings,
-            image_uri=version.tags["image_uri"],
-            model_version=version.version,
-            report=Path(folder) / "rollout.html",
-        )
+        report = Path(folder) / "rollout.html"
+        rollout(settings, image_uri=version.tags["image_uri"], model_version=version.version, report=report)
 
 
 def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
@@ -55,7 +51,7 @@ def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
 
     A step half done is repeated from the version that it began with: so it ends as if it had never been killed.
     """
-    batches = Batches(settings.model_copy(update={"stream": simulation.plan.stream}))
+    batches = Batches(settings.model_copy(update={"stream": simulation.stream}))
     settled = batches.settled()
     closed = {one["batch"] for one in settled}
     for one in batches.decisions():

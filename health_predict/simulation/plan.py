@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from health_predict.adapters.storage import Storage
-from health_predict.core.synthetic import Scenario
+from pydantic import TypeAdapter
 
-PLAN = "plan.json"
+from health_predict.adapters.storage import Storage
+from health_predict.core.scenarios import Scenario
+from health_predict.core.synthetic import GroundTruth
+
 MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
 _PLAN = re.compile(r"simulations/(.+)/plan\.json")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What is simulated: together with the data, all that the end depends on."""
 
@@ -41,24 +42,33 @@ class Plan:
         return number + self.delay + (MORE_DELAY if late else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+@dataclass(frozen=True)
+class Begun(Plan):
     """A simulation that has begun, as storage knows it."""
 
-    plan: Plan
     data: Mapping[str, Any]
     """SHA-256 of the raw file, and the parameters by which it was cut: before any drift."""
     first_version: str
+    truths: tuple[GroundTruth, ...] = ()
+    """What was done to the data."""
+
+    @property
+    def plan(self) -> Plan:
+        """What is simulated."""
+        return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
+
+    def write(self, storage: Storage) -> None:
+        """Store it, whole."""
+        storage.write(file_key(self.name, "plan.json"), _BEGUN.dump_json(self, indent=1))
+
+
+_BEGUN = TypeAdapter(Begun)
 
 
 def begun(storage: Storage, name: str) -> Begun | None:
     """The simulation of that name; None when there is none."""
-    key = file_key(name, PLAN)
-    if not storage.exists(key):
-        return None
-    known = json.loads(storage.read(key))
-    plan = Plan(**{**{field.name: known[field.name] for field in fields(Plan)}, "scenarios": tuple(known["scenarios"])})
-    return Begun(plan, known.get("data", {}), known["first_version"])
+    key = file_key(name, "plan.json")
+    return _BEGUN.validate_json(storage.read(key)) if storage.exists(key) else None
 
 
 def all_begun(storage: Storage) -> list[Begun]:

@@ -7,14 +7,12 @@ is read from storage, and every step is safe to repeat. So a simulation that was
 from __future__ import annotations
 
 import io
-import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +20,7 @@ import pandas as pd
 from health_predict.adapters.batches import Batches
 from health_predict.adapters.endpoint import Endpoint
 from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.raw_data import champion_origin, raw_data
+from health_predict.adapters.raw_data import champion_origin, origin_of, raw_data
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.target import open_target
 from health_predict.core.cohort import as_requests, load_part, read_cohort, save_part, target
@@ -31,12 +29,13 @@ from health_predict.core.errors import GateError, SettingsError, StateError, Unr
 from health_predict.core.outcomes import write_outcomes
 from health_predict.core.partition import Parameters, batch_bounds, partition
 from health_predict.core.promotion import Decision
+from health_predict.core.scenarios import Scenario
 from health_predict.core.sources import Source
-from health_predict.core.synthetic import GroundTruth, Scenario, inject
+from health_predict.core.synthetic import GroundTruth, inject
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import remember, serve, version_of
-from health_predict.simulation.monitoring import dataset, readmission
-from health_predict.simulation.plan import PLAN, Begun, Plan, file_key
+from health_predict.simulation.monitoring import dataset, monitoring, readmission
+from health_predict.simulation.plan import Begun, Plan, begun, file_key
 
 log = logging.getLogger(__name__)
 
@@ -46,22 +45,22 @@ LOG_SECONDS = 120.0  # until the service has shipped what it logged
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A simulation that has begun: the settings of all its stages, what its data are and its first version."""
+    """A simulation that has begun, with the settings of all its stages, and whether its patients are made up."""
 
-    plan: Plan
+    simulation: Begun
     settings: Settings
-    data: Mapping[str, Any]
-    """As in `Begun`."""
     synthetic: bool
-    first_version: str
-    truths: tuple[GroundTruth, ...]
+
+    @property
+    def storage(self) -> Storage:
+        """Where its batches lie."""
+        return open_storage(self.settings.storage, self.settings.s3_endpoint_url)
 
     def batch(self, number: int) -> pd.DataFrame:
         """A future batch with its outcomes, cohort frame (n, columns)."""
-        storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "batch.parquet"
-            storage.download(file_key(self.plan.name, f"batches/{number:02d}.parquet"), file)
+            self.storage.download(file_key(self.simulation.name, f"batches/{number:02d}.parquet"), file)
             return load_part(file)
 
 
@@ -77,6 +76,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
     origin = champion_origin(settings)
     # Real data do not take the place of synthetic ones in the middle of a simulation.
     raw = raw_data(settings, origin, continues=not settings.data_source)
+    synthetic = raw.source is Source.SYNTHETIC
     parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
     if origin is not None and origin.raw_sha256 == raw.sha256:
         parameters = replace(origin.parameters, labelled_batches=0, window=0)
@@ -97,32 +97,27 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
             "prediction_log_seconds": 1,
         }
     )
-    key = file_key(plan.name, PLAN)
     data = {"raw_sha256": raw.sha256, "parameters": parameters.to_json()}
-    found = {**asdict(plan), "scenarios": list(plan.scenarios), "data": data}
-    known = json.loads(storage.read(key)) if storage.exists(key) else None
-    synthetic = raw.source is Source.SYNTHETIC
+    known = begun(storage, plan.name)
     if known is not None:
-        first, truths = known.pop("first_version"), _truths(known.pop("truths", []))
-        if known != found:
-            wrong = sorted(name for name in found if known.get(name) != found[name])
+        was, asked = {**asdict(known.plan), "data": known.data}, {**asdict(plan), "data": data}
+        if wrong := sorted(name for name in asked if was[name] != asked[name]):
             raise StateError(
                 f"simulation {plan.name} was begun with another {', '.join(wrong)}", "give this one another --name"
             )
-        replay = Replay(plan, settings, data, synthetic, first, truths)
-        if keep or not _ended(replay):
-            _go_on(replay, Begun(plan, data, first), anew=remember(settings, plan.name))
-        return replay
+        settled = {int(one["batch"]) for one in Batches(settings).settled()}
+        if keep or not settled >= set(range(plan.batches)):
+            _go_on(settings, known, anew=remember(settings, plan.name))
+        return Replay(known, settings, synthetic)
     truths = _write_batches(storage, plan, read_cohort(raw.path), parameters)
     remember(settings, plan.name)
     version = _first_version(settings, storage)
     # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
     open_target(settings).stop()
     serve(settings, version)
-    # Last: from here on there is a simulation.
-    record = {**found, "first_version": version.version, "truths": [truth.to_json() for truth in truths]}
-    storage.write(key, json.dumps(record, indent=1).encode())
-    return Replay(plan, settings, data, synthetic, version.version, truths)
+    made = Begun(**asdict(plan), data=data, first_version=version.version, truths=truths)
+    made.write(storage)  # last: from here on there is a simulation
+    return Replay(made, settings, synthetic)
 
 
 def _write_batches(
@@ -145,35 +140,21 @@ def _write_batches(
     return tuple(truths)
 
 
-def _truths(recorded: list[dict[str, Any]]) -> tuple[GroundTruth, ...]:
-    return tuple(
-        GroundTruth(**{**one, "scenario": Scenario(one["scenario"]), "columns": tuple(one["columns"])})
-        for one in recorded
-    )
-
-
 def _first_version(settings: Settings, storage: Storage) -> ModelVersion:
     """The version that was trained on the initial encounters, else a new one."""
+    tracking, names = Tracking(settings), ("train", "validation", "test")
     with tempfile.TemporaryDirectory(prefix="health-predict-simulation-") as folder:
-        work = Path(folder)
-        return _trained_on(settings, storage, dataset(settings, 0, work).manifest, work)
-
-
-def _trained_on(settings: Settings, storage: Storage, manifest: Mapping[str, Any], work: Path) -> ModelVersion:
-    tracking = Tracking(settings)
-    wanted = [manifest["parts"][name]["rows_sha256"] for name in ("train", "validation", "test")]
-    for version in tracking.versions():
-        key = f"datasets/{version.tags.get('dataset_digest', 'none')}/manifest.json"
-        if version.tags.get("decision") != Decision.PROMOTE or "image_uri" not in version.tags:
-            continue
-        if "recalibrates" in version.tags or not storage.exists(key):
-            continue
-        parts = json.loads(storage.read(key))["parts"]
-        if [parts[name]["rows_sha256"] for name in ("train", "validation", "test")] == wanted:
-            log.info("version %s was trained on the initial encounters", version.version)
-            return version
-    log.info("no version was trained on the initial encounters: training one")
-    result = readmission(settings, 0, work)
+        parts = dataset(settings, 0, Path(folder)).manifest["parts"]
+        for version in tracking.versions():
+            if version.tags.get("decision") != Decision.PROMOTE or "image_uri" not in version.tags:
+                continue
+            theirs = origin_of(storage, version).manifest.get("parts")
+            same = theirs and all(theirs[name]["rows_sha256"] == parts[name]["rows_sha256"] for name in names)
+            if same and "recalibrates" not in version.tags:
+                log.info("version %s was trained on the initial encounters", version.version)
+                return version
+        log.info("no version was trained on the initial encounters: training one")
+        result = readmission(settings, 0, Path(folder))
     if result.decision is not Decision.PROMOTE:
         raise GateError(
             f"the model of the initial data was rejected: {'; '.join(result.reasons)}",
@@ -182,50 +163,39 @@ def _trained_on(settings: Settings, storage: Storage, manifest: Mapping[str, Any
     return tracking.version(result.model_version)
 
 
-def _ended(replay: Replay) -> bool:
-    settled = {int(one["batch"]) for one in Batches(replay.settings).settled()}
-    return settled >= set(range(replay.plan.batches))
-
-
-def _go_on(replay: Replay, simulation: Begun, *, anew: bool) -> None:
+def _go_on(settings: Settings, simulation: Begun, *, anew: bool) -> None:
     """Have the version serve that the simulation had come to, with its settings, if something else does by now."""
-    tracking, target = Tracking(replay.settings), open_target(replay.settings)
-    expected, _ = version_of(replay.settings, simulation)
+    tracking, target = Tracking(settings), open_target(settings)
+    expected, _ = version_of(settings, simulation)
     champion, active = tracking.by_alias(CHAMPION), target.active()
     if anew or active is None or champion is None or {active.model_version, champion.version} != {expected}:
         log.info("bringing version %s back into service", expected)
         target.stop()
-        serve(replay.settings, tracking.version(expected))
+        serve(settings, tracking.version(expected))
 
 
-def play(replay: Replay, handle: Callable[[Settings, int], object], told: Callable[[int], None]) -> None:
-    """Send each batch, deliver what outcomes are due, and have `handle` monitor it; `told` hears of each that ended."""
-    plan, settings = replay.plan, replay.settings
-    for number in range(plan.batches):
+def play(replay: Replay) -> Iterator[int]:
+    """Send each batch, deliver what outcomes are due, and monitor it; gives the number of each that ended."""
+    settings, simulation = replay.settings, replay.simulation
+    for number in range(simulation.batches):
         batches = Batches(settings)
-        if any(one["batch"] == number for one in batches.settled()):
-            told(number)
-            continue
-        if not batches.delivered(number):
-            _send(replay, batches, number)
-        _await_log(Batches(settings), number)
-        for earlier in range(number + 1):
-            if plan.due(earlier) <= number:
-                _deliver_outcomes(replay, earlier)
-        handle(settings, number)
-        told(number)
+        if not any(one["batch"] == number for one in batches.settled()):
+            if not batches.delivered(number):
+                _send(replay, batches, number)
+            _await_log(Batches(settings), number)
+            deliver_outcomes(replay, number)
+            monitoring(settings, number)
+        yield number
 
 
 def _send(replay: Replay, batches: Batches, number: int) -> None:
     frame = replay.batch(number).drop(columns=[TARGET])
     log.info("batch %d: sending %d encounters", number, len(frame))
-    ids: list[str] = []
     portion = min(PORTION, replay.settings.serving_batch_rows)
     with Endpoint(open_target(replay.settings).url) as endpoint:
-        for answers in endpoint.predict(as_requests(frame), portion):
-            ids += [answer["prediction_id"] for answer in answers]
+        answers = [answer for some in endpoint.predict(as_requests(frame), portion) for answer in some]
     # Only now the batch exists: what a killed attempt sent before has ids that nobody asks for.
-    batches.deliver(number, frame, ids)
+    batches.deliver(number, frame, [answer["prediction_id"] for answer in answers])
 
 
 def _await_log(batches: Batches, number: int) -> None:
@@ -240,10 +210,12 @@ def _await_log(batches: Batches, number: int) -> None:
         time.sleep(0.3)
 
 
-def _deliver_outcomes(replay: Replay, number: int) -> None:
-    batches = Batches(replay.settings)
-    key = f"outcomes/{replay.plan.stream}-{number:02d}.csv"
-    if not batches.storage.exists(key):
-        log.info("the outcomes of batch %d are known", number)
-        ids = batches.batch(number).ids
-        batches.storage.write(key, write_outcomes(ids, target(replay.batch(number))))
+def deliver_outcomes(replay: Replay, number: int) -> None:
+    """Deliver the outcomes that are due once batch `number` has arrived, each batch's once."""
+    batches, simulation = Batches(replay.settings), replay.simulation
+    for earlier in range(number + 1):
+        key = f"outcomes/{simulation.stream}-{earlier:02d}.csv"
+        if simulation.due(earlier) <= number and not batches.storage.exists(key):
+            log.info("the outcomes of batch %d are known", earlier)
+            ids = batches.batch(earlier).ids
+            batches.storage.write(key, write_outcomes(ids, target(replay.batch(earlier))))

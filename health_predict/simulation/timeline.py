@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from health_predict.adapters.batches import Batches
-from health_predict.adapters.storage import open_storage, whole_file
+from health_predict.adapters.storage import write_file
 from health_predict.core.cohort import target
 from health_predict.core.evaluation import Estimate
 from health_predict.core.performance import auc_interval, observed_expected
 from health_predict.core.policy import Action
-from health_predict.core.synthetic import Scenario
+from health_predict.core.scenarios import Scenario
 from health_predict.report.timeline_report import timeline_page
-from health_predict.simulation.plan import all_begun
+from health_predict.simulation.plan import Begun, all_begun, file_key
 from health_predict.simulation.replay import Replay
 
 _NOT_OF_INPUTS = ("concept", "delay")  # kinds of change that leave the rows as they are
@@ -122,31 +122,24 @@ class Timeline:
     lost: int
     """Challengers that did not pass."""
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain structure."""
-        return asdict(self)
-
 
 def moment(replay: Replay, number: int) -> Moment:
     """A batch that was settled."""
     batches = Batches(replay.settings)
     batch = batches.batch(number)
-    settled = batches.settlement(batch.key)
-    assert settled is not None
-    decision = batches.decision(batch.key) or {}
+    settled, decision = batches.settlement(batch.key), batches.decision(batch.key)
+    assert settled is not None and decision is not None
     predictions = batches.predictions(batch)
     scores = np.array([predictions[one]["probability"] for one in batch.ids], dtype=np.float64)
     labels = target(replay.batch(number)).astype(np.float64)
-    served = sorted({str(predictions[one]["model_version"]) for one in batch.ids})
-    ratio, low, high, _ = observed_expected(labels, scores)
-    inputs = (decision.get("findings") or {"inputs": {"alarm": False, "quality": []}})["inputs"]
+    inputs = decision.get("findings", {"inputs": {"alarm": False, "quality": []}})["inputs"]
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),
         readmitted=int(labels.sum()),
-        served_by=", ".join(served),
+        served_by=", ".join(sorted({str(predictions[one]["model_version"]) for one in batch.ids})),
         auc=Estimate(*auc_interval(labels, scores)),
-        observed_expected=Estimate(ratio, low, high),
+        observed_expected=Estimate(*observed_expected(labels, scores)[:3]),
         reasons=tuple(decision["reasons"]),
         input_alarm=bool(inputs["alarm"]),
         quality=_columns(inputs["quality"]),
@@ -155,20 +148,16 @@ def moment(replay: Replay, number: int) -> Moment:
 
 def _finding(settled: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Finding`, from the records of a batch."""
-    findings, window = decision.get("findings") or {}, decision.get("window")
+    findings, window = decision.get("findings", {}), decision["window"]
     inputs = findings.get("rolling") or findings.get("inputs") or {"columns": [], "quality": []}
     return {
+        **{name: settled[name] for name in ("verdict", "action", "outcome", "version_after", "labelled_batches")},
         "batch": int(settled["batch"]),
-        "verdict": settled["verdict"],
-        "alarms": tuple(decision.get("alarms", ())),
+        "alarms": tuple(decision["alarms"]),
         "judged": int(window["batch"]) if window else None,
         "news": _columns([one for one in inputs["columns"] if one["alarm"]]),
         "recording": _columns(inputs["quality"]),
-        "waiting": tuple(int(number) for number in decision.get("waiting", ())),
-        "action": settled["action"],
-        "outcome": settled["outcome"],
-        "version_after": settled["version_after"],
-        "labelled_batches": settled["labelled_batches"],
+        "waiting": tuple(int(number) for number in decision["waiting"]),
     }
 
 
@@ -178,18 +167,17 @@ def _columns(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def timeline(replay: Replay) -> Timeline:
     """All batches that were settled so far, and what came of them."""
-    plan = replay.plan
-    numbers = [int(one["batch"]) for one in Batches(replay.settings).settled()]
-    moments = tuple(moment(replay, number) for number in numbers)
+    simulation = replay.simulation
+    moments = tuple(moment(replay, int(one["batch"])) for one in Batches(replay.settings).settled())
     changed = [one for one in moments if one.outcome == "deployed"]
     return Timeline(
-        name=plan.name,
-        policy=plan.policy,
-        delay=plan.delay,
+        name=simulation.name,
+        policy=simulation.policy,
+        delay=simulation.delay,
         synthetic=replay.synthetic,
-        first_version=replay.first_version,
+        first_version=simulation.first_version,
         moments=moments,
-        detection=detect(replay, moments, *_without_scenario(replay, moments)) if replay.truths else None,
+        detection=detect(simulation, moments, *_without_scenario(replay, moments)) if simulation.truths else None,
         retrainings=sum(one.action == Action.RETRAIN for one in changed),
         recalibrations=sum(one.action == Action.RECALIBRATE for one in changed),
         lost=sum(one.outcome == "lost" for one in moments),
@@ -197,54 +185,44 @@ def timeline(replay: Replay) -> Timeline:
 
 
 def detect(
-    replay: Replay, found: Sequence[Finding], compared_with: str = "", without: Mapping[int, Finding] | None = None
+    simulation: Begun, found: Sequence[Finding], compared_with: str = "", without: Mapping[int, Finding] | None = None
 ) -> Detection:
     """What counts as a detection among the findings about batches, in their order.
 
     `without`: by batch, what the simulation `compared_with` found on the same stream without the scenario.
     """
-    plan = replay.plan
-    start, kinds = plan.from_batch, tuple(truth.kind for truth in replay.truths)
+    start, kinds = simulation.from_batch, tuple(truth.kind for truth in simulation.truths)
     of_inputs = any(kind not in _NOT_OF_INPUTS for kind in kinds)
     of_outcomes = any(kind not in _NOT_OF_OUTCOMES for kind in kinds)
 
-    def sign(names: _Names, newest: Callable[[Finding], int | None]) -> Sign:
-        return _sign(found, start, names, newest, without)
+    def sign(names: _Names, newest: Callable[[Finding], int | None] = lambda one: one.batch) -> Sign:
+        """The first finding that rests on a changed batch: `newest` is the newest one that a finding rests on."""
+        looks = [(one, on) for one in found if (on := newest(one)) is not None]
+        before = [one for one, on in looks if on < start]
+        earlier = sum(bool(names(one)) for one in before)
+        # What stood before the change may go on by itself, until another version serves: evidence accumulates.
+        standing = names(before[-1]) if before and before[-1].outcome != "deployed" else ()
+        for one, on in looks:
+            own = standing if without is None else names(without[one.batch])
+            new = tuple(name for name in names(one) if name not in own)
+            if on >= start and new:
+                return Sign(one.batch - start, new, earlier, len(before))
+        return Sign(None, (), earlier, len(before))
 
     def first(seen: Callable[[Finding], bool]) -> int | None:
         return next((one.batch - start for one in found if one.batch >= start and seen(one)), None)
 
     return Detection(
-        scenarios=plan.scenarios,
+        scenarios=simulation.scenarios,
         kinds=kinds,
         from_batch=start,
-        inputs=sign(lambda one: one.news, lambda one: one.batch) if of_inputs else None,
-        recording=sign(lambda one: one.recording, lambda one: one.batch) if of_inputs else None,
+        inputs=sign(lambda one: one.news) if of_inputs else None,
+        recording=sign(lambda one: one.recording) if of_inputs else None,
         verdict=sign(lambda one: one.alarms, lambda one: one.judged) if of_outcomes else None,
-        waited=first(lambda one: any(start <= number <= one.batch - plan.delay for number in one.waiting)),
+        waited=first(lambda one: any(start <= number <= one.batch - simulation.delay for number in one.waiting)),
         learned=first(lambda one: one.outcome == "deployed" and one.labelled_batches > start),
         compared_with=compared_with,
     )
-
-
-def _sign(
-    found: Sequence[Finding],
-    start: int,
-    names: _Names,
-    newest: Callable[[Finding], int | None],
-    without: Mapping[int, Finding] | None,
-) -> Sign:
-    """The first finding that rests on a changed batch: `newest` is the newest one that a finding rests on."""
-    looks = [(one, on) for one in found if (on := newest(one)) is not None]
-    before = [one for one, on in looks if on < start]
-    # What stood before the change may go on by itself, until another version serves: evidence accumulates.
-    standing = names(before[-1]) if before and before[-1].outcome != "deployed" else ()
-    for one, on in looks:
-        own = standing if without is None else names(without[one.batch])
-        new = tuple(name for name in names(one) if name not in own)
-        if on >= start and new:
-            return Sign(one.batch - start, new, sum(bool(names(other)) for other in before), len(before))
-    return Sign(None, (), sum(bool(names(other)) for other in before), len(before))
 
 
 def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Mapping[int, Finding] | None]:
@@ -252,29 +230,27 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
 
     The seed need not be the same: it is the drift's.
     """
-    storage, plan = open_storage(replay.settings.storage, replay.settings.s3_endpoint_url), replay.plan
-    for other in all_begun(storage):
-        if set(other.plan.scenarios) - {Scenario.NONE} or other.first_version != replay.first_version:
+
+    def stream(one: Begun) -> tuple[Any, ...]:
+        return one.data, one.first_version, one.policy, one.delay
+
+    for other in all_begun(replay.storage):
+        if set(other.scenarios) - {Scenario.NONE} or stream(other) != stream(replay.simulation):
             continue
-        if (other.data, other.plan.policy, other.plan.delay) != (replay.data, plan.policy, plan.delay):
-            continue
-        batches = Batches(replay.settings.model_copy(update={"stream": other.plan.stream}))
+        batches = Batches(replay.settings.model_copy(update={"stream": other.stream}))
         decisions = {int(one["batch"]): one for one in batches.decisions()}
-        without = {
-            int(one["batch"]): Finding(**_finding(one, decisions[int(one["batch"])])) for one in batches.settled()
-        }
+        settled = {int(one["batch"]): one for one in batches.settled()}
+        without = {number: Finding(**_finding(one, decisions[number])) for number, one in settled.items()}
         if all(one.batch in without for one in found):
-            return other.plan.name, without
+            return other.name, without
     return "", None
 
 
 def publish(replay: Replay, found: Timeline) -> str:
     """Write the page and its figures (JSON) to storage and, as a file to open, to the home; the page's address."""
-    page = timeline_page(found.to_json()).encode()
-    storage = open_storage(replay.settings.storage, replay.settings.s3_endpoint_url)
-    storage.write(f"simulations/{found.name}/timeline.json", json.dumps(found.to_json(), indent=1).encode())
-    storage.write(f"simulations/{found.name}/timeline.html", page)
+    page = timeline_page(asdict(found))
+    replay.storage.write(file_key(found.name, "timeline.json"), json.dumps(asdict(found), indent=1).encode())
+    replay.storage.write(file_key(found.name, "timeline.html"), page.encode())
     file = replay.settings.home / "simulations" / found.name / "timeline.html"
-    with whole_file(file) as temporary:
-        temporary.write_bytes(page)
+    write_file(file, page)
     return str(file)

@@ -10,10 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from health_predict.adapters.dataset import UCI_SHA256
-from health_predict.commands.data import ScenarioName, app
+from health_predict.commands.data import app
 from health_predict.core.cohort import read_cohort, save_csv, validate
 from health_predict.core.errors import DataError
-from health_predict.core.synthetic import Scenario
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +147,3 @@ class TestSynthesize:
         assert invoke("synthesize", "--rows", 0, "--out", out).exit_code == 2
         error_of(invoke("synthesize", "--rows", 9, "--scenario", "none", "--from-row", 9, "--out", out))
         assert list(tmp_path.iterdir()) == []
-
-    def test_the_command_offers_every_scenario(self) -> None:
-        assert [name.value for name in ScenarioName] == [scenario.value for scenario in Scenario]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from health_predict.commands.simulate import _put_back_on_failure
 from health_predict.core.policy import PolicyState
 from health_predict.operations.status import status
 from health_predict.simulation.in_service import put_back, remember, under_way, version_of
-from health_predict.simulation.plan import PLAN, Begun, Plan, begun, file_key
+from health_predict.simulation.plan import Begun, begun
 from tests.stages.test_rollout import Built, down, first, original, shared
 
 __all__ = ["down", "first", "original", "shared"]  # fixtures
@@ -24,18 +22,16 @@ pytestmark = pytest.mark.slow
 
 def simulated(built: Built, name: str, version: str, **decision: Any) -> Begun:
     """A simulation that has begun with version 1 and come to `version` after its first batch, or is at it."""
-    plan = Plan(name, ("concept-flip",), from_batch=0, policy="drift", delay=1, batches=2, seed=0)
-    record = {**asdict(plan), "data": {}, "first_version": "1"}
     storage = open_storage(built.settings.storage)
-    storage.write(file_key(name, PLAN), json.dumps(record).encode())
-    batches = Batches(built.settings.model_copy(update={"stream": plan.stream}))
+    made = Begun(name, ("concept-flip",), 0, "drift", 1, 2, 0, data={}, first_version="1")
+    made.write(storage)
+    assert begun(storage, name) == made
+    batches = Batches(built.settings.model_copy(update={"stream": made.stream}))
     if decision:
         batches.decide("00-abc", {"batch": 0, "matured": [], **decision})
     else:
         batches.settle("00-abc", {"batch": 0, "version_after": version}, PolicyState())
-    found = begun(storage, name)
-    assert found is not None and found.plan == plan
-    return found
+    return made
 
 
 def test_what_served_before_serves_again(first: Built) -> None:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from health_predict.adapters.storage import open_storage
-from health_predict.commands.simulate import PolicyName
 from health_predict.core.cohort import load_part, read_cohort
 from health_predict.core.errors import SettingsError
 from health_predict.core.evaluation import Estimate
 from health_predict.core.partition import Parameters, batch_bounds, partition
-from health_predict.core.policy import Policy
 from health_predict.report.timeline_report import timeline_page
 from health_predict.settings import Settings
-from health_predict.simulation.plan import Plan
-from health_predict.simulation.replay import _truths, _write_batches, begin
+from health_predict.simulation.plan import Begun, Plan, begun
+from health_predict.simulation.replay import _write_batches, begin
 from health_predict.simulation.timeline import Detection, Moment, Sign, Timeline
 
 PLAN = Plan("p", ("age-shift", "prevalence-up"), from_batch=2, policy="drift", delay=1, batches=4, seed=0)
-
-
-def test_the_command_knows_every_policy() -> None:
-    assert [one.value for one in PolicyName] == [one.value for one in Policy]
 
 
 def test_outcomes_are_due_after_the_delay() -> None:
@@ -57,8 +51,10 @@ def test_two_drifts_begin_with_their_batch(
     assert after[1].equals(before[1])
     old = [(batch["age"] > "[70").mean() for batch in (before[2], after[2])]
     assert old[1] > old[0] + 0.2
-    # and what was done to them can be told again from the record of the plan
-    assert _truths([truth.to_json() for truth in truths]) == truths
+    # and what was done to them can be told again from the record of the simulation
+    made = Begun(**asdict(PLAN), data={}, first_version="1", truths=truths)
+    made.write(storage)
+    assert begun(storage, PLAN.name) == made and made.plan == PLAN
 
 
 def test_a_plan_that_does_not_fit_is_refused(
@@ -99,7 +95,7 @@ def test_the_timeline_tells_what_happened(scenarios: tuple[str, ...]) -> None:
     detection = Detection(scenarios, ("concept",), 0, None, None, seen, None, 2, "")
     found = Timeline("s", "drift", 1, False, "1", (one, other), detection if scenarios else None, 1, 0, 0)
     # when
-    html = timeline_page(found.to_json())
+    html = timeline_page(asdict(found))
     # then
     assert html.count("<svg") == 3
     assert "retrain: version 2" in html

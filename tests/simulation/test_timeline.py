@@ -19,12 +19,13 @@ from health_predict.core.cohort import load_part, read_cohort, target
 from health_predict.core.columns import TARGET
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.partition import Parameters
-from health_predict.core.synthetic import GroundTruth, Scenario, synthesize
+from health_predict.core.scenarios import Scenario
+from health_predict.core.synthetic import GroundTruth, synthesize
 from health_predict.report.timeline_report import comparison, summary, timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.monitoring import monitoring
-from health_predict.simulation.plan import Plan
-from health_predict.simulation.replay import Replay, _deliver_outcomes, _write_batches
+from health_predict.simulation.plan import Begun, Plan
+from health_predict.simulation.replay import Replay, _write_batches, deliver_outcomes
 from health_predict.simulation.timeline import Detection, Finding, Sign, detect, timeline
 from health_predict.stages.split import split
 
@@ -36,10 +37,9 @@ KINDS = {
 }
 
 
-def replay(settings: Settings, *scenarios: str, from_batch: int = 2) -> Replay:
-    plan = Plan("p", scenarios, from_batch=from_batch, policy="drift", delay=1, batches=6, seed=0)
+def simulation(*scenarios: str, from_batch: int = 2) -> Begun:
     truths = tuple(GroundTruth(Scenario(name), KINDS[name], 0, "", 1, (), 1, 0) for name in scenarios if name != "none")
-    return Replay(plan, settings, {}, False, "1", truths)
+    return Begun("p", scenarios, from_batch, "drift", 1, 6, 0, data={}, first_version="1", truths=truths)
 
 
 def finding(batch: int, *alarms: str, judged: int | None = None, **values: object) -> Finding:
@@ -50,13 +50,13 @@ def finding(batch: int, *alarms: str, judged: int | None = None, **values: objec
     return Finding(batch, "retrain" if alarms else "steady", alarms, on, **usual)  # type: ignore[arg-type]
 
 
-def detected(found: Replay, *findings: Finding, without: list[Finding] | None = None) -> Detection:
+def detected(found: Begun, *findings: Finding, without: list[Finding] | None = None) -> Detection:
     return detect(found, findings, "other" if without else "", {one.batch: one for one in without} if without else None)
 
 
-def test_a_verdict_on_outcomes_from_before_the_change_is_no_detection(settings: Settings) -> None:
+def test_a_verdict_on_outcomes_from_before_the_change_is_no_detection() -> None:
     # given a flip from batch 2 on, whose verdict is not steady, by the outcomes of batch 1
-    found = replay(settings, "concept-flip")
+    found = simulation("concept-flip")
     early = [finding(0), finding(1), finding(2, "calibration slope", outcome="deployed")]
     # then nothing was detected yet, and the verdict counts as one on unchanged batches
     assert detected(found, *early).verdict == Sign(None, (), before=1, looks=2)
@@ -69,17 +69,17 @@ def test_a_verdict_on_outcomes_from_before_the_change_is_no_detection(settings: 
     assert later.inputs is None and later.recording is None
 
 
-def test_a_detection_after_some_batches_has_their_number(settings: Settings) -> None:
+def test_a_detection_after_some_batches_has_their_number() -> None:
     quiet = [finding(number) for number in range(5)]
-    assert detected(replay(settings, "concept-flip"), *quiet).verdict == Sign(None, (), 0, 2)
-    found = detected(replay(settings, "concept-flip"), *quiet, finding(5, "observed/expected"))
+    assert detected(simulation("concept-flip"), *quiet).verdict == Sign(None, (), 0, 2)
+    found = detected(simulation("concept-flip"), *quiet, finding(5, "observed/expected"))
     assert found.verdict == Sign(3, ("observed/expected",), before=0, looks=2)
 
 
-def test_what_stood_before_the_change_and_goes_on_is_no_detection(settings: Settings) -> None:
+def test_what_stood_before_the_change_and_goes_on_is_no_detection() -> None:
     # given an alarm that nothing was done about, by outcomes from before a change, and its evidence grows
     stands = [finding(1, "calibration slope"), finding(2, "calibration slope"), finding(3, "calibration slope")]
-    found = replay(settings, "concept-flip")
+    found = simulation("concept-flip")
     assert detected(found, *stands).verdict == Sign(None, (), before=2, looks=2)
     # then another alarm is a detection, and so is the same one about a version that came into service meanwhile
     assert detected(found, *stands[:2], finding(3, "calibration slope", "AUC")).verdict == Sign(1, ("AUC",), 2, 2)
@@ -87,9 +87,9 @@ def test_what_stood_before_the_change_and_goes_on_is_no_detection(settings: Sett
     assert detected(found, *renewed).verdict == Sign(1, ("calibration slope",), 2, 2)
 
 
-def test_changed_inputs_are_seen_in_the_rows_of_their_first_batch(settings: Settings) -> None:
+def test_changed_inputs_are_seen_in_the_rows_of_their_first_batch() -> None:
     # given inputs that differ before a shift, and more of them at its begin
-    found = replay(settings, "age-shift")
+    found = simulation("age-shift")
     looks = [finding(0, news=("age", "payer_code")), finding(1, news=("payer_code",)), finding(2, news=("age",))]
     # then only what is new there counts
     assert detected(found, *looks).inputs == Sign(0, ("age",), before=2, looks=2)
@@ -99,11 +99,11 @@ def test_changed_inputs_are_seen_in_the_rows_of_their_first_batch(settings: Sett
     assert detected(found, *changed).recording == Sign(0, ("medical_specialty",), 0, 2)
 
 
-def test_what_the_stream_does_by_itself_is_left_out(settings: Settings) -> None:
+def test_what_the_stream_does_by_itself_is_left_out() -> None:
     # given the same stream without the scenario, in which the AUC falls in batch 3 and the inputs differ in batch 2
     own = [finding(number) for number in range(2)]
     without = [*own, finding(2, news=("payer_code",)), finding(3, "AUC"), finding(4)]
-    found = replay(settings, "age-shift")
+    found = simulation("age-shift")
     # when the one with it finds the same, then no detection is left
     assert detected(found, *without, without=without).verdict == Sign(None, (), 0, 2)
     assert detected(found, *without, without=without).inputs == Sign(None, (), 0, 2)
@@ -114,9 +114,9 @@ def test_what_the_stream_does_by_itself_is_left_out(settings: Settings) -> None:
     assert seen.compared_with == "other"
 
 
-def test_late_outcomes_are_seen_as_what_is_waited_for_and_in_nothing_else(settings: Settings) -> None:
+def test_late_outcomes_are_seen_as_what_is_waited_for_and_in_nothing_else() -> None:
     # given outcomes that take longer from batch 2 on: those of batch 2 are missed after batch 3
-    found = replay(settings, "delayed-labels")
+    found = simulation("delayed-labels")
     looks = [finding(0), finding(1), finding(2, "AUC", news=("age",)), finding(3, waiting=(2, 3), judged=1)]
     # then what else was found is the stream's own
     seen = detected(found, *looks)
@@ -125,8 +125,8 @@ def test_late_outcomes_are_seen_as_what_is_waited_for_and_in_nothing_else(settin
     assert detected(found, *looks[:3]).waited is None
 
 
-def test_a_change_that_does_not_begin_is_said_not_to(settings: Settings) -> None:
-    found = {"moments": [], "policy": "drift", "delay": 1, "detection": asdict(detected(replay(settings, "age-shift")))}
+def test_a_change_that_does_not_begin_is_said_not_to() -> None:
+    found = {"moments": [], "policy": "drift", "delay": 1, "detection": asdict(detected(simulation("age-shift")))}
     assert summary(found) == ["age-shift begins with batch 2, after the last one of this simulation"]
 
 
@@ -160,7 +160,8 @@ class Played:
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
         truths = _write_batches(storage, plan, read_cohort(Path(settings.data_source)), parameters)
         data = {"raw_sha256": "the same", "parameters": parameters.to_json()}
-        found = Replay(plan, settings, data, False, version, truths)
+        begun = Begun(**asdict(plan), data=data, first_version=version, truths=truths)
+        found = Replay(begun, settings, False)
         for number in range(plan.batches):
             frame = found.batch(number)
             ids = [f"{plan.name}-{number}-{row}" for row in range(len(frame))]
@@ -172,12 +173,9 @@ class Played:
             ]
             storage.write(f"predictions/2020-01-01/{plan.name}-{number}.jsonl", "\n".join(lines).encode())
             Batches(settings).deliver(number, frame.drop(columns=[TARGET]), ids)
-            for earlier in range(number + 1):
-                if plan.due(earlier) <= number:
-                    _deliver_outcomes(found, earlier)
-            monitoring(settings, batch=number)
-        known = {**asdict(plan), "data": data, "first_version": version}
-        storage.write(f"simulations/{plan.name}/plan.json", json.dumps(known).encode())
+            deliver_outcomes(found, number)
+            monitoring(settings, number)
+        begun.write(storage)
         return found
 
 
@@ -208,7 +206,7 @@ def test_a_flip_is_credited_to_the_first_outcomes_that_show_it(
     assert "AUC" in found.detection.verdict.what and "observed/expected" not in found.detection.verdict.what
     assert (found.detection.verdict.before, found.detection.verdict.looks) == (1, 1)
     # and the page and the terminal say so, and that the stream may drift by itself
-    plain = json.loads(json.dumps(found.to_json()))
+    plain = json.loads(json.dumps(asdict(found)))
     page = timeline_page(plain)
     assert "in its first batch" not in page and "1 batch later" in page and "in 1 of 1" in page
     assert "may drift by itself" in page and "health-predict simulate --batches 3 --policy never --delay 1" in page
@@ -221,7 +219,7 @@ def test_a_flip_is_credited_to_the_first_outcomes_that_show_it(
     compared = timeline(flipped)
     assert compared.detection is not None and compared.detection.compared_with == "calm"
     assert compared.detection.verdict is not None and compared.detection.verdict.delay == 1
-    assert comparison(json.loads(json.dumps(compared.to_json())))[0].startswith("Compared with simulation calm")
+    assert comparison(json.loads(json.dumps(asdict(compared))))[0].startswith("Compared with simulation calm")
     # but not with one of other data, policy or model
     for change in ({"policy": "drift"}, {"delay": 0}, {"first_version": "9"}):
         key = "simulations/calm/plan.json"
