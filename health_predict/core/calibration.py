@@ -9,7 +9,7 @@ risks and how far they are apart, not the ranking.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from health_predict.core.performance import logit
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.float32]
+Fold = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 FOLDS = 5
 LEAST_SLOPE = 0.1  # below it, the map would give everybody nearly the same risk
@@ -76,18 +77,26 @@ def uncalibrated(estimator: Any) -> Any:
     return estimator.estimator if isinstance(estimator, CalibratedClassifier) else estimator
 
 
-def out_of_fold_scores(
-    fit: Callable[[Rows, npt.NDArray[np.int8]], Any], rows: Rows, labels: npt.NDArray[np.int8], patients: npt.ArrayLike
-) -> Floats:
-    """Probabilities (n,) of training rows (n, d), each by a model that learned from the other patients' rows only.
+def patient_folds(labels: npt.NDArray[np.int8], patients: npt.ArrayLike) -> list[Fold]:
+    """`FOLDS` pairs of row numbers, to learn from and held back; no patient (n,) is in both, the labels (n,) are even.
 
-    `fit(rows, labels)` gives a fitted classifier; it is called `FOLDS` times. Raises ValueError for too few patients.
+    Raises ValueError for too few patients.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    scores = np.empty(len(labels), dtype=np.float64)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    for learned, held_back in folds.split(rows, labels, np.asarray(patients)):
+    return list(folds.split(labels, labels, np.asarray(patients)))
+
+
+def out_of_fold_scores(
+    fit: Callable[[Rows, npt.NDArray[np.int8]], Any], rows: Rows, labels: npt.NDArray[np.int8], folds: Sequence[Fold]
+) -> Floats:
+    """Probabilities (n,) of training rows (n, d), each by a model that learned from the other folds' rows only.
+
+    `fit(rows, labels)` gives a fitted classifier; it is called once a fold.
+    """
+    scores = np.empty(len(labels), dtype=np.float64)
+    for learned, held_back in folds:
         scores[held_back] = fit(rows[learned], labels[learned]).predict_proba(rows[held_back])[:, 1]
     return scores
 

@@ -20,7 +20,7 @@ import health_predict.core
 from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord, Tracking
 from health_predict.adapters.storage import write_file
 from health_predict.core import families
-from health_predict.core.calibration import CalibratedClassifier, fit_map, out_of_fold_scores
+from health_predict.core.calibration import CalibratedClassifier, Fold, fit_map, out_of_fold_scores, patient_folds
 from health_predict.core.cohort import load_part, target
 from health_predict.core.columns import PATIENT
 from health_predict.core.compiled_model import clear_threshold, edge_rows
@@ -220,12 +220,14 @@ class _Search:
             else:
                 log.warning("%s has no successful trial and so no best model", family)
         edges = self.features.transform(edge_rows(self.validation)[0])
+        # The same for all families: to find them takes longer than some fits.
+        folds = patient_folds(self.rows.train_labels, self.train[PATIENT])
         logged = {(run.tags["family"], run.params["trial"]): run for run in self._finished("best")}
 
         def scored(best: Trial) -> Scored:
             run = logged.get((best.family, str(best.index)))
             if run is None:
-                return self._log_winner(best, edges)
+                return self._log_winner(best, edges, folds)
             pipeline = self.tracking.load_run_pipeline(run.run_id)
             return Scored(pipeline.predict_proba(self.validation)[:, 1], float(run.params["threshold"]))
 
@@ -233,10 +235,10 @@ class _Search:
         with ThreadPoolExecutor(max(1, cores // self.settings.trial_cpus)) as threads:
             return dict(zip([best.family for best in winners], threads.map(scored, winners), strict=True))
 
-    def _log_winner(self, best: Trial, edges: Rows) -> Scored:
+    def _log_winner(self, best: Trial, edges: Rows, folds: Sequence[Fold]) -> Scored:
         family, labels = FAMILIES[best.family], self.rows.validation_labels
         fitted = fit_winner(best, self.rows, self.settings.seed, self.settings.trial_cpus)
-        estimator = self._calibrated(best, fitted.estimator)
+        estimator = self._calibrated(best, fitted.estimator, folds)
         scores = estimator.predict_proba(self.rows.validation_rows)[:, 1]
         # Of the rows that the compiled model will be proven on, none may lie where rounding flips it.
         threshold = clear_threshold(f1_threshold(labels, scores), scores, estimator.predict_proba(edges)[:, 1])
@@ -255,7 +257,7 @@ class _Search:
         log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
         return Scored(scores, threshold)
 
-    def _calibrated(self, best: Trial, estimator: Any) -> Any:
+    def _calibrated(self, best: Trial, estimator: Any, folds: Sequence[Fold]) -> Any:
         """The winner with a map from its scores to risks, fitted on training rows as models without them score them."""
 
         def fit(rows: Rows, labels: Labels) -> Any:
@@ -264,7 +266,7 @@ class _Search:
 
         rows, labels = self.rows.train_rows, self.rows.train_labels
         try:
-            intercept, slope = fit_map(out_of_fold_scores(fit, rows, labels, self.train[PATIENT]), labels)
+            intercept, slope = fit_map(out_of_fold_scores(fit, rows, labels, folds), labels)
         except GateError as error:
             # The gates will say the same of it, and which others there are.
             log.warning("%s stays as it is: %s", best.family, error.problem)

@@ -17,6 +17,7 @@ from health_predict.core.calibration import (
     fit_map,
     logit,
     out_of_fold_scores,
+    patient_folds,
     uncalibrated,
 )
 from health_predict.core.cohort import target
@@ -109,7 +110,7 @@ def test_no_patient_is_scored_by_a_model_that_learned_from_them() -> None:
         return Remembering(set(learned[:, 0].tolist()))
 
     # when each row is scored out of fold
-    scores = out_of_fold_scores(fit, rows, labels, patients)
+    scores = out_of_fold_scores(fit, rows, labels, patient_folds(labels, patients))
     # then by a model that never saw its patient, and every row once
     assert (scores == 0).all()
     assert sum(fits) == (FOLDS - 1) * 600
@@ -129,6 +130,6 @@ def test_out_of_fold_scores_show_what_training_scores_hide() -> None:
     model = fit(rows, labels)
     # then its training scores ask for risks further apart, those out of fold for risks closer together
     _, hidden = fit_map(model.predict_proba(rows)[:, 1], labels)  # type: ignore[attr-defined]
-    _, shown = fit_map(out_of_fold_scores(fit, rows, labels, np.arange(2000)), labels)
+    _, shown = fit_map(out_of_fold_scores(fit, rows, labels, patient_folds(labels, np.arange(2000))), labels)
     assert hidden > 1.5
     assert shown < 1
