@@ -50,17 +50,10 @@ class Settings(BaseSettings):
     profile: Profile = Field(Profile.LOCAL, description="Which set of defaults applies: local, kind or aws")
     home: Path = Field(Path(".health-predict"), description="Folder of everything that the local profile writes")
 
-    data_source: str = Field(
-        "",
-        description="Path or URI (file, s3, https) of the raw CSV, or `synthetic`; empty: the champion's, else UCI's",
-    )
+    data_source: str = Field("", description="Raw CSV (path or URI) or `synthetic`; empty: the champion's, else UCI's")
     data_sha256: str = Field("", description="SHA-256 that the uncompressed raw CSV must have; empty: UCI's own only")
-    data_copy: str = Field(
-        "", description="Path or URI of a copy of UCI's file, taken instead of a download; a default, no request"
-    )
-    replace_data: bool = Field(
-        False, description="Train on the data that are asked for although the champion has others"
-    )
+    data_copy: str = Field("", description="Path or URI of a copy of UCI's file, in place of its download")
+    replace_data: bool = Field(False, description="Train on other data than the champion's when asked to")
     storage_uri: str = Field("", description="Where bulk data lies: file:///folder or s3://bucket/prefix")
     s3_endpoint_url: str = Field("", description="S3 endpoint when it is not Amazon's")
 
@@ -68,28 +61,16 @@ class Settings(BaseSettings):
     future_batches: int = Field(16, ge=1, le=1000, description="How many batches the remaining encounters make")
     salt: str = Field("readmission", min_length=1, description="Salt of the patient split")
 
-    stream: str = Field(
-        "live", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name under which batches and their watermarks are kept"
-    )
-    follow_up_days: float = Field(
-        30, ge=0, description="Age in days from which a prediction's outcome counts; 0: as soon as it is delivered"
-    )
-    replay: bool = Field(
-        True, description="Where no encounters were delivered, the future batches of the champion's dataset stand in"
-    )
+    stream: str = Field("live", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the batches and watermarks")
+    follow_up_days: float = Field(30, ge=0, description="Days until a prediction's outcome counts; 0: when delivered")
+    replay: bool = Field(True, description="Where nothing was delivered, the dataset's future batches stand in")
     policy: Policy = Field(Policy.DRIFT, description="What changes the model: never, every, scheduled or drift")
     policy_interval: int = Field(4, ge=1, description="Batches between the retrainings of the policy scheduled")
-    training_window: int = Field(
-        0, ge=0, description="Encounters, the newest labelled ones, that a model learns from; 0: all"
-    )
-    evidently: Literal["never", "alarm", "always"] = Field(
-        "alarm", description="Evidently's report on a batch: never, alarm or always"
-    )
+    training_window: int = Field(0, ge=0, description="Newest labelled encounters that a model learns from; 0: all")
+    evidently: Literal["never", "alarm", "always"] = Field("alarm", description="When Evidently reports on a batch")
 
     mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")
-    mlflow_patience: float = Field(
-        300, ge=0, description="Seconds that a search waits for an MLflow which stopped answering"
-    )
+    mlflow_patience: float = Field(300, ge=0, description="Seconds that a search waits for an MLflow that is away")
     mlflow_experiment: str = Field("readmission", min_length=1, description="MLflow experiment of the searches")
     registered_model: str = Field("readmission", min_length=1, description="Name in MLflow's model registry")
 
@@ -97,18 +78,14 @@ class Settings(BaseSettings):
     trials: int = Field(6, ge=1, le=10_000, description="Trials of each family's search")
     seed: int = Field(17, ge=0, description="Seed of the search")
     search_seconds: float = Field(0, ge=0, description="Seconds after which no further trial is drawn; 0: no limit")
-    search_concurrency: int = Field(
-        2, ge=1, le=1000, description="Trials of a family that run at once; more keep a cluster busy and learn later"
-    )
+    search_concurrency: int = Field(2, ge=1, le=1000, description="A family's trials at once; more keep a cluster busy")
     search_cpus: int = Field(0, ge=0, description="Processor cores of the search; 0: all")
     trial_cpus: int = Field(1, ge=1, le=256, description="Processor cores of one trial")
     trial_memory_mb: int = Field(0, ge=0, description="Memory that Ray sets aside for one trial, in MiB; 0: none")
     ray_address: str = Field("", description="Existing Ray cluster (ray://host:10001); empty: Ray on this machine")
 
     image_registry: str = Field("", description="Where images go: oci:/folder or registry.host/repository")
-    registry_endpoint: str = Field(
-        "", description="URL under which this machine reaches the image registry; empty: its host, http on loopback"
-    )
+    registry_endpoint: str = Field("", description="URL of the registry from here; empty: its host, http on loopback")
     base_image: str = Field(
         "docker.io/library/python:3.11-slim-bookworm", description="Python image below the service's, best by digest"
     )
@@ -128,15 +105,9 @@ class Settings(BaseSettings):
     serving_threads: int = Field(1, ge=1, le=256, description="Native threads of each worker's model")
     serving_batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="Encounters that a batch may have")
     serving_batch_mb: int = Field(32, ge=1, le=1024, description="Size that the body of a batch may have, in MiB")
-    prediction_log: str = Field(
-        "", description="Folder in which predictions wait to be shipped; empty: `serving/predictions` in the home"
-    )
-    prediction_log_limit_mb: int = Field(
-        1024, ge=0, description="Disk for predictions that storage did not take yet, in MiB; 0: none are logged"
-    )
-    prediction_log_seconds: int = Field(
-        60, ge=1, description="Seconds after which a file of the prediction log is finished and shipped"
-    )
+    prediction_log: str = Field("", description="Folder of predictions to be shipped; empty: one in the home")
+    prediction_log_limit_mb: int = Field(1024, ge=0, description="MiB of predictions waiting for storage; 0: log none")
+    prediction_log_seconds: int = Field(60, ge=1, description="Seconds until a file of the prediction log is shipped")
 
     kfp_host: str = Field("", description="Kubeflow Pipelines API")
     git_commit: str = Field("", description="Commit of the code that runs; empty: asked from git")

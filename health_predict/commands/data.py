@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from health_predict.adapters.storage import whole_file, write_file
 from health_predict.commands.operate import AsJson
@@ -22,11 +19,8 @@ from health_predict.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from health_predict.adapters.dataset import RawData
-    from health_predict.core.cohort import Violation
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
-
-_TABLE_ROWS = 500  # a longer list comes as plain lines: laying out a table takes its time
 
 
 @app.command()
@@ -69,26 +63,16 @@ def check(
         found = [asdict(violation) for violation in violations]
         typer.echo(json.dumps({"file": str(file), "encounters": len(frame), "violations": found}))
     elif violations:
-        _print_violations(violations)
+        for one in violations:
+            typer.echo(f"line {one.row}, {one.column}: {one.problem} -> {one.remedy}")
+        count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
+        console_of().print(f"[bold red]{count}[/bold red] of the data contract")
     if violations:
         raise typer.Exit(DataError.exit_code)
     cohort.check(frame, labelled=not unlabelled, name=str(file))
     if not as_json:
         patients = frame[PATIENT].nunique()
         typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")
-
-
-def _print_violations(violations: Sequence[Violation]) -> None:
-    if len(violations) <= _TABLE_ROWS:
-        table = Table("line", "column", "problem", "remedy")
-        for one in violations:
-            table.add_row(*(escape(cell) for cell in (str(one.row), one.column, one.problem, one.remedy)))
-        console_of().print(table)
-    else:
-        for one in violations:
-            typer.echo(f"line {one.row}, {one.column}: {one.problem} -> {one.remedy}")
-    count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
-    console_of().print(f"[bold red]{count}[/bold red] of the data contract")
 
 
 @app.command()

@@ -39,18 +39,10 @@ ReplaceData = Annotated[
 Name = Annotated[str, typer.Argument(help="training, deployment, readmission, recalibration or monitoring")]
 
 
-def _pipelines() -> Mapping[str, Any]:
-    from health_predict import pipelines  # kfp takes two seconds to import
+def _pipelines() -> Any:
+    import health_predict.pipelines as pipelines  # kfp takes two seconds to import
 
-    found: Mapping[str, Any] = pipelines.PIPELINES
-    return found
-
-
-def _recorded(name: str) -> Any:
-    """A pipeline as a cluster runs it."""
-    from health_predict.pipelines import recorded
-
-    return recorded(_pipelines()[name])
+    return pipelines
 
 
 @app.command("compile")
@@ -60,8 +52,8 @@ def compile_(
     ] = COMPILED,
 ) -> None:
     """Compile every pipeline to YAML, the contract with a cluster."""
-    for name in _pipelines():
-        compile_pipeline(_recorded(name), out / f"{name}.yaml")
+    for name, pipeline in _pipelines().PIPELINES.items():
+        compile_pipeline(_pipelines().recorded(pipeline), out / f"{name}.yaml")
         typer.echo(out / f"{name}.yaml")
 
 
@@ -79,20 +71,20 @@ def run(
     settings = settings_on(on)
     console = console_of(as_json)
     given = _parameters(parameter or []) | ({"replace_data": "true"} if replace_data else {})
-    if settings.profile is not Profile.LOCAL:
-        done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
-        typer.echo(json.dumps(asdict(done)) if as_json else f"{done.state.lower()}: {done.url}")
-        if not as_json:
-            say_source(console, done.dataset_source)
-        return
-    result = run_pipeline(settings, name, given, console)
-    if as_json:
-        typer.echo(json.dumps({"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}))
+    if settings.profile is Profile.LOCAL:
+        result = run_pipeline(settings, name, given, console)
+        record = {"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}
+        lines = [f"{output}: {value}" for output, value in result.outputs.items()]
+        lines.append(f"artifacts and log: {result.folder}")
+        source = str(result.outputs.get("dataset_source", ""))
     else:
-        for output, value in result.outputs.items():
-            console.print(f"{output}: {value}")
-        console.print(f"artifacts and log: {result.folder}")
-        say_source(console, str(result.outputs.get("dataset_source", "")))
+        done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
+        record, lines, source = asdict(done), [f"{done.state.lower()}: {done.url}"], done.dataset_source
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        console.print("\n".join(lines))
+        say_source(console, source)
 
 
 @app.command("upload")
@@ -105,8 +97,8 @@ def upload(on: On = None, as_json: AsJson = False) -> None:
     revision = settings.git_commit or commit()
     uploaded = {}
     with Console(stderr=True).status("uploading"):
-        for name in _pipelines():
-            ids = cluster.upload(name, _recorded(name), revision)
+        for name, pipeline in _pipelines().PIPELINES.items():
+            ids = cluster.upload(name, _pipelines().recorded(pipeline), revision)
             uploaded[name] = dict(zip(("pipeline_id", "version_id"), ids, strict=True))
     typer.echo(json.dumps(uploaded) if as_json else "\n".join(f"{name} {revision}" for name in uploaded))
 
@@ -129,17 +121,14 @@ def schedule(
     """
     settings = settings_on(on)
     given = _parameters(parameter or [])
+    usage = f"`health-predict pipeline schedule {name}"
     if settings.profile is Profile.LOCAL:
         if every is None or cron is not None:
-            raise SettingsError(
-                "on this machine a schedule is an interval", f"`health-predict pipeline schedule {name} --every 3600`"
-            )
+            raise SettingsError("on this machine a schedule is an interval", f"{usage} --every 3600`")
         _loop(settings, name, given, every, times)
         return
     if cron is None or every is not None:
-        raise SettingsError(
-            "in a cluster a schedule has six fields", f"`health-predict pipeline schedule {name} --cron '0 30 2 * * *'`"
-        )
+        raise SettingsError("in a cluster a schedule has six fields", f"{usage} --cron '0 30 2 * * *'`")
     from health_predict.adapters.kfp_cluster import ClusterPipelines
 
     arguments = _arguments(settings, name, given)
@@ -148,7 +137,8 @@ def schedule(
         typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
         return
     with Console(stderr=True).status("scheduling"):
-        made = cluster.schedule(name, _recorded(name), settings.git_commit or commit(), cron, arguments)
+        recorded = _pipelines().recorded(_pipelines().PIPELINES[name])
+        made = cluster.schedule(name, recorded, settings.git_commit or commit(), cron, arguments)
     typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")
 
 
@@ -215,7 +205,7 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
     with PipelineProgress(console) as progress:
         arguments = _arguments(settings, name, given)
         settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
-        return run_locally(_pipelines()[name], arguments, settings, progress)
+        return run_locally(_pipelines().PIPELINES[name], arguments, settings, progress)
 
 
 def _run_in_cluster(
@@ -225,7 +215,7 @@ def _run_in_cluster(
 
     arguments = _arguments(settings, name, given)
     cluster = ClusterPipelines(settings)
-    started = cluster.start(name, _recorded(name), arguments)
+    started = cluster.start(name, _pipelines().recorded(_pipelines().PIPELINES[name]), arguments)
     console.print(f"[bold]pipeline    [/bold]{name} in {started.url}")
     if seconds is None:
         return started
@@ -239,13 +229,12 @@ def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[
     A cluster's tasks do not see the environment of this command: what is set there goes with the run too. Raises
     SettingsError for what the pipeline does not take and for a value that is none.
     """
-    pipelines = _pipelines()
+    pipelines = _pipelines().PIPELINES
     if name not in pipelines:
         raise SettingsError(f"unknown pipeline {name!r}", f"choose from {', '.join(pipelines)}")
     inputs = pipelines[name].component_spec.inputs or {}
-    for key in given:
-        if key not in inputs:
-            raise SettingsError(f"pipeline {name} has no parameter {key!r}", f"it takes {', '.join(inputs)}")
+    for key in given.keys() - inputs.keys():
+        raise SettingsError(f"pipeline {name} has no parameter {key!r}", f"it takes {', '.join(inputs)}")
     arguments = {key: _typed(key, value, inputs[key].type) for key, value in given.items()}
     if settings.profile is not Profile.LOCAL:
         here = {key: getattr(settings, key) for key in settings.model_fields_set if key in inputs}

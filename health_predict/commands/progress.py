@@ -1,15 +1,13 @@
-"""What a running pipeline shows: a line for each thing said, and a sign of life in between."""
+"""What a running pipeline shows: a line for each thing said, and on a terminal a sign of life in between."""
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
@@ -18,68 +16,40 @@ from rich.table import Table
 from health_predict.adapters.kfp import Event
 from health_predict.core.sources import warning
 
-QUIET_SECONDS = 4.0
-
 
 class PipelineProgress:
     """Prints events with their stage; call it with each one, inside its context.
 
-    On a terminal a spinner shows the stage and its seconds, below a table of the search while there is one;
-    elsewhere a plain line comes after four quiet seconds.
+    On a terminal a spinner shows the stage and its seconds, below a table of the search while there is one.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._stage = "start"
-        self._began = self._last = time.monotonic()
-        self._ended = threading.Event()
-        self._spinner = Spinner("dots", "starting")
-        self._live = Live(self._spinner, console=console, transient=True) if console.is_terminal else None
-        self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
+        self._stage, self._began = "start", time.monotonic()
+        self._search: Mapping[str, Any] | None = None
+        self._spinner = Spinner("dots")
+        self._live = Live(get_renderable=self._shown, console=console, transient=True)
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        self._thread.start()
+        self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self._live is not None:
-            self._live.stop()
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        self._stage = event.stage.replace("-", "_")
+        style = "yellow" if event.level == "warning" else ""
         if not event.message:
-            self._stage, self._began = event.stage.replace("-", "_"), time.monotonic()
-            self._print("begins", "dim")
-            self._show(None)
-        else:
-            self._stage = event.stage
-            self._print(event.message, "yellow" if event.level == "warning" else "")
-            if event.progress is not None:
-                self._show(event.progress)
+            self._began, self._search, style = time.monotonic(), None, "dim"
+        self._search = event.progress or self._search
+        text = f"[bold]{self._stage:<11}[/bold] {escape(event.message or 'begins')}"
+        self._console.print(text, style=style, highlight=False, soft_wrap=True)
 
-    def _show(self, progress: Mapping[str, Any] | None) -> None:
-        if self._live is not None:
-            self._live.update(self._spinner if progress is None else Group(search_table(progress), self._spinner))
-
-    def _print(self, text: str, style: str) -> None:
-        self._last = time.monotonic()
-        self._console.print(
-            f"[bold]{self._stage:<11}[/bold] {escape(text)}", style=style, highlight=False, soft_wrap=True
-        )
-
-    def _tick(self) -> None:
-        while not self._ended.wait(0.5):
-            seconds = time.monotonic() - self._began
-            if self._live is not None:
-                self._spinner.update(text=f"{self._stage} ({seconds:.0f} s)")
-            elif time.monotonic() - self._last >= QUIET_SECONDS:
-                self._print(f"... {seconds:.0f} s", "dim")
+    def _shown(self) -> RenderableType:
+        self._spinner.update(text=f"{self._stage} ({time.monotonic() - self._began:.0f} s)")
+        return Group(search_table(self._search), self._spinner) if self._search else self._spinner
 
 
 def console_of(as_json: bool = False) -> Console:
@@ -102,15 +72,11 @@ def search_table(progress: Mapping[str, Any]) -> Table:
     for heading in ("trials done", "running", "stopped early", "failed", "time left"):
         table.add_column(heading, justify="right")
     table.add_column("best AUC by family")
-    left = progress["seconds_left"]
+    left, best = progress["seconds_left"], sorted(progress["best"].items(), key=lambda item: -item[1])
     table.add_row(
         f"{progress['done']} of {progress['total']}",
-        str(progress["running"]),
-        str(progress["stopped"]),
-        str(progress["failed"]),
+        *(str(progress[name]) for name in ("running", "stopped", "failed")),
         "" if left is None else f"{round(left) // 60} min {round(left) % 60:02d} s",
-        "  ".join(
-            f"{escape(family)} {auc:.4f}" for family, auc in sorted(progress["best"].items(), key=lambda item: -item[1])
-        ),
+        "  ".join(f"{escape(family)} {auc:.4f}" for family, auc in best),
     )
     return table

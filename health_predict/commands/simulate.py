@@ -7,18 +7,20 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from health_predict.adapters.kfp import Event
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.target import open_target
 from health_predict.commands.operate import AsJson, On
-from health_predict.commands.progress import PipelineProgress, console_of, say_source
+from health_predict.commands.progress import console_of, say_source
 from health_predict.core.errors import HealthPredictError
 from health_predict.core.scenarios import Policy, Scenario
 from health_predict.settings import Settings, settings_on
+
+if TYPE_CHECKING:
+    from health_predict.simulation.timeline import Moment
 
 log = logging.getLogger(__name__)
 
@@ -68,20 +70,15 @@ def simulate(
     )
     console = console_of(as_json)
     console.print(f"[bold]simulation  [/bold]{plan.name}")
-    with (
-        only_one(settings.home / "simulations", 1.0),  # they share an endpoint
-        PipelineProgress(console) as progress,
-        _told_by_stages(progress),
-    ):
+    stages = logging.StreamHandler(console.file)
+    stages.setFormatter(logging.Formatter("%(module)-11s %(message)s"))
+    logging.getLogger("health_predict").addHandler(stages)
+    logging.getLogger("health_predict").setLevel(logging.INFO)
+    with only_one(settings.home / "simulations", 1.0):  # they share an endpoint
         with _put_back_on_failure(settings, keep):
             replay = begin(settings, plan, keep=keep)
             for number in play(replay):
-                one = moment(replay, number)
-                console.print(
-                    f"[bold]batch {one.batch:<6}[/bold]version {one.served_by}: AUC {one.auc}, observed/expected "
-                    f"{one.observed_expected.value:.2f}; [bold]{one.verdict}[/bold], {one.action}: {one.outcome}"
-                    + (f", version {one.version_after} serves" if one.outcome == "deployed" else "")
-                )
+                console.print(_ended(moment(replay, number)))
             found = timeline(replay)
             page = publish(replay, found)
         ending = put_back(settings, keep=keep)
@@ -102,6 +99,15 @@ def simulate(
     say_source(console, "synthetic" if found.synthetic else "")
 
 
+def _ended(batch: Moment) -> str:
+    """How a batch ended, in a line."""
+    return (
+        f"[bold]batch {batch.batch:<6}[/bold]version {batch.served_by}: AUC {batch.auc}, observed/expected "
+        f"{batch.observed_expected.value:.2f}; [bold]{batch.verdict}[/bold], {batch.action}: {batch.outcome}"
+        + (f", version {batch.version_after} serves" if batch.outcome == "deployed" else "")
+    )
+
+
 @contextmanager
 def _put_back_on_failure(settings: Settings, keep: bool) -> Iterator[None]:
     """What served before serves again when a simulation fails or is interrupted; it can go on all the same."""
@@ -117,28 +123,3 @@ def _put_back_on_failure(settings: Settings, keep: bool) -> Iterator[None]:
             except HealthPredictError as error:
                 log.error("what served before does not serve again: %s", error)
         raise
-
-
-class _ToProgress(logging.Handler):
-    """What the stages log, as events of the stage that says it."""
-
-    def __init__(self, progress: PipelineProgress) -> None:
-        super().__init__(logging.INFO)
-        self._progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = "warning" if record.levelno >= logging.WARNING else "info"
-        self._progress(Event(record.name.rpartition(".")[2], record.getMessage(), level))
-
-
-@contextmanager
-def _told_by_stages(progress: PipelineProgress) -> Iterator[None]:
-    logger, handler = logging.getLogger("health_predict"), _ToProgress(progress)
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)

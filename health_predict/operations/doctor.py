@@ -27,23 +27,11 @@ from health_predict.settings import PREFIX, ServingTarget, Settings, known_varia
 # The two-command demonstration stays below this much memory and disk.
 NEEDED_MEMORY_GIB = 3.0
 NEEDED_DISK_GIB = 2.0
-NEEDED_SHARED_MEMORY_GIB = 0.5
 # What the hungriest moment asks for beside what runs: the search with its driver, or a rollout's stage, candidate and
 # one more pod.
 NEEDED_CPUS, NEEDED_POD_MEMORY_GIB = 0.6, 2.1
 
-PACKAGES: tuple[str, ...] = (
-    "bentoml",
-    "evidently",
-    "kfp",
-    "lightgbm",
-    "mlflow",
-    "numpy",
-    "onnxruntime",
-    "pandas",
-    "ray",
-)
-PACKAGES += ("requests", "scikit-learn", "uvloop", "xgboost")
+PACKAGES = "bentoml evidently kfp lightgbm mlflow numpy onnxruntime pandas ray requests scikit-learn uvloop xgboost"
 # What must run in the cluster: kind, namespace, name.
 PARTS = (
     ("statefulset", "health-predict", "postgres"),
@@ -83,7 +71,6 @@ def doctor(settings: Settings, begins: Callable[[str], object] = lambda _: None)
         "packages": _packages,
         "home": _home,
         "machine": _machine,
-        "shared memory": _shared_memory,
         "cluster": _cluster,
         "capacity": _capacity,
         "storage": _storage,
@@ -119,7 +106,7 @@ def _settings(settings: Settings) -> Iterator[Check]:
 
 def _packages(_: Settings) -> Iterator[Check]:
     present = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         try:
             present.append(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -146,16 +133,6 @@ def _machine(_: Settings) -> Iterator[Check]:
     if free < NEEDED_MEMORY_GIB:
         remedy = f"a search wants {NEEDED_MEMORY_GIB:g} GiB: close some programs"
     yield _check("machine", f"{cores} cores, {free:.1f} GiB of memory free", warn=remedy)
-
-
-def _shared_memory(_: Settings) -> Iterator[Check]:
-    folder = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
-    if not folder.is_dir():  # macOS has none; Ray uses a temporary folder
-        return
-    free = shutil.disk_usage(folder).free / 2**30
-    enough = free >= NEEDED_SHARED_MEMORY_GIB and os.access(folder, os.W_OK)
-    remedy = "" if enough else "Ray is slow without; in a container: --shm-size=1g"
-    yield _check("shared memory", f"{folder}: {free:.2f} GiB free", warn=remedy)
 
 
 def _cluster(settings: Settings) -> Iterator[Check]:

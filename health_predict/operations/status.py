@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from health_predict.adapters.batches import Batches, batch_key
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tracking
 from health_predict.adapters.raw_data import origin_of
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.target import Active, open_target
 from health_predict.core.errors import StateError
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import under_way
-
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,10 @@ def status(settings: Settings) -> Status:
         waiting.append(f"{len(open_batches)} of {len(numbers)} batches are not monitored yet, next: {open_batches[0]}")
     if champion is not None and batches.silence:
         waiting.append(batches.silence)
-    waiting += [*_outcomes(batches), *_simulation(settings)]
+    waiting += _outcomes(batches, decisions)
+    if before := under_way(settings):
+        again = f", which brings back version {before.version} at its end" if before.version else ""
+        waiting.append(f"simulation {before.simulation} was begun and its model serves: give its command again{again}")
     # What serves is worth showing without its evaluation.
     judged = (evaluation(tracking, champion) if champion else None) or {}
     tested = judged.get("on_test")
@@ -87,14 +88,13 @@ def status(settings: Settings) -> Status:
 
 
 def _rollouts(tracking: Tracking, active: Active | None, champion: ModelVersion | None, trouble: str) -> list[str]:
+    found = []
     if champion is None:
-        found = ["no champion yet: `health-predict demo`"]
+        found.append("no champion yet: `health-predict demo`")
     elif active is None:
-        found = [f"{trouble or 'the endpoint is down'}: `health-predict serve`"]
+        found.append(f"{trouble or 'the endpoint is down'}: `health-predict serve`")
     elif active.model_version != champion.version:
-        found = [f"version {active.model_version} serves, {champion.version} is champion: `health-predict serve`"]
-    else:
-        found = []
+        found.append(f"version {active.model_version} serves, {champion.version} is champion: `health-predict serve`")
     challenger = tracking.by_alias(CHALLENGER)
     if challenger is not None and (champion is None or challenger.version != champion.version):
         remedy = f"`health-predict pipeline run deployment -p model_version={challenger.version}`"
@@ -102,23 +102,14 @@ def _rollouts(tracking: Tracking, active: Active | None, champion: ModelVersion 
     return found
 
 
-def _outcomes(batches: Batches) -> list[str]:
+def _outcomes(batches: Batches, decisions: list[dict[str, Any]]) -> list[str]:
     """What the outcomes of batches wait for that were judged without them, and files that cannot be read."""
-    decisions = batches.decisions()
     matured = {number for one in decisions for number in one["matured"]}
     found = []
     for number in sorted(batches.handled - matured):
         joined = batches.labelled(batches.batch(number)).joined
         found.append(f"outcomes of batch {number}: {joined.waiting or 'known, judged with the next batch'}")
     return found + [f"left out: {problem}" for problem in batches.damaged]
-
-
-def _simulation(settings: Settings) -> list[str]:
-    before = under_way(settings)
-    if before is None:
-        return []
-    again = f", which brings back version {before.version} at its end" if before.version else ""
-    return [f"simulation {before.simulation} was begun and its model serves: give its command again{again}"]
 
 
 def _last(batches: Batches, decisions: list[dict[str, Any]]) -> LastDrift | None:

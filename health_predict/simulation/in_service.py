@@ -14,7 +14,7 @@ from pathlib import Path
 
 from health_predict.adapters.batches import Batches
 from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.storage import open_storage
 from health_predict.adapters.target import open_target
 from health_predict.settings import ServingTarget, Settings
 from health_predict.simulation.plan import Begun, begun
@@ -62,7 +62,11 @@ def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
 
 def under_way(settings: Settings) -> ServedBefore | None:
     """What served before a simulation that runs or was killed; None when there is no such simulation."""
-    return _read(open_storage(settings.storage, settings.s3_endpoint_url))
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    if not storage.exists(KEY):
+        return None
+    found = ServedBefore(**json.loads(storage.read(KEY)))
+    return found if found.simulation else None  # struck out: what served before serves again
 
 
 def remember(settings: Settings, simulation: str) -> bool:
@@ -70,16 +74,15 @@ def remember(settings: Settings, simulation: str) -> bool:
 
     What is written down already stays, unless something else than a simulation's model serves by now.
     """
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    known = _read(storage)
-    if known is not None and _serves_own(settings, storage, known):
-        _write(storage, replace(known, simulation=simulation))
+    known = under_way(settings)
+    if known is not None and _serves_own(settings, known):
+        _write(settings, replace(known, simulation=simulation))
         return False
     tracking, active = Tracking(settings), open_target(settings).active()
     champion, challenger = tracking.by_alias(CHAMPION), tracking.by_alias(CHALLENGER)
     version = active.model_version if active else champion.version if champion else ""
     found = ServedBefore(simulation, version, active is not None, challenger.version if challenger else "")
-    _write(storage, found)
+    _write(settings, found)
     log.info("what serves before the simulation: %s", f"version {version}" if version else "nothing")
     return True
 
@@ -90,23 +93,22 @@ def put_back(settings: Settings, *, keep: bool = False, ended: bool = True) -> s
     `settings` are those of everything else: a process that serves gets them. `ended`: whether the simulation did; one
     that failed may go on. Nothing happens, and the answer is empty, when no simulation's model serves. Safe to repeat.
     """
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    before = _read(storage)
+    before = under_way(settings)
     if before is None:
         return ""
     target, tracking = open_target(settings), Tracking(settings)
     done = replace(before, simulation="")
-    if not _serves_own(settings, storage, before):
-        _write(storage, done)
+    if not _serves_own(settings, before):
+        _write(settings, done)
         return ""
     active = target.active()
     now = f"version {active.model_version}" if active else "the version"
     if not before.version:
         if ended:
-            _write(storage, done)
+            _write(settings, done)
         return f"nothing served before: {now} of this simulation serves on, `health-predict down` stops it"
     if keep:
-        _write(storage, done)
+        _write(settings, done)
         return (
             f"{now} of this simulation serves on; `health-predict pipeline run deployment -p "
             f"model_version={before.version}` brings back version {before.version}, which served before"
@@ -120,15 +122,15 @@ def put_back(settings: Settings, *, keep: bool = False, ended: bool = True) -> s
         tracking.set_alias(CHALLENGER, before.challenger)
     elif challenger is not None:
         tracking.delete_alias(CHALLENGER)
-    _write(storage, done)
+    _write(settings, done)
     if before.running:
         return f"version {before.version}, which served before, serves again"
     return f"version {before.version}, the champion before, serves; nothing ran before, `health-predict down` stops it"
 
 
-def _serves_own(settings: Settings, storage: Storage, before: ServedBefore) -> bool:
+def _serves_own(settings: Settings, before: ServedBefore) -> bool:
     """Whether what serves is still the simulation's, and not what somebody has rolled out since."""
-    simulation = begun(storage, before.simulation)
+    simulation = begun(open_storage(settings.storage, settings.s3_endpoint_url), before.simulation)
     if simulation is None:
         return True  # it was killed while it brought its first version into service
     version, half_done = version_of(settings, simulation)
@@ -137,13 +139,5 @@ def _serves_own(settings: Settings, storage: Storage, before: ServedBefore) -> b
     return half_done or serves == version
 
 
-def _read(storage: Storage) -> ServedBefore | None:
-    """What is written down and not struck out."""
-    if not storage.exists(KEY):
-        return None
-    found = ServedBefore(**json.loads(storage.read(KEY)))
-    return found if found.simulation else None
-
-
-def _write(storage: Storage, before: ServedBefore) -> None:
-    storage.write(KEY, json.dumps(asdict(before)).encode())
+def _write(settings: Settings, before: ServedBefore) -> None:
+    open_storage(settings.storage, settings.s3_endpoint_url).write(KEY, json.dumps(asdict(before)).encode())

@@ -175,7 +175,9 @@ def _decided(
         return record | {"reasons": [why], "quarantined": True}, render(
             "note.html", title=f"Batch {number} is quarantined", note=why
         )
-    model = _Model.load(tracking, batches, champion)
+    first = trained_through(batches.storage, champion)
+    learned = int(champion.tags.get("estimator_batches", first))
+    model = _Model(champion, tracking.load_pipeline(champion.version), first, learned)
     judged, page = _judged(settings, batches, model, batches.batch(number))
     return record | judged, page
 
@@ -191,12 +193,6 @@ class _Model:
     pipeline: Any
     first: int
     learned: int
-
-    @classmethod
-    def load(cls, tracking: Tracking, batches: Batches, version: ModelVersion) -> _Model:
-        first = trained_through(batches.storage, version)
-        learned = int(version.tags.get("estimator_batches", first))
-        return cls(version, tracking.load_pipeline(version.version), first, learned)
 
     def scores(self, frame: pd.DataFrame) -> Floats:
         return np.asarray(self.pipeline.predict_proba(frame)[:, 1], dtype=np.float64)
@@ -219,8 +215,8 @@ class _Model:
 def _judged(settings: Settings, batches: Batches, model: _Model, batch: Batch) -> tuple[dict[str, Any], str]:
     """What the record of a batch says of its judgement, and its page."""
     champion = model.version
-    training = stored_part(batches.storage, champion.tags["dataset_digest"], "train")
-    validation = stored_part(batches.storage, champion.tags["dataset_digest"], "validation")
+    dataset = champion.tags["dataset_digest"]
+    training, validation = (stored_part(batches.storage, dataset, name) for name in ("train", "validation"))
     validation_scores = model.scores(validation)
     reference = _reference(batches.storage, champion, training, target(validation), validation_scores)
     matured, labelled = _labelled(batches, model, batch)
@@ -247,7 +243,7 @@ def _judged(settings: Settings, batches: Batches, model: _Model, batch: Batch) -
         batch=batch.number,
         facts=[
             ("Model version", champion.version),
-            ("Dataset", champion.tags["dataset_digest"][:12]),
+            ("Dataset", dataset[:12]),
             ("Source", champion.tags.get("dataset_source", "")),
             ("Commit", champion.tags.get("git_commit", "")[:12]),
             ("Batch digest", batch.digest[:12]),
@@ -306,7 +302,9 @@ def _findings(
 
     These are outcomes that the champion did not learn from and was not judged on yet; None: there are none.
     """
-    rolling = _before(batches, batch.number)
+    earlier = [other for other in batches.handled if other < batch.number]
+    # The batch that was judged last before this one.
+    rolling = InputReference.fit(batches.batch(max(earlier)).frame, draws=ROLLING_DRAWS) if earlier else None
     inputs = assess(reference, batch.frame, model.served(labelled[batch.number]), None, rolling=rolling)
     windows = _windows(batches, model.version)
     matured = {number: one for number, one in sorted(labelled.items()) if one.joined.matured}
@@ -352,12 +350,6 @@ def _windows(batches: Batches, champion: ModelVersion) -> dict[int, LabelledWind
             number = int(values.pop("batch"))
             found[number] = LabelledWindow(**values)
     return found
-
-
-def _before(batches: Batches, number: int) -> InputReference | None:
-    """The batch that was judged last before this one, as a reference."""
-    earlier = [other for other in batches.handled if other < number]
-    return InputReference.fit(batches.batch(max(earlier)).frame, draws=ROLLING_DRAWS) if earlier else None
 
 
 def _second_opinion(
