@@ -32,22 +32,18 @@ class Status:
 
     url: str
     serving: Active | None
-    champion: str
-    """Version with the alias; empty when there is none."""
+    champion: str  # version with the alias; empty when there is none
     family: str
     synthetic: bool
-    data: str
-    """What the champion stands on: source and start of the SHA-256 of its raw data."""
+    data: str  # what the champion stands on: source and start of the SHA-256 of its raw data
     on_test: Mapping[str, Any]
     """The champion on its own test set: rows, positives, and metrics (name -> value, low, high)."""
     comparisons: tuple[Mapping[str, Any], ...]
     """The champion beside the one before it on the same rows: its own, and the former ones of replaced data."""
     drift: LastDrift | None
-    batches: int
-    """Batches of the stream that are there."""
+    batches: int  # batches of the stream that are there
     monitored: int
-    waiting: tuple[str, ...]
-    """What somebody or some pipeline should do next."""
+    waiting: tuple[str, ...]  # what somebody or some pipeline should do next
 
 
 def status(settings: Settings) -> Status:

@@ -29,14 +29,10 @@ KEY = "simulations/served-before.json"
 class ServedBefore:
     """What served before, and whose models do meanwhile."""
 
-    simulation: str
-    """Empty once what served before serves again."""
-    version: str
-    """What served, else the champion; empty when there was neither."""
-    running: bool
-    """Whether the endpoint ran."""
-    challenger: str
-    """The version with that alias; empty when there was none."""
+    simulation: str  # empty once what served before serves again
+    version: str  # what served, else the champion; empty when there was neither
+    running: bool  # whether the endpoint ran
+    challenger: str  # the version with that alias; empty when there was none
 
 
 def serve(settings: Settings, version: ModelVersion) -> None:

@@ -23,11 +23,9 @@ class Plan:
 
     name: str
     scenarios: tuple[str, ...]
-    from_batch: int
-    """Where the drift begins."""
+    from_batch: int  # where the drift begins
     policy: str
-    delay: int
-    """Batches until outcomes are known; 0: with the batch itself."""
+    delay: int  # batches until outcomes are known; 0: with the batch itself
     batches: int
     seed: int
 
@@ -46,11 +44,9 @@ class Plan:
 class Begun(Plan):
     """A simulation that has begun, as storage knows it."""
 
-    data: Mapping[str, Any]
-    """SHA-256 of the raw file, and the parameters by which it was cut: before any drift."""
+    data: Mapping[str, Any]  # SHA-256 of the raw file, and the parameters by which it was cut: before any drift
     first_version: str
-    truths: tuple[GroundTruth, ...] = ()
-    """What was done to the data."""
+    truths: tuple[GroundTruth, ...] = ()  # what was done to the data
 
     @property
     def plan(self) -> Plan:

@@ -36,21 +36,15 @@ class Finding:
 
     batch: int
     verdict: str
-    alarms: tuple[str, ...]
-    """What keeps the verdict from being steady."""
-    judged: int | None
-    """The newest batch whose outcomes the verdict rests on; None: no outcomes were known."""
-    news: tuple[str, ...]
-    """Columns that differ from the batch before; of the first batch, from the training data."""
-    recording: tuple[str, ...]
-    """Columns whose recording changed since the batch before."""
-    waiting: tuple[int, ...]
-    """Batches whose outcomes were not known."""
+    alarms: tuple[str, ...]  # what keeps the verdict from being steady
+    judged: int | None  # the newest batch whose outcomes the verdict rests on; None: no outcomes were known
+    news: tuple[str, ...]  # columns that differ from the batch before; of the first batch, from the training data
+    recording: tuple[str, ...]  # columns whose recording changed since the batch before
+    waiting: tuple[int, ...]  # batches whose outcomes were not known
     action: str
     outcome: str
     version_after: str
-    labelled_batches: int
-    """From the first one on, those whose outcomes a new version may learn from."""
+    labelled_batches: int  # from the first one on, those whose outcomes a new version may learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +57,8 @@ class Moment(Finding):
     auc: Estimate
     observed_expected: Estimate
     reasons: tuple[str, ...]
-    input_alarm: bool
-    """Against the training data."""
-    quality: tuple[str, ...]
-    """Columns whose recording changed since the training data."""
+    input_alarm: bool  # against the training data
+    quality: tuple[str, ...]  # columns whose recording changed since the training data
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +82,12 @@ class Detection:
     scenarios: tuple[str, ...]
     kinds: tuple[str, ...]
     from_batch: int
-    inputs: Sign | None
-    """The inputs differ from the batch before."""
-    recording: Sign | None
-    """Their recording changed since the batch before."""
-    verdict: Sign | None
-    """The verdict is not steady."""
-    waited: int | None
-    """Batches until outcomes were waited for that had been known by then before."""
-    learned: int | None
-    """Batches until a new version serves that has learned from changed batches."""
-    compared_with: str
-    """The simulation of the same stream without the scenario; empty when there is none."""
+    inputs: Sign | None  # the inputs differ from the batch before
+    recording: Sign | None  # their recording changed since the batch before
+    verdict: Sign | None  # the verdict is not steady
+    waited: int | None  # batches until outcomes were waited for that had been known by then before
+    learned: int | None  # batches until a new version serves that has learned from changed batches
+    compared_with: str  # the simulation of the same stream without the scenario; empty when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +100,10 @@ class Timeline:
     synthetic: bool
     first_version: str
     moments: tuple[Moment, ...]
-    detection: Detection | None
-    """None when nothing was injected."""
-    retrainings: int
-    """New versions in service that were trained anew."""
+    detection: Detection | None  # None when nothing was injected
+    retrainings: int  # new versions in service that were trained anew
     recalibrations: int
-    lost: int
-    """Challengers that did not pass."""
+    lost: int  # challengers that did not pass
 
 
 def moment(replay: Replay, number: int) -> Moment:

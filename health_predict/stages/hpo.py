@@ -24,6 +24,7 @@ from health_predict.core.calibration import CalibratedClassifier, Fold, fit_map,
 from health_predict.core.cohort import load_part, target
 from health_predict.core.columns import PATIENT
 from health_predict.core.compiled_model import clear_threshold, edge_rows
+from health_predict.core.content import content_digest
 from health_predict.core.errors import GateError, HealthPredictError, StateError
 from health_predict.core.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.families import BASELINE, FAMILIES, Family
@@ -39,19 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A search is the same when this code is, as patterns below `health_predict/core`.
-_SOURCES = (
-    "columns.py",
-    "row_encoder.py",
-    "features.py",
-    "families/*.py",
-    "evaluation.py",
-    "performance.py",
-    "calibration.py",
-    "compiled_model.py",
-    "search.py",
-    "selection.py",
-)
 LEADERBOARD = "leaderboard.html"
 _RUNG = "auc_rung_{}"
 _CURVES = ("curve_training_auc", "curve_validation_auc")
@@ -307,7 +295,6 @@ def _recorded(run: RunRecord) -> Trial:
 
 def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
     """SHA-256 over all that the search's result depends on."""
-    core = Path(health_predict.core.__path__[0])
     identity = {
         "dataset": dataset_digest,
         "families": [family.name for family in chosen],
@@ -317,11 +304,7 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
         "threads": settings.trial_cpus,
         "seed": settings.seed,
         "libraries": libraries(),
-        "code": {
-            str(file.relative_to(core)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for pattern in _SOURCES
-            for file in sorted(core.glob(pattern))
-        },
+        "code": content_digest(Path(health_predict.core.__path__[0])),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -19,10 +19,8 @@ class Settlement(StrEnum):
     """How a batch ended."""
 
     DEPLOYED = "deployed"
-    UNCHANGED = "unchanged"
-    """Nothing was to be done, or no batch waited."""
-    LOST = "lost"
-    """The challenger did not pass its gates: everything is as it was."""
+    UNCHANGED = "unchanged"  # nothing was to be done, or no batch waited
+    LOST = "lost"  # the challenger did not pass its gates: everything is as it was
     QUARANTINED = "quarantined"
 
 
