@@ -60,18 +60,17 @@ def demo(replace_data: bool = False) -> None:
 
 def _serve_champion(settings: Settings, version: str) -> None:
     """Bring the champion up where the trained version did not: it was rejected, and the endpoint was down."""
-    from health_predict.stages.rollout import rollout
+    from health_predict.stages.rollout import serve
 
     tracking = Tracking(settings)
     champion = tracking.by_alias(CHAMPION)
-    if champion is None or "image_uri" not in champion.tags:
+    if champion is None:
         reasons = tracking.read_json(tracking.version(version).run_id, EVALUATION)["reasons"]
         raise GateError(
             f"version {version} was rejected and nothing serves yet: {'; '.join(reasons)}",
             "give it more encounters or trials (HEALTH_PREDICT_INITIAL_SHARE, HEALTH_PREDICT_TRIALS)",
         )
-    report = settings.home / "serving" / "rollout.html"
-    rollout(settings, image_uri=champion.tags["image_uri"], model_version=champion.version, report=report)
+    serve(settings, champion)
 
 
 def _inputs(settings: Settings, raw_sha256: str) -> str:

@@ -41,20 +41,12 @@ def serve(
         typer.echo(settings.home / "serving" / "serving.log")
         return
     from health_predict.adapters.mlflow import Tracking
-    from health_predict.stages.rollout import rollout
+    from health_predict.stages.rollout import serve as roll_out
 
     console = console_of(as_json)
-    with console.status("asking for the champion"):
+    with console.status("starting the champion"):
         champion = Tracking(settings).champion()
-        image = champion.tags.get("image_uri")
-        if not image:
-            raise StateError(
-                f"version {champion.version} has no image",
-                f"`health-predict pipeline run deployment -p model_version={champion.version}` builds and deploys one",
-            )
-    with console.status(f"starting version {champion.version}"):
-        report = settings.home / "serving" / "rollout.html"
-        result = rollout(settings, image_uri=image, model_version=champion.version, report=report)
+        result = roll_out(settings, champion)
     if as_json:
         typer.echo(json.dumps({"outcome": result.outcome.value, "model_version": champion.version, "url": result.url}))
     else:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 
-from health_predict.adapters.storage import whole_file
+from health_predict.adapters.storage import write_file
+from health_predict.commands.progress import console_of
 from health_predict.settings import load_settings
 
 PORTION = 1000
-COLUMNS = ("prediction", "probability_score", "risk_group", "model_version", "prediction_id")
+COLUMNS = ["prediction", "probability_score", "risk_group", "model_version", "prediction_id"]
 
 
 def predict(
@@ -28,51 +28,39 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
     """Score every encounter of a file through the endpoint and write a CSV, in the order of the file."""
+    import pandas as pd
+
     from health_predict.adapters.endpoint import Endpoint
     from health_predict.adapters.target import open_target
     from health_predict.core import cohort
     from health_predict.core.columns import ENCOUNTER
 
-    settings = load_settings()
-    console = Console(stderr=as_json)
+    settings, console, begin = load_settings(), console_of(as_json), time.monotonic()
     with console.status("reading and checking the file"):
         frame = cohort.read_cohort(file, labelled=False)
         cohort.check(frame, labelled=False, name=str(file))
     bodies = cohort.as_requests(frame)
     target = output or Path(f"{file.name.removesuffix('.gz').removesuffix('.csv')}.predictions.csv")
-    positives, begin = 0, time.monotonic()
-    versions: dict[str, None] = {}
-    columns = TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with (
-        Endpoint(url or open_target(settings).url) as endpoint,
-        whole_file(target) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as sink,
-        Progress(*columns, console=console) as progress,
-    ):
-        task = progress.add_task("scoring", total=len(bodies))
-        writer = csv.writer(sink, lineterminator="\n")
-        writer.writerow([ENCOUNTER, *COLUMNS])
-        names = iter(frame[ENCOUNTER])
-        for answers in endpoint.predict(bodies, min(PORTION, settings.serving_batch_rows)):
-            for answer in answers:
-                writer.writerow([next(names), *(answer[name] for name in COLUMNS)])
-                positives += answer["prediction"]
-                versions[answer["model_version"]] = None
-            progress.advance(task, len(answers))
+    portion, answers = min(PORTION, settings.serving_batch_rows), []
+    with Endpoint(url or open_target(settings).url) as endpoint:
+        portions = math.ceil(len(bodies) / portion)
+        for some in track(endpoint.predict(bodies, portion), "scoring", portions, console=console):
+            answers += some
+    found = pd.DataFrame(answers, columns=COLUMNS)
+    found.insert(0, ENCOUNTER, frame[ENCOUNTER].to_numpy())
+    write_file(target, found.to_csv(index=False, lineterminator="\n"))
+    versions = [*dict.fromkeys(found["model_version"])]
     result = {
         "file": str(target),
-        "encounters": len(bodies),
-        "positives": positives,
-        "model_versions": list(versions),
+        "encounters": len(found),
+        "positives": int(found["prediction"].sum()),
+        "model_versions": versions,
         "url": endpoint.url,
     }
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        seconds = time.monotonic() - begin
         console.print(
-            f"{target}: {len(bodies)} encounters by version {', '.join(versions)} in {seconds:.1f} s, "
-            f"{positives} with a readmission expected",
-            highlight=False,
-            soft_wrap=True,
+            f"{target}: {len(found)} encounters by version {', '.join(versions)} in "
+            f"{time.monotonic() - begin:.1f} s, {result['positives']} with a readmission expected"
         )

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from health_predict.adapters.batches import Batches
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.target import open_target
 from health_predict.settings import ServingTarget, Settings
 from health_predict.simulation.plan import Begun, begun
-from health_predict.stages.rollout import rollout
+from health_predict.stages.rollout import serve
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +31,6 @@ class ServedBefore:
     version: str  # what served, else the champion; empty when there was neither
     running: bool  # whether the endpoint ran
     challenger: str  # the version with that alias; empty when there was none
-
-
-def serve(settings: Settings, version: ModelVersion) -> None:
-    """Roll a version out."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "rollout.html"
-        rollout(settings, image_uri=version.tags["image_uri"], model_version=version.version, report=report)
 
 
 def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:

@@ -33,9 +33,10 @@ from health_predict.core.scenarios import Scenario
 from health_predict.core.sources import Source
 from health_predict.core.synthetic import GroundTruth, inject
 from health_predict.settings import Settings
-from health_predict.simulation.in_service import remember, serve, version_of
+from health_predict.simulation.in_service import remember, version_of
 from health_predict.simulation.monitoring import dataset, monitoring, readmission
 from health_predict.simulation.plan import Begun, Plan, begun, file_key
+from health_predict.stages.rollout import serve
 
 log = logging.getLogger(__name__)
 

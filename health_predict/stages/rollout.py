@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from health_predict.adapters.endpoint import ask
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
 from health_predict.adapters.storage import open_storage, write_file
 from health_predict.adapters.target import Active, Rollout, open_target
 from health_predict.core.errors import GateError, HealthPredictError, StateError
@@ -88,6 +88,17 @@ def rollout(settings: Settings, *, image_uri: str, model_version: str, report: P
     change.write(report, result)
     log.info("version %s at %s: %s", model_version, result.url, result.outcome.value)
     return result
+
+
+def serve(settings: Settings, version: ModelVersion) -> RolloutResult:
+    """Roll out a version by its image. Raises StateError when it has none."""
+    if "image_uri" not in version.tags:
+        raise StateError(
+            f"version {version.version} has no image",
+            f"`health-predict pipeline run deployment -p model_version={version.version}` builds and deploys one",
+        )
+    image, report = version.tags["image_uri"], settings.home / "serving" / "rollout.html"
+    return rollout(settings, image_uri=image, model_version=version.version, report=report)
 
 
 def unpacked(settings: Settings, image_uri: str) -> Path:
