@@ -177,27 +177,16 @@ PROFILE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def known_variables() -> list[str]:
-    """Every variable that is a setting, sorted."""
-    return sorted(PREFIX + name.upper() for name in Settings.model_fields)
-
-
-def unknown_variables() -> list[str]:
-    """Variables with our prefix that are no setting, sorted."""
-    known = known_variables()
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-
-
-def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """Settings from explicit values, the environment and the profile's defaults, in that order.
 
-    Raises SettingsError that names each wrong or unknown variable, and each explicit value as a parameter;
-    `allow_unknown` is for the doctor.
+    Raises SettingsError that names each wrong or unknown variable, and each explicit value as a parameter.
     """
-    unknown = [] if allow_unknown else unknown_variables()
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], known_variables(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "`health-predict doctor` lists the known ones"
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "docs/reference/settings.md lists the known ones"
         raise SettingsError(f"unknown setting {', '.join(unknown)}", hint)
     try:
         return Settings(**overrides)
@@ -211,6 +200,6 @@ def load_settings(*, allow_unknown: bool = False, **overrides: Any) -> Settings:
         raise SettingsError(f"wrong setting: {error}", 'lists are written as JSON, like ["XGBoost"]') from None
 
 
-def settings_on(place: Profile | None, *, allow_unknown: bool = False) -> Settings:
+def settings_on(place: Profile | None) -> Settings:
     """Settings with the defaults of a place that a command line names; None: of the environment's profile."""
-    return load_settings(allow_unknown=allow_unknown, **({"profile": place} if place else {}))
+    return load_settings(**({"profile": place} if place else {}))

@@ -156,9 +156,7 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
 
     console = console_of(as_json)
     with console.status("examining") as shown:
-        # An unknown setting stops every other command; this one reports it.
-        settings = settings_on(on, allow_unknown=True)
-        checks = list(examine(settings, lambda name: shown.update(f"examining: {name}")))
+        checks = list(examine(settings_on(on), lambda name: shown.update(f"examining: {name}")))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks]))
     else:

@@ -176,19 +176,13 @@ def list_(on: On = None, as_json: AsJson = False) -> None:
     table = Table("pipeline", "started", "run, its outputs or why it failed", box=None)
     for record in records:
         outputs = ", ".join(f"{key}={value}" for key, value in record.get("outputs", {}).items())
+        started, ended = (datetime.fromisoformat(record.get(key) or record["started"]) for key in ("started", "ended"))
         table.add_row(
             f"{record['pipeline']}\n{record['state']}",
-            f"{record['started'][:16].replace('T', ' ')}\n{_took(record)}",
+            f"{started:%Y-%m-%d %H:%M}\n{f'took {ended - started}' if record.get('ended') else ''}",
             f"{record['run_id']}\n{escape(textwrap.shorten(record.get('error') or outputs, 200, placeholder=' ...'))}",
         )
     Console().print(table if records else "no run yet: `health-predict pipeline run readmission`")
-
-
-def _took(record: Mapping[str, Any]) -> str:
-    if not record.get("ended"):
-        return ""
-    seconds = (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
-    return f"took {seconds:.0f} s" if seconds < 100 else f"took {seconds / 60:.0f} min"
 
 
 def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], console: Console) -> LocalRun:

@@ -22,7 +22,7 @@ from health_predict.adapters.source_control import UNKNOWN, commit
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.target import open_target
 from health_predict.core.errors import HealthPredictError
-from health_predict.settings import PREFIX, ServingTarget, Settings, known_variables, unknown_variables
+from health_predict.settings import PREFIX, ServingTarget, Settings
 
 # The two-command demonstration stays below this much memory and disk.
 NEEDED_MEMORY_GIB = 3.0
@@ -97,9 +97,6 @@ def _check(name: str, finding: str, *, warn: str = "", fail: str = "") -> Check:
 
 
 def _settings(settings: Settings) -> Iterator[Check]:
-    if unknown := unknown_variables():
-        yield _check("settings", f"unknown: {', '.join(unknown)}", fail=f"known: {', '.join(known_variables())}")
-        return
     changed = ", ".join(f"{name}={value}" for name, value in settings.environment().items() if name != f"{PREFIX}HOME")
     yield _check("settings", f"profile {settings.profile.value}; {changed or 'all others at their defaults'}")
 
