@@ -526,9 +526,8 @@ class Tracking:
         """The version with the alias `champion`. Raises StateError when there is none."""
         found = self.by_alias(CHAMPION)
         if found is None:
-            raise StateError(
-                "no model version is the champion", "train and deploy one: `health-predict pipeline run readmission`"
-            )
+            remedy = "`health-predict demo`, or `pipeline run readmission`, trains and deploys one"
+            raise StateError("no model version is the champion", remedy)
         return found
 
     def register(self, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
