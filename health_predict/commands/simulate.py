@@ -72,8 +72,10 @@ def simulate(
     console.print(f"[bold]simulation  [/bold]{plan.name}")
     stages = logging.StreamHandler(console.file)
     stages.setFormatter(logging.Formatter("%(module)-11s %(message)s"))
-    logging.getLogger("health_predict").addHandler(stages)
-    logging.getLogger("health_predict").setLevel(logging.INFO)
+    ours = logging.getLogger("health_predict")
+    ours.addHandler(stages)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False  # some library gives the root logger a handler of its own
     with only_one(settings.home / "simulations", 1.0):  # they share an endpoint
         with _put_back_on_failure(settings, keep):
             replay = begin(settings, plan, keep=keep)
