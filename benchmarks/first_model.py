@@ -16,8 +16,7 @@ from pathlib import Path
 from health_predict.adapters.mlflow import Tracking
 from health_predict.core.calibration import uncalibrated
 from health_predict.core.cohort import load_part, target
-from health_predict.core.drift import calibration_of
-from health_predict.core.performance import Calibration, LabelledWindow
+from health_predict.core.performance import Calibration, LabelledWindow, assess_calibration
 from health_predict.settings import load_settings
 from health_predict.stages.hpo import hpo
 from health_predict.stages.register import register
@@ -73,7 +72,7 @@ def first_window(salt: str, home: Path) -> tuple[str, str, Calibration, Calibrat
     features, estimator = (step for _, step in Tracking(settings).load_pipeline(registered.model_version).steps)
     rows = features.transform(batch)
     found, raw = (
-        calibration_of([LabelledWindow.of(outcomes, model.predict_proba(rows)[:, 1].astype(float))])
+        assess_calibration([LabelledWindow.of(outcomes, model.predict_proba(rows)[:, 1].astype(float))])
         for model in (estimator, uncalibrated(estimator))
     )
     return registered.family, registered.decision.value, found, raw

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from health_predict.core.cohort import exclude_not_readmittable, target
-from health_predict.core.drift import DEFAULT_LIMITS, DriftReference, Verdict, assess
+from health_predict.core.drift import DriftReference, Verdict, assess
 from health_predict.core.families import FAMILIES
 from health_predict.core.features import EncounterFeatures
 from health_predict.core.performance import LabelledWindow, assess_calibration, evidence, threshold
@@ -136,19 +136,7 @@ def run_length(streams: int = 500, batches: int = 200, events: int = 560) -> dic
                 for count, line in zip(observed.tolist(), slopes.tolist(), strict=True)
             ]
         )
-    limits = DEFAULT_LIMITS
-    calibration = _rates(
-        windows,
-        lambda seen: (
-            assess_calibration(
-                seen,
-                alpha=limits.calibration_alpha,
-                ratio_tolerance=limits.observed_expected_tolerance,
-                slope_tolerance=limits.slope_tolerance,
-                lost_slope=limits.lost_slope,
-            ).broken
-        ),
-    )
+    calibration = _rates(windows, lambda seen: assess_calibration(seen).broken)
     return {"limit": limit, "calibration": calibration}
 
 

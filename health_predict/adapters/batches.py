@@ -24,7 +24,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -272,14 +272,14 @@ class Batches:
 
     def settle(self, batch_key: str, record: Mapping[str, Any], policy: PolicyState) -> None:
         """Store how a batch ended. The policy's state comes first: a repeat makes the same of the decision."""
-        memory = {**policy.to_json(), "series": record.get("series", "")}
+        memory = {**asdict(policy), "series": record.get("series", "")}
         self.storage.write(f"{self._records}/policy.json", json.dumps(memory).encode())
         self.storage.write(f"{self._records}/settled/{batch_key}.json", json.dumps(record, indent=1).encode())
 
     def policy_state(self, series: str) -> PolicyState:
         """What the policy remembers of a series of batches."""
         record = self._record(f"{self._records}/policy.json") or {}
-        return PolicyState.from_json(record) if _same(record.pop("series", ""), series) else PolicyState()
+        return PolicyState(**record) if _same(record.pop("series", ""), series) else PolicyState()
 
     def report_key(self, batch_key: str, name: str) -> str:
         """Key of a file of the batch's report."""

@@ -121,7 +121,7 @@ def synthesize(
         frame = synthesize(rows, seed)
         if scenario is not None:
             frame, truth = inject(frame, scenario.value, rows // 2 if from_row is None else from_row, seed)
-            write_file(out.with_suffix(".truth.json"), json.dumps(truth.to_json(), indent=1) + "\n")
+            write_file(out.with_suffix(".truth.json"), json.dumps(asdict(truth), indent=1) + "\n")
         with whole_file(out) as temporary:
             save_csv(frame, temporary)
     typer.echo(

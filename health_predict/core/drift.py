@@ -19,10 +19,10 @@ While too few outcomes are known, the verdict is `steady` and says what it waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,11 @@ from health_predict.core.columns import MISSING
 from health_predict.core.evaluation import subgroup_levels
 from health_predict.core.input_drift import ColumnFinding, InputFindings, InputReference, psi, standardised
 from health_predict.core.performance import (
+    DEFAULT_LIMITS,
     Calibration,
     Discrimination,
     LabelledWindow,
+    Limits,
     assess_calibration,
     assess_discrimination,
     observed_expected,
@@ -59,28 +61,6 @@ class Alarm(StrEnum):
     SLOPE = "calibration slope"
     AUC = "AUC"
     REFIT = "a refit ranks better"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a difference counts. An alpha is the share of batches that may alarm without drift, for calibration and
-    discrimination in the long run over all batches looked at; the tolerances keep differences that are certain but
-    too small to matter from raising an alarm."""
-
-    input_alpha: float = 0.01
-    calibration_alpha: float = 0.04
-    discrimination_alpha: float = 0.01
-    gain_alpha: float = 0.025
-    # What the 1,600 readmissions of the initial training data leave uncertain about the overall risk.
-    observed_expected_tolerance: float = 0.025
-    slope_tolerance: float = 0.15
-    gain_tolerance: float = 0.005  # of AUC: more data alone bring about as much, without any drift
-    lost_slope: float = 0.5  # surely below it, the scores hold less than half of the differences they claim
-    score_psi: float = 0.025  # the risk scores moved; chance gives about .005 with 5,000 rows
-    least_events: int = 30  # readmissions that must be known before performance is judged
-
-
-DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +122,6 @@ class DriftFindings:
         }
         return tuple(alarm for alarm, raised in found.items() if raised)
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain structure of numbers, strings, lists and dictionaries."""
-        return asdict(self)
-
     def metrics(self) -> dict[str, float]:
         """The figures worth a time series, by name."""
         found: dict[str, float] = {
@@ -175,7 +151,10 @@ class DriftFindings:
 
 @dataclass(frozen=True)
 class DriftReference:
-    """What batches are compared with: training inputs, and scores and discrimination on validation."""
+    """What batches are compared with: training inputs, and scores and discrimination on validation.
+
+    `dataclasses.asdict` and a `pydantic.TypeAdapter` take it to JSON and back.
+    """
 
     inputs: InputReference
     score_edges: tuple[float, ...]
@@ -205,38 +184,6 @@ class DriftReference:
             float(scores.mean()),
             LabelledWindow.of(np.asarray(outcomes, dtype=np.float64), scores),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain structure for `from_json`."""
-        return {
-            "inputs": self.inputs.to_json(),
-            "score_edges": list(self.score_edges),
-            "score_shares": list(self.score_shares),
-            "score_mean": self.score_mean,
-            "validation": asdict(self.validation),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
-        return cls(
-            InputReference.from_json(data["inputs"]),
-            tuple(data["score_edges"]),
-            tuple(data["score_shares"]),
-            data["score_mean"],
-            LabelledWindow(**data["validation"]),
-        )
-
-
-def calibration_of(windows: Sequence[LabelledWindow], limits: Limits = DEFAULT_LIMITS) -> Calibration:
-    """`assess_calibration` by these limits, as monitoring asks it of batches (oldest first) and a gate of a model."""
-    return assess_calibration(
-        windows,
-        alpha=limits.calibration_alpha,
-        ratio_tolerance=limits.observed_expected_tolerance,
-        slope_tolerance=limits.slope_tolerance,
-        lost_slope=limits.lost_slope,
-    )
 
 
 def assess(
@@ -274,14 +221,8 @@ def assess(
         newest = LabelledRows(frame[known], scores[known], labels[known])
         window = LabelledWindow.of(labels[known], scores[known], refit_gain(earlier, newest))
         windows = [*history, window]
-        calibration = calibration_of(windows, limits)
-        discrimination = assess_discrimination(
-            reference.validation,
-            windows,
-            alpha=limits.discrimination_alpha,
-            gain_alpha=limits.gain_alpha,
-            tolerance=limits.gain_tolerance,
-        )
+        calibration = assess_calibration(windows, limits)
+        discrimination = assess_discrimination(reference.validation, windows, limits)
         groups = _subgroups(frame[known], labels[known], scores[known])
     verdict, reasons = _judge(score_findings, calibration, discrimination, events, limits)
     about_inputs = _about_inputs(inputs, news)
@@ -321,7 +262,7 @@ def _scores(reference: DriftReference, scores: Floats, limits: Limits) -> ScoreF
 def _subgroups(frame: pd.DataFrame, labels: Floats, scores: Floats) -> tuple[SubgroupFinding, ...]:
     found = []
     for (attribute, level), mask in subgroup_levels(frame).items():
-        ratio, low, high, _ = observed_expected(labels[mask], scores[mask])
+        ratio, low, high = observed_expected(labels[mask], scores[mask])
         found.append(SubgroupFinding(attribute, level, int(mask.sum()), int(labels[mask].sum()), ratio, low, high))
     return tuple(found)
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property, lru_cache
-from typing import Any, Self
+from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -122,15 +122,6 @@ class QualityFinding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
-    """A level, or a cell of pooled ones, with its rows in reference and batch."""
-
-    name: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
 class InputFindings:
     """The decision over all columns (`alarm`, with its calibrated p value) and each column, largest z first."""
 
@@ -167,31 +158,20 @@ class InputReference:
             raise ValueError("an empty batch cannot be compared")
         scale = n * self.rows / (n + self.rows)
         threshold = self._between(n, lambda largest: float(np.quantile(largest, 1 - alpha)))
-        counted = [_counted(frame[cells.column]) for cells in self.cells]
-        flat = np.zeros(len(self._flat))
-        for start, cells, counts in zip(self._starts.tolist(), self.cells, counted, strict=True):
+        columns: list[ColumnFinding] = []
+        batches: list[_Batch] = []
+        for cells in self.cells:
+            counts = _counted(frame[cells.column])
+            shares = np.zeros(len(cells.names))
             for value, count in counts.items():
-                flat[start + cells.cell(value)] += count
-        flat /= n
-        z = _normal(
-            scale * np.add.reduceat((flat - self._flat) ** 2 / np.maximum(self._flat, RARE), self._starts),
-            self._freedom,
-        )
-        sizes = np.add.reduceat(_psi_terms(self._flat, flat), self._starts)
-        shares = np.split(flat, self._starts[1:])
-        columns = [
-            _column(cells, after, scale, float(value), float(size), threshold)
-            for cells, after, value, size in zip(self.cells, shares, z, sizes, strict=True)
-        ]
-        frequent = [
-            _frequent(cells, counts, after, n, self.rows)
-            for cells, counts, after in zip(self.cells, counted, shares, strict=True)
-        ]
+                shares[cells.cell(value)] += count
+            batches.append(_Batch(cells, self.rows, n, counts, shares / n))
+            columns.append(_column(cells, shares / n, scale, threshold))
+        frequent = [_frequent(batch) for batch in batches]
         limit = _CHANCE / max(1, sum(map(len, frequent)))
         quality: list[QualityFinding] = []
-        for cells, counts, levels in zip(self.cells, counted, frequent, strict=True):
-            quality += _quality(cells, counts, n, self.rows)
-            quality += _levels(cells, levels, counts, n, self.rows, limit)
+        for batch, levels in zip(batches, frequent, strict=True):
+            quality += [*_missing(batch), *_new(batch), *_levels(batch, levels, limit)]
         columns.sort(key=lambda finding: -finding.z)
         largest = columns[0].z if columns else 0.0
         # The null is sorted.
@@ -205,44 +185,20 @@ class InputReference:
             tuple(quality),
         )
 
-    @cached_property
-    def _flat(self) -> Floats:
-        """Shares of all cells of all columns, one column after the other."""
-        return np.concatenate([cells.shares for cells in self.cells])
-
-    @cached_property
-    def _starts(self) -> npt.NDArray[np.int64]:
-        return np.cumsum([0, *(len(cells.names) for cells in self.cells[:-1])])
-
-    @cached_property
-    def _freedom(self) -> npt.NDArray[np.int64]:
-        return np.array([max(1, len(cells.names) - 1) for cells in self.cells])
-
-    def _between(self, n: int, of: Any) -> float:
+    def _between(self, n: int, of: Callable[[tuple[float, ...]], float]) -> float:
         sizes = sorted(self.largest)
         return float(np.interp(math.log(n), np.log(sizes), [of(self.largest[size]) for size in sizes]))
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain structure for `from_json`."""
-        return {
-            "rows": self.rows,
-            "cells": [asdict(cells) for cells in self.cells],
-            "largest": {str(size): list(values) for size, values in self.largest.items()},
-        }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
-        return cls(
-            data["rows"],
-            tuple(
-                Cells(
-                    **{**entry, **{name: tuple(entry[name]) for name in ("names", "shares", "edges")}},
-                )
-                for entry in data["cells"]
-            ),
-            {int(size): tuple(values) for size, values in data["largest"].items()},
-        )
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One column of a batch of n rows: how often each value occurs, and the share of rows in each cell."""
+
+    cells: Cells
+    reference_rows: int
+    n: int
+    counts: Mapping[str, int]
+    shares: Floats
 
 
 def _counted(series: pd.Series[str]) -> dict[str, int]:
@@ -256,13 +212,8 @@ def psi(before: Floats, after: Floats) -> float:
 
     Source: Siddiqi, Credit Risk Scorecards, 2006, chapter 9.
     """
-    return float(_psi_terms(before, after).sum())
-
-
-def _psi_terms(before: Floats, after: Floats) -> Floats:
     a, b = np.maximum(before, _LEAST_SHARE), np.maximum(after, _LEAST_SHARE)
-    terms: Floats = (b - a) * np.log(b / a)
-    return terms
+    return float(((b - a) * np.log(b / a)).sum())
 
 
 def standardised(before: Floats, after: Floats, scale: float) -> Floats:
@@ -271,11 +222,8 @@ def standardised(before: Floats, after: Floats, scale: float) -> Floats:
     The expected share is floored at RARE, so that a few rows in a rare cell raise no alarm.
     """
     chi_square = scale * ((after - before) ** 2 / np.maximum(before, RARE)).sum(axis=-1)
-    return _normal(chi_square, max(1, before.shape[-1] - 1))
-
-
-def _normal(chi_square: Floats, freedom: int | npt.NDArray[np.int64]) -> Floats:
-    normal: Floats = (np.cbrt(chi_square / freedom) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom))
+    freedom = max(1, before.shape[-1] - 1)
+    normal: Floats = (np.cbrt(chi_square / freedom) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
     return normal
 
 
@@ -314,8 +262,8 @@ def _code(series: pd.Series[str], column: Column) -> tuple[Cells, npt.NDArray[np
         names.append(OTHER)
     cells = Cells(column.name, tuple(names), (), levels, edges, share, unseen)
     by_row = np.array([cells.cell(str(value)) for value in values], dtype=np.int64)[codes]
-    shares = tuple((np.bincount(by_row, minlength=len(names)) / len(series)).tolist())
-    return Cells(column.name, tuple(names), shares, levels, edges, share, unseen), by_row
+    shares = np.bincount(by_row, minlength=len(names)) / len(series)
+    return replace(cells, shares=tuple(shares.tolist())), by_row
 
 
 def _span(low: int, high: int) -> str:
@@ -358,9 +306,9 @@ def _null(
     return largest
 
 
-def _column(cells: Cells, after: Floats, scale: float, z: float, size: float, threshold: float) -> ColumnFinding:
+def _column(cells: Cells, after: Floats, scale: float, threshold: float) -> ColumnFinding:
     before = np.array(cells.shares)
-    z_recorded = z
+    z = z_recorded = float(standardised(before, after, scale))
     if cells.missing is not None:
         kept = np.arange(len(before)) != cells.missing
         old, new = before[kept].sum(), after[kept].sum()
@@ -372,96 +320,89 @@ def _column(cells: Cells, after: Floats, scale: float, z: float, size: float, th
     largest = np.argsort(-np.abs(after - before), kind="stable")[:3].tolist()
     moves = [Move(cells.names[i], round(float(before[i]), 5), round(float(after[i]), 5)) for i in largest]
     moved = tuple(move for move in moves if move.before != move.after)
-    return ColumnFinding(cells.column, round(z, 3), round(size, 5), z > threshold, round(z_recorded, 3), moved)
+    return ColumnFinding(
+        cells.column, round(z, 3), round(psi(before, after), 5), z > threshold, round(z_recorded, 3), moved
+    )
 
 
-def _quality(cells: Cells, counts: Mapping[str, int], n: int, rows: int) -> list[QualityFinding]:
-    findings = []
-    column = cells.column
-    if cells.missing is not None:
-        before, after = cells.seen.get(MISSING, 0.0), counts.get(MISSING, 0) / n
-        pooled = (before * rows + after * n) / (rows + n)
-        error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / rows))
-        if abs(after - before) >= _MISSING_STEP and abs(after - before) > 4 * error:
-            word = "rose" if after > before else "fell"
-            findings.append(
-                QualityFinding(
-                    QualityKind.MISSING,
-                    column,
-                    before,
-                    after,
-                    f"{column}: the share of missing values {word} from {before:.1%} to {after:.1%}. "
-                    "A change of recording is likelier than a change of patients.",
-                )
-            )
-    new = {value: count for value, count in counts.items() if value != MISSING and value not in cells.seen}
+def _missing(batch: _Batch) -> Iterator[QualityFinding]:
+    """Whether the share of missing values changed."""
+    cells, n, rows = batch.cells, batch.n, batch.reference_rows
+    before, after = cells.seen.get(MISSING, 0.0), batch.counts.get(MISSING, 0) / n
+    pooled = (before * rows + after * n) / (rows + n)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / rows))
+    if abs(after - before) >= _MISSING_STEP and abs(after - before) > 4 * error:
+        sentence = (
+            f"{cells.column}: the share of missing values {'rose' if after > before else 'fell'} from {before:.1%} to "
+            f"{after:.1%}. A change of recording is likelier than a change of patients."
+        )
+        yield QualityFinding(QualityKind.MISSING, cells.column, before, after, sentence)
+
+
+def _new(batch: _Batch) -> Iterator[QualityFinding]:
+    """Whether more rows than chance brings have levels that the reference never had."""
+    cells, n = batch.cells, batch.n
+    new = {value: count for value, count in batch.counts.items() if value != MISSING and value not in cells.seen}
     total = sum(new.values())
     # Poisson tail by its normal approximation, four standard errors above what chance brings.
     expected = n * cells.unseen_expected
     if not cells.edges and total / n >= _LEVEL_STEP and total > expected + 4 * math.sqrt(expected + 1):
         examples = ", ".join(sorted(new, key=lambda value: (-new[value], value))[:4])
-        findings.append(
-            QualityFinding(
-                QualityKind.NEW,
-                column,
-                0.0,
-                total / n,
-                f"{column}: {total:,} encounters ({total / n:.1%}) have levels that the reference never had "
-                f"({examples}{', …' if len(new) > 4 else ''}).",
-            )
+        sentence = (
+            f"{cells.column}: {total:,} encounters ({total / n:.1%}) have levels that the reference never had "
+            f"({examples}{', …' if len(new) > 4 else ''})."
         )
-    return findings
+        yield QualityFinding(QualityKind.NEW, cells.column, 0.0, total / n, sentence)
 
 
-def _frequent(cells: Cells, counts: Mapping[str, int], pooled: Floats, n: int, rows: int) -> list[_Level]:
-    """The levels of a column that reference or batch hold often enough to ask about.
+def _frequent(batch: _Batch) -> list[tuple[str, int, int]]:
+    """The levels that reference or batch hold often enough to ask about: name, rows of the reference and of the batch.
 
-    `pooled`: the batch's share of rows in each cell. What is pooled is only asked whether it vanished, and a new
-    level not at all, unless it is a count: new levels are named together (`_quality`).
+    What is pooled in a cell is only asked whether it vanished, and a new level not at all, unless it is a count: new
+    levels are named together (`_new`).
     """
-    values = [value for value, share in cells.seen.items() if share >= _RELEVANT and value != MISSING]
+    cells, counts, n, rows = batch.cells, batch.counts, batch.n, batch.reference_rows
+    values = [value for value, share in cells.seen.items() if share >= _RELEVANT]
     values += [
         value
         for value, count in counts.items()
         if count / n >= _RELEVANT > cells.seen.get(value, 0.0) and (value in cells.seen or cells.edges)
-        if value != MISSING
     ]
-    found = [_Level(value, round(cells.seen.get(value, 0.0) * rows), counts.get(value, 0)) for value in values]
+    found = [
+        (value, round(cells.seen.get(value, 0.0) * rows), counts.get(value, 0)) for value in values if value != MISSING
+    ]
     if not cells.edges:
         found += [
-            _Level(name, round(share * rows), round(float(after) * n))
-            for name, share, after in zip(cells.names, cells.shares, pooled, strict=True)
+            (name, round(share * rows), round(float(after) * n))
+            for name, share, after in zip(cells.names, cells.shares, batch.shares, strict=True)
             if share >= _RELEVANT and name not in cells.seen and name != MISSING
         ]
     return found
 
 
-def _levels(
-    cells: Cells, levels: Sequence[_Level], counts: Mapping[str, int], n: int, rows: int, limit: float
-) -> list[QualityFinding]:
-    """Which of the levels vanished from a batch of n rows, or appeared in it.
+def _levels(batch: _Batch, levels: Sequence[tuple[str, int, int]], limit: float) -> Iterator[QualityFinding]:
+    """Which of the levels vanished from the batch, or appeared in it.
 
     Shares are compared among the recorded values: that more or fewer are missing is another finding.
     """
-    recorded, recorded_before = n - counts.get(MISSING, 0), round(rows * (1 - cells.seen.get(MISSING, 0.0)))
+    n, rows, column = batch.n, batch.reference_rows, batch.cells.column
+    recorded = n - batch.counts.get(MISSING, 0)
+    recorded_before = round(rows * (1 - batch.cells.seen.get(MISSING, 0.0)))
     if min(recorded, recorded_before) == 0:
-        return []
+        return
     # Of all rows with a level, the batch holds a binomial share when nothing changed.
     part = recorded / (recorded + recorded_before)
-    findings = []
-    for level in levels:
-        before, after = level.before / rows, level.after / n
-        change = (level.after / recorded) / (level.before / recorded_before) if level.before else math.inf
-        total = level.before + level.after
-        if change <= _HARDLY and _at_most(level.after, total, part) < limit:
-            few = f"hardly occurs any more ({level.after:,} of {n:,} encounters)" if level.after else "no longer occurs"
-            sentence = f"{cells.column}: {level.name} {few}; it was {before:.1%} of the reference."
-            findings.append(QualityFinding(QualityKind.VANISHED, cells.column, before, after, sentence, level.name))
-        elif change >= 1 / _HARDLY and _at_most(level.before, total, 1 - part) < limit:
-            few = f"hardly occurred before ({level.before:,} of {rows:,} encounters)" if level.before else "is new"
-            sentence = f"{cells.column}: {level.name} {few}; it is {after:.1%} of the batch."
-            findings.append(QualityFinding(QualityKind.APPEARED, cells.column, before, after, sentence, level.name))
-    return findings
+    for name, old, new in levels:
+        before, after = old / rows, new / n
+        change = (new / recorded) / (old / recorded_before) if old else math.inf
+        if change <= _HARDLY and _at_most(new, old + new, part) < limit:
+            few = f"hardly occurs any more ({new:,} of {n:,} encounters)" if new else "no longer occurs"
+            sentence = f"{column}: {name} {few}; it was {before:.1%} of the reference."
+            yield QualityFinding(QualityKind.VANISHED, column, before, after, sentence, name)
+        elif change >= 1 / _HARDLY and _at_most(old, old + new, 1 - part) < limit:
+            few = f"hardly occurred before ({old:,} of {rows:,} encounters)" if old else "is new"
+            sentence = f"{column}: {name} {few}; it is {after:.1%} of the batch."
+            yield QualityFinding(QualityKind.APPEARED, column, before, after, sentence, name)
 
 
 def _at_most(count: int, total: int, share: float) -> float:

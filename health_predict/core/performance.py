@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Self
 
 import numpy as np
@@ -22,13 +21,34 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_NORMAL = NormalDist()
 _Z95 = 1.959964
 _Z90 = 1.281552
 _SHIFTS = (1.0, 2.0, 4.0)  # standard errors a batch; the evidence is the mean over them, so none has to be chosen
 _CALIBRATED = 0.15  # threshold times alpha, for alphas from .0025 to .03; `make bench-drift` measures it
 _LARGEST_LOG = 40.0  # evidence beyond e**40 says no more, and would not fit into a float in the end
 CLOSEST = 1e-6  # a probability of exactly 0 or 1 has no logit and no variance
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a difference counts. An alpha is the share of batches that may alarm without drift, for calibration and
+    discrimination in the long run over all batches looked at; the tolerances keep differences that are certain but
+    too small to matter from raising an alarm."""
+
+    input_alpha: float = 0.01
+    calibration_alpha: float = 0.04
+    discrimination_alpha: float = 0.01
+    gain_alpha: float = 0.025
+    # What the 1,600 readmissions of the initial training data leave uncertain about the overall risk.
+    observed_expected_tolerance: float = 0.025
+    slope_tolerance: float = 0.15
+    gain_tolerance: float = 0.005  # of AUC: more data alone bring about as much, without any drift
+    lost_slope: float = 0.5  # surely below it, the scores hold less than half of the differences they claim
+    score_psi: float = 0.025  # the risk scores moved; chance gives about .005 with 5,000 rows
+    least_events: int = 30  # readmissions that must be known before performance is judged
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +146,10 @@ class Calibration:
     ratio: float
     ratio_low: float
     ratio_high: float
-    ratio_p_value: float
     intercept: float  # calibration in the large: 0 is right
     slope: float  # 1 is right; below it, high risks are too high and low ones too low
     slope_low: float
     slope_high: float
-    slope_p_value: float
     ratio_over: Accumulated
     slope_over: Accumulated
     windows: int
@@ -266,12 +284,11 @@ def auc_interval(labels: Floats, scores: Floats) -> tuple[float, float, float]:
 def logit(probabilities: npt.ArrayLike) -> Floats:
     """Log-odds of probabilities (n,), which are kept `CLOSEST` away from 0 and 1."""
     clipped = np.clip(np.asarray(probabilities, dtype=np.float64), CLOSEST, 1 - CLOSEST)
-    found: Floats = np.log(clipped) - np.log1p(-clipped)
-    return found
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
 
 
-def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, float, float]:
-    """Observed over expected events, its 95 % interval, and the two-sided p value of a ratio of 1.
+def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, float]:
+    """Observed over expected events, and its 95 % interval.
 
     The number of events is a sum of independent trials with the predicted probabilities (Poisson binomial), here by
     its normal approximation: variance sum p (1 - p).
@@ -280,10 +297,10 @@ def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, flo
     return _ratio(float(labels.sum()), float(clipped.sum()), float((clipped * (1 - clipped)).sum()))
 
 
-def _ratio(observed: float, expected: float, variance: float) -> tuple[float, float, float, float]:
+def _ratio(observed: float, expected: float, variance: float) -> tuple[float, float, float]:
     half = _Z95 * math.sqrt(variance) / expected
     ratio = observed / expected
-    return ratio, max(0.0, ratio - half), ratio + half, _two_sided((observed - expected) / math.sqrt(variance))
+    return ratio, max(0.0, ratio - half), ratio + half
 
 
 def calibration_line(labels: Floats, scores: Floats, weights: Floats | None = None) -> tuple[float, float, float]:
@@ -292,79 +309,63 @@ def calibration_line(labels: Floats, scores: Floats, weights: Floats | None = No
     `weights` counts each row (n,). Source: Cox 1958, doi:10.1093/biomet/45.3-4.562: logistic regression of the outcome
     on the logit of the score.
     """
-    w = np.ones(len(labels)) if weights is None else weights
+    from scipy.special import expit
+
+    ones = np.ones(len(labels))
+    w = ones if weights is None else weights
     log_odds = logit(scores)
-    offset = 0.0
-    for _ in range(25):
-        p = _expit(log_odds + offset)
-        step = float((w * (labels - p)).sum() / max(1e-12, (w * p * (1 - p)).sum()))
-        offset += max(-2.0, min(2.0, step))
-        if abs(step) < 1e-10:
-            break
-    # Centred, so that the two steps hardly depend on each other.
+
+    def fitted(start: Floats, design: Floats) -> tuple[Floats, Floats]:
+        """Coefficients (k,) of a design (k, n) added to a start (n,), and their covariance, by Newton's method."""
+        coefficients = np.zeros(len(design))
+        for _ in range(50):
+            p = expit(start + coefficients @ design)
+            # The ridge keeps constant scores, which have no slope, from a singular matrix.
+            information = (design * (w * p * (1 - p))) @ design.T + 1e-9 * np.eye(len(design))
+            step = np.linalg.solve(information, design @ (w * (labels - p)))
+            coefficients += np.clip(step, -2.0, 2.0)
+            if np.abs(step).max() < 1e-10:
+                break
+        return coefficients, np.linalg.inv(information)
+
+    (intercept,), _ = fitted(log_odds, ones[np.newaxis])
+    # Centred, so that the two coefficients hardly depend on each other.
     centred = log_odds - np.average(log_odds, weights=w)
-    level, slope = offset + float(np.average(log_odds, weights=w)), 1.0
-    error = math.inf
-    for _ in range(50):
-        p = _expit(level + slope * centred)
-        left, information = w * (labels - p), w * p * (1 - p)
-        # The ridge keeps constant scores, which have no slope, from a singular matrix.
-        a, b = information.sum() + 1e-9, information @ centred
-        d = information @ centred**2 + 1e-9
-        determinant = a * d - b * b
-        up, across = left.sum(), left @ centred
-        changes = ((d * up - b * across) / determinant, (a * across - b * up) / determinant)
-        level += max(-2.0, min(2.0, changes[0]))
-        slope += max(-2.0, min(2.0, changes[1]))
-        error = math.sqrt(a / determinant)
-        if max(map(abs, changes)) < 1e-10:
-            break
-    return offset, float(slope), error
+    (_, more), covariance = fitted(intercept + log_odds, np.stack([ones, centred]))
+    return float(intercept), float(1 + more), math.sqrt(covariance[1, 1])
 
 
-def assess_calibration(
-    windows: Sequence[LabelledWindow],
-    *,
-    alpha: float,
-    ratio_tolerance: float,
-    slope_tolerance: float,
-    lost_slope: float,
-) -> Calibration:
+def assess_calibration(windows: Sequence[LabelledWindow], limits: Limits = DEFAULT_LIMITS) -> Calibration:
     """Has observed over expected, or the slope, left 1 by more than its tolerance?
 
-    `windows`: labelled batches of this model version, oldest first. Each of the two questions has two sides; each
-    side has a quarter of alpha, and a slope below `lost_slope` is tested at the same level.
+    `windows`: labelled batches of this model version, oldest first; a gate asks the same of one set of rows. Each of
+    the two questions has two sides; each side has a quarter of alpha, and a slope below `lost_slope` is tested at the
+    same level.
     """
     newest = windows[-1]
-    ratio, low, high, ratio_p = _ratio(newest.events, newest.expected, newest.variance)
+    tolerance = limits.observed_expected_tolerance
     ratio_z = [
         (
-            (window.events - (1 + ratio_tolerance) * window.expected) / math.sqrt(window.variance),
-            ((1 - ratio_tolerance) * window.expected - window.events) / math.sqrt(window.variance),
+            (window.events - (1 + tolerance) * window.expected) / math.sqrt(window.variance),
+            ((1 - tolerance) * window.expected - window.events) / math.sqrt(window.variance),
         )
         for window in windows
     ]
     slope_z = [
         (
-            (window.slope - 1 - slope_tolerance) / window.slope_error,
-            (1 - slope_tolerance - window.slope) / window.slope_error,
+            (window.slope - 1 - limits.slope_tolerance) / window.slope_error,
+            (1 - limits.slope_tolerance - window.slope) / window.slope_error,
         )
         for window in windows
     ]
-    limit = threshold(alpha / 4)
-    lost = evidence([(lost_slope - window.slope) / window.slope_error for window in windows])
+    limit = threshold(limits.calibration_alpha / 4)
+    lost = evidence([(limits.lost_slope - window.slope) / window.slope_error for window in windows])
     return Calibration(
         newest.events,
         newest.expected,
-        ratio,
-        low,
-        high,
-        ratio_p,
+        *_ratio(newest.events, newest.expected, newest.variance),
         newest.intercept,
-        newest.slope,
-        newest.slope - _Z95 * newest.slope_error,
-        newest.slope + _Z95 * newest.slope_error,
-        _two_sided((newest.slope - 1) / newest.slope_error),
+        *_slope(newest.slope, newest.slope_error),
         _accumulated(windows, ratio_z, limit, _mean_ratio),
         _accumulated(windows, slope_z, limit, _mean_slope),
         len(windows),
@@ -388,20 +389,23 @@ def _mean_ratio(windows: Sequence[LabelledWindow]) -> tuple[float, float, float]
     events, expected, variance = (
         math.fsum(values) for values in zip(*((one.events, one.expected, one.variance) for one in windows), strict=True)
     )
-    return _ratio(events, expected, variance)[:3]
+    return _ratio(events, expected, variance)
 
 
 def _mean_slope(windows: Sequence[LabelledWindow]) -> tuple[float, float, float]:
     weights = [1 / max(one.slope_error**2, 1e-12) for one in windows]
     slope = math.fsum(w * one.slope for w, one in zip(weights, windows, strict=True)) / math.fsum(weights)
-    half = _Z95 / math.sqrt(math.fsum(weights))
-    return slope, slope - half, slope + half
+    return _slope(slope, 1 / math.sqrt(math.fsum(weights)))
+
+
+def _slope(slope: float, error: float) -> tuple[float, float, float]:
+    return slope, slope - _Z95 * error, slope + _Z95 * error
 
 
 def assess_discrimination(
-    reference: LabelledWindow, windows: Sequence[LabelledWindow], *, alpha: float, gain_alpha: float, tolerance: float
+    reference: LabelledWindow, windows: Sequence[LabelledWindow], limits: Limits = DEFAULT_LIMITS
 ) -> Discrimination:
-    """Has the AUC left its validation value, and would a refitted model be better by more than `tolerance`?
+    """Has the AUC left its validation value, and would a refitted model be better by more than is tolerated?
 
     `windows`: labelled batches of this model version, oldest first. The AUC is compared with the lower limit of the
     reference's one-sided 90 % interval: an error of the reference is the same in every batch and must not
@@ -409,46 +413,37 @@ def assess_discrimination(
     """
     newest = windows[-1]
     weights = np.array([1 / max(window.auc_variance, 1e-12) for window in windows])
-    accumulated = float(weights @ [window.auc for window in windows] / weights.sum())
-    variance = float(1 / weights.sum())
+    accumulated = float(np.average([window.auc for window in windows], weights=weights))
     floor = reference.auc - _Z90 * math.sqrt(reference.auc_variance)
     fall = evidence([(floor - window.auc) / math.sqrt(max(window.auc_variance, 1e-12)) for window in windows])
-    gains = [
-        (window.gain - tolerance) / window.gain_error
-        for window in windows
-        if window.gain is not None and window.gain_error
-    ]
-    gain_evidence = evidence(gains)
+    gain_evidence = evidence(
+        [
+            (window.gain - limits.gain_tolerance) / window.gain_error
+            for window in windows
+            if window.gain is not None and window.gain_error
+        ]
+    )
     gain = newest.gain
     half = _Z95 * (newest.gain_error or 0.0)
     return Discrimination(
         newest.auc,
         *_interval(newest.auc, newest.auc_variance),
         accumulated,
-        *_interval(accumulated, variance),
+        *_interval(accumulated, 1 / weights.sum()),
         len(windows),
         reference.auc,
         *_interval(reference.auc, reference.auc_variance),
         accumulated - reference.auc,
         fall,
-        fall >= threshold(alpha),
+        fall >= threshold(limits.discrimination_alpha),
         gain,
         None if gain is None else gain - half,
         None if gain is None else gain + half,
         gain_evidence,
-        gain is not None and gain_evidence >= threshold(gain_alpha),
+        gain is not None and gain_evidence >= threshold(limits.gain_alpha),
     )
 
 
 def _interval(auc: float, variance: float) -> tuple[float, float]:
     half = _Z95 * math.sqrt(variance)
     return max(0.0, auc - half), min(1.0, auc + half)
-
-
-def _two_sided(z: float) -> float:
-    return 2 * _NORMAL.cdf(-abs(z))
-
-
-def _expit(x: Floats) -> Floats:
-    result: Floats = 1 / (1 + np.exp(-np.clip(x, -40, 40)))
-    return result

@@ -7,10 +7,8 @@ stores the state after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
 
 from health_predict.core.drift import Verdict
 from health_predict.core.scenarios import Policy
@@ -45,15 +43,6 @@ class PolicyState:
     last_retrain: int | None = None
     wait: int = 0
     not_before: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain structure for `from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`. Raises TypeError for an unknown field."""
-        return cls(**data)
 
 
 def decide(

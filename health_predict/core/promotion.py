@@ -5,7 +5,6 @@ Every gate looks at validation rows only; the test set is for the card.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.drift import DEFAULT_LIMITS, Limits, calibration_of
 from health_predict.core.evaluation import (
+    Estimate,
     Labels,
     Scored,
     compare,
@@ -22,13 +21,14 @@ from health_predict.core.evaluation import (
     paired_difference,
     subgroup_levels,
 )
-from health_predict.core.performance import LabelledWindow
+from health_predict.core.performance import DEFAULT_LIMITS, LabelledWindow, assess_calibration
 
 # A champion is replaced unless the challenger is clearly worse: one set of 3,000 rows cannot see less than .03.
 CHAMPION_MARGIN = 0.02
 SUBGROUP_MARGIN = 0.10
-_BASELINE_GATE = "not worse than the baseline"
-_RECALIBRATED = "the estimator is the champion's, which passed this gate"
+_ALONE, _BASELINE = "better than number_inpatient alone", "not worse than the baseline"
+_CHAMPION, _SUBGROUPS = "not worse than the champion", "no subgroup far worse than the champion's"
+Rows = npt.NDArray[np.bool_] | slice
 
 
 class Decision(StrEnum):
@@ -79,43 +79,55 @@ def decide(
     what serves now, None before the first deployment. Frame (n, columns), the others (n,). `same_estimator`: the
     candidate is the champion with a new calibration, so that it ranks as what passed the two gates about ranking.
     """
-    found = metrics(labels, candidate.scores, candidate.threshold)
-    gates = [
-        _beats_always_negative(labels, found),
-        Gate("better than number_inpatient alone", True, _RECALIBRATED)
-        if same_estimator
-        else _beats_inpatient_count(frame, labels, patients, candidate, seed, resamples),
-        Gate(_BASELINE_GATE, True, _RECALIBRATED)
-        if same_estimator
-        else _not_worse_than_baseline(labels, patients, candidate, baseline, seed, resamples),
-        _calibrated(labels, candidate),
-        _not_worse_than_champion(labels, patients, candidate, champion, seed, resamples),
-        _no_subgroup_far_worse(frame, labels, patients, candidate, champion, seed, resamples),
-    ]
+    ids = np.asarray(patients)
+
+    def ahead(other: npt.NDArray[np.floating], rows: Rows = slice(None), share: int = 1) -> Estimate:
+        """The candidate's AUC less that of other scores, on some rows, by a share of the resamples."""
+        ours = candidate.scores[rows]
+        drawn = resamples // share
+        return paired_difference(labels[rows], ours, other[rows], ids[rows], seed=seed, resamples=drawn)
+
+    gates = [_beats_always_negative(labels, candidate)]
+    if same_estimator:
+        gates += [
+            Gate(name, True, "the estimator is the champion's, which passed this gate") for name in (_ALONE, _BASELINE)
+        ]
+    else:
+        alone = ahead(pd.to_numeric(frame["number_inpatient"]).to_numpy(dtype=float))
+        doubt = "" if alone.low > 0 else ", which does not exclude 0"
+        gates.append(Gate(_ALONE, alone.low > 0, f"AUC difference {alone}{doubt}"))
+        gates.append(_not_worse_than_baseline(labels, ids, candidate, baseline, seed, resamples))
+    gates.append(_calibrated(labels, candidate))
+    if champion is None:
+        gates += [Gate(name, True, "there is no champion yet") for name in (_CHAMPION, _SUBGROUPS)]
+    else:
+        found = ahead(champion.scores)
+        gates.append(
+            Gate(
+                _CHAMPION,
+                found.high >= 0 and found.value >= -CHAMPION_MARGIN,
+                f"AUC difference {found} on the same rows (allowed down to -{CHAMPION_MARGIN})",
+            )
+        )
+        worse = []
+        for (attribute, level), mask in subgroup_levels(frame).items():
+            if 0 < labels[mask].sum() < mask.sum():
+                found = ahead(champion.scores, mask, 3)
+                if found.high < 0 and found.value < -SUBGROUP_MARGIN:
+                    worse.append(f"{attribute} {level}: AUC difference {found}")
+        gates.append(Gate(_SUBGROUPS, not worse, "; ".join(worse) or "none"))
     passed = all(gate.passed for gate in gates)
     return Promotion(Decision.PROMOTE if passed else Decision.REJECT, tuple(gates))
 
 
-def _beats_always_negative(labels: Labels, found: dict[str, float]) -> Gate:
+def _beats_always_negative(labels: Labels, candidate: Scored) -> Gate:
+    found = metrics(labels, candidate.scores, candidate.threshold)
     prevalence = float(np.mean(labels))
     constant = prevalence * (1 - prevalence)
-    passed = found["f1"] > 0 and found["brier"] < constant
     return Gate(
         "better than always negative",
-        bool(passed),
+        bool(found["f1"] > 0 and found["brier"] < constant),
         f"F1 {found['f1']:.3f} against 0, Brier {found['brier']:.4f} against {constant:.4f} of the constant prevalence",
-    )
-
-
-def _beats_inpatient_count(
-    frame: pd.DataFrame, labels: Labels, patients: npt.ArrayLike, candidate: Scored, seed: int, resamples: int
-) -> Gate:
-    alone = pd.to_numeric(frame["number_inpatient"]).to_numpy(dtype=float)
-    difference = paired_difference(labels, candidate.scores, alone, patients, seed=seed, resamples=resamples)
-    return Gate(
-        "better than number_inpatient alone",
-        difference.low > 0,
-        f"AUC difference {difference}" + ("" if difference.low > 0 else ", which does not exclude 0"),
     )
 
 
@@ -123,21 +135,20 @@ def _not_worse_than_baseline(
     labels: Labels, patients: npt.ArrayLike, candidate: Scored, baseline: Scored | None, seed: int, resamples: int
 ) -> Gate:
     if baseline is None:
-        return Gate(_BASELINE_GATE, True, "the candidate is the logistic regression baseline")
+        return Gate(_BASELINE, True, "the candidate is the logistic regression baseline")
     found = compare(labels, candidate, baseline, patients, seed=seed, resamples=resamples)
     auc, precision = found["auc"].difference, found["average_precision"].difference
     return Gate(
-        _BASELINE_GATE,
+        _BASELINE,
         auc.high >= 0 and precision.high >= 0,
         f"AUC difference {auc}, average precision difference {precision}; refused when either is surely below 0",
     )
 
 
-def _calibrated(labels: Labels, candidate: Scored, limits: Limits = DEFAULT_LIMITS) -> Gate:
+def _calibrated(labels: Labels, candidate: Scored) -> Gate:
     """The question that monitoring asks of each batch of outcomes, asked of the validation rows."""
-    found = calibration_of(
-        [LabelledWindow.of(labels.astype(np.float64), np.asarray(candidate.scores, dtype=np.float64))], limits
-    )
+    rows = LabelledWindow.of(labels.astype(np.float64), np.asarray(candidate.scores, dtype=np.float64))
+    found, limits = assess_calibration([rows]), DEFAULT_LIMITS
     return Gate(
         "calibrated",
         not found.broken,
@@ -145,39 +156,3 @@ def _calibrated(labels: Labels, candidate: Scored, limits: Limits = DEFAULT_LIMI
         f"{found.slope:.2f} [{found.slope_low:.2f}, {found.slope_high:.2f}]; refused when one is surely further from 1 "
         f"than {limits.observed_expected_tolerance} and {limits.slope_tolerance}, as monitoring asks it",
     )
-
-
-def _not_worse_than_champion(
-    labels: Labels, patients: npt.ArrayLike, candidate: Scored, champion: Scored | None, seed: int, resamples: int
-) -> Gate:
-    name = "not worse than the champion"
-    if champion is None:
-        return Gate(name, True, "there is no champion yet")
-    difference = paired_difference(labels, candidate.scores, champion.scores, patients, seed=seed, resamples=resamples)
-    passed = difference.high >= 0 and difference.value >= -CHAMPION_MARGIN
-    return Gate(name, passed, f"AUC difference {difference} on the same rows (allowed down to -{CHAMPION_MARGIN})")
-
-
-def _no_subgroup_far_worse(
-    frame: pd.DataFrame,
-    labels: Labels,
-    patients: npt.ArrayLike,
-    candidate: Scored,
-    champion: Scored | None,
-    seed: int,
-    resamples: int,
-) -> Gate:
-    name = "no subgroup far worse than the champion's"
-    if champion is None:
-        return Gate(name, True, "there is no champion yet")
-    ids = np.asarray(patients)
-    worse: list[str] = []
-    for (attribute, level), mask in subgroup_levels(frame).items():
-        if not 0 < labels[mask].sum() < mask.sum():
-            continue
-        difference = paired_difference(
-            labels[mask], candidate.scores[mask], champion.scores[mask], ids[mask], seed=seed, resamples=resamples // 3
-        )
-        if math.isfinite(difference.high) and difference.high < 0 and difference.value < -SUBGROUP_MARGIN:
-            worse.append(f"{attribute} {level}: AUC difference {difference}")
-    return Gate(name, not worse, "; ".join(worse) or "none")

@@ -8,7 +8,7 @@ one has, so that generated rows are recognised wherever they turn up.
 from __future__ import annotations
 
 import heapq
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -274,10 +274,6 @@ class GroundTruth:
     columns: tuple[str, ...]  # changed directly
     changed_rows: int  # that differ in any column from the row that stood there before
     seed: int
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain structure."""
-        return {**asdict(self), "scenario": str(self.scenario), "columns": list(self.columns)}
 
 
 # What each scenario changes directly, and its kind.

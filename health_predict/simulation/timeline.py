@@ -115,7 +115,7 @@ def moment(replay: Replay, number: int) -> Moment:
     predictions = batches.predictions(batch)
     scores = np.array([predictions[one]["probability"] for one in batch.ids], dtype=np.float64)
     labels = target(replay.batch(number)).astype(np.float64)
-    inputs = decision.get("findings", {"inputs": {"alarm": False, "quality": []}})["inputs"]
+    inputs = (decision.get("findings") or {"inputs": {"alarm": False, "quality": []}})["inputs"]
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import TypeAdapter
 
 from health_predict.adapters.batches import Batch, Batches, Labelled, batch_key, trained_through
 from health_predict.adapters.mlflow import ModelVersion, Tracking
@@ -269,9 +270,9 @@ def _judged(settings: Settings, batches: Batches, model: _Model, batch: Batch) -
         "matured": sorted(matured),
         "metrics": findings.metrics(),
         "window": window,
-        "findings": findings.to_json(),
+        "findings": asdict(findings),
         "evidently": second_opinion,
-        "state": state.to_json(),
+        "state": asdict(state),
     }, page
 
 
@@ -378,7 +379,7 @@ def _reference(
     if storage.exists(key):
         stored = json.loads(storage.read(key))
         if stored["identity"] == identity:
-            return DriftReference.from_json(stored["reference"])
+            return TypeAdapter(DriftReference).validate_python(stored["reference"])
     reference = DriftReference.fit(training, outcomes, scores)
-    storage.write(key, json.dumps({"identity": identity, "reference": reference.to_json()}).encode())
+    storage.write(key, json.dumps({"identity": identity, "reference": asdict(reference)}).encode())
     return reference

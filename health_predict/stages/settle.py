@@ -49,7 +49,7 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
         outcome = Settlement.UNCHANGED
     else:
         outcome = Settlement.DEPLOYED if after != decision["model_version"] else Settlement.LOST
-        state = policy.after(PolicyState.from_json(decision["state"]), action, policy.Outcome(outcome.value), batch)
+        state = policy.after(PolicyState(**decision["state"]), action, policy.Outcome(outcome.value), batch)
     record = {
         **{name: decision[name] for name in ("batch", "batch_digest", "verdict", "action", "labelled_batches")},
         "outcome": outcome,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from health_predict.core.drift import Verdict
@@ -60,13 +58,6 @@ def test_while_retraining_backs_off_wrong_risks_are_set_right() -> None:
     assert after(state, action, Outcome.DEPLOYED, 4).not_before == 5
 
 
-def test_a_state_is_stored_and_read() -> None:
-    state = after(PolicyState(), Action.RETRAIN, Outcome.LOST, 7)
-    assert PolicyState.from_json(json.loads(json.dumps(state.to_json()))) == state
-
-
 def test_impossible_values_are_refused() -> None:
     with pytest.raises(ValueError, match="interval"):
         decide(Policy.SCHEDULED, PolicyState(), 0, verdict=Verdict.STEADY, interval=0)
-    with pytest.raises(TypeError, match="wish"):
-        PolicyState.from_json({"wish": 1})

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.drift import calibration_of
 from health_predict.core.evaluation import Scored, f1_threshold, metrics
-from health_predict.core.performance import LabelledWindow, logit
+from health_predict.core.performance import LabelledWindow, assess_calibration, logit
 from health_predict.core.promotion import Decision, Promotion, decide
 
 
@@ -110,7 +109,7 @@ def test_risks_too_far_apart_or_too_close_are_rejected_as_monitoring_would(
     # then the gate refuses what monitoring would alarm about with its first window
     promotion = ask(world, bent)
     assert "calibrated" in failed(promotion)
-    assert calibration_of([LabelledWindow.of(world.labels.astype(float), bent)]).broken
+    assert assess_calibration([LabelledWindow.of(world.labels.astype(float), bent)]).broken
 
 
 def test_a_clearly_better_champion_stays(world: SimpleNamespace) -> None:
