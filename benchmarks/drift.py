@@ -185,7 +185,7 @@ def _timeline(data: Stream, drift: Replay) -> None:
         gain = findings.discrimination.gain if findings and findings.discrimination else None
         print(
             f"  {batch:>3}  AUC {auc:.3f} ± {1.96 * variance**0.5:.3f}  O/E {ratio:.2f}  "
-            f"refit {'     -' if gain is None else f'{gain:+.3f}'}  {action}{note}"
+            f"refit {'     -' if gain is None else f'{gain.value:+.3f}'}  {action}{note}"
         )
         if alarm is not None and batch >= alarm + 2:
             counted += 1

@@ -80,7 +80,7 @@ def first_window(salt: str, home: Path) -> tuple[str, str, Calibration, Calibrat
 
 def slope(found: Calibration) -> str:
     """The slope with its interval."""
-    return f"{found.slope:.2f} [{found.slope_low:.2f}, {found.slope_high:.2f}]"
+    return found.slope.words(2)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from health_predict.commands.progress import console_of, say_source
 from health_predict.core.columns import EXAMPLE
 from health_predict.core.content import content_digest
 from health_predict.core.errors import GateError, UnreachableError
-from health_predict.core.evaluation import Estimate
+from health_predict.core.performance import Estimate
 from health_predict.report.comparison import LABELS
 from health_predict.settings import Settings, load_settings
 

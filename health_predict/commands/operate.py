@@ -74,7 +74,7 @@ def status(on: On = None, as_json: AsJson = False) -> None:
 
 
 def _print_status(console: Console, found: Status) -> None:
-    from health_predict.core.evaluation import Estimate
+    from health_predict.core.performance import Estimate
     from health_predict.report.comparison import LABELS
 
     table = Table(show_header=False, box=None, pad_edge=False)

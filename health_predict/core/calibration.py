@@ -28,23 +28,15 @@ LEAST_SLOPE = 0.1  # below it, the map would give everybody nearly the same risk
 
 
 class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted binary classifier whose probabilities pass through the map; it is not fitted again itself."""
+    """A fitted binary classifier whose probabilities pass through the map; it is not fitted again itself.
+
+    One that has a map is to be wrapped without it (`uncalibrated`): calibrated anew, not twice.
+    """
 
     def __init__(self, estimator: Any, intercept: float = 0.0, slope: float = 1.0) -> None:
         self.estimator = estimator
         self.intercept = intercept
         self.slope = slope
-
-    @classmethod
-    def fitted(cls, estimator: Any, rows: Rows, labels: npt.ArrayLike) -> Self:
-        """The map of the largest likelihood on rows (n, d) with labels (n,) in {0, 1}.
-
-        A classifier that is calibrated already is calibrated anew, not twice. Raises GateError when the scores hold
-        next to nothing about the labels: then no map helps.
-        """
-        base = uncalibrated(estimator)
-        intercept, slope = fit_map(base.predict_proba(rows)[:, 1], labels)
-        return cls(base, intercept, slope)
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
@@ -56,7 +48,10 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return True
 
     def fit(self, rows: Any, labels: Any) -> Self:
-        """Refit the map only, on rows (n, d) and labels (n,)."""
+        """The map of the largest likelihood on rows (n, d) with labels (n,) in {0, 1}.
+
+        Raises GateError when the scores hold next to nothing about the labels: then no map helps.
+        """
         self.intercept, self.slope = fit_map(self.estimator.predict_proba(rows)[:, 1], labels)
         return self
 

@@ -10,6 +10,7 @@ of UCI dataset 296, doi:10.24432/C5230J.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -272,13 +273,8 @@ def icd9_chapter(code: str) -> str:
         return "supplementary"
     if code[0] == "E":
         return "external"
-    number = float(code)
-    chapter = "infectious"
-    for first, name in _CHAPTERS:
-        if number < first:
-            break
-        chapter = name
-    return chapter
+    chapter = bisect_right(_CHAPTERS, float(code), key=lambda first_and_name: first_and_name[0])
+    return _CHAPTERS[max(chapter - 1, 0)][1]
 
 
 def icd9_category(code: str) -> str:

@@ -35,6 +35,7 @@ from health_predict.core.performance import (
     DEFAULT_LIMITS,
     Calibration,
     Discrimination,
+    Estimate,
     LabelledWindow,
     Limits,
     assess_calibration,
@@ -82,9 +83,7 @@ class SubgroupFinding:
     level: str
     rows: int
     observed: int
-    ratio: float
-    low: float
-    high: float
+    ratio: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +137,14 @@ class DriftFindings:
         if self.calibration is not None:
             found |= {
                 "prevalence": self.events / self.labelled,
-                "observed_expected": self.calibration.ratio,
-                "calibration_slope": self.calibration.slope,
+                "observed_expected": self.calibration.ratio.value,
+                "calibration_slope": self.calibration.slope.value,
                 "calibration_intercept": self.calibration.intercept,
             }
         if self.discrimination is not None:
-            found |= {"auc": self.discrimination.auc, "auc_accumulated": self.discrimination.accumulated}
+            found |= {"auc": self.discrimination.auc.value, "auc_accumulated": self.discrimination.accumulated.value}
             if self.discrimination.gain is not None:
-                found["refit_gain"] = self.discrimination.gain
+                found["refit_gain"] = self.discrimination.gain.value
         return found
 
 
@@ -262,8 +261,8 @@ def _scores(reference: DriftReference, scores: Floats, limits: Limits) -> ScoreF
 def _subgroups(frame: pd.DataFrame, labels: Floats, scores: Floats) -> tuple[SubgroupFinding, ...]:
     found = []
     for (attribute, level), mask in subgroup_levels(frame).items():
-        ratio, low, high = observed_expected(labels[mask], scores[mask])
-        found.append(SubgroupFinding(attribute, level, int(mask.sum()), int(labels[mask].sum()), ratio, low, high))
+        ratio = observed_expected(labels[mask], scores[mask])
+        found.append(SubgroupFinding(attribute, level, int(mask.sum()), int(labels[mask].sum()), ratio))
     return tuple(found)
 
 
@@ -286,12 +285,12 @@ def _judge(
         reasons += [discrimination.sentence(), calibration.sentence()]
         if discrimination.fell:
             verdict = Verdict.RETRAIN
-        elif discrimination.outdated:
+        elif discrimination.outdated and (gain := discrimination.gain):
             verdict = Verdict.RETRAIN
             reasons.insert(
                 0,
                 "A simple refit on the outcomes known before this batch ranks its patients better (AUC "
-                f"{discrimination.gain:+.3f}, {discrimination.gain_low:+.3f} to {discrimination.gain_high:+.3f}): "
+                f"{gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}): "
                 "the newer encounters hold something that the model does not know.",
             )
         elif calibration.collapsed:
@@ -300,7 +299,8 @@ def _judge(
             reasons.insert(
                 1,
                 "Patients with high and low scores differ far less than the scores say (slope "
-                f"{calibration.slope:.2f}): the model has lost what it knew, and a new calibration cannot restore it.",
+                f"{calibration.slope.value:.2f}): the model has lost what it knew, and a new calibration cannot "
+                "restore it.",
             )
         elif calibration.broken:
             verdict = Verdict.RECALIBRATE

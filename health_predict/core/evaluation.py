@@ -7,7 +7,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.performance import calibration_line
+from health_predict.core.performance import Estimate, calibration_line
 
 Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
 
 CONFIDENCE = 0.95
 TOP_SHARES = (0.10, 0.20)
+SUBGROUP_ROWS = 100  # a group with fewer is left out
 # The groups of the model card. Ages are pooled to have enough rows.
 AGE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "under 40": ("[0-10)", "[10-20)", "[20-30)", "[30-40)"),
@@ -29,18 +30,6 @@ AGE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "60 to 79": ("[60-70)", "[70-80)"),
     "80 and over": ("[80-90)", "[90-100)"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +89,6 @@ def metrics(labels: Labels, scores: Floats, threshold: float, weights: Floats | 
     return _Ranked(labels, scores).metrics(threshold, w)
 
 
-def auc(labels: Labels, scores: Floats) -> float:
-    """The AUC of `metrics` alone."""
-    return _Ranked(labels, scores).auc(np.ones(len(labels)))
-
-
 class _Ranked:
     """Scores sorted once, so that a thousand bootstrap samples need no further sort."""
 
@@ -155,7 +139,7 @@ class _Ranked:
         return values
 
     def auc(self, weights: Floats) -> float:
-        """`metrics` of which nothing else is wanted."""
+        """The AUC alone."""
         w = weights[self.order]
         return self._auc(np.cumsum(w * self.labels), np.cumsum(w))
 
@@ -267,15 +251,12 @@ def paired_difference(
 ) -> Estimate:
     """AUC of `scores` less that of `other_scores` on the same rows and the same bootstrap samples. Shapes (n,)."""
     one, two = _Ranked(labels, scores), _Ranked(labels, other_scores)
-
-    def difference(weights: Floats) -> float:
-        return one.auc(weights) - two.auc(weights)
-
-    samples = [difference(weights) for weights in _patient_weights(patients, resamples, seed)]
-    return _interval(difference(np.ones(len(labels))), np.array(samples))
+    drawn = (np.ones(len(labels)), *_patient_weights(patients, resamples, seed))
+    value, *samples = (one.auc(weights) - two.auc(weights) for weights in drawn)
+    return _interval(value, np.array(samples))
 
 
-def subgroup_levels(frame: pd.DataFrame, minimum_rows: int = 100) -> dict[tuple[str, str], npt.NDArray[np.bool_]]:
+def subgroup_levels(frame: pd.DataFrame) -> dict[tuple[str, str], npt.NDArray[np.bool_]]:
     """Masks (n,) of the groups a model card reports: gender, race and age, those with enough rows."""
     masks: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
     for attribute in ("gender", "race"):
@@ -283,7 +264,7 @@ def subgroup_levels(frame: pd.DataFrame, minimum_rows: int = 100) -> dict[tuple[
             masks[attribute, "unknown" if level == "?" else level] = (frame[attribute] == level).to_numpy()
     for name, ages in AGE_GROUPS.items():
         masks["age", name] = frame["age"].isin(ages).to_numpy()
-    return {key: mask for key, mask in masks.items() if int(mask.sum()) >= minimum_rows}
+    return {key: mask for key, mask in masks.items() if int(mask.sum()) >= SUBGROUP_ROWS}
 
 
 def subgroups(
@@ -295,7 +276,6 @@ def subgroups(
     *,
     seed: int = 0,
     resamples: int = 300,
-    names: Sequence[str] = ("auc", "observed_expected", "recall", "precision"),
 ) -> list[Subgroup]:
     """Metrics of each group of `subgroup_levels` that has both outcomes."""
     ids = np.asarray(patients)
@@ -304,9 +284,8 @@ def subgroups(
         positives = int(labels[mask].sum())
         if 0 < positives < int(mask.sum()):
             estimates = evaluate(labels[mask], scores[mask], threshold, ids[mask], seed=seed, resamples=resamples)
-            found.append(
-                Subgroup(attribute, level, int(mask.sum()), positives, {name: estimates[name] for name in names})
-            )
+            kept = {name: estimates[name] for name in ("auc", "observed_expected", "recall", "precision")}
+            found.append(Subgroup(attribute, level, int(mask.sum()), positives, kept))
     return found
 
 

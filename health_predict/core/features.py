@@ -64,7 +64,7 @@ class EncounterFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 tables.append(_diagnosis_table(layout, column.name, seen, categories))
             else:
                 tables.append(_level_table(layout, column.name, seen, self.minimum_rows))
-        encoder = RowEncoder(tuple(layout.names), tuple(tables))
+        encoder = RowEncoder(tuple(layout), tuple(tables))
         matrix = _encode(encoder, X)
         constant = matrix.min(axis=0) == matrix.max(axis=0)
         self.encoder_ = _without(encoder, constant)
@@ -97,18 +97,11 @@ class EncounterFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.__dict__.update(state)
 
 
-class _Layout:
+class _Layout(dict[str, int]):
     """Positions handed out in order, one for each name."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self._positions: dict[str, int] = {}
-
     def position(self, name: str) -> int:
-        if name not in self._positions:
-            self._positions[name] = len(self.names)
-            self.names.append(name)
-        return self._positions[name]
+        return self.setdefault(name, len(self))
 
 
 def _text(frame: pd.DataFrame, column: str) -> pd.Series[str]:

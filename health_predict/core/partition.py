@@ -74,12 +74,7 @@ class Partition:
     def parts(self) -> dict[str, pd.DataFrame]:
         """All frames by name: train, validation, test, batches/00, batches/01 and so on."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return named | {batch_name(number): frame for number, frame in enumerate(self.batches)}
-
-
-def batch_name(number: int) -> str:
-    """Name of a future batch by its number from 0: `batches/00`."""
-    return f"batches/{number:02d}"
+        return named | {f"batches/{number:02d}": frame for number, frame in enumerate(self.batches)}
 
 
 def batch_bounds(rows: int, parameters: Parameters) -> list[int]:

@@ -30,6 +30,22 @@ CLOSEST = 1e-6  # a probability of exactly 0 or 1 has no logit and no variance
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def words(self, digits: int = 3) -> str:
+        """As a sentence has it: `0.67 (0.64 to 0.70)`."""
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """When a difference counts. An alpha is the share of batches that may alarm without drift, for calibration and
     discrimination in the long run over all batches looked at; the tolerances keep differences that are certain but
@@ -122,12 +138,10 @@ def threshold(alpha: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Accumulated:
-    """A figure over the newest labelled batches, those that the evidence about it rests on, with its 95 % interval."""
+    """A figure over the newest labelled batches, those that the evidence about it rests on."""
 
     windows: int
-    value: float
-    low: float
-    high: float
+    estimate: Estimate
     evidence: float
     off: bool  # it has surely left 1 by more than is tolerated
     at_once: bool  # the newest batch alone shows that
@@ -143,13 +157,9 @@ class Calibration:
 
     observed: int
     expected: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
+    ratio: Estimate
     intercept: float  # calibration in the large: 0 is right
-    slope: float  # 1 is right; below it, high risks are too high and low ones too low
-    slope_low: float
-    slope_high: float
+    slope: Estimate  # 1 is right; below it, high risks are too high and low ones too low
     ratio_over: Accumulated
     slope_over: Accumulated
     windows: int
@@ -168,13 +178,12 @@ class Calibration:
     def sentence(self) -> str:
         """The finding in words: what is off first, by which batches, and what holds."""
         observed = f"{self.observed:,} readmissions were observed and {self.expected:,.0f} expected, a ratio of"
-        ratio = f"{observed} {self.ratio:.2f} ({self.ratio_low:.2f} to {self.ratio_high:.2f})"
-        slope = f"{self.slope:.2f} ({self.slope_low:.2f} to {self.slope_high:.2f})"
+        ratio, slope = f"{observed} {self.ratio.words(2)}", self.slope.words(2)
         if not self.broken:
             return f"Calibration holds: {ratio}; calibration slope {slope}."
         parts = [
             (self.ratio_over, "observed over expected", ratio, ""),
-            (self.slope_over, "the calibration slope", slope, f", so {_meaning(self.slope_over.value)}"),
+            (self.slope_over, "the calibration slope", slope, f", so {_meaning(self.slope_over.estimate.value)}"),
         ]
         parts.sort(key=lambda part: not part[0].off)
         said = []
@@ -185,7 +194,7 @@ class Calibration:
                 said.append(f"{name} is off: {newest}{meaning}")
             else:
                 said.append(
-                    f"{name} is off: {over.value:.2f} ({over.low:.2f} to {over.high:.2f}) over the last {over.windows} "
+                    f"{name} is off: {over.estimate.words(2)} over the last {over.windows} "
                     f"labelled batches together{meaning}; in the newest alone, {newest}"
                 )
         return " ".join(f"{one[0].upper()}{one[1:]}." for one in said)
@@ -201,38 +210,29 @@ def _meaning(slope: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Discrimination:
-    """AUC of the batch and of all batches of this model version against validation, with 95 % intervals.
+    """AUC of the batch and of all batches of this model version against validation.
 
     `gain`: how much AUC a model refitted on the labels known before has over this one on this batch; None when
     there were too few.
     """
 
-    auc: float
-    auc_low: float
-    auc_high: float
-    accumulated: float
-    accumulated_low: float
-    accumulated_high: float
+    auc: Estimate
+    accumulated: Estimate
     windows: int
-    reference: float
-    reference_low: float
-    reference_high: float
-    difference: float  # accumulated minus reference
+    reference: Estimate
     evidence: float
     fell: bool
-    gain: float | None
-    gain_low: float | None
-    gain_high: float | None
+    gain: Estimate | None
     gain_evidence: float
     outdated: bool  # a refitted model is surely better by more than is tolerated
 
     def sentence(self) -> str:
         """The finding in words."""
         word = "fell" if self.fell else "shows no certain fall"
-        windows = "" if self.windows == 1 else f", {self.accumulated:.3f} over {self.windows} labelled batches"
+        windows = "" if self.windows == 1 else f", {self.accumulated.value:.3f} over {self.windows} labelled batches"
         return (
-            f"Discrimination {word}: the AUC is {self.auc:.3f} ({self.auc_low:.3f} to {self.auc_high:.3f}){windows}; "
-            f"on validation it was {self.reference:.3f} ({self.reference_low:.3f} to {self.reference_high:.3f})."
+            f"Discrimination {word}: the AUC is {self.auc.words()}{windows}; on validation it was "
+            f"{self.reference.words()}."
         )
 
 
@@ -275,10 +275,9 @@ def _placements(positive: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats
     )
 
 
-def auc_interval(labels: Floats, scores: Floats) -> tuple[float, float, float]:
-    """AUC and its 95 % interval, by the variance of `delong`. Raises ValueError when an outcome is absent."""
-    auc, variance = delong(labels, scores)
-    return auc, *_interval(auc, variance)
+def auc_estimate(labels: Floats, scores: Floats) -> Estimate:
+    """AUC with its interval by the variance of `delong`. Raises ValueError when an outcome is absent."""
+    return _auc(*delong(labels, scores))
 
 
 def logit(probabilities: npt.ArrayLike) -> Floats:
@@ -287,8 +286,8 @@ def logit(probabilities: npt.ArrayLike) -> Floats:
     return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
 
 
-def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, float]:
-    """Observed over expected events, and its 95 % interval.
+def observed_expected(labels: Floats, scores: Floats) -> Estimate:
+    """Observed over expected events.
 
     The number of events is a sum of independent trials with the predicted probabilities (Poisson binomial), here by
     its normal approximation: variance sum p (1 - p).
@@ -297,10 +296,10 @@ def observed_expected(labels: Floats, scores: Floats) -> tuple[float, float, flo
     return _ratio(float(labels.sum()), float(clipped.sum()), float((clipped * (1 - clipped)).sum()))
 
 
-def _ratio(observed: float, expected: float, variance: float) -> tuple[float, float, float]:
+def _ratio(observed: float, expected: float, variance: float) -> Estimate:
     half = _Z95 * math.sqrt(variance) / expected
     ratio = observed / expected
-    return ratio, max(0.0, ratio - half), ratio + half
+    return Estimate(ratio, max(0.0, ratio - half), ratio + half)
 
 
 def calibration_line(labels: Floats, scores: Floats, weights: Floats | None = None) -> tuple[float, float, float]:
@@ -363,9 +362,9 @@ def assess_calibration(windows: Sequence[LabelledWindow], limits: Limits = DEFAU
     return Calibration(
         newest.events,
         newest.expected,
-        *_ratio(newest.events, newest.expected, newest.variance),
+        _ratio(newest.events, newest.expected, newest.variance),
         newest.intercept,
-        *_slope(newest.slope, newest.slope_error),
+        _slope(newest.slope, newest.slope_error),
         _accumulated(windows, ratio_z, limit, _mean_ratio),
         _accumulated(windows, slope_z, limit, _mean_slope),
         len(windows),
@@ -377,29 +376,29 @@ def _accumulated(
     windows: Sequence[LabelledWindow],
     deviations: Sequence[tuple[float, float]],
     limit: float,
-    mean: Callable[[Sequence[LabelledWindow]], tuple[float, float, float]],
+    mean: Callable[[Sequence[LabelledWindow]], Estimate],
 ) -> Accumulated:
     """The stronger of the two sides of a question, and what `mean` of the batches behind it is."""
     side = max(zip(*deviations, strict=True), key=evidence)
     found, count = evidence(side), rests_on(side)
-    return Accumulated(count, *mean(windows[-count:]), found, found >= limit, evidence(side[-1:]) >= limit)
+    return Accumulated(count, mean(windows[-count:]), found, found >= limit, evidence(side[-1:]) >= limit)
 
 
-def _mean_ratio(windows: Sequence[LabelledWindow]) -> tuple[float, float, float]:
+def _mean_ratio(windows: Sequence[LabelledWindow]) -> Estimate:
     events, expected, variance = (
         math.fsum(values) for values in zip(*((one.events, one.expected, one.variance) for one in windows), strict=True)
     )
     return _ratio(events, expected, variance)
 
 
-def _mean_slope(windows: Sequence[LabelledWindow]) -> tuple[float, float, float]:
+def _mean_slope(windows: Sequence[LabelledWindow]) -> Estimate:
     weights = [1 / max(one.slope_error**2, 1e-12) for one in windows]
     slope = math.fsum(w * one.slope for w, one in zip(weights, windows, strict=True)) / math.fsum(weights)
     return _slope(slope, 1 / math.sqrt(math.fsum(weights)))
 
 
-def _slope(slope: float, error: float) -> tuple[float, float, float]:
-    return slope, slope - _Z95 * error, slope + _Z95 * error
+def _slope(slope: float, error: float) -> Estimate:
+    return Estimate(slope, slope - _Z95 * error, slope + _Z95 * error)
 
 
 def assess_discrimination(
@@ -423,27 +422,23 @@ def assess_discrimination(
             if window.gain is not None and window.gain_error
         ]
     )
-    gain = newest.gain
-    half = _Z95 * (newest.gain_error or 0.0)
+    gain = None
+    if newest.gain is not None:
+        half = _Z95 * (newest.gain_error or 0.0)
+        gain = Estimate(newest.gain, newest.gain - half, newest.gain + half)
     return Discrimination(
-        newest.auc,
-        *_interval(newest.auc, newest.auc_variance),
-        accumulated,
-        *_interval(accumulated, 1 / weights.sum()),
+        _auc(newest.auc, newest.auc_variance),
+        _auc(accumulated, float(1 / weights.sum())),
         len(windows),
-        reference.auc,
-        *_interval(reference.auc, reference.auc_variance),
-        accumulated - reference.auc,
+        _auc(reference.auc, reference.auc_variance),
         fall,
         fall >= threshold(limits.discrimination_alpha),
         gain,
-        None if gain is None else gain - half,
-        None if gain is None else gain + half,
         gain_evidence,
         gain is not None and gain_evidence >= threshold(limits.gain_alpha),
     )
 
 
-def _interval(auc: float, variance: float) -> tuple[float, float]:
+def _auc(auc: float, variance: float) -> Estimate:
     half = _Z95 * math.sqrt(variance)
-    return max(0.0, auc - half), min(1.0, auc + half)
+    return Estimate(auc, max(0.0, auc - half), min(1.0, auc + half))

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.evaluation import (
-    Estimate,
     Labels,
     Scored,
     compare,
@@ -21,7 +20,7 @@ from health_predict.core.evaluation import (
     paired_difference,
     subgroup_levels,
 )
-from health_predict.core.performance import DEFAULT_LIMITS, LabelledWindow, assess_calibration
+from health_predict.core.performance import DEFAULT_LIMITS, Estimate, LabelledWindow, assess_calibration
 
 # A champion is replaced unless the challenger is clearly worse: one set of 3,000 rows cannot see less than .03.
 CHAMPION_MARGIN = 0.02
@@ -152,7 +151,7 @@ def _calibrated(labels: Labels, candidate: Scored) -> Gate:
     return Gate(
         "calibrated",
         not found.broken,
-        f"observed/expected {found.ratio:.2f} [{found.ratio_low:.2f}, {found.ratio_high:.2f}], calibration slope "
-        f"{found.slope:.2f} [{found.slope_low:.2f}, {found.slope_high:.2f}]; refused when one is surely further from 1 "
-        f"than {limits.observed_expected_tolerance} and {limits.slope_tolerance}, as monitoring asks it",
+        f"observed/expected {found.ratio.words(2)}, calibration slope {found.slope.words(2)}; refused when one is "
+        f"surely further from 1 than {limits.observed_expected_tolerance} and {limits.slope_tolerance}, as monitoring "
+        "asks it",
     )

@@ -221,7 +221,7 @@ def fit_winner(best: Trial, data: Prepared, seed: int, threads: int) -> Fitted:
     It learns from the training rows alone: the threshold and the gates of `register` need validation rows that it has
     not seen.
     """
-    from health_predict.core.evaluation import auc
+    from sklearn.metrics import roc_auc_score
 
     family = FAMILIES[best.family]
     every = max(1, len(data.train_rows) // CURVE_ROWS)
@@ -229,8 +229,9 @@ def fit_winner(best: Trial, data: Prepared, seed: int, threads: int) -> Fitted:
     curve: list[tuple[int, float, float]] = []
 
     def watch(rounds: int, score: Score) -> None:
-        training = auc(some_labels, score(some_rows))
-        curve.append((rounds, training, auc(data.validation_labels, score(data.validation_rows))))
+        training = float(roc_auc_score(some_labels, score(some_rows)))
+        validation = float(roc_auc_score(data.validation_labels, score(data.validation_rows)))
+        curve.append((rounds, training, validation))
 
     estimator = family.fit(
         best.parameters, data.train_rows, data.train_labels, seed=seed, threads=threads, shares=CURVE, watch=watch

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from health_predict.core.drift import DriftFindings, SubgroupFinding
 from health_predict.core.performance import DEFAULT_LIMITS, Limits, threshold
 from health_predict.report import plots
-from health_predict.report.page import estimate, number, percent, render
+from health_predict.report.page import number, percent, render
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,23 +76,17 @@ def _discrimination(findings: DriftFindings) -> plots.Plot | None:
     auc = findings.discrimination
     if auc is None:
         return None
-    rows = [
-        ("validation", auc.reference, auc.reference_low, auc.reference_high),
-        ("this batch", auc.auc, auc.auc_low, auc.auc_high),
-    ]
+    rows = {"validation": auc.reference, "this batch": auc.auc}
     if auc.windows > 1:
-        rows.append((f"last {auc.windows} batches", auc.accumulated, auc.accumulated_low, auc.accumulated_high))
-    labels, values, low, high = zip(*rows, strict=True)
+        rows[f"last {auc.windows} batches"] = auc.accumulated
     return plots.interval_dots(
-        labels,
-        values,
-        low,
-        high,
+        list(rows),
+        list(rows.values()),
         title="Discrimination",
         description="AUC with 95 % intervals: "
-        + ", ".join(f"{label} {estimate(value, (a, b))}" for label, value, a, b in rows),
+        + ", ".join(f"{label} {found.words()}" for label, found in rows.items()),
         value_label="AUC",
-        reference=auc.reference,
+        reference=auc.reference.value,
         label_heading="Rows",
     )
 
@@ -105,7 +99,7 @@ def _calibration(findings: DriftFindings, probabilities: Floats, outcomes: Float
         outcomes[known],
         probabilities[known],
         description="Observed share of readmissions against predicted risk in ten groups of equal size. "
-        f"Observed over expected is {number(findings.calibration.ratio, 2)}.",
+        f"Observed over expected is {number(findings.calibration.ratio.value, 2)}.",
     )
 
 
@@ -115,8 +109,6 @@ def _subgroups(groups: Sequence[SubgroupFinding]) -> plots.Plot | None:
     return plots.interval_dots(
         [f"{group.attribute}: {group.level}" for group in groups],
         [group.ratio for group in groups],
-        [group.low for group in groups],
-        [group.high for group in groups],
         title="Observed over expected by group",
         description="Observed over expected readmissions of each group with 95 % intervals; 1 is right.",
         value_label="observed / expected",

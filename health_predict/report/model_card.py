@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from health_predict.adapters.mlflow import RunRecord
+from health_predict.core.performance import Estimate
 from health_predict.report import plots
 from health_predict.report.comparison import LABELS
 from health_predict.report.page import render
@@ -58,12 +59,9 @@ def _importance_plot(found: list[Mapping[str, Any]]) -> plots.Plot | None:
 def _subgroup_plot(groups: list[Mapping[str, Any]]) -> plots.Plot | None:
     if not groups:
         return None
-    aucs = [group["metrics"]["auc"] for group in groups]
     return plots.interval_dots(
         [f"{group['attribute']}: {group['level']}" for group in groups],
-        [auc["value"] for auc in aucs],
-        [auc["low"] for auc in aucs],
-        [auc["high"] for auc in aucs],
+        [Estimate(**group["metrics"]["auc"]) for group in groups],
         title="AUC by subgroup",
         description="AUC of each subgroup of the test set with its 95 % interval",
         value_label="AUC",

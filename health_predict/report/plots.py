@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from health_predict.core.performance import Estimate
 from health_predict.report.page import estimate, number, percent
 
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -192,17 +193,17 @@ def line(
             axes.xaxis.get_major_locator().set_params(integer=True)
         _decorate(axes, x_label, y_label, "y")
         _legend(figure, axes)
+        alone = np.full(len(x), np.nan)
+        bounds = [(values, *bands.get(name, (alone, alone))) for name, values in series.items()]
         rows = [
-            [str(x[i]), *(_estimate(values, bands.get(name), i, digits) for name, values in series.items())]
+            [str(x[i]), *(_estimate(values[i], low[i], high[i], digits) for values, low, high in bounds)]
             for i in _thin(len(x), 200)
         ]
         return _plot(figure, title, description, [x_label, *series], rows)
 
 
-def _estimate(values: Numbers, bounds: tuple[Numbers, Numbers] | None, at: int, digits: int) -> str:
-    if bounds is None or not np.isfinite(bounds[0][at]):
-        return number(values[at], digits)
-    return estimate(values[at], (bounds[0][at], bounds[1][at]), digits)
+def _estimate(value: float, low: float, high: float, digits: int) -> str:
+    return estimate(value, (low, high) if np.isfinite(low) else None, digits)
 
 
 def bars(
@@ -264,14 +265,12 @@ def spans(
 
 def interval_dots(
     labels: Sequence[str],
-    values: Numbers,
-    low: Numbers,
-    high: Numbers,
+    values: Sequence[Estimate],
     *,
     title: str,
     description: str,
     value_label: str,
-    reference: float | None = None,
+    reference: float,
     reference_label: str = "",
     label_heading: str = "",
     digits: int = 3,
@@ -279,15 +278,16 @@ def interval_dots(
     """A point with its interval for each label, the first on top; NaN bounds draw the point alone."""
     with _canvas(0.9 + max(2, len(labels)) * 0.26) as (figure, axes):
         places = np.arange(len(labels))
+        low, high = [one.low for one in values], [one.high for one in values]
         axes.hlines(places, low, high, color=_SERIES[0], linewidth=2, alpha=0.55)
-        axes.plot(values, places, "o", color=_SERIES[0], markersize=5)
-        if reference is not None:
-            axes.axvline(reference, **_REFERENCE)
-            _note(axes, reference_label, reference, (3, 2), annotation_clip=False)
+        axes.plot([one.value for one in values], places, "o", color=_SERIES[0], markersize=5)
+        axes.axvline(reference, **_REFERENCE)
+        _note(axes, reference_label, reference, (3, 2), annotation_clip=False)
         axes.set_yticks(places, list(labels))
         axes.set_ylim(len(labels) - 0.4, -0.6)
         _decorate(axes, value_label, "", "x")
-        rows = [[label, _estimate(values, (low, high), i, digits)] for i, label in enumerate(labels)]
+        cells = [_estimate(one.value, one.low, one.high, digits) for one in values]
+        rows = [list(row) for row in zip(labels, cells, strict=True)]
         return _plot(figure, title, description, [label_heading, f"{value_label} (interval)"], rows)
 
 

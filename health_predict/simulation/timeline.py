@@ -17,8 +17,7 @@ import numpy as np
 from health_predict.adapters.batches import Batches
 from health_predict.adapters.storage import write_file
 from health_predict.core.cohort import target
-from health_predict.core.evaluation import Estimate
-from health_predict.core.performance import auc_interval, observed_expected
+from health_predict.core.performance import Estimate, auc_estimate, observed_expected
 from health_predict.core.policy import Action
 from health_predict.core.scenarios import Scenario
 from health_predict.report.timeline_report import timeline_page
@@ -121,8 +120,8 @@ def moment(replay: Replay, number: int) -> Moment:
         rows=len(labels),
         readmitted=int(labels.sum()),
         served_by=", ".join(sorted({str(predictions[one]["model_version"]) for one in batch.ids})),
-        auc=Estimate(*auc_interval(labels, scores)),
-        observed_expected=Estimate(*observed_expected(labels, scores)[:3]),
+        auc=auc_estimate(labels, scores),
+        observed_expected=observed_expected(labels, scores),
         reasons=tuple(decision["reasons"]),
         input_alarm=bool(inputs["alarm"]),
         quality=_columns(inputs["quality"]),

@@ -17,7 +17,7 @@ from health_predict.adapters.mlflow import CHOSEN, REASON, ModelVersion, Trackin
 from health_predict.adapters.parts import stored_part
 from health_predict.adapters.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.storage import whole_file
-from health_predict.core.calibration import CalibratedClassifier
+from health_predict.core.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.cohort import save_part, target
 from health_predict.core.columns import PATIENT
 from health_predict.core.compiled_model import cleared
@@ -116,7 +116,8 @@ def _fit(
     """Fit and log the map; the parent run and its parameters. `proven`: rows that its threshold has to be clear of."""
     pipeline = tracking.load_pipeline(champion.version)
     features = pipeline.named_steps["features"]
-    calibrated = CalibratedClassifier.fitted(pipeline.named_steps["estimator"], features.transform(fit), target(fit))
+    base = uncalibrated(pipeline.named_steps["estimator"])
+    calibrated = CalibratedClassifier(base).fit(features.transform(fit), target(fit))
     renewed = Pipeline([("features", features), ("estimator", calibrated)])
     threshold = cleared(f1_threshold(target(fit), renewed.predict_proba(fit)[:, 1]), renewed, proven)
     found = metrics(target(held_back), renewed.predict_proba(held_back)[:, 1], threshold)

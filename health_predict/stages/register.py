@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from health_predict.core.clinical_scores import clinical_scores
 from health_predict.core.cohort import load_part, target
 from health_predict.core.columns import PATIENT, TARGET
 from health_predict.core.errors import StateError
-from health_predict.core.evaluation import Estimate, Scored
+from health_predict.core.evaluation import Scored
 from health_predict.core.families import BASELINE
-from health_predict.core.performance import auc_interval
+from health_predict.core.performance import Estimate, auc_estimate
 from health_predict.core.promotion import Decision, decide
 from health_predict.core.sources import warning
 from health_predict.report.model_card import model_card_page
@@ -226,7 +226,7 @@ class _Judge:
             ],
             # What clinicians use today, on the same rows.
             "clinical_scores": {
-                name: list(auc_interval(known, points)) for name, points in clinical_scores(frame).items()
+                name: list(astuple(auc_estimate(known, points))) for name, points in clinical_scores(frame).items()
             },
             "roc": _roc(labels, scores),
             "confusion": confusion_matrix(labels, scores >= threshold, labels=[0, 1]).tolist(),

@@ -63,8 +63,8 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
     labels = target(later) * (np.arange(len(later)) % 2)
     rows = features.transform(later)
     # when it is calibrated, twice
-    once = CalibratedClassifier.fitted(estimator, rows, labels)
-    twice = CalibratedClassifier.fitted(once, rows, labels)
+    once = CalibratedClassifier(estimator).fit(rows, labels)
+    twice = CalibratedClassifier(uncalibrated(once)).fit(rows, labels)
     # then the second map replaces the first, the level is right and the order is kept
     assert uncalibrated(twice) is estimator
     assert (twice.intercept, twice.slope) == pytest.approx((once.intercept, once.slope))

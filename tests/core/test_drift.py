@@ -207,7 +207,7 @@ def test_a_changed_prevalence_asks_for_recalibration(
     findings = judge(reference, batch, risks(batch) * factor)
     assert findings.verdict is Verdict.RECALIBRATE
     assert findings.calibration is not None
-    assert findings.calibration.ratio == pytest.approx(factor, abs=0.15)
+    assert findings.calibration.ratio.value == pytest.approx(factor, abs=0.15)
     assert "a ratio of" in " ".join(findings.reasons)
 
 
@@ -293,7 +293,7 @@ def test_slow_changes_show_in_accumulated_batches() -> None:
         assert alarmed([off] * 4)
         assert alarmed([window(gain=0.0, gain_error=0.004)] * 30 + [off] * 4)
     found = discrimination([window(auc=0.647)] * 4)
-    assert found.accumulated == pytest.approx(0.647)
+    assert found.accumulated.value == pytest.approx(0.647)
     assert "over 4 labelled batches" in found.sentence()
 
 
@@ -339,10 +339,8 @@ def test_evidence_of_several_batches_is_said_when_the_newest_alone_does_not_show
     # then the figure of those four is told, not of all or of the last
     assert over.off and not over.at_once and over.windows == 4
     value = 550 / 500 if "expected" in off else 0.75
-    assert over.value == pytest.approx(value) and over.high - over.low < 0.3
-    assert found.sentence().startswith(
-        f"{name} is off: {value:.2f} ({over.low:.2f} to {over.high:.2f}) over the last 4"
-    )
+    assert over.estimate.value == pytest.approx(value) and over.estimate.high - over.estimate.low < 0.3
+    assert found.sentence().startswith(f"{name} is off: {over.estimate.words(2)} over the last 4")
     assert "in the newest alone" in found.sentence()
 
 
@@ -496,8 +494,8 @@ def test_observed_expected_covers_one_as_often_as_it_says() -> None:
     scores = random.beta(2, 14, 1000)
     covered = 0
     for _ in range(400):
-        _, low, high = observed_expected((random.random(1000) < scores).astype(np.float64), scores)
-        covered += low <= 1 <= high
+        found = observed_expected((random.random(1000) < scores).astype(np.float64), scores)
+        covered += found.low <= 1 <= found.high
     assert 0.92 <= covered / 400 <= 0.98
 
 

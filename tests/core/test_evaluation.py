@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
 from health_predict.core.cohort import target
-from health_predict.core.evaluation import Estimate, evaluate, f1_threshold, metrics, paired_difference, subgroups
+from health_predict.core.evaluation import evaluate, f1_threshold, metrics, paired_difference, subgroups
+from health_predict.core.performance import Estimate
 
 
 def rows(n: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from health_predict.core.performance import Estimate
 from health_predict.report import plots
 
 RANDOM = np.random.default_rng(3)
@@ -49,9 +50,7 @@ MAKERS: dict[str, Callable[[], plots.Plot]] = {
     ),
     "interval_dots": lambda: plots.interval_dots(
         ["all", "80 and over"],
-        [0.67, 0.61],
-        [0.65, np.nan],
-        [0.69, np.nan],
+        [Estimate(0.67, 0.65, 0.69), Estimate(0.61, np.nan, np.nan)],
         title="AUC by group",
         description=D,
         value_label="AUC",
