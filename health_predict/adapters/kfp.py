@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -121,29 +122,20 @@ def _run(
             raise_on_error=True,
         )
         try:
-            with _single_attempts(pipeline):
-                task = pipeline(**arguments)
+            task = _single_attempts(pipeline)(**arguments)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
     return {name: task.outputs[name] for name in pipeline.component_spec.outputs or {}}
 
 
-@contextlib.contextmanager
-def _single_attempts(pipeline: Any) -> Iterator[None]:
+def _single_attempts(pipeline: Any) -> Any:
     """Attempts are for a cluster, where pods and networks come and go; here a failure is the answer."""
-    spec = pipeline.pipeline_spec
-    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
-    tasks = [task for dag in dags for task in dag.tasks.values()]
-    policies = [type(task.retry_policy).FromString(task.retry_policy.SerializeToString()) for task in tasks]
-    wanted = [task.HasField("retry_policy") for task in tasks]
-    for task in tasks:
-        task.ClearField("retry_policy")
-    try:
-        yield
-    finally:
-        for task, policy, had in zip(tasks, policies, wanted, strict=True):
-            if had:
-                task.retry_policy.CopyFrom(policy)
+    here = copy.deepcopy(pipeline)
+    spec = here.pipeline_spec
+    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
+        for task in dag.tasks.values():
+            task.ClearField("retry_policy")
+    return here
 
 
 class _Listener:

@@ -329,12 +329,15 @@ def _started(resources: Resources) -> Iterator[None]:
     os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     room = resources.room
     folder = _short_folder()
+    # For the workers to work in: theirs is a folder to import from, and would be the person's own.
+    nowhere = tempfile.mkdtemp(dir=folder)
     try:
         try:
             if resources.address:
-                _connect(resources.address, folder)
+                _connect(resources.address, nowhere)
             else:
-                _start(room * resources.trial_cpus, folder)
+                os.environ["RAY_TMPDIR"] = folder  # the argument of `ray.init` for it is a private one
+                _start(room * resources.trial_cpus, nowhere)
         except Exception as error:
             remedy = "check HEALTH_PREDICT_RAY_ADDRESS" if resources.address else "see `health-predict doctor`"
             raise UnreachableError(f"Ray did not start: {_first_line(error)}", remedy) from error
@@ -348,20 +351,18 @@ def _started(resources: Resources) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(cpus: int, folder: str) -> None:
+def _start(cpus: int, nowhere: str) -> None:
     for left in reversed(range(START_ATTEMPTS)):
         try:
-            # Ray's own variable: the argument of `ray.init` for it is a private one.
-            with _environment("RAY_TMPDIR", folder):
-                ray.init(
-                    address="local",  # whatever RAY_ADDRESS says
-                    num_cpus=cpus,
-                    runtime_env={"working_dir": _nowhere(folder)},
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+            ray.init(
+                address="local",  # whatever RAY_ADDRESS says
+                num_cpus=cpus,
+                runtime_env={"working_dir": nowhere},
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
             return
         except Exception as error:
             ray.shutdown()
@@ -370,21 +371,14 @@ def _start(cpus: int, folder: str) -> None:
             log.warning("this machine is busy: Ray did not start within its half minute; trying again")
 
 
-def _nowhere(folder: str) -> str:
-    """An empty folder for the workers to work in: theirs is one to import from, and would be the person's own."""
-    path = Path(folder) / "empty"
-    path.mkdir(exist_ok=True)
-    return str(path)
-
-
-def _connect(address: str, folder: str) -> None:
+def _connect(address: str, nowhere: str) -> None:
     where = urlsplit(address if "://" in address else f"ray://{address}")
     if where.hostname and where.port:  # Ray itself would try for minutes
         socket.create_connection((where.hostname, where.port), timeout=10).close()
     ray.init(
         address=address,
         # The workers run this code, whatever version of it their image holds.
-        runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))], "working_dir": _nowhere(folder)},
+        runtime_env={"py_modules": [str(Path(health_predict.__path__[0]))], "working_dir": nowhere},
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
@@ -400,19 +394,6 @@ def _short_folder() -> str:
         f"Ray needs a temporary folder with a path of {SOCKET_CHARACTERS - len(LONGEST_SOCKET)} characters at most",
         f"make one of {', '.join(SHORT_FOLDERS)} writable, or name another as TMPDIR",
     )
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _check_memory(resources: Resources) -> None:
