@@ -87,13 +87,14 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
     settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a search whose best model lies beside another preprocessor
-    import health_predict.adapters.mlflow as adapter
+    from health_predict.adapters.mlflow.connection import quiet_mlflow
+    from health_predict.adapters.mlflow.runs import TRUSTED_TYPES
 
     parent = log_search(settings, "LogisticRegression")
     tracking = Tracking(settings)
     run_id = tracking.children(parent)[0].run_id
     other = EncounterFeatures(500).fit(pd.read_parquet(parts.train))
-    with adapter._quiet_mlflow().start_run(run_id=run_id):
+    with quiet_mlflow().start_run(run_id=run_id):
         import mlflow
 
         for item in tracking._logged_models(run_id):
@@ -102,7 +103,7 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
         mlflow.sklearn.log_model(
             other,
             name="preprocessor",
-            skops_trusted_types=list(adapter.TRUSTED_TYPES),
+            skops_trusted_types=list(TRUSTED_TYPES),
             pip_requirements=["scikit-learn"],
         )
     # then it is refused and no version appears
