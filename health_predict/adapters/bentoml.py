@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -202,23 +202,22 @@ def requirements() -> list[str]:
     from packaging.utils import canonicalize_name
 
     found: dict[str, str] = {}
-    waiting: list[tuple[str, frozenset[str]]] = [(DISTRIBUTION, frozenset({EXTRA}))]
-    visited: set[tuple[str, frozenset[str]]] = set()
+    waiting, visited = [Requirement(f"{DISTRIBUTION}[{EXTRA}]")], set()
     while waiting:
-        name, extras = waiting.pop()
+        wanted = waiting.pop()
+        name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
         if (name, extras) in visited:
             continue
         visited.add((name, extras))
         try:
-            found[canonicalize_name(name)] = version(name)
-            needed = distribution(name).requires or []
+            installed = distribution(name)
         except PackageNotFoundError:
             continue  # asked for by nobody on this platform
-        for text in needed:
-            requirement = Requirement(text)
-            environments: list[dict[str, str]] = [{"extra": extra} for extra in ("", *sorted(extras))]
-            if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
-                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+        found[name] = installed.version
+        for requirement in map(Requirement, installed.requires or ()):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                waiting.append(requirement)
     if "bentoml" not in found:
         raise StateError(
             "bentoml is not installed", "install the serving libraries: pip install 'health-predict[serving]'"

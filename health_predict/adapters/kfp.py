@@ -138,6 +138,12 @@ def _single_attempts(pipeline: Any) -> Any:
     return here
 
 
+def error_of(said: Mapping[str, Any], problem: str) -> HealthPredictError:
+    """The error that a stage's last line tells of, as a mapping with `exit_code` and `remedy`."""
+    kind = _ERRORS.get(int(said["exit_code"]), HealthPredictError)
+    return kind(problem, str(said.get("remedy", "")))
+
+
 class _Listener:
     """Turns the output of kfp.local into events and remembers what a failure needs."""
 
@@ -167,7 +173,7 @@ class _Listener:
                 self.last_line = text[:300] if "Error" in text else self.last_line
             return
         if "exit_code" in said:
-            self.error = _ERRORS.get(int(said["exit_code"]), HealthPredictError)(message, str(said.get("remedy", "")))
+            self.error = error_of(said, message)
         else:
             self._tell(Event(str(said.get("stage", self.stage)), message, level, said.get("progress")))
 

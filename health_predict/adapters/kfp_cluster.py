@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from health_predict.adapters.kfp import Event, compile_pipeline
+from health_predict.adapters.kfp import Event, compile_pipeline, error_of
 from health_predict.adapters.kubernetes import NOT_FOUND, Cluster
 from health_predict.adapters.storage import open_storage
 from health_predict.core.errors import HealthPredictError, SettingsError, StateError, UnreachableError
@@ -33,10 +33,11 @@ COMPILED_IMAGE = str(Settings.model_fields["pipeline_image"].default)
 POLL_SECONDS = 3.0
 # How long the API may be away while a run is watched.
 PATIENCE_SECONDS = 120.0
+# What is told of a task in these states: message and level.
+_TOLD = {"RUNNING": ("", "info"), "FAILED": ("failed", "warning"), "SUCCEEDED": ("done", "info")}
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 # What Argo adds to the tasks: their drivers and executors, each attempt, and the groups.
 _INNER = re.compile(r"\(\d+\)$|-driver$|^executor$|^root$|^condition-|^exit-handler-")
-_ERRORS = {error.exit_code: error for error in HealthPredictError.__subclasses__()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +182,9 @@ class ClusterPipelines:
             if _INNER.search(name) or name.startswith(f"{pipeline}-"):  # the workflow itself has a name like this
                 continue
             seen[task.task_id] = state
-            if state == "RUNNING":
-                tell(Event(name, ""))
-            elif state == "FAILED":
-                tell(Event(name, "failed", "warning"))
-            elif state == "SUCCEEDED":
-                tell(Event(name, "done"))
+            if state in _TOLD:
+                message, level = _TOLD[state]
+                tell(Event(name, message, level))
 
     def _reason(self, found: Any, run: ClusterRun) -> HealthPredictError:
         """What the failed stage said last."""
@@ -307,10 +305,9 @@ def failure(run_id: str, context: str = "") -> HealthPredictError | None:
     failed = [pod.metadata for pod in pods.items if pod.status.phase == "Failed"]
     for pod in sorted(failed, key=lambda pod: pod.creation_timestamp, reverse=True):
         for line in reversed(cluster.logs(NAMESPACE, pod.name, "main", lines=200)):
-            said = _said(line)
-            if said is not None:
-                kind = _ERRORS.get(int(said["exit_code"]), HealthPredictError)
-                return kind(f"{said.get('stage', '')}: {said['message']}", str(said.get("remedy", "")))
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                said = json.loads(line[line.index("{") :])
+                return error_of(said, f"{said.get('stage', '')}: {said['message']}")
     return None
 
 
@@ -320,11 +317,3 @@ def end_key(run_id: str) -> str:
 
 
 _REMEDY = "check that it runs and HEALTH_PREDICT_KFP_HOST is right"
-
-
-def _said(line: str) -> dict[str, Any] | None:
-    try:
-        said = json.loads(line[line.index("{") :])
-    except ValueError:
-        return None
-    return said if isinstance(said, dict) and "exit_code" in said and "message" in said else None

@@ -24,7 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import disk_error, read_json, whole_file, write_json
+from health_predict.adapters.storage import disk_error, read_json, write_json
 from health_predict.adapters.target import Active, service_environment
 from health_predict.core.errors import GateError, StateError, UnreachableError
 from health_predict.settings import Settings
@@ -66,15 +66,15 @@ class ProcessTarget:
             with contextlib.suppress(UnreachableError), self._alone(0):  # else a rollout lives, and cares itself
                 self.restore()
             record = self.committed()
-            running = self.pids(record["name"]) if record else []
+            # Between the switch of a rollout and its end, there may be none of it.
+            running = self.pids(record["name"]) if record.get("name") in self.ask("list")["watchers"] else []
         except UnreachableError:
             if self.place():
                 raise
             return None  # it ended while it was asked
         if not record:
             return None
-        # Each worker that was ever started has its file.
-        restarts = max(0, len(self.states(record["name"])) - self._settings.serving_workers)
+        restarts = max(0, len(self.ready(record["name"])) - self._settings.serving_workers)
         workers = tuple(f"process {pid}" for pid in running)
         return Active(record["image_uri"], record["model_version"], record["since"], restarts, workers)
 
@@ -106,7 +106,7 @@ class ProcessTarget:
             self._same_place()
             try:
                 self.restore()
-                yield ProcessRollout(self, self._settings)
+                yield ProcessRollout(self)
             finally:
                 # Should this process die before, the next command does it.
                 with contextlib.suppress(UnreachableError):
@@ -128,57 +128,63 @@ class ProcessTarget:
     # Versions
 
     def committed(self) -> dict[str, Any]:
-        """Record of the version that was committed and still has its workers; empty when there is none."""
+        """Record of the version that was committed since this manager started; empty when there is none."""
         record = read_json(self.folder / ACTIVE_FILE)
-        return record if record.get("name") in self.ask("list")["watchers"] else {}
+        return record if record.get("manager") == self.place().get("pid") else {}
 
     def restore(self) -> None:
-        """Lead the traffic to the version that was committed, and end every other."""
-        name = self.committed().get("name")
-        if name and self._orders(name) != "stable":
-            with contextlib.suppress(GateError):  # a worker that is started now reads its orders itself
-                self.lead(name, "stable")
-        for other in self.ask("list")["watchers"]:
-            if other != name:
-                if self._orders(other) == "stable":
-                    with contextlib.suppress(GateError):
-                        self.lead(other, "wait")
-                self.ask("rm", name=other)
+        """Have the workers of the version that was committed, and no others."""
+        record, running = self.committed(), self.ask("list")["watchers"]
+        if record and record["name"] not in running:
+            self.begin(record["name"], Path(record["folder"]), "stable")
+        for other in running:
+            if other != record.get("name"):
+                self.ask("rm", name=other, waiting=True)
 
-    def lead(self, name: str, orders: str, within: float = ANSWER_SECONDS) -> None:
-        """Order the workers of a version to accept on a socket, `stable` or `probe`, or to `wait`, until all do so.
+    def begin(self, name: str, folder: Path, socket_name: str) -> list[int]:
+        """Start workers of an unpacked Bento on one of the manager's sockets; their processes, once all are ready.
 
-        Raises GateError when one ends instead.
+        Raises GateError when one ends instead, with what it said last.
         """
-        with whole_file(self.version(name) / "orders") as temporary:
-            temporary.write_text(orders)
-        end = time.monotonic() + within
+        version = self.folder / "versions" / name
+        shutil.rmtree(version, ignore_errors=True)
+        (version / "metrics").mkdir(parents=True)
+        environment = {
+            **_environment_of(folder),
+            **service_environment(self._settings, self.folder / "predictions"),
+            "BENTOML_HOME": str(self.folder / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "true",
+            "PROMETHEUS_MULTIPROC_DIR": str(version / "metrics"),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",  # the Bento stays the one whose digest was verified
+        }
+        command = [sys.executable, "-P", "-m", "health_predict.adapters.bento_worker", str(folder), str(version)]
+        command.append(f"$(circus.sockets.{socket_name})")
+        options = {"numprocesses": self._settings.serving_workers, "env": environment}
+        options["graceful_timeout"] = WORKER_SECONDS
+        log_begin = self.log.stat().st_size
+        self.ask("serve", name=name, cmd=shlex.join(command), options=options)
+        end = time.monotonic() + self._settings.rollout_timeout
         seen: set[int] = set()
         while True:
-            running, states = self.pids(name), self.states(name)
+            running = self.pids(name)
+            if len(running) == self._settings.serving_workers and self.ready(name) >= {*running}:
+                return running
             if lost := seen - {*running}:
-                raise GateError(f"worker {min(lost)} of {name} ended")
-            if len(running) == self._settings.serving_workers and all(states.get(pid) == orders for pid in running):
-                return
+                said = _cause(self.log, log_begin)
+                raise GateError(f"worker {min(lost)} of {name} ended before it was ready{said}")
             if time.monotonic() > end:
-                raise GateError(f"{name} did not go to {orders} within {within:g} s")
+                raise GateError(f"{name} was not ready within {self._settings.rollout_timeout:g} s")
             seen |= {*running}
             time.sleep(PAUSE_SECONDS)
-
-    def version(self, name: str) -> Path:
-        """Folder of a version's orders and states."""
-        return self.folder / "versions" / name
-
-    def _orders(self, name: str) -> str:
-        return (self.version(name) / "orders").read_text()
 
     def pids(self, name: str) -> list[int]:
         """Processes of a version."""
         return [int(pid) for pid in self.ask("list", name=name)["pids"]]
 
-    def states(self, name: str) -> dict[int, str]:
-        """By process: what a worker last said that it does."""
-        return {int(file.name): file.read_text() for file in self.version(name).glob("[0-9]*")}
+    def ready(self, name: str) -> set[int]:
+        """Processes of a version that were ready once; each has its file."""
+        return {int(file.name) for file in (self.folder / "versions" / name).glob("[0-9]*")}
 
     # The manager
 
@@ -201,7 +207,7 @@ class ProcessTarget:
         from circus.exc import CallError
 
         control = read_json(self.folder / MANAGER_FILE).get("control", "")
-        client = CircusClient(endpoint=f"ipc://{control}/control", timeout=ANSWER_SECONDS)
+        client = CircusClient(endpoint=f"ipc://{control}/control", timeout=WORKER_SECONDS + ANSWER_SECONDS)
         try:
             while True:
                 answer: dict[str, Any] = client.send_message(command, **properties)
@@ -239,9 +245,11 @@ class ProcessTarget:
                 socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
                 return
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                taken = error.errno == errno.EADDRINUSE
+                if not taken or time.monotonic() > end:
+                    why = "is taken by another program" if taken else f"cannot be had: {error.strerror}"
                     raise UnreachableError(
-                        f"port {host}:{port} cannot be had: {error.strerror}",
+                        f"port {host}:{port} {why}",
                         "set HEALTH_PREDICT_SERVING_HOST and HEALTH_PREDICT_SERVING_PORT to a free port of this "
                         "machine, or end what uses it",
                     ) from None
@@ -273,50 +281,28 @@ class ProcessTarget:
 class ProcessRollout:
     """One change of version (`target.Rollout`)."""
 
-    def __init__(self, target: ProcessTarget, settings: Settings) -> None:
+    def __init__(self, target: ProcessTarget) -> None:
         self._target = target
-        self._settings = settings
         self._candidate: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
         self._workers: list[int] = []
 
     def start(self, image_uri: str, model_version: str, folder: Path) -> str:
-        target = self._target
         name = f"version-{model_version}-{secrets.token_hex(3)}".lower()
-        version = target.version(name)
-        (version / "metrics").mkdir(parents=True)
-        (version / "orders").write_text("wait")
-        environment = {
-            **_environment_of(folder),
-            **service_environment(self._settings, target.folder / "predictions"),
-            "BENTOML_HOME": str(target.folder / "bentoml"),
-            "BENTOML_DO_NOT_TRACK": "true",
-            "PROMETHEUS_MULTIPROC_DIR": str(version / "metrics"),
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",  # the Bento stays the one whose digest was verified
-        }
-        command = [sys.executable, "-P", "-m", "health_predict.adapters.bento_worker", str(folder), str(version)]
-        command += ["$(circus.sockets.stable)", "$(circus.sockets.probe)"]
-        options = {"numprocesses": self._settings.serving_workers, "env": environment}
-        options["graceful_timeout"] = WORKER_SECONDS
-        begin = target.log.stat().st_size
         self._candidate = {"image_uri": image_uri, "model_version": model_version, "folder": str(folder), "name": name}
-        target.ask("serve", name=name, cmd=shlex.join(command), options=options)
-        try:
-            target.lead(name, "probe", self._settings.rollout_timeout)
-        except GateError as error:
-            raise GateError(f"{error.problem} before it was ready{_cause(target.log, begin)}") from None
-        self._workers = target.pids(name)
-        return f"http://127.0.0.1:{target.place()['probe']}"
+        self._workers = self._target.begin(f"{name}-candidate", folder, "probe")
+        return f"http://127.0.0.1:{self._target.place()['probe']}"
 
     def switch(self) -> None:
-        name = self._candidate["name"]
-        if self._target.pids(name) != self._workers:
+        """Workers of its own take the traffic, once they are ready; then those of the version before end."""
+        target, name = self._target, self._candidate["name"]
+        if target.pids(f"{name}-candidate") != self._workers:
             raise GateError(f"a worker of {name} ended and was started again")
-        self._before = self._target.committed()
-        self._target.lead(name, "stable")
+        target.ask("rm", name=f"{name}-candidate", waiting=True)
+        target.begin(name, Path(self._candidate["folder"]), "stable")
+        self._before = target.committed()
         if self._before:
-            self._target.lead(self._before["name"], "wait")
+            target.ask("rm", name=self._before["name"], waiting=True)
 
     def undo(self) -> None:
         if not self._candidate:
@@ -330,7 +316,8 @@ class ProcessRollout:
     def commit(self) -> None:
         """One write; what it makes superfluous ends with the rollout's context, or with the next command."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {**self._candidate, "since": since, "state": "serving", "reason": ""}
+        manager = self._target.place()["pid"]
+        record = {**self._candidate, "since": since, "state": "serving", "reason": "", "manager": manager}
         write_json(self._target.folder / ACTIVE_FILE, record)
 
 

@@ -34,7 +34,7 @@ class Rollout(Protocol):
         """
 
     def switch(self) -> None:
-        """Lead the traffic to the candidate; the version before it stays ready to take over again."""
+        """Lead the traffic to the candidate; until it is committed, the version before can have it back."""
 
     def undo(self) -> None:
         """Lead the traffic back and end the candidate. Nothing happens when there is none."""
