@@ -18,12 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 
 import numpy as np
 
-from health_predict.core.cohort import exclude_not_readmittable, read_cohort
-from health_predict.core.columns import PATIENT
-from health_predict.core.performance import delong
-from health_predict.core.policy import Action
-from health_predict.core.scenarios import Policy
-from health_predict.core.synthetic import synthesize
+from health_predict.core.choices import Policy
+from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort
+from health_predict.core.data.columns import PATIENT
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.monitoring.policy import Action
+from health_predict.core.statistics import delong
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import drift_inputs, drift_scenarios
@@ -67,7 +67,7 @@ def inputs() -> dict[str, float]:
     print(f"  inputs compared {cost['inputs']:.1f}, whole verdict {cost['verdict']:.1f}, Evidently's preset ", end="")
     print(f"{cost['evidently']:,.0f} ({cost['evidently'] / cost['inputs']:.0f} and ", end="")
     print(f"{cost['evidently'] / cost['verdict']:.0f} times as much)")
-    print(f"  import, s: ours {drift_inputs.import_seconds('health_predict.core.drift'):.1f}, ", end="")
+    print(f"  import, s: ours {drift_inputs.import_seconds('health_predict.core.monitoring.drift'):.1f}, ", end="")
     print(f"Evidently {drift_inputs.import_seconds('evidently.presets'):.1f}")
     return {
         "false_alarm_max": max(share for share, _ in alarms.values()),

@@ -13,10 +13,10 @@ import logging
 import tempfile
 from pathlib import Path
 
-from health_predict.adapters.mlflow import Tracking
-from health_predict.core.calibration import uncalibrated
-from health_predict.core.cohort import load_part, target
-from health_predict.core.performance import Calibration, LabelledWindow, assess_calibration
+from health_predict.adapters.tracking import Tracking
+from health_predict.core.data.cohort import load_part, target
+from health_predict.core.model.calibration import uncalibrated
+from health_predict.core.monitoring.performance import Calibration, LabelledWindow, assess_calibration
 from health_predict.settings import load_settings
 from health_predict.stages.hpo import hpo
 from health_predict.stages.register import register

@@ -21,16 +21,16 @@ from typing import IO, Any
 
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.bentoml import BentoStore, pack
+from health_predict.adapters.files import unpack_archive
 from health_predict.adapters.images import RemoteRegistry
 from health_predict.adapters.images.client import Repository
-from health_predict.adapters.storage import unpack_archive
-from health_predict.core.cohort import target
-from health_predict.core.compiled_model import compile_pipeline
-from health_predict.core.evaluation import f1_threshold
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.synthetic import synthesize
+from health_predict.adapters.serving.bentoml import BentoStore, pack
+from health_predict.core.data.cohort import target
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.model.evaluation import f1_threshold
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.serving.compiled_model import compile_pipeline
 from health_predict.stages.bento_build import golden_requests
 
 REGISTRY = os.environ.get("BENCH_REGISTRY", "localhost:5000")

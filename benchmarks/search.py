@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from parts.processes import carries
 from parts.search_space import NAMES
 
-from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv, save_part
-from health_predict.core.synthetic import synthesize
+from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv, save_part
+from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import Settings
 from health_predict.stages.split import split
 

@@ -30,7 +30,7 @@ from mlflow.sklearn import save_model
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import load, servers
 
-from health_predict.core.families import FAMILIES
+from health_predict.core.model.families import FAMILIES
 
 CLIENTS = (1, 8, 32)
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from health_predict.core.cohort import target
-from health_predict.core.columns import FEATURES
-from health_predict.core.compiled_model import CompiledModel, compile_pipeline
-from health_predict.core.evaluation import f1_threshold
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.scoring import GraphScorer
-from health_predict.core.synthetic import synthesize
+from health_predict.core.data.cohort import target
+from health_predict.core.data.columns import FEATURES
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.model.evaluation import f1_threshold
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.serving.compiled_model import CompiledModel, compile_pipeline
+from health_predict.core.serving.scoring import GraphScorer
 
 ROWS = 200
 ROUNDS = 5

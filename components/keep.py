@@ -17,7 +17,7 @@ def keep(gate: str, value: str, expected: str) -> NamedTuple("KeepOutputs", [("o
     Returns:
         outcome: Always unchanged.
     """
-    from health_predict.core.errors import GateError
+    from health_predict.errors import GateError
     from health_predict.stages.task import task
 
     with task("keep"):

@@ -16,8 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 
 sys.path.insert(0, str(ROOT))
-from health_predict import cli, components  # noqa: E402
-from health_predict.core import errors  # noqa: E402
+from health_predict import (  # noqa: E402
+    cli,
+    components,
+    errors,
+)
 from health_predict.pipelines import PIPELINES  # noqa: E402
 from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings  # noqa: E402
 

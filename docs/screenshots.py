@@ -35,8 +35,8 @@ ANSI_CURSOR = re.compile(r"\x1b\[\?25[lh]")
 
 sys.path.insert(0, str(ROOT))
 from docs.terminal import Terminal, prompt  # noqa: E402
-from health_predict.adapters.dataset import fetch  # noqa: E402
-from health_predict.adapters.target import open_target  # noqa: E402
+from health_predict.adapters.data.dataset import fetch  # noqa: E402
+from health_predict.adapters.serving.target import open_target  # noqa: E402
 from health_predict.operations.overview import build_overview  # noqa: E402
 from health_predict.settings import load_settings  # noqa: E402
 from tests.browser import CHROMIUM  # noqa: E402

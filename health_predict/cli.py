@@ -14,7 +14,7 @@ from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
 from health_predict.commands.simulate import simulate
-from health_predict.core.errors import HealthPredictError
+from health_predict.errors import HealthPredictError
 
 app = typer.Typer(
     name="health-predict",

@@ -20,8 +20,8 @@ import pydantic_settings
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from health_predict.core.errors import SettingsError
-from health_predict.core.scenarios import Policy
+from health_predict.core.choices import Policy
+from health_predict.errors import SettingsError
 
 PREFIX = "HEALTH_PREDICT_"
 SYNTHETIC_SOURCE = "synthetic"

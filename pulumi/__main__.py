@@ -7,9 +7,9 @@ import hashlib
 import pulumi
 import pulumi_aws as aws
 
-from health_predict.adapters.dataset import UCI_SHA256, UCI_URL
-from health_predict.core.cost import machine
-from health_predict.core.stack_config import PROJECT
+from health_predict.adapters.data.dataset import UCI_SHA256, UCI_URL
+from health_predict.aws.cost import machine
+from health_predict.aws.stack_config import PROJECT
 from infra.account import require_account
 from infra.alarms import Alarms, AlarmsArgs
 from infra.budget import BudgetAlarm, BudgetAlarmArgs

@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import exclude_not_readmittable, load_part, save_part, target
-from health_predict.core.columns import ENCOUNTER
-from health_predict.core.compiled_model import cleared
-from health_predict.core.evaluation import Scored, f1_threshold, metrics
-from health_predict.core.families import BASELINE, FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.selection import select
-from health_predict.core.synthetic import FIRST_NUMBER, synthesize
+from health_predict.adapters.tracking import CHOSEN, REASON, Tracking
+from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_part, target
+from health_predict.core.data.columns import ENCOUNTER
+from health_predict.core.data.synthetic import FIRST_NUMBER, synthesize
+from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
+from health_predict.core.model.families import BASELINE, FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.model.selection import select
+from health_predict.core.serving.compiled_model import cleared
 from health_predict.settings import PREFIX, Settings
 
 # Nothing here may fail because a machine is slow.

@@ -6,7 +6,7 @@ import re
 import types
 from pathlib import Path
 
-from health_predict.core.families import Family
+from health_predict.core.model.families import Family
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.target import open_target
-from health_predict.core.cohort import as_requests, load_part
+from health_predict.adapters.tracking import Tracking
+from health_predict.core.data.cohort import as_requests, load_part
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.ecr_push import ecr_push

@@ -144,7 +144,7 @@ def test_a_home_that_is_a_file_is_named(run: Run, csv: Path, tmp_path: Path) -> 
 
 
 def test_debug_shows_the_stack_trace(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from health_predict.core.errors import SettingsError
+    from health_predict.errors import SettingsError
 
     monkeypatch.setattr(sys, "argv", ["health-predict", "--debug", "pipeline", "run", "trainng"])
     monkeypatch.setenv(f"{PREFIX}HOME", str(tmp_path))

@@ -28,9 +28,9 @@ import pytest
 
 from benchmarks.parts.processes import carriers
 from health_predict import cli
-from health_predict.core.partition import Parameters, batch_bounds
-from health_predict.core.scenarios import Scenario
-from health_predict.core.synthetic import inject, synthesize
+from health_predict.core.choices import Scenario
+from health_predict.core.data.partition import Parameters, batch_bounds
+from health_predict.core.data.synthetic import inject, synthesize
 from health_predict.settings import PREFIX
 from tests.browser import address, browser, needs_chromium
 from tests.conftest import FOREIGN, as_if_real
@@ -185,7 +185,7 @@ def test_a_demo_that_was_killed_ends_like_any_other(shell: Shell, demo: str) -> 
     ]  # that one is being written
     assert parts == []
     assert {run["state"] for run in shell.json("pipeline", "list")} == {"killed", "succeeded"}
-    from health_predict.adapters.mlflow import Tracking
+    from health_predict.adapters.tracking import Tracking
     from health_predict.settings import Settings
 
     tracking = Tracking(Settings(home=shell.home))

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.cohort import load_part, save_part
-from health_predict.core.columns import POSITIVE, TARGET
+from health_predict.core.data.cohort import load_part, save_part
+from health_predict.core.data.columns import POSITIVE, TARGET
 from tests.conftest import Parts
 from tests.documented_family import documented_family, documented_module
 

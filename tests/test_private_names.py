@@ -13,10 +13,10 @@ FOLDERS = ("health_predict", "bentos", "components", "pipelines", "pulumi")
 
 # By file and name: why, what breaks without it, and the upstream issue.
 EXCEPTIONS = {
-    ("health_predict/adapters/kubernetes/cluster.py", "self.ask(_preload_content=)"): (
+    ("health_predict/adapters/serving/kubernetes/cluster.py", "self.ask(_preload_content=)"): (
         "an argument that the client documents under this name; without it a log of one line of JSON comes as a dict"
     ),
-    ("health_predict/adapters/kubernetes/cluster.py", "call(_request_timeout=)"): (
+    ("health_predict/adapters/serving/kubernetes/cluster.py", "call(_request_timeout=)"): (
         "an argument that the client documents under this name; without it a dead API server is waited for without end"
     ),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from health_predict.core.errors import SettingsError
+from health_predict.errors import SettingsError
 from health_predict.settings import Profile, ServingTarget, Settings, load_settings, settings_on
 
 

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from health_predict.adapters.mlflow import CHAMPION, Tracking
-from health_predict.adapters.parts import stored_part
+from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import as_requests
-from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.data.cohort import as_requests
+from health_predict.core.data.columns import FEATURES, MISSING, Kind
 from health_predict.settings import PREFIX, Settings
 
 ROWS = 2000

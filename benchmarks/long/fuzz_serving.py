@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from parts import hostile, load, servers
 
-from health_predict.core.columns import EXAMPLE
+from health_predict.core.data.columns import EXAMPLE
 
 BODIES, WARM_BODIES = 20_000, 5_000
 CONNECTIONS = 16

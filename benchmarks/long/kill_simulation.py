@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.target import open_target
-from health_predict.core.cohort import save_csv
-from health_predict.core.synthetic import synthesize
+from health_predict.adapters.tracking import Tracking
+from health_predict.core.data.cohort import save_csv
+from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
 
 NAME, FIRST = "killed", "1"

@@ -23,7 +23,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from parts import load, servers
 
-from health_predict.adapters.processes import ProcessTarget
+from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
 from health_predict.settings import Settings
 

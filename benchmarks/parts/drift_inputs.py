@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from health_predict.adapters.evidently import run_preset, statistics
-from health_predict.core.columns import MISSING
-from health_predict.core.drift import DriftReference, assess
-from health_predict.core.input_drift import InputReference
-from health_predict.core.scenarios import Scenario
-from health_predict.core.synthetic import inject
+from health_predict.core.choices import Scenario
+from health_predict.core.data.columns import MISSING
+from health_predict.core.data.synthetic import inject
+from health_predict.core.monitoring.drift import DriftReference, assess
+from health_predict.core.monitoring.input_drift import InputReference
 
 SIZES = (500, 2000, 5000)
 POWER_ROWS = 2000

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from health_predict.core.cohort import exclude_not_readmittable, target
-from health_predict.core.drift import DriftReference, Verdict, assess
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.performance import LabelledWindow, assess_calibration, evidence, threshold
-from health_predict.core.refit import LabelledRows
-from health_predict.core.scenarios import Scenario
-from health_predict.core.synthetic import inject, synthesize
+from health_predict.core.choices import Scenario
+from health_predict.core.data.cohort import exclude_not_readmittable, target
+from health_predict.core.data.synthetic import inject, synthesize
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.monitoring.drift import DriftReference, Verdict, assess
+from health_predict.core.monitoring.performance import LabelledWindow, assess_calibration, evidence, threshold
+from health_predict.core.monitoring.refit import LabelledRows
 
 INITIAL, BATCH, BATCHES = 24_000, 5_000, 5  # rows; the first batch is clean, drift begins with the second
 SEEDS = range(1, 6)

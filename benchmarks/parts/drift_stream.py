@@ -19,19 +19,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.calibration import fit_map
-from health_predict.core.cohort import target
-from health_predict.core.columns import PATIENT
-from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
-from health_predict.core.evaluation import paired_difference
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.partition import Parameters, partition, places
-from health_predict.core.performance import LabelledWindow, delong
-from health_predict.core.policy import Action, Outcome, PolicyState, after, decide
+from health_predict.core.choices import Policy
+from health_predict.core.data.cohort import target
+from health_predict.core.data.columns import PATIENT
+from health_predict.core.data.partition import Parameters, partition, places
+from health_predict.core.model.calibration import fit_map
+from health_predict.core.model.evaluation import paired_difference
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Verdict, assess
+from health_predict.core.monitoring.performance import LabelledWindow
+from health_predict.core.monitoring.policy import Action, Outcome, PolicyState, after, decide
+from health_predict.core.monitoring.refit import LabelledRows
 from health_predict.core.promotion import CHAMPION_MARGIN
-from health_predict.core.refit import LabelledRows
-from health_predict.core.scenarios import Policy
+from health_predict.core.statistics import delong
 
 Floats = npt.NDArray[np.float64]
 

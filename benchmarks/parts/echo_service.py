@@ -12,7 +12,7 @@ import msgspec
 from pydantic import BaseModel, Field, create_model
 from starlette.responses import Response
 
-from health_predict.core.columns import FEATURES, Kind
+from health_predict.core.data.columns import FEATURES, Kind
 
 fields: dict[str, Any] = {}
 for column in FEATURES:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from health_predict.core.columns import EXAMPLE
+from health_predict.core.data.columns import EXAMPLE
 
 Body = tuple[str, bytes, bytes]
 """Path, content type and body."""

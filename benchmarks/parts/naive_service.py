@@ -10,7 +10,7 @@ import pandas as pd
 from fastapi import FastAPI
 from pydantic import BaseModel, Field, create_model
 
-from health_predict.core.columns import FEATURES, MISSING, Kind
+from health_predict.core.data.columns import FEATURES, MISSING, Kind
 
 saved = joblib.load(os.environ["NAIVE_MODEL"])
 model, threshold = saved["pipeline"], saved["threshold"]

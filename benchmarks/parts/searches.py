@@ -18,10 +18,10 @@ from typing import Any
 import pandas as pd
 from search_space import NAMES, SEED
 
-from health_predict.core.cohort import read_cohort, target
-from health_predict.core.evaluation import metrics
-from health_predict.core.families import FAMILIES, Choice, Range
-from health_predict.core.features import EncounterFeatures
+from health_predict.core.data.cohort import read_cohort, target
+from health_predict.core.model.evaluation import metrics
+from health_predict.core.model.families import FAMILIES, Choice, Range
+from health_predict.core.model.features import EncounterFeatures
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

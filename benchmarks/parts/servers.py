@@ -22,15 +22,15 @@ import pandas as pd
 import psutil
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag
-from health_predict.core import risk_groups
-from health_predict.core.cohort import as_requests, target
-from health_predict.core.compiled_model import cleared, compile_pipeline, prove_parity
-from health_predict.core.evaluation import f1_threshold
-from health_predict.core.explained_model import explain_pipeline
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.synthetic import synthesize
+from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag
+from health_predict.core.data.cohort import as_requests, target
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.model import risk_groups
+from health_predict.core.model.evaluation import f1_threshold
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.serving.compiled_model import cleared, compile_pipeline, prove_parity
+from health_predict.core.serving.explained_model import explain_pipeline
 from health_predict.stages.bento_build import golden_requests
 
 HERE = Path(__file__).parent

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from health_predict.adapters.storage import whole_file
-from health_predict.core.errors import StateError, UnreachableError
+from health_predict.adapters.files import whole_file
+from health_predict.errors import StateError, UnreachableError
 
 EXEC_SECONDS = 1800.0
 WAIT_SECONDS = 300

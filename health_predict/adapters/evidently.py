@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from health_predict.adapters.storage import whole_file, write_json
-from health_predict.core.columns import FEATURES, Kind
+from health_predict.adapters.files import whole_file, write_json
+from health_predict.core.data.columns import FEATURES, Kind
 
 REFERENCE_ROWS = 5000  # more change the statistics little and cost time
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from health_predict.adapters.storage import disk_error
-from health_predict.core.errors import UnreachableError
+from health_predict.adapters.files import disk_error
+from health_predict.errors import UnreachableError
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Ray Tune: the trials of all families with one `Tuner`, whose actors stay from one trial to the next.
 
-A `Searcher` asks `core/search.py` for the next point, a `Stopper` ends a trial that falls short of what it must reach,
-and a `Callback` hands each trial that ended to the caller. Nothing of a search is left with Ray: MLflow holds what one
-is continued from.
+A `Searcher` asks `core/model/search.py` for the next point, a `Stopper` ends a trial that falls short of what it must
+reach, and a `Callback` hands each trial that ended to the caller. Nothing of a search is left with Ray: MLflow holds
+what one is continued from.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from ray.util.queue import Empty, Queue
 from threadpoolctl import threadpool_limits
 
 import health_predict
-from health_predict.core.errors import SettingsError, StateError, UnreachableError
-from health_predict.core.search import (
+from health_predict.core.model.search import (
     METRICS,
     FamilySearch,
     Outcome,
@@ -41,6 +40,7 @@ from health_predict.core.search import (
     run_trial,
     winner,
 )
+from health_predict.errors import SettingsError, StateError, UnreachableError
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 from urllib.parse import urlsplit
 
-from health_predict.core.errors import UnreachableError
+from health_predict.errors import UnreachableError
 from health_predict.settings import PREFIX, Settings
 
 ANSWER_SECONDS = 5.0

@@ -6,20 +6,16 @@ all: a temporary name and a rename in a folder, a single put in S3.
 
 from __future__ import annotations
 
-import errno
-import glob
-import json
 import os
-import secrets
 import shutil
-import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from health_predict.core.errors import DataError, SettingsError, StateError, UnreachableError
+from health_predict.adapters.files import _beside, whole_file
+from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
 
 
 class Storage(Protocol):
@@ -48,77 +44,6 @@ class Storage(Protocol):
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with a prefix, sorted."""
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block succeeds and removed when it does not.
-
-    Raises UnreachableError when the disk is full or the folder is not writable.
-    """
-    with _beside(path) as temporary:
-        yield temporary
-        temporary.replace(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a whole JSON file."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content; nothing when there is none."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return content
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        yield temporary
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file or none, as `whole_file` does."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` left beside it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        process = left.name.removeprefix(f".{path.name}.").partition(".")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, OverflowError, PermissionError):
-            continue
-
-
-def disk_error(error: OSError, path: Path) -> Exception:
-    """The expected failures of a disk as errors with a remedy; anything else as it was."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnreachableError(
-            f"no space left for {path}", "free some space, or set HEALTH_PREDICT_HOME to another disk"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return UnreachableError(f"{path} is not writable", "set HEALTH_PREDICT_HOME to a folder that you may write to")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UnreachableError(f"{path} has no folder to be in", "a file has the folder's name: move it away")
-    return error
 
 
 class FolderStorage:
@@ -269,16 +194,3 @@ def open_storage(uri: str, s3_endpoint_url: str = "") -> Storage:
     if parts.scheme == "s3" and parts.netloc:
         return S3Storage(parts.netloc, parts.path, s3_endpoint_url)
     raise SettingsError(f"storage URI {uri!r} is not supported", "use file:///folder or s3://bucket/prefix")
-
-
-def unpack_archive(file: Path, folder: Path) -> None:
-    """Unpack a tar archive of plain files. Raises tarfile.TarError for one that holds anything else."""
-    with tarfile.open(file) as tar:
-        members = tar.getmembers()
-        for member in members:
-            # Python before 3.11.4 has no filter that refuses these.
-            parts = PurePosixPath(member.name)
-            if not (member.isfile() or member.isdir()) or parts.is_absolute() or ".." in parts.parts:
-                raise tarfile.TarError(f"{member.name!r} is no plain file inside the archive")
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)
-        tar.extractall(folder, members)  # noqa: S202 (each was looked at above)

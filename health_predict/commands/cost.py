@@ -11,9 +11,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from health_predict.core import cost
-from health_predict.core.errors import SettingsError
-from health_predict.core.stack_config import PROJECT, Schedule, StackConfig, read_config
+from health_predict.aws import cost
+from health_predict.aws.stack_config import PROJECT, Schedule, StackConfig, read_config
+from health_predict.errors import SettingsError
 
 OFFICE_HOURS = Schedule.model_validate({"timezone": "UTC"})
 

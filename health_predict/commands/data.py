@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from health_predict.adapters.storage import whole_file, write_file
+from health_predict.adapters.files import whole_file, write_file
 from health_predict.commands.operate import AsJson
 from health_predict.commands.progress import console_of
-from health_predict.core.errors import DataError
-from health_predict.core.scenarios import Scenario
+from health_predict.core.choices import Scenario
+from health_predict.errors import DataError
 from health_predict.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from health_predict.adapters.dataset import RawData
+    from health_predict.adapters.data.dataset import RawData
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
 
@@ -38,7 +38,7 @@ def fetch(as_json: AsJson = False) -> None:
 
 def _bring(settings: Settings, console: Console, *, stand_in: bool) -> RawData:
     """A source that is named, else what a training would take: looking at other data replaces nothing."""
-    from health_predict.adapters import dataset, raw_data
+    from health_predict.adapters.data import dataset, raw_data
 
     if settings.data_source:
         return dataset.fetch(settings, console)
@@ -54,8 +54,8 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """List every cell that breaks the data contract; exit code 3 when there is one."""
-    from health_predict.core import cohort
-    from health_predict.core.columns import PATIENT
+    from health_predict.core.data import cohort
+    from health_predict.core.data.columns import PATIENT
 
     frame = cohort.read_cohort(file, labelled=not unlabelled)
     violations = cohort.validate(frame, labelled=not unlabelled)
@@ -81,8 +81,8 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="HTML file to write; by default in the home folder")] = None,
 ) -> None:
     """Write the data profile: who is in the cohort, what is missing, levels, and what changes over time."""
-    from health_predict.core import cohort
-    from health_predict.core.partition import Parameters, partition
+    from health_predict.core.data import cohort
+    from health_predict.core.data.partition import Parameters, partition
     from health_predict.report.data_profile import data_profile_page
 
     settings = load_settings(data_source=str(file.absolute()), data_sha256="") if file else load_settings()
@@ -114,8 +114,8 @@ def synthesize(
     ] = None,
 ) -> None:
     """Write a cohort of patients who do not exist, like the real one in its columns, levels and risks."""
-    from health_predict.core.cohort import save_csv
-    from health_predict.core.synthetic import inject, synthesize
+    from health_predict.core.data.cohort import save_csv
+    from health_predict.core.data.synthetic import inject, synthesize
 
     with console_of().status("synthesizing"):
         frame = synthesize(rows, seed)

@@ -12,18 +12,19 @@ from sysconfig import get_path
 
 from rich.console import Console
 
-from health_predict.adapters.endpoint import ask
-from health_predict.adapters.mlflow import CHAMPION, EVALUATION, Tracking
-from health_predict.adapters.processes import ProcessTarget
-from health_predict.adapters.raw_data import champion_origin, raw_data
+from health_predict.adapters.archives import content_digest
+from health_predict.adapters.data.raw_data import champion_origin, raw_data
+from health_predict.adapters.files import write_file
+from health_predict.adapters.serving.endpoint import ask
+from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.source_control import commit
-from health_predict.adapters.storage import open_storage, write_file
+from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tracking
 from health_predict.commands.pipeline import run_pipeline
 from health_predict.commands.progress import console_of, say_source
-from health_predict.core.columns import EXAMPLE
-from health_predict.core.content import content_digest
-from health_predict.core.errors import GateError, UnreachableError
-from health_predict.core.performance import Estimate
+from health_predict.core.data.columns import EXAMPLE
+from health_predict.core.statistics import Estimate
+from health_predict.errors import GateError, UnreachableError
 from health_predict.report.comparison import LABELS
 from health_predict.settings import Settings, load_settings
 

@@ -8,8 +8,8 @@ import sys
 
 import typer
 
-from health_predict.adapters.mlflow import Tracking
-from health_predict.core.errors import UnreachableError
+from health_predict.adapters.tracking import Tracking
+from health_predict.errors import UnreachableError
 from health_predict.settings import load_settings
 
 

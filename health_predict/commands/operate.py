@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from health_predict.adapters.target import open_target
+from health_predict.adapters.serving.target import open_target
 from health_predict.commands.progress import console_of, say_source
-from health_predict.core.errors import StateError
+from health_predict.errors import StateError
 from health_predict.settings import Profile, settings_on
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def serve(
     if logs:
         typer.echo(settings.home / "serving" / "serving.log")
         return
-    from health_predict.adapters.mlflow import Tracking
+    from health_predict.adapters.tracking import Tracking
     from health_predict.stages.rollout import serve as roll_out
 
     console = console_of(as_json)
@@ -74,7 +74,7 @@ def status(on: On = None, as_json: AsJson = False) -> None:
 
 
 def _print_status(console: Console, found: Status) -> None:
-    from health_predict.core.performance import Estimate
+    from health_predict.core.statistics import Estimate
     from health_predict.report.comparison import LABELS
 
     table = Table(show_header=False, box=None, pad_edge=False)

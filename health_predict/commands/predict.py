@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from health_predict.adapters.storage import write_file
+from health_predict.adapters.files import write_file
 from health_predict.commands.progress import console_of
 from health_predict.settings import load_settings
 
@@ -30,10 +30,10 @@ def predict(
     """Score every encounter of a file through the endpoint and write a CSV, in the order of the file."""
     import pandas as pd
 
-    from health_predict.adapters.endpoint import Endpoint
-    from health_predict.adapters.target import open_target
-    from health_predict.core import cohort
-    from health_predict.core.columns import ENCOUNTER
+    from health_predict.adapters.serving.endpoint import Endpoint
+    from health_predict.adapters.serving.target import open_target
+    from health_predict.core.data import cohort
+    from health_predict.core.data.columns import ENCOUNTER
 
     settings, console, begin = load_settings(), console_of(as_json), time.monotonic()
     with console.status("reading and checking the file"):

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
-from health_predict.adapters.kfp import Event
-from health_predict.core.sources import warning
+from health_predict.adapters.pipelines.kfp import Event
+from health_predict.core.data.sources import warning
 
 
 class PipelineProgress:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.target import open_target
+from health_predict.adapters.serving.target import open_target
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import console_of, say_source
-from health_predict.core.errors import HealthPredictError
-from health_predict.core.scenarios import Policy, Scenario
+from health_predict.core.choices import Policy, Scenario
+from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings, settings_on
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.evaluation import (
+from health_predict.core.model.evaluation import (
     Labels,
     Scored,
     compare,
@@ -20,7 +20,8 @@ from health_predict.core.evaluation import (
     paired_difference,
     subgroup_levels,
 )
-from health_predict.core.performance import DEFAULT_LIMITS, Estimate, LabelledWindow, assess_calibration
+from health_predict.core.monitoring.performance import DEFAULT_LIMITS, LabelledWindow, assess_calibration
+from health_predict.core.statistics import Estimate
 
 # A champion is replaced unless the challenger is clearly worse: one set of 3,000 rows cannot see less than .03.
 CHAMPION_MARGIN = 0.02

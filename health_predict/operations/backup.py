@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from health_predict.adapters.databases import DATABASES, Database, KubectlDatabases
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.core.errors import SettingsError, StateError
+from health_predict.errors import SettingsError, StateError
 from health_predict.settings import Settings
 
 FOLDER = "backups"

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from health_predict.adapters.endpoint import ask
 from health_predict.adapters.images import RemoteRegistry, open_registry
 from health_predict.adapters.reachable import must_answer
+from health_predict.adapters.serving.endpoint import ask
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, commit
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.target import open_target
-from health_predict.core.errors import HealthPredictError
+from health_predict.errors import HealthPredictError
 from health_predict.settings import PREFIX, ServingTarget, Settings
 
 # The two-command demonstration stays below this much memory and disk.
@@ -137,7 +137,7 @@ def _cluster(settings: Settings) -> Iterator[Check]:
         return
     from kubernetes.client import VersionApi
 
-    from health_predict.adapters.kubernetes import NOT_FOUND, Cluster
+    from health_predict.adapters.serving.kubernetes import NOT_FOUND, Cluster
 
     cluster = Cluster(settings.kube_context, retries=3)
     server = cluster.ask(VersionApi(cluster.api).get_code)
@@ -161,7 +161,7 @@ def _capacity(settings: Settings) -> Iterator[Check]:
     """Whether a run finds room: a pod that asks for more than a node has left waits without a word."""
     if settings.serving_target is ServingTarget.PROCESS:
         return
-    from health_predict.adapters.kubernetes import Cluster
+    from health_predict.adapters.serving.kubernetes import Cluster
 
     cluster = Cluster(settings.kube_context, retries=3)
     listed = [cluster.ask(cluster.core.list_pod_for_all_namespaces), cluster.ask(cluster.core.list_node)]
@@ -247,7 +247,7 @@ def _tracking(settings: Settings) -> Iterator[Check]:
         yield _check("tracking", f"{settings.tracking_uri} will be created")
         return
     must_answer(settings, "mlflow_tracking_uri")
-    from health_predict.adapters.mlflow import CHAMPION, Tracking
+    from health_predict.adapters.tracking import CHAMPION, Tracking
 
     champion = Tracking(settings).by_alias(CHAMPION)
     found = f"champion is version {champion.version}" if champion else "no champion yet"
@@ -265,7 +265,7 @@ def _pipelines(settings: Settings) -> Iterator[Check]:
     if not settings.kfp_host:
         return
     must_answer(settings, "kfp_host")
-    from health_predict.adapters.kfp_cluster import ClusterPipelines
+    from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines
 
     runs = ClusterPipelines(settings).runs(1)
     last = f"the last run, {runs[0]['pipeline']}, {runs[0]['state']}" if runs else "no run yet"
@@ -290,7 +290,7 @@ def _endpoint(settings: Settings) -> Iterator[Check]:
 
 
 def _process(settings: Settings) -> Iterator[Check]:
-    from health_predict.adapters.processes import ProcessTarget
+    from health_predict.adapters.serving.processes import ProcessTarget
 
     target = ProcessTarget(settings)
     if trouble := target.trouble():

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from health_predict.adapters.dataset import raw_key
-from health_predict.adapters.endpoint import ask
+from health_predict.adapters.archives import content_digest
+from health_predict.adapters.data.dataset import raw_key
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.serving.endpoint import ask
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, contains
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.target import open_target
-from health_predict.core.cohort import load_part
-from health_predict.core.content import content_digest
-from health_predict.core.errors import HealthPredictError, StateError, UnreachableError
-from health_predict.core.partition import Parameters, dataset_digest, rows_digest
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.data.cohort import load_part
+from health_predict.core.data.partition import Parameters, dataset_digest, rows_digest
+from health_predict.errors import HealthPredictError, StateError, UnreachableError
 from health_predict.settings import Settings
 from health_predict.stages.rollout import unpacked
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from health_predict.adapters.batches import Batches, batch_key
-from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import Storage, open_storage, whole_file
-from health_predict.core.errors import HealthPredictError, StateError
+from health_predict.adapters.data.batches import Batches, batch_key
+from health_predict.adapters.files import whole_file
+from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
+from health_predict.errors import HealthPredictError, StateError
 from health_predict.operations.status import evaluation
 from health_predict.report.comparison import LABELS
 from health_predict.report.page import difference, number, render

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from health_predict.adapters.batches import Batches, batch_key
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tracking
-from health_predict.adapters.raw_data import origin_of
+from health_predict.adapters.data.batches import Batches, batch_key
+from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.reachable import must_answer
-from health_predict.adapters.target import Active, open_target
-from health_predict.core.errors import StateError
+from health_predict.adapters.serving.target import Active, open_target
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tracking
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import under_way
 

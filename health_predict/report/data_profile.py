@@ -7,8 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from health_predict.core.columns import COLUMNS, DRUGS, ENCOUNTER, FEATURES, MISSING, PATIENT, POSITIVE, TARGET, Kind
-from health_predict.core.partition import Parameters, Partition
+from health_predict.core.data.columns import (
+    COLUMNS,
+    DRUGS,
+    ENCOUNTER,
+    FEATURES,
+    MISSING,
+    PATIENT,
+    POSITIVE,
+    TARGET,
+    Kind,
+)
+from health_predict.core.data.partition import Parameters, Partition
 from health_predict.report import plots
 from health_predict.report.page import render
 

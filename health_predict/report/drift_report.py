@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.core.drift import DriftFindings, SubgroupFinding
-from health_predict.core.performance import DEFAULT_LIMITS, Limits, threshold
+from health_predict.core.monitoring.drift import DriftFindings, SubgroupFinding
+from health_predict.core.monitoring.performance import DEFAULT_LIMITS, Limits, threshold
 from health_predict.report import plots
 from health_predict.report.page import number, percent, render
 

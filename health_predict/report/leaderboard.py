@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord
+from health_predict.adapters.tracking import CHOSEN, REASON, RunRecord
 from health_predict.report import plots
 from health_predict.report.page import render
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from health_predict.adapters.mlflow import RunRecord
-from health_predict.core.performance import Estimate
+from health_predict.adapters.tracking import RunRecord
+from health_predict.core.statistics import Estimate
 from health_predict.report import plots
 from health_predict.report.comparison import LABELS
 from health_predict.report.page import render

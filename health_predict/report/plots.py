@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.core.performance import Estimate
+from health_predict.core.statistics import Estimate
 from health_predict.report.page import estimate, number, percent
 
 Numbers = Sequence[float] | npt.NDArray[Any]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
 from pydantic_core import from_json
 
-from health_predict.core.columns import (
+from health_predict.core.data.columns import (
     BY_NAME,
     CODE_PATTERN,
     EXAMPLE,
@@ -25,8 +25,8 @@ from health_predict.core.columns import (
     Column,
     Kind,
 )
-from health_predict.core.contributions import LOG_ODDS, PROBABILITY
-from health_predict.core.risk_groups import GROUPS
+from health_predict.core.model.contributions import LOG_ODDS, PROBABILITY
+from health_predict.core.model.risk_groups import GROUPS
 
 # `\d` would take the digits of every script.
 DIAGNOSIS = ICD9_PATTERN.replace(r"\d", "[0-9]")

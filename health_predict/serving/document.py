@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from health_predict.core.columns import EXAMPLE
+from health_predict.core.data.columns import EXAMPLE
 from health_predict.serving.contract import Options, Problem, Violations
 from health_predict.serving.gate import Route
 from health_predict.serving.predictor import MEBIBYTE, Predictor

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from health_predict.core.columns import EXAMPLE, FEATURES
+from health_predict.core.data.columns import EXAMPLE, FEATURES
 from health_predict.serving.metrics import CONTENT_TYPE
 from health_predict.serving.predictor import Predictor
 

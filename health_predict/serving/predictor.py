@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from health_predict.adapters.archives import content_digest
 from health_predict.adapters.storage import open_storage
-from health_predict.core.content import content_digest
 from health_predict.serving.contract import Explanation, Prediction
 from health_predict.serving.metrics import Metrics
 from health_predict.serving.prediction_log import PredictionLog

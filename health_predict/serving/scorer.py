@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from health_predict.core.columns import FEATURES
-from health_predict.core.contributions import PROBABILITY, Explainer, owners_of
-from health_predict.core.risk_groups import GROUPS
-from health_predict.core.row_encoder import RowEncoder
-from health_predict.core.scoring import GraphScorer
+from health_predict.core.data.columns import FEATURES
+from health_predict.core.model.contributions import PROBABILITY, Explainer, owners_of
+from health_predict.core.model.risk_groups import GROUPS
+from health_predict.core.model.row_encoder import RowEncoder
+from health_predict.core.serving.scoring import GraphScorer
 from health_predict.serving.contract import Contribution, Encounter, Explanation, Prediction
 
 TOLERANCE = 1e-6
@@ -45,7 +45,7 @@ class Identity(BaseModel):
     risk_cutoffs: tuple[float, float, float]
     """Lowest probability of the groups medium, high and very high."""
     calibration: tuple[float, float] | None = None
-    """Intercept and slope of the map behind the graph, see `core/scoring.py`."""
+    """Intercept and slope of the map behind the graph, see `core/serving/scoring.py`."""
     metrics: dict[str, float]
 
 

@@ -10,10 +10,10 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.target import open_target
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
 from health_predict.settings import ServingTarget, Settings
 from health_predict.simulation.plan import Begun, begun
 from health_predict.stages.rollout import serve

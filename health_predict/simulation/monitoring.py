@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from health_predict.core.policy import Action
+from health_predict.core.monitoring.policy import Action
 from health_predict.core.promotion import Decision
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build

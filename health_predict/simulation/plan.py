@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from health_predict.adapters.storage import Storage
-from health_predict.core.scenarios import Scenario
-from health_predict.core.synthetic import GroundTruth
+from health_predict.core.choices import Scenario
+from health_predict.core.data.synthetic import GroundTruth
 
 MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
 _PLAN = re.compile(r"simulations/(.+)/plan\.json")

@@ -17,21 +17,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.endpoint import Endpoint
-from health_predict.adapters.mlflow import CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.raw_data import champion_origin, origin_of, raw_data
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.raw_data import champion_origin, origin_of, raw_data
+from health_predict.adapters.serving.endpoint import Endpoint
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.target import open_target
-from health_predict.core.cohort import as_requests, load_part, read_cohort, save_part, target
-from health_predict.core.columns import ENCOUNTER, TARGET
-from health_predict.core.errors import GateError, SettingsError, StateError, UnreachableError
-from health_predict.core.outcomes import write_outcomes
-from health_predict.core.partition import Parameters, batch_bounds, partition
+from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
+from health_predict.core.choices import Scenario
+from health_predict.core.data.cohort import as_requests, load_part, read_cohort, save_part, target
+from health_predict.core.data.columns import ENCOUNTER, TARGET
+from health_predict.core.data.outcomes import write_outcomes
+from health_predict.core.data.partition import Parameters, batch_bounds, partition
+from health_predict.core.data.sources import Source
+from health_predict.core.data.synthetic import GroundTruth, inject
 from health_predict.core.promotion import Decision
-from health_predict.core.scenarios import Scenario
-from health_predict.core.sources import Source
-from health_predict.core.synthetic import GroundTruth, inject
+from health_predict.errors import GateError, SettingsError, StateError, UnreachableError
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import remember, version_of
 from health_predict.simulation.monitoring import dataset, monitoring, readmission

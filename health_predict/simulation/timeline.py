@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.storage import write_file
-from health_predict.core.cohort import target
-from health_predict.core.performance import Estimate, auc_estimate, observed_expected
-from health_predict.core.policy import Action
-from health_predict.core.scenarios import Scenario
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.files import write_file
+from health_predict.core.choices import Scenario
+from health_predict.core.data.cohort import target
+from health_predict.core.monitoring.policy import Action
+from health_predict.core.statistics import Estimate, auc_estimate, observed_expected
 from health_predict.report.timeline_report import timeline_page
 from health_predict.simulation.plan import Begun, all_begun, file_key
 from health_predict.simulation.replay import Replay

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from health_predict.adapters.bentoml import Bento, BentoStore, bento_tag, pack
-from health_predict.adapters.mlflow import ModelVersion, Tracking
-from health_predict.adapters.parts import stored_part
-from health_predict.adapters.storage import open_storage, whole_file
-from health_predict.core import families, risk_groups
-from health_predict.core.cohort import as_requests, load_part, target
-from health_predict.core.columns import FEATURES
-from health_predict.core.compiled_model import TOLERANCE, CompiledModel, compile_pipeline, prove_parity
-from health_predict.core.errors import StateError
-from health_predict.core.explained_model import explain_pipeline
+from health_predict.adapters.data.parts import stored_part
+from health_predict.adapters.files import whole_file
+from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag, pack
+from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import ModelVersion, Tracking
+from health_predict.core.data.cohort import as_requests, load_part, target
+from health_predict.core.data.columns import FEATURES
+from health_predict.core.model import families, risk_groups
+from health_predict.core.serving.compiled_model import TOLERANCE, CompiledModel, compile_pipeline, prove_parity
+from health_predict.core.serving.explained_model import explain_pipeline
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -19,19 +19,20 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import TypeAdapter
 
-from health_predict.adapters.batches import Batch, Batches, Labelled, batch_key, trained_through
-from health_predict.adapters.mlflow import ModelVersion, Tracking
-from health_predict.adapters.parts import stored_part
-from health_predict.adapters.raw_data import origin_of, refuse_other_data
-from health_predict.adapters.storage import Storage, write_file
-from health_predict.core.cohort import check, target
-from health_predict.core.drift import DriftFindings, DriftReference, Verdict, assess
-from health_predict.core.errors import DataError
-from health_predict.core.input_drift import InputReference
-from health_predict.core.performance import LabelledWindow
-from health_predict.core.policy import Action, decide
-from health_predict.core.refit import LabelledRows
-from health_predict.core.scenarios import Policy
+from health_predict.adapters.data.batches import Batch, Batches, Labelled, batch_key, trained_through
+from health_predict.adapters.data.parts import stored_part
+from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
+from health_predict.adapters.files import write_file
+from health_predict.adapters.storage import Storage
+from health_predict.adapters.tracking import ModelVersion, Tracking
+from health_predict.core.choices import Policy
+from health_predict.core.data.cohort import check, target
+from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Verdict, assess
+from health_predict.core.monitoring.input_drift import InputReference
+from health_predict.core.monitoring.performance import LabelledWindow
+from health_predict.core.monitoring.policy import Action, decide
+from health_predict.core.monitoring.refit import LabelledRows
+from health_predict.errors import DataError
 from health_predict.report.drift_report import drift_page
 from health_predict.report.page import render
 from health_predict.settings import Settings

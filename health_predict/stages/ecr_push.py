@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import Tracking
-from health_predict.core.errors import StateError
+from health_predict.adapters.tracking import Tracking
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)

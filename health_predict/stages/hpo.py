@@ -17,21 +17,30 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 
 import health_predict.core
-from health_predict.adapters.mlflow import CHOSEN, REASON, RunRecord, Tracking
-from health_predict.adapters.storage import write_file
-from health_predict.core import families
-from health_predict.core.calibration import CalibratedClassifier, Fold, fit_map, out_of_fold_scores, patient_folds
-from health_predict.core.cohort import load_part, target
-from health_predict.core.columns import PATIENT
-from health_predict.core.compiled_model import clear_threshold, edge_rows
-from health_predict.core.content import content_digest
-from health_predict.core.errors import GateError, HealthPredictError, StateError
-from health_predict.core.evaluation import Scored, f1_threshold, metrics
-from health_predict.core.families import BASELINE, FAMILIES, Family
-from health_predict.core.families.family import Labels, Rows
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.search import METRICS, RUNGS, FamilySearch, Prepared, Trial, fit_winner, libraries, winner
-from health_predict.core.selection import select
+from health_predict.adapters.archives import content_digest
+from health_predict.adapters.files import write_file
+from health_predict.adapters.tracking import CHOSEN, REASON, RunRecord, Tracking
+from health_predict.core.data.cohort import load_part, target
+from health_predict.core.data.columns import PATIENT
+from health_predict.core.model import families
+from health_predict.core.model.calibration import CalibratedClassifier, Fold, fit_map, out_of_fold_scores, patient_folds
+from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
+from health_predict.core.model.families import BASELINE, FAMILIES, Family
+from health_predict.core.model.families.family import Labels, Rows
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.model.search import (
+    METRICS,
+    RUNGS,
+    FamilySearch,
+    Prepared,
+    Trial,
+    fit_winner,
+    libraries,
+    winner,
+)
+from health_predict.core.model.selection import select
+from health_predict.core.serving.compiled_model import clear_threshold, edge_rows
+from health_predict.errors import GateError, HealthPredictError, StateError
 from health_predict.report.leaderboard import leaderboard_page
 from health_predict.settings import Settings
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.batches import Batches, trained_through
-from health_predict.adapters.mlflow import CHOSEN, REASON, ModelVersion, Tracking
-from health_predict.adapters.parts import stored_part
-from health_predict.adapters.raw_data import origin_of, refuse_other_data
-from health_predict.adapters.storage import whole_file
-from health_predict.core.calibration import CalibratedClassifier, uncalibrated
-from health_predict.core.cohort import save_part, target
-from health_predict.core.columns import PATIENT
-from health_predict.core.compiled_model import cleared
-from health_predict.core.errors import StateError
-from health_predict.core.evaluation import f1_threshold, metrics
-from health_predict.core.partition import places, rows_digest
+from health_predict.adapters.data.batches import Batches, trained_through
+from health_predict.adapters.data.parts import stored_part
+from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
+from health_predict.adapters.files import whole_file
+from health_predict.adapters.tracking import CHOSEN, REASON, ModelVersion, Tracking
+from health_predict.core.data.cohort import save_part, target
+from health_predict.core.data.columns import PATIENT
+from health_predict.core.data.partition import places, rows_digest
+from health_predict.core.model.calibration import CalibratedClassifier, uncalibrated
+from health_predict.core.model.evaluation import f1_threshold, metrics
+from health_predict.core.serving.compiled_model import cleared
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from health_predict.adapters.kfp_cluster import end_key, failure
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.pipelines.kfp_cluster import end_key, failure
 from health_predict.adapters.storage import open_storage
-from health_predict.core.errors import HealthPredictError
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)

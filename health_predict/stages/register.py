@@ -13,21 +13,22 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, EVALUATION, REASON, ModelVersion, RunRecord, Tracking
-from health_predict.adapters.parts import stored_part
-from health_predict.adapters.raw_data import origin_of
-from health_predict.adapters.storage import open_storage, write_file
-from health_predict.core import evaluation, risk_groups
-from health_predict.core.calibration import uncalibrated
-from health_predict.core.clinical_scores import clinical_scores
-from health_predict.core.cohort import load_part, target
-from health_predict.core.columns import PATIENT, TARGET
-from health_predict.core.errors import StateError
-from health_predict.core.evaluation import Scored
-from health_predict.core.families import BASELINE
-from health_predict.core.performance import Estimate, auc_estimate
+from health_predict.adapters.data.parts import stored_part
+from health_predict.adapters.data.raw_data import origin_of
+from health_predict.adapters.files import write_file
+from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, REASON, ModelVersion, RunRecord, Tracking
+from health_predict.core.data.cohort import load_part, target
+from health_predict.core.data.columns import PATIENT, TARGET
+from health_predict.core.data.sources import warning
+from health_predict.core.model import evaluation, risk_groups
+from health_predict.core.model.calibration import uncalibrated
+from health_predict.core.model.clinical_scores import clinical_scores
+from health_predict.core.model.evaluation import Scored
+from health_predict.core.model.families import BASELINE
 from health_predict.core.promotion import Decision, decide
-from health_predict.core.sources import warning
+from health_predict.core.statistics import Estimate, auc_estimate
+from health_predict.errors import StateError
 from health_predict.report.model_card import model_card_page
 from health_predict.settings import Settings
 from health_predict.stages.hpo import best_runs, chosen_run

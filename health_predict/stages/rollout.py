@@ -20,12 +20,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from health_predict.adapters.endpoint import ask
+from health_predict.adapters.files import write_file
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, ModelVersion, Tracking
-from health_predict.adapters.storage import open_storage, write_file
-from health_predict.adapters.target import Active, Rollout, open_target
-from health_predict.core.errors import GateError, HealthPredictError, StateError
+from health_predict.adapters.serving.endpoint import ask
+from health_predict.adapters.serving.target import Active, Rollout, open_target
+from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, ModelVersion, Tracking
+from health_predict.errors import GateError, HealthPredictError, StateError
 from health_predict.report.page import render
 from health_predict.settings import Settings
 

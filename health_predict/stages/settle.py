@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 
-from health_predict.adapters.batches import Batches, batch_key
-from health_predict.adapters.mlflow import CHAMPION, Tracking
-from health_predict.core import policy
-from health_predict.core.errors import StateError
-from health_predict.core.policy import Action, PolicyState
+from health_predict.adapters.data.batches import Batches, batch_key
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.monitoring import policy
+from health_predict.core.monitoring.policy import Action, PolicyState
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)

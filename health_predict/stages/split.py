@@ -16,14 +16,15 @@ from typing import Any
 
 import pandas as pd
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.dataset import RawData, raw_key
-from health_predict.adapters.raw_data import champion_origin, raw_data
-from health_predict.adapters.storage import Storage, open_storage, write_file
-from health_predict.core.cohort import check, read_cohort, save_part, target
-from health_predict.core.columns import ENCOUNTER, PATIENT
-from health_predict.core.errors import StateError
-from health_predict.core.partition import Parameters, dataset_digest, inputs_digest, partition, rows_digest
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.dataset import RawData, raw_key
+from health_predict.adapters.data.raw_data import champion_origin, raw_data
+from health_predict.adapters.files import write_file
+from health_predict.adapters.storage import Storage, open_storage
+from health_predict.core.data.cohort import check, read_cohort, save_part, target
+from health_predict.core.data.columns import ENCOUNTER, PATIENT
+from health_predict.core.data.partition import Parameters, dataset_digest, inputs_digest, partition, rows_digest
+from health_predict.errors import StateError
 from health_predict.report.data_profile import data_profile_page
 from health_predict.settings import Settings
 

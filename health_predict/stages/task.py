@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from health_predict.adapters.parents import exit_with_parent
-from health_predict.core.errors import HealthPredictError
+from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings, load_settings
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pulumi
 
-from health_predict.core.errors import SettingsError
-from health_predict.core.stack_config import PROJECT, StackConfig, read_config
+from health_predict.aws.stack_config import PROJECT, StackConfig, read_config
+from health_predict.errors import SettingsError
 
 # Keys that hold more than a text, and how each is set.
 _STRUCTURED = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_aws as aws
 
-from health_predict.core.stack_config import OpenPort
+from health_predict.aws.stack_config import OpenPort
 
 # Packages over HTTP (signed), everything else over TLS. DNS and time come from link-local addresses, which no
 # security group filters.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from health_predict.core import cost
-from health_predict.core.stack_config import OpenPort, StackConfig
+from health_predict.aws import cost
+from health_predict.aws.stack_config import OpenPort, StackConfig
 
 KUBERNETES_PORT = 6443
 # Minutes. Docs tell what they were measured on, and what of them is estimated.

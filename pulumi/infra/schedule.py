@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_aws as aws
 
-from health_predict.core.stack_config import Schedule
+from health_predict.aws.stack_config import Schedule
 from infra.identity import trust_policy
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters import evidently as adapter
-from health_predict.core.columns import FEATURES, Kind
-from health_predict.core.input_drift import psi
-from health_predict.core.synthetic import synthesize
+from health_predict.core.data.columns import FEATURES, Kind
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.monitoring.input_drift import psi
 
 
 def test_report_names_the_column_that_moved(

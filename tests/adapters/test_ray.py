@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from health_predict.adapters import ray
-from health_predict.core.errors import SettingsError, StateError, UnreachableError
-from health_predict.core.families import FAMILIES
-from health_predict.core.search import METRICS, FamilySearch, Outcome, Point, Prepared, Trial, winner
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.search import METRICS, FamilySearch, Outcome, Point, Prepared, Trial, winner
+from health_predict.errors import SettingsError, StateError, UnreachableError
 
 EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
 Report = Callable[[Outcome], object]

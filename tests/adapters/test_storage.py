@@ -15,16 +15,9 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from health_predict.adapters.storage import (
-    FolderStorage,
-    S3Storage,
-    Storage,
-    disk_error,
-    open_storage,
-    unpack_archive,
-    whole_file,
-)
-from health_predict.core.errors import DataError, SettingsError, StateError, UnreachableError
+from health_predict.adapters.files import disk_error, unpack_archive, whole_file
+from health_predict.adapters.storage import FolderStorage, S3Storage, Storage, open_storage
+from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
 
 
 @pytest.fixture(scope="module")

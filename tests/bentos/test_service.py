@@ -39,19 +39,19 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from benchmarks.parts import hostile
-from health_predict.adapters import endpoint
-from health_predict.adapters.bentoml import BentoStore, bento_tag, write_source
+from health_predict.adapters.serving import endpoint
+from health_predict.adapters.serving.bentoml import BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
 from health_predict.cli import app as cli
-from health_predict.core.cohort import save_csv, target
-from health_predict.core.columns import BY_NAME, EXAMPLE, FEATURES, MISSING, Kind
-from health_predict.core.compiled_model import CompiledModel, compile_pipeline, prove_parity
-from health_predict.core.contributions import Explainer
-from health_predict.core.errors import DataError, SettingsError, UnreachableError
-from health_predict.core.explained_model import explain_pipeline
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.raw_encounters import read_encounters
+from health_predict.core.data.cohort import save_csv, target
+from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, MISSING, Kind
+from health_predict.core.data.raw_encounters import read_encounters
+from health_predict.core.model.contributions import Explainer
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.serving.compiled_model import CompiledModel, compile_pipeline, prove_parity
+from health_predict.core.serving.explained_model import explain_pipeline
+from health_predict.errors import DataError, SettingsError, UnreachableError
 from health_predict.serving import gate, prediction_log, shipping
 from health_predict.serving.contract import LONGEST_LIST, Encounter, Prediction, violations
 from health_predict.serving.prediction_log import PredictionLog

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from health_predict.aws import cost
 from health_predict.cli import app
 from health_predict.commands.cost import stack_file
-from health_predict.core import cost
-from health_predict.core.errors import SettingsError
+from health_predict.errors import SettingsError
 
 
 def test_always_on_is_the_sum_of_host_address_disks_bucket_and_images() -> None:

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from health_predict.adapters.dataset import UCI_SHA256
+from health_predict.adapters.data.dataset import UCI_SHA256
 from health_predict.commands.data import app
-from health_predict.core.cohort import read_cohort, save_csv, validate
-from health_predict.core.errors import DataError
+from health_predict.core.data.cohort import read_cohort, save_csv, validate
+from health_predict.errors import DataError
 
 
 @pytest.fixture(autouse=True)

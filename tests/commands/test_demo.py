@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.commands.demo import _serve_champion
-from health_predict.core.errors import GateError
+from health_predict.errors import GateError
 from health_predict.settings import Settings
 from health_predict.stages import rollout
 

@@ -11,10 +11,10 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.commands import operate
-from health_predict.core.errors import StateError
-from health_predict.core.evaluation import COMPARED
+from health_predict.core.model.evaluation import COMPARED
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 

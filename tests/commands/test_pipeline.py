@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from health_predict.commands.pipeline import _arguments
-from health_predict.core.errors import SettingsError
+from health_predict.errors import SettingsError
 from health_predict.settings import PREFIX, Profile, settings_on
 
 

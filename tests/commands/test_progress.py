@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from health_predict.adapters.kfp import Event
+from health_predict.adapters.pipelines.kfp import Event
 from health_predict.commands.progress import PipelineProgress
 
 PROGRESS = {

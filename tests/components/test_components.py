@@ -13,7 +13,7 @@ import pytest
 
 import health_predict
 from health_predict import components
-from health_predict.core.errors import GateError
+from health_predict.errors import GateError
 
 FOLDER = Path(components.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))

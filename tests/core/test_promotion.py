@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.evaluation import Scored, f1_threshold, metrics
-from health_predict.core.performance import LabelledWindow, assess_calibration, logit
+from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
+from health_predict.core.monitoring.performance import LabelledWindow, assess_calibration
 from health_predict.core.promotion import Decision, Promotion, decide
+from health_predict.core.statistics import logit
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from health_predict.core.errors import HealthPredictError
+from health_predict.errors import HealthPredictError
 from health_predict.settings import PREFIX, Settings
 
 Found = TypeVar("Found")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from health_predict.adapters.reachable import must_answer
-from health_predict.core.errors import UnreachableError
+from health_predict.errors import UnreachableError
 from health_predict.pipelines.wiring import ROLE_LABEL
 from health_predict.settings import Settings
 from tests.e2e import platform

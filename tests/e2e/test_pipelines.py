@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.kfp_cluster import ClusterPipelines, ClusterRun
-from health_predict.core.synthetic import synthesize
+from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines, ClusterRun
+from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
 from tests.e2e import platform
 from tests.e2e.conftest import (
@@ -164,7 +164,7 @@ def test_a_simulation_is_served_by_the_cluster_and_finds_its_log(shell: dict[str
 
 
 def test_a_search_outlives_the_tracking_server(shell: dict[str, str], tmp_path: Path) -> None:
-    from health_predict.adapters.mlflow import Tracking
+    from health_predict.adapters.tracking import Tracking
 
     # given a search under way
     tracking = Tracking(Settings(**addresses(tmp_path)))  # type: ignore[arg-type]

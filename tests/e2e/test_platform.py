@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.tracking import Tracking
 from health_predict.operations.backup import backup, backups, restore
 from health_predict.operations.doctor import Health, doctor
 from health_predict.settings import Settings

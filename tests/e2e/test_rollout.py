@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from health_predict.adapters.files import unpack_archive
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.kubernetes import CANDIDATE, Cluster, KubernetesTarget
-from health_predict.adapters.mlflow import CHAMPION, Tracking
-from health_predict.adapters.storage import unpack_archive
-from health_predict.core.cohort import save_csv
-from health_predict.core.errors import GateError, HealthPredictError, UnreachableError
-from health_predict.core.synthetic import synthesize
+from health_predict.adapters.serving.kubernetes import CANDIDATE, Cluster, KubernetesTarget
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.data.cohort import save_csv
+from health_predict.core.data.synthetic import synthesize
+from health_predict.errors import GateError, HealthPredictError, UnreachableError
 from health_predict.operations.lineage import lineage
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.ecr_push import IDENTITY, ecr_push
@@ -84,7 +84,7 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _content_digest(folder: Path) -> str:
-    from health_predict.core.content import content_digest
+    from health_predict.adapters.archives import content_digest
 
     return content_digest(folder)
 

@@ -51,8 +51,8 @@ class Mutant:
 
 MUTANTS = (
     # who may come in
-    Mutant("health_predict/core/stack_config.py", "if network.prefixlen < WIDEST_PREFIX:", "if False:"),
-    Mutant("health_predict/core/stack_config.py", "WIDEST_PREFIX = 24", "WIDEST_PREFIX = 16"),
+    Mutant("health_predict/aws/stack_config.py", "if network.prefixlen < WIDEST_PREFIX:", "if False:"),
+    Mutant("health_predict/aws/stack_config.py", "WIDEST_PREFIX = 24", "WIDEST_PREFIX = 16"),
     Mutant("pulumi/infra/firewall.py", "cidr_blocks=[args.operator_cidr]", 'cidr_blocks=["0.0.0.0/0"]'),
     Mutant("pulumi/infra/firewall.py", "for port in args.open_ports", "for port in OpenPort"),
     Mutant("pulumi/infra/firewall.py", "to_port=port.number", "to_port=65535"),
@@ -101,13 +101,13 @@ MUTANTS = (
         'trust_policy("scheduler.amazonaws.com")',
     ),
     # tags, types, schedule, money
-    Mutant("health_predict/core/stack_config.py", '"Project": PROJECT, "Stack": stack', '"Stack": stack'),
+    Mutant("health_predict/aws/stack_config.py", '"Project": PROJECT, "Stack": stack', '"Stack": stack'),
     Mutant(
-        "health_predict/core/stack_config.py",
+        "health_predict/aws/stack_config.py",
         'extra="forbid", coerce_numbers_to_str=True',
         'extra="ignore", coerce_numbers_to_str=True',
     ),
-    Mutant("health_predict/core/stack_config.py", "machine(self.instance_type)\n", "pass\n"),
+    Mutant("health_predict/aws/stack_config.py", "machine(self.instance_type)\n", "pass\n"),
     Mutant("pulumi/infra/schedule.py", "cron({int(minute)} {int(hour)}", "cron({int(hour)} {int(minute)}"),
     Mutant("pulumi/infra/budget.py", "limit_amount=str(args.monthly_usd)", 'limit_amount="1000"'),
     Mutant(
@@ -122,7 +122,7 @@ MUTANTS = (
     Mutant("pulumi/infra/rollout.py", "if news[disk] < _olds.get(disk, 0)", "if False"),
     Mutant("pulumi/infra/rollout.py", "doing != told or ", ""),
     Mutant("pulumi/__main__.py", '            "HP_DATA_GIB": str(config.data_gib),\n', ""),
-    Mutant("health_predict/core/stack_config.py", "coerce_numbers_to_str=True", "coerce_numbers_to_str=False"),
+    Mutant("health_predict/aws/stack_config.py", "coerce_numbers_to_str=True", "coerce_numbers_to_str=False"),
     # what the images are made of
     Mutant("k8s/image-source", "find_files -perm -100 && ", ""),
     Mutant("k8s/image-source", 'echo "${base#*@}"', "echo"),

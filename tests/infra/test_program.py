@@ -18,10 +18,10 @@ import pytest
 import yaml
 from moto import mock_aws
 
-from health_predict.core import cost
-from health_predict.core.cost import MACHINES, PRICES
-from health_predict.core.errors import SettingsError
-from health_predict.core.stack_config import StackConfig, read_config
+from health_predict.aws import cost
+from health_predict.aws.cost import MACHINES, PRICES
+from health_predict.aws.stack_config import StackConfig, read_config
+from health_predict.errors import SettingsError
 from infra.outputs import FIRST_UP, estimate
 from tests.infra.program import ACCOUNT, ROOT, Stack, run
 

@@ -15,13 +15,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 
-from health_predict.core.clinical_scores import clinical_scores
-from health_predict.core.cohort import exclude_not_readmittable, read_cohort, target
-from health_predict.core.evaluation import evaluate, f1_threshold, metrics
-from health_predict.core.families import FAMILIES
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.partition import Parameters, Partition, partition
-from health_predict.core.synthetic import synthesize
+from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort, target
+from health_predict.core.data.partition import Parameters, Partition, partition
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.model.clinical_scores import clinical_scores
+from health_predict.core.model.evaluation import evaluate, f1_threshold, metrics
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
 
 pytestmark = pytest.mark.slow
 SALTS = ("readmission", "a", "b", "c")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.settings import Settings
 
 

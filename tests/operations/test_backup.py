@@ -14,7 +14,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.errors import SettingsError, StateError, UnreachableError
 from health_predict.operations.backup import backup, backups, restore
 from health_predict.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from health_predict.core.errors import UnreachableError
+from health_predict.errors import UnreachableError
 from health_predict.operations import doctor as examination
 from health_predict.operations.doctor import Check, Health, doctor, room_left
 from health_predict.operations.status import status

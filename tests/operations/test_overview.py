@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.mlflow import Tracking
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import Tracking
 from health_predict.commands import report
-from health_predict.core.errors import StateError
+from health_predict.errors import StateError
 from health_predict.operations.overview import build_overview
 from health_predict.settings import PREFIX, Settings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from health_predict.adapters.mlflow import CHALLENGER, Tracking
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHALLENGER, Tracking
 from health_predict.operations.status import status
 from health_predict.settings import Settings
 

@@ -12,10 +12,10 @@ import yaml
 from kfp import components, local
 from typer.testing import CliRunner
 
-from health_predict.adapters.mlflow import Tracking
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import Tracking
 from health_predict.commands.pipeline import COMPILED, app
-from health_predict.core.synthetic import synthesize
+from health_predict.core.data.synthetic import synthesize
 from health_predict.pipelines import PIPELINES
 from health_predict.settings import PREFIX, Settings
 

@@ -7,9 +7,9 @@ import re
 import pandas as pd
 import pytest
 
-from health_predict.core.cohort import target
-from health_predict.core.columns import COLUMNS, DRUGS
-from health_predict.core.partition import Parameters, Partition, partition
+from health_predict.core.data.cohort import target
+from health_predict.core.data.columns import COLUMNS, DRUGS
+from health_predict.core.data.partition import Parameters, Partition, partition
 from health_predict.report.data_profile import data_profile_page
 
 PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="profile", labelled_batches=2)

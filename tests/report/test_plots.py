@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from health_predict.core.performance import Estimate
+from health_predict.core.statistics import Estimate
 from health_predict.report import plots
 
 RANDOM = np.random.default_rng(3)

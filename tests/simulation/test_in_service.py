@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.mlflow import CHALLENGER
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHALLENGER
 from health_predict.commands.simulate import _put_back_on_failure
-from health_predict.core.policy import PolicyState
+from health_predict.core.monitoring.policy import PolicyState
 from health_predict.operations.status import status
 from health_predict.simulation.in_service import put_back, remember, under_way, version_of
 from health_predict.simulation.plan import Begun, begun

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import load_part, read_cohort
-from health_predict.core.errors import SettingsError
-from health_predict.core.partition import Parameters, batch_bounds, partition
-from health_predict.core.performance import Estimate
+from health_predict.core.data.cohort import load_part, read_cohort
+from health_predict.core.data.partition import Parameters, batch_bounds, partition
+from health_predict.core.statistics import Estimate
+from health_predict.errors import SettingsError
 from health_predict.report.timeline_report import timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.plan import Begun, Plan, begun

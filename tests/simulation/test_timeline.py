@@ -12,15 +12,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import load_part, read_cohort, target
-from health_predict.core.columns import TARGET
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.partition import Parameters
-from health_predict.core.scenarios import Scenario
-from health_predict.core.synthetic import GroundTruth, synthesize
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.choices import Scenario
+from health_predict.core.data.cohort import load_part, read_cohort, target
+from health_predict.core.data.columns import TARGET
+from health_predict.core.data.partition import Parameters
+from health_predict.core.data.synthetic import GroundTruth, synthesize
+from health_predict.core.model.features import EncounterFeatures
 from health_predict.report.timeline_report import comparison, summary, timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.monitoring import monitoring

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.bentoml import BentoStore
-from health_predict.adapters.mlflow import ModelVersion, Tracking
+from health_predict.adapters.serving.bentoml import BentoStore
 from health_predict.adapters.storage import open_storage
-from health_predict.core.errors import GateError, StateError
-from health_predict.core.families import Family
+from health_predict.adapters.tracking import ModelVersion, Tracking
+from health_predict.core.model.families import Family
+from health_predict.errors import GateError, StateError
 from health_predict.settings import Settings
 from health_predict.stages import bento_build as stage
 from health_predict.stages.bento_build import PARITY, bento_build
@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_compiled_faithfully_is_refused(
         other.named_steps["estimator"].fit(other.named_steps["features"].transform(frame), labels)
         return real(other, family, threshold)
 
-    from health_predict.core.cohort import load_part, target
+    from health_predict.core.data.cohort import load_part, target
 
     storage = open_storage(settings.storage)
     storage.download(f"datasets/{DATASET}/validation.parquet", tmp_path / "validation.parquet")

@@ -13,18 +13,18 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv, save_part, target
-from health_predict.core.drift import Verdict
-from health_predict.core.errors import DataError, StateError
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.outcomes import write_outcomes
-from health_predict.core.partition import Parameters, places
-from health_predict.core.policy import Action
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv, save_part, target
+from health_predict.core.data.outcomes import write_outcomes
+from health_predict.core.data.partition import Parameters, places
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.monitoring.drift import Verdict
+from health_predict.core.monitoring.policy import Action
 from health_predict.core.promotion import Decision
-from health_predict.core.synthetic import synthesize
+from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.drift import NO_BATCH, DriftResult, drift
 from health_predict.stages.recalibrate import recalibrate

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from health_predict.adapters.archives import archive
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import ModelVersion, Tracking
-from health_predict.core.content import archive
-from health_predict.core.errors import SettingsError, StateError
+from health_predict.adapters.tracking import ModelVersion, Tracking
+from health_predict.errors import SettingsError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.ecr_push import ecr_push
 

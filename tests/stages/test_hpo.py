@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from health_predict.adapters import ray
-from health_predict.adapters.mlflow import CHOSEN, REASON, Tracking
-from health_predict.core.calibration import CalibratedClassifier
-from health_predict.core.families import FAMILIES, choose
-from health_predict.core.search import METRICS
+from health_predict.adapters.tracking import CHOSEN, REASON, Tracking
+from health_predict.core.model.calibration import CalibratedClassifier
+from health_predict.core.model.families import FAMILIES, choose
+from health_predict.core.model.search import METRICS
 from health_predict.settings import Settings
 from health_predict.stages.hpo import hpo, search_digest
 from tests.conftest import Parts

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.mlflow import CHAMPION, Tracking
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.drift import drift

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from mlflow.models import get_model_info
 
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, CHOSEN, REASON, Tracking
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import load_part
-from health_predict.core.errors import StateError
-from health_predict.core.evaluation import COMPARED
-from health_predict.core.features import EncounterFeatures
-from health_predict.core.partition import Parameters
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, CHOSEN, REASON, Tracking
+from health_predict.core.data.cohort import load_part
+from health_predict.core.data.partition import Parameters
+from health_predict.core.model.evaluation import COMPARED
+from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.promotion import Decision
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.stages.register import EVALUATION, RegisterResult, register
 from tests.conftest import Parts
@@ -87,8 +87,8 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
     settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a search whose best model lies beside another preprocessor
-    from health_predict.adapters.mlflow.connection import quiet_mlflow
-    from health_predict.adapters.mlflow.runs import TRUSTED_TYPES
+    from health_predict.adapters.tracking.connection import quiet_mlflow
+    from health_predict.adapters.tracking.runs import TRUSTED_TYPES
 
     parent = log_search(settings, "LogisticRegression")
     tracking = Tracking(settings)

@@ -20,13 +20,13 @@ import typer
 from typer.testing import CliRunner
 
 from health_predict.adapters.images import LayoutRegistry
-from health_predict.adapters.mlflow import CHALLENGER, CHAMPION, Tracking
-from health_predict.adapters.processes import ProcessTarget
+from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
 from health_predict.commands import operate
-from health_predict.core.cohort import save_csv
-from health_predict.core.errors import GateError, StateError, UnreachableError
-from health_predict.core.synthetic import synthesize
+from health_predict.core.data.cohort import save_csv
+from health_predict.core.data.synthetic import synthesize
+from health_predict.errors import GateError, StateError, UnreachableError
 from health_predict.operations.lineage import lineage
 from health_predict.operations.status import status
 from health_predict.settings import Settings
@@ -97,8 +97,8 @@ def _register(settings: Settings, parts: dict[str, Path], dataset: str, depth: i
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import Pipeline
 
-    from health_predict.core.cohort import load_part, target
-    from health_predict.core.features import EncounterFeatures
+    from health_predict.core.data.cohort import load_part, target
+    from health_predict.core.model.features import EncounterFeatures
 
     tracking = Tracking(settings)
     train = load_part(parts["train"])
@@ -272,8 +272,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from health_predict.stages import rollout as stage
-from health_predict.adapters import processes
-from health_predict.adapters.mlflow import Tracking
+from health_predict.adapters.serving import processes
+from health_predict.adapters.tracking import Tracking
 from health_predict.settings import load_settings
 
 where, image, version, report = sys.argv[1:]

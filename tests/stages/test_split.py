@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from health_predict.adapters.batches import Batches
-from health_predict.adapters.mlflow import CHAMPION, Tracking
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
-from health_predict.core.cohort import exclude_not_readmittable, load_part, save_csv
-from health_predict.core.errors import DataError, StateError
-from health_predict.core.outcomes import write_outcomes
-from health_predict.core.partition import rows_digest
-from health_predict.core.synthetic import synthesize
+from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv
+from health_predict.core.data.outcomes import write_outcomes
+from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.synthetic import synthesize
+from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.split import SplitResult, split
 from tests.conftest import as_if_real

@@ -15,7 +15,7 @@ from pathlib import Path
 from health_predict.adapters.images.layout import SCHEME, LayoutRegistry
 from health_predict.adapters.images.registry import ImageRegistry
 from health_predict.adapters.images.remote import RemoteRegistry
-from health_predict.core.errors import SettingsError
+from health_predict.errors import SettingsError
 from health_predict.settings import Settings
 
 __all__ = ["ImageRegistry", "LayoutRegistry", "RemoteRegistry", "open_registry"]

@@ -26,7 +26,7 @@ from health_predict.adapters.images.layers import (
     canonical,
     sha256,
 )
-from health_predict.core.errors import SettingsError, StateError, UnreachableError
+from health_predict.errors import SettingsError, StateError, UnreachableError
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from health_predict.adapters.storage import disk_error, unpack_archive, whole_file
-from health_predict.adapters.wheels import SITE
-from health_predict.core.errors import StateError
+from health_predict.adapters.files import disk_error, unpack_archive, whole_file
+from health_predict.adapters.images.wheels import SITE
+from health_predict.errors import StateError
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from health_predict.adapters.files import read_json, whole_file, write_json
 from health_predict.adapters.images.layers import (
     CREATED,
     INDEX_TYPE,
@@ -17,8 +18,7 @@ from health_predict.adapters.images.layers import (
 )
 from health_predict.adapters.images.registry import ImageRegistry
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import read_json, whole_file, write_json
-from health_predict.core.errors import StateError
+from health_predict.errors import StateError
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from health_predict.adapters.archives import content_digest
+from health_predict.adapters.files import disk_error, unpack_archive
 from health_predict.adapters.images.layers import ANNOTATIONS, sha256
-from health_predict.adapters.storage import disk_error, unpack_archive
-from health_predict.core.content import content_digest
-from health_predict.core.errors import StateError
+from health_predict.errors import StateError
 
 
 class ImageRegistry(ABC):

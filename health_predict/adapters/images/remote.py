@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from health_predict.adapters.files import disk_error
 from health_predict.adapters.images.client import DOCKER_HUB, Repository, address_of
 from health_predict.adapters.images.layers import (
     BENTO_PATH,
@@ -23,9 +24,8 @@ from health_predict.adapters.images.layers import (
     sha256,
 )
 from health_predict.adapters.images.registry import ImageRegistry, whole
-from health_predict.adapters.storage import disk_error
-from health_predict.adapters.wheels import install, key_of
-from health_predict.core.errors import SettingsError, StateError
+from health_predict.adapters.images.wheels import install, key_of
+from health_predict.errors import SettingsError, StateError
 
 log = logging.getLogger(__name__)
 

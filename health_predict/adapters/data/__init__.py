@@ -1,0 +1,1 @@
+"""Encounters in files and in storage: raw data, datasets, batches."""

@@ -1,0 +1,333 @@
+"""The batches that monitoring watches: where they lie, what was predicted for them, what became of the patients.
+
+All of it in storage, so that runs on other machines find it. A stream is a sequence of numbered batches:
+
+    batches/<stream>/NN.parquet              encounters as they were scored by the endpoint, with their prediction ids
+    predictions/<day>/*.jsonl                the prediction log, shipped by the service
+    outcomes/*.csv                           prediction_id,readmitted: delivered whenever outcomes are known
+    monitoring/<stream>/decisions/NN-*.json  what was found about a batch and decided, before anything is done
+    monitoring/<stream>/settled/NN-*.json    the watermark: how it ended. A batch that has one is never handled again
+    monitoring/<stream>/reports/NN-*/        the pages and figures
+    monitoring/<stream>/policy.json          what the policy remembers
+
+Where none were delivered, the future batches of the champion's dataset stand in for them, unless HEALTH_PREDICT_REPLAY
+says no. They hold their outcomes and need no log. A record is about the series of batches that it names: when delivered
+ones come, or other data with another future, monitoring begins with their first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from health_predict.adapters.data.raw_data import origin_of
+from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.tracking import ModelVersion
+from health_predict.core.data.cohort import load_part, save_part, target
+from health_predict.core.data.columns import COLUMNS, NEGATIVE, POSITIVE, TARGET
+from health_predict.core.data.outcomes import PREDICTION_ID, Joined, join, read_outcomes
+from health_predict.core.data.partition import rows_digest
+from health_predict.core.monitoring.policy import PolicyState
+from health_predict.errors import DataError, StateError
+from health_predict.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DELIVERED = "delivered"
+_NUMBER = re.compile(r"/(\d+)(?:-[0-9a-f]+)?\.(?:parquet|json)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it arrived. `digest` names its encounters, whatever their prediction ids and their file."""
+
+    number: int
+    digest: str
+    frame: pd.DataFrame
+    """Cohort columns, with or without the outcome."""
+    ids: tuple[str, ...]
+    """Prediction ids; empty when the batch did not pass through the endpoint."""
+
+    @property
+    def key(self) -> str:
+        """Number and digest, as the names of its records have them."""
+        return batch_key(self.number, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A batch with what is known of its outcomes, and what was predicted for it: scores (n,), NaN where unknown."""
+
+    batch: Batch
+    joined: Joined
+    scores: npt.NDArray[np.float64]
+    versions: tuple[str, ...]
+    """Model version of each prediction; empty where unknown."""
+
+
+class Batches:
+    """The batches of the settings' stream. `champion` names the dataset that stands in for them."""
+
+    def __init__(self, settings: Settings, champion: ModelVersion | None = None, now: datetime | None = None) -> None:
+        self.storage: Storage = open_storage(settings.storage, settings.s3_endpoint_url)
+        self.stream = settings.stream
+        self._follow_up_days = settings.follow_up_days
+        self._now = now or datetime.now(UTC)
+        self._records = f"monitoring/{self.stream}"
+        self._champion = champion
+        self._replay = settings.replay
+
+    # Arrivals
+
+    @cached_property
+    def have_arrived(self) -> bool:
+        """Whether batches were delivered: else those of the champion's dataset stand in, if they may."""
+        return bool(self.storage.keys(f"batches/{self.stream}/"))
+
+    @property
+    def silence(self) -> str:
+        """That nothing was delivered, where nothing may stand in for it; else empty."""
+        if self.have_arrived or self._replay:
+            return ""
+        return f"no encounters were delivered to {self.storage.uri(f'batches/{self.stream}')}"
+
+    @cached_property
+    def _folder(self) -> str:
+        if self.have_arrived or not self._replay or self._champion is None:
+            return f"batches/{self.stream}/"
+        return f"datasets/{self._champion.tags.get('dataset_digest', 'none')}/batches/"
+
+    @cached_property
+    def series(self) -> str:
+        """What the batches are: `delivered`, or the digest of those that stand in; empty where that is not known."""
+        if self.have_arrived:
+            return DELIVERED
+        return origin_of(self.storage, self._champion).future if self._champion else ""
+
+    def numbers(self) -> list[int]:
+        """Numbers of the batches that are there, in order."""
+        return _numbers(self.storage.keys(self._folder))
+
+    @cached_property
+    def handled(self) -> frozenset[int]:
+        """Numbers of the batches that were judged: without those that were passed over."""
+        return frozenset(int(one["batch"]) for one in self.decisions()) - self.passed
+
+    @cached_property
+    def passed(self) -> frozenset[int]:
+        """Numbers of the batches that were not judged: the quarantined ones and the repetitions."""
+        return frozenset(int(one["batch"]) for one in self.decisions() if one.get("quarantined") or one.get("repeats"))
+
+    def waiting(self) -> list[int]:
+        """Those that were not handled yet."""
+        done = {int(one["batch"]) for one in self.settled()}
+        return [number for number in self.numbers() if number not in done]
+
+    def deliver(self, number: int, frame: pd.DataFrame, ids: Sequence[str]) -> None:
+        """Store a batch that the endpoint has scored: cohort frame (n, columns) without outcomes, and ids (n,)."""
+        self.storage.write(_file(f"batches/{self.stream}/", number), _parquet(frame.assign(**{PREDICTION_ID: ids})))
+
+    def delivered(self, number: int) -> bool:
+        """Whether the batch is there."""
+        return self.storage.exists(_file(f"batches/{self.stream}/", number))
+
+    def batch(self, number: int) -> Batch:
+        """A batch by its number, not checked against the contract.
+
+        Raises StateError when it is not there; DataError, of a batch that is a file of something else, with
+        the digest of the file in its problem.
+        """
+        key = _file(self._folder, number)
+        if not self.storage.exists(key):
+            numbers = self.numbers()
+            if not numbers:
+                raise StateError(f"{self.storage.uri(self._folder)} has no batches", "deliver one: docs/monitoring.md")
+            raise StateError(f"there is no batch {number}", f"batches are numbered {numbers[0]} to {numbers[-1]}")
+        frame = self._parquet(key)
+        ids = tuple(frame.pop(PREDICTION_ID)) if PREDICTION_ID in frame else ()
+        inputs = frame.drop(columns=[TARGET], errors="ignore")
+        return Batch(number, rows_digest(inputs), frame, ids)
+
+    def file_digest(self, number: int) -> str:
+        """SHA-256 of the bytes of a batch that cannot be read."""
+        return hashlib.sha256(self.storage.read(_file(self._folder, number))).hexdigest()
+
+    def _parquet(self, key: str) -> pd.DataFrame:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "batch.parquet"
+            self.storage.download(key, file)
+            try:
+                return load_part(file)
+            except DataError:
+                raise DataError(
+                    f"{self.storage.uri(key)} is not a readable Parquet file", "deliver the batch again"
+                ) from None
+
+    # Predictions and outcomes
+
+    def labelled(self, batch: Batch) -> Labelled:
+        """What was predicted for the batch and is known of its outcomes by now."""
+        size = len(batch.frame)
+        if not batch.ids:
+            known = target(batch.frame).astype(np.float64) if TARGET in batch.frame else np.full(size, np.nan)
+            unknown = int(np.isnan(known).sum())
+            return Labelled(batch, Joined(known, 0, 0, unknown), np.full(size, np.nan), ("",) * size)
+        found = self.predictions(batch)
+        times = [datetime.fromisoformat(found[one]["time"]) if one in found else None for one in batch.ids]
+        joined = join(times, batch.ids, self.outcomes, now=self._now, follow_up_days=self._follow_up_days)
+        scores = np.array([found[one]["probability"] if one in found else np.nan for one in batch.ids])
+        versions = tuple(str(found[one]["model_version"]) if one in found else "" for one in batch.ids)
+        return Labelled(batch, joined, scores, versions)
+
+    def with_outcomes(self, number: int) -> pd.DataFrame:
+        """The encounters of a batch whose outcomes are known by now, with them: cohort frame (n, columns)."""
+        labelled = self.labelled(self.batch(number))
+        known = np.isfinite(labelled.joined.outcomes)
+        outcomes = np.where(labelled.joined.outcomes[known] > 0, POSITIVE, NEGATIVE)
+        frame = labelled.batch.frame[known].assign(**{TARGET: outcomes})
+        return frame[[column.name for column in COLUMNS]].astype(str).reset_index(drop=True)
+
+    def predictions(self, batch: Batch) -> dict[str, dict[str, Any]]:
+        """Time, model version and probability of the batch's predictions, by id, as far as the log was shipped."""
+        kept = f"{self._records}/predictions/{batch.key}.json"
+        wanted = set(batch.ids)
+        if self.storage.exists(kept):
+            stored: dict[str, dict[str, Any]] = json.loads(self.storage.read(kept))
+            if wanted <= stored.keys():
+                return stored
+        found: dict[str, dict[str, Any]] = {}
+        for key in reversed(self.storage.keys("predictions/")):  # names begin with the time: the newest first
+            if not key.endswith(".jsonl"):
+                continue
+            for line in self.storage.read(key).splitlines():
+                entry = json.loads(line)
+                prediction_id = entry.get("prediction_id")  # services of an earlier version gave it another name
+                if prediction_id in wanted:
+                    found[prediction_id] = {
+                        "time": entry["time"],
+                        "model_version": entry["model_version"],
+                        "probability": entry["probability_score"],
+                    }
+            if len(found) == len(wanted):
+                # Once complete, no older part of the log has to be read for this batch again.
+                self.storage.write(kept, json.dumps(found).encode())
+                break
+        return found
+
+    @cached_property
+    def outcomes(self) -> dict[str, int]:
+        """All outcomes that were delivered, by prediction id; of two for the same id, the later file's.
+
+        A file that cannot be read is left out and named in the log and in `damaged`.
+        """
+        found: dict[str, int] = {}
+        for key in self.storage.keys("outcomes/"):
+            try:
+                found |= read_outcomes(self.storage.read(key), self.storage.uri(key))
+            except DataError as error:
+                log.warning("left out: %s", error.problem)
+                self.damaged.append(error.problem)
+        return found
+
+    @cached_property
+    def damaged(self) -> list[str]:
+        """Outcome files that were left out, and why."""
+        return []
+
+    # Records
+
+    def decision(self, batch_key: str) -> dict[str, Any] | None:
+        """What was decided about a batch, None before."""
+        return self._ours(f"{self._records}/decisions/{batch_key}.json")
+
+    def decide(self, batch_key: str, record: Mapping[str, Any]) -> None:
+        """Store what was found and decided, whole, before it is acted on."""
+        self.storage.write(f"{self._records}/decisions/{batch_key}.json", json.dumps(record, indent=1).encode())
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """All decisions about these batches, by number of the batch."""
+        return self._by_number("decisions")
+
+    def settled(self) -> list[dict[str, Any]]:
+        """How each handled batch ended, by number of the batch."""
+        return self._by_number("settled")
+
+    def settlement(self, batch_key: str) -> dict[str, Any] | None:
+        """How a batch ended, None before."""
+        return self._ours(f"{self._records}/settled/{batch_key}.json")
+
+    def settle(self, batch_key: str, record: Mapping[str, Any], policy: PolicyState) -> None:
+        """Store how a batch ended. The policy's state comes first: a repeat makes the same of the decision."""
+        memory = {**asdict(policy), "series": record.get("series", "")}
+        self.storage.write(f"{self._records}/policy.json", json.dumps(memory).encode())
+        self.storage.write(f"{self._records}/settled/{batch_key}.json", json.dumps(record, indent=1).encode())
+
+    def policy_state(self, series: str) -> PolicyState:
+        """What the policy remembers of a series of batches."""
+        record = self._record(f"{self._records}/policy.json") or {}
+        return PolicyState(**record) if _same(record.pop("series", ""), series) else PolicyState()
+
+    def report_key(self, batch_key: str, name: str) -> str:
+        """Key of a file of the batch's report."""
+        return f"{self._records}/reports/{batch_key}/{name}"
+
+    def _by_number(self, kind: str) -> list[dict[str, Any]]:
+        records = (json.loads(self.storage.read(key)) for key in self.storage.keys(f"{self._records}/{kind}/"))
+        ours = (record for record in records if _same(record.get("series", ""), self.series))
+        return sorted(ours, key=lambda record: int(record["batch"]))
+
+    def _ours(self, key: str) -> dict[str, Any] | None:
+        record = self._record(key)
+        return record if record and _same(record.get("series", ""), self.series) else None
+
+    def _record(self, key: str) -> dict[str, Any] | None:
+        if not self.storage.exists(key):
+            return None
+        record: dict[str, Any] = json.loads(self.storage.read(key))
+        return record
+
+
+def batch_key(number: int, digest: str) -> str:
+    """How the records of a batch are named, by its number and the digest of its encounters."""
+    return f"{number:02d}-{digest[:12]}"
+
+
+def trained_through(storage: Storage, version: ModelVersion) -> int:
+    """How many batches had given their outcomes to the version: from that number on, a batch is new to it."""
+    if "labelled_batches" in version.tags:
+        return int(version.tags["labelled_batches"])
+    manifest = origin_of(storage, version).manifest
+    return int(manifest["parameters"]["labelled_batches"]) if manifest else 0
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two series are the same; one that is not known counts as such."""
+    return one == other or not (one and other)
+
+
+def _file(folder: str, number: int) -> str:
+    return f"{folder}{number:02d}.parquet"
+
+
+def _numbers(keys: Sequence[str]) -> list[int]:
+    return sorted(int(found[1]) for key in keys if (found := _NUMBER.search(key)))
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    save_part(frame, buffer)
+    return buffer.getvalue()

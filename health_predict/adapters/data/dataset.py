@@ -1,0 +1,220 @@
+"""The raw data as a CSV file on this machine, wherever it comes from.
+
+In this order: the source named in the settings; the copy of UCI's file that they know of; that of an earlier
+download; a download from UCI. A source that is named is never replaced by another. Which data a run reads once there
+is a champion is decided in `raw_data`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import shutil
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from rich.console import Console
+
+from health_predict.adapters.data.download import NoAnswer, download, say
+from health_predict.adapters.files import whole_file
+from health_predict.adapters.storage import open_storage
+from health_predict.core.data.columns import ENCOUNTER
+from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
+from health_predict.errors import DataError, StateError, UnreachableError
+from health_predict.settings import SYNTHETIC_SOURCE, Settings
+
+FILE_NAME = "diabetic_data.csv"
+UCI_URL = "https://archive.ics.uci.edu/static/public/296/diabetes+130-us+hospitals+for+years+1999-2008.zip"
+UCI_SHA256 = "0689e7ec031237dc63031b938805c48377748761a3b26acab621567afa24df97"  # of diabetic_data.csv in it
+SYNTHETIC_SEED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class RawData:
+    """An uncompressed CSV file on this machine and the SHA-256 of its bytes."""
+
+    path: Path
+    sha256: str
+    source: Source
+
+
+def raw_key(sha256: str) -> str:
+    """Key in storage of the raw file with this SHA-256."""
+    return f"raw/{sha256}/{FILE_NAME}"
+
+
+def fetch(
+    settings: Settings,
+    console: Console | None = None,
+    *,
+    stand_in: bool = False,
+    url: str = "",
+    sha256: str = "",
+) -> RawData:
+    """The raw data of the settings; `console` shows the progress of a download, else the log does.
+
+    With `stand_in` the synthetic cohort takes the place of a UCI that does not answer, said loudly. `url` names a ZIP
+    archive that holds diabetic_data.csv with the given SHA-256, by default UCI's. Raises DataError when a named source
+    does not exist or a checksum is wrong (nothing of a download is kept then), UnreachableError when a source does not
+    answer, a download breaks off or the disk refuses.
+    """
+    folder = settings.home / "data"
+    url, sha256 = url or UCI_URL, sha256 or UCI_SHA256
+    pinned = settings.data_sha256.lower()
+    if settings.data_source == SYNTHETIC_SOURCE:
+        path = _synthetic(folder, console, "it was asked for")
+    elif settings.data_source:
+        path = _named(settings.data_source, _SOURCE, settings, pinned, console)
+    elif settings.data_copy:
+        path = _named(settings.data_copy, _COPY, settings, sha256, console)
+    else:
+        try:
+            path = _remote(url, folder / FILE_NAME, _DOWNLOAD, settings, sha256, console)
+        except NoAnswer as error:
+            why = f"{urlsplit(url).netloc} does not answer ({error})"
+            if not stand_in:
+                raise UnreachableError(
+                    why,
+                    "name a file with HEALTH_PREDICT_DATA_SOURCE (in a cluster -p data_source=s3://...), or ask for "
+                    f"patients who do not exist: HEALTH_PREDICT_DATA_SOURCE={SYNTHETIC_SOURCE}",
+                ) from None
+            path = _synthetic(folder, console, why)
+    found = file_sha256(path)
+    _compare(found, pinned, _SOURCE)
+    source = Source.UCI if found == UCI_SHA256 else Source.SYNTHETIC if _is_synthetic(path) else Source.CUSTOM
+    return RawData(path, found, source)
+
+
+_SOURCE, _COPY, _DOWNLOAD = "HEALTH_PREDICT_DATA_SOURCE", "HEALTH_PREDICT_DATA_COPY", ""
+# By where a file was named: what is said of one with a wrong checksum, and the remedy.
+_WRONG = {
+    _SOURCE: ("the raw data have SHA-256 {}, not {} as set", "correct or unset HEALTH_PREDICT_DATA_SHA256"),
+    _COPY: ("the copy of UCI's file has SHA-256 {}, not {}", f"correct or unset {_COPY}"),
+    _DOWNLOAD: (
+        "the downloaded file has SHA-256 {}, not {}; it was removed",
+        f"try again, or name a copy with {_SOURCE}",
+    ),
+}
+
+
+def _compare(found: str, pinned: str, variable: str) -> None:
+    if pinned and found != pinned:
+        problem, remedy = _WRONG[variable]
+        raise DataError(problem.format(found, pinned), remedy)
+
+
+def _named(where: str, variable: str, settings: Settings, pinned: str, console: Console | None) -> Path:
+    """The file that `variable` names, unpacked; `pinned` is the SHA-256 that it must have, if any."""
+    folder = settings.home / "data"
+    parts = urlsplit(where)
+    if parts.scheme in ("", "file"):
+        path = Path(unquote(parts.path) if parts.scheme else where).expanduser().absolute()
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise DataError(f"{path} {problem}", f"correct or unset {variable}")
+        path = _unpacked(path, folder / f"{_short_digest(str(path))}.csv")
+        _compare(file_sha256(path), pinned, variable)
+        return path
+    if parts.scheme not in ("s3", "http", "https"):
+        raise DataError(f"data source {where!r} is not supported", "give a path, or a file, s3 or https address")
+    try:
+        return _remote(where, folder / f"{_short_digest(where)}.csv", variable, settings, pinned, console)
+    except NoAnswer as error:
+        raise UnreachableError(f"{where} does not answer: {error}", "check the address and the network") from None
+    except StateError as error:
+        raise DataError(error.problem, f"correct or unset {variable}") from None
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned: str, console: Console | None) -> Path:
+    """The file at an address, unpacked; one that is `cached` is taken when it has the pinned SHA-256."""
+    if pinned and cached.is_file() and file_sha256(cached) == pinned:
+        return cached
+    parts = urlsplit(where)
+    fetched = cached.with_suffix(".download")
+    try:
+        if parts.scheme == "s3":
+            open_storage(f"s3://{parts.netloc}", settings.s3_endpoint_url).download(parts.path.lstrip("/"), fetched)
+        else:
+            download(where, fetched, console)
+        if _unpacked(fetched, cached) == fetched:
+            fetched.replace(cached)
+        _compare(file_sha256(cached), pinned, variable)
+    except DataError:
+        cached.unlink(missing_ok=True)
+        raise
+    finally:
+        with suppress(OSError):
+            fetched.unlink()
+    return cached
+
+
+def _unpacked(path: Path, target: Path) -> Path:
+    """The file itself, or what a gzip file or a ZIP archive holds, written to `target`."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as content:
+                return _written(content, target)
+        if start == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive, archive.open(_member(archive, path)) as content:
+                return _written(content, target)
+    except (EOFError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is truncated or damaged: {error}", "copy or download it again") from None
+    except PermissionError:
+        raise DataError(f"{path} cannot be read", "check the file's permissions") from None
+    return path
+
+
+def _member(archive: zipfile.ZipFile, path: Path) -> str:
+    for name in archive.namelist():
+        if Path(name).name == FILE_NAME:
+            return name
+    raise DataError(f"{path} holds no {FILE_NAME}", "unpack it and give the CSV file in it")
+
+
+def _written(content: IO[bytes] | gzip.GzipFile, path: Path) -> Path:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+    return path
+
+
+def _synthetic(folder: Path, console: Console | None, why: str) -> Path:
+    from health_predict.core.data.cohort import save_csv
+    from health_predict.core.data.synthetic import REAL_SIZE, VERSION, synthesize
+
+    say(console, f"{SYNTHETIC_WARNING} ({why})", loudly=True)
+    path = folder / f"synthetic-{VERSION}-{REAL_SIZE}-{SYNTHETIC_SEED}.csv"
+    if not path.is_file():
+        with whole_file(path) as temporary:
+            save_csv(synthesize(REAL_SIZE, SYNTHETIC_SEED), temporary)
+    return path
+
+
+def _is_synthetic(path: Path) -> bool:
+    """Whether the first encounter has a number of the synthetic cohort. Any file passes through here."""
+    from health_predict.core.data.synthetic import is_synthetic
+
+    with path.open("rb") as file:
+        lines = io.StringIO(file.read(16_384).decode(errors="replace"))
+    first = next(csv.DictReader(lines), {})
+    return is_synthetic(first.get(ENCOUNTER) or "")
+
+
+def file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        raise DataError(f"{path} cannot be read", "check the file's permissions") from None

@@ -1,0 +1,1 @@
+"""Where pipelines run: on this machine, or on Kubeflow Pipelines."""

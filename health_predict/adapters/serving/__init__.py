@@ -1,0 +1,1 @@
+"""Where a model serves: local processes, or a Deployment of Kubernetes."""

@@ -1,0 +1,158 @@
+"""The connection to MLflow: what its errors mean, and patience with a server that is away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from health_predict.adapters.files import disk_error
+from health_predict.errors import HealthPredictError, StateError, UnreachableError
+from health_predict.settings import Settings
+
+# What MLflow's pages show above the runs.
+EXPERIMENT_NOTE = """Readmission within 30 days of diabetic in-patients. **Not for clinical use.**
+
+A run with the tag `role = search` is one search; below it stand its trials (`role = trial`) and the best model of each
+family (`Best_<Family>_Model`, `role = best`), which holds the fitted preprocessor beside the model. The version with
+the alias `champion` serves; `challenger` passed its gates and waits for a rollout. For use elsewhere, load a version:
+`mlflow.pyfunc.load_model("models:/readmission@champion")`."""
+# What a server answers, or a proxy in its place, that will be up again.
+_PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_PASSING = re.compile(r"failed with exception|error code (429|5\d\d)")
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class _AwayError(UnreachableError):
+    """MLflow does not answer at the moment: asking again may help."""
+
+
+class Connection:
+    """The tracking store and registry that the settings name.
+
+    Raises UnreachableError when it does not answer, StateError when a run or version is absent. What a search writes
+    is tried again for `patience` seconds after MLflow went away; a repeat changes nothing that was written already.
+    """
+
+    def __init__(self, settings: Settings, *, patience: float = 0) -> None:
+        self.uri = settings.tracking_uri
+        self.patience = patience
+        self.registered_model = settings.registered_model
+        self._experiment_name = settings.mlflow_experiment
+        self._artifacts = (settings.home / "mlartifacts").as_uri()
+        self._local = urlsplit(self.uri).scheme not in ("http", "https")
+        if self._local:
+            try:
+                settings.home.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise disk_error(error, settings.home) from error
+        self._mlflow = quiet_mlflow()
+        with self._answering():
+            self._mlflow.set_tracking_uri(self.uri)
+            self._mlflow.set_registry_uri(self.uri)
+            self._client = self._mlflow.MlflowClient(self.uri, self.uri)
+            self._experiment_id = self._experiment()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn MLflow's many ways to fail into one line with a remedy."""
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except HealthPredictError:
+            raise
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise StateError(f"MLflow: {error.message}", "run the stage that writes it") from error
+            if "untrusted types" in error.message:
+                raise StateError(
+                    f"the model holds types that nobody vouched for: {error.message.partition('Root error: ')[2]}",
+                    "name them in the `trusted_types` of the model's family, see docs/extend.md",
+                ) from error
+            # A server that is away is wrapped in the whole history of its retries, which is no news to anybody.
+            away = "failed with exception" in error.message
+            passing = error.error_code in _PASSING_CODES or _PASSING.search(error.message)
+            raise (_AwayError if passing else UnreachableError)(
+                f"MLflow at {self.uri} {'does not answer' if away else 'says: ' + _first_line(error)}",
+                "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
+            ) from error
+        except (RequestException, SQLAlchemyError) as error:
+            raise _AwayError(
+                f"MLflow at {self.uri} does not answer: {_first_line(error)}",
+                "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
+            ) from error
+        except OSError as error:
+            raise disk_error(error, Path(str(error.filename or self.uri))) from error
+
+    def _insist(self, write: Callable[[bool], Result]) -> Result:
+        """What `write` gives, tried again while MLflow is away; it is told whether it was tried before."""
+
+        attempts = count()
+
+        def ask() -> Result:
+            with self._answering():
+                return write(next(attempts) > 0)
+
+        return Retrying(
+            retry=retry_if_exception_type(_AwayError),
+            stop=stop_after_delay(self.patience),
+            wait=wait_exponential(0.5, max=5),
+            before_sleep=lambda state: log.warning("%s; asking again", state.outcome and state.outcome.exception()),
+            reraise=True,
+        )(ask)
+
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment_name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = self._artifacts if self._local else None
+        try:
+            return str(
+                self._client.create_experiment(
+                    self._experiment_name, artifact_location=location, tags={"mlflow.note.content": EXPERIMENT_NOTE}
+                )
+            )
+        except self._mlflow.MlflowException as error:
+            # Another process created it in between.
+            found = self._client.get_experiment_by_name(self._experiment_name)
+            if found is None:
+                raise error
+            return str(found.experiment_id)
+
+
+def quiet_mlflow() -> Any:
+    """MLflow, told to be quiet and quick to give up."""
+    # Before the import: MLflow reads these once. An unreachable server is an answer within seconds, not minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # Through the server: outside the cluster nobody finds the object store under the name that it gives.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A lock file in the working folder says nothing about a model.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

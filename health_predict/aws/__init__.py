@@ -1,0 +1,1 @@
+"""The settings of the stack on AWS, and what it costs."""

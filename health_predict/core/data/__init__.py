@@ -1,0 +1,1 @@
+"""What an encounter is: columns, cohort, parts, outcomes, and made-up encounters."""

@@ -1,0 +1,167 @@
+"""Which encounter goes where: the initial data and the batches by time, the splits by patient.
+
+Encounters are ordered by `encounter_id`. The first share is the initial data, the rest is cut into batches that
+play the future. Encounters that cannot be readmitted are left out everywhere. The initial data, and with it the
+batches whose labels are known by now, go to train, validation and test by a salted hash of the patient, so a
+patient stays in the same part however many batches join.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from health_predict.core.data.cohort import exclude_not_readmittable, exclusions
+from health_predict.core.data.columns import ENCOUNTER, NOT_READMITTABLE, PATIENT
+from health_predict.errors import DataError
+
+FORMAT = 1  # changes when the same data and parameters give other parts
+TRAIN_SHARE = 0.70
+VALIDATION_SHARE = 0.15  # the test set takes what is left
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What decides the partition of given data. `labelled_batches` join the initial data, of which the newest
+    `window` encounters train a model (0: all)."""
+
+    initial_share: float
+    future_batches: int
+    salt: str
+    labelled_batches: int = 0
+    window: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain structure with everything the partition depends on."""
+        chosen = asdict(self)
+        if not self.window:
+            del chosen["window"]  # a dataset keeps the name that it had before there were windows
+        return {
+            **chosen,
+            "train_share": TRAIN_SHARE,
+            "validation_share": VALIDATION_SHARE,
+            "excluded_discharges": list(NOT_READMITTABLE),
+            "partition_format": FORMAT,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`. Raises KeyError when something is missing."""
+        names = ("initial_share", "future_batches", "salt", "labelled_batches")
+        return cls(**{name: data[name] for name in names}, window=data.get("window", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The parts as cohort frames, and how many encounters the cohort lost on the way."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+    batches: tuple[pd.DataFrame, ...]  # in order of time; all of them, those with known labels too
+    joined: pd.DataFrame  # the encounters with known labels that joined the initial ones
+    initial_rows: int  # before the exclusion
+    excluded: Mapping[str, int]  # encounters by discharge code, of all rows
+
+    def parts(self) -> dict[str, pd.DataFrame]:
+        """All frames by name: train, validation, test, batches/00, batches/01 and so on."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return named | {f"batches/{number:02d}": frame for number, frame in enumerate(self.batches)}
+
+
+def batch_bounds(rows: int, parameters: Parameters) -> list[int]:
+    """Rows, in order of time, at which the future batches begin, and the end: batches + 1 numbers."""
+    initial = round(parameters.initial_share * rows)
+    later, batches = rows - initial, parameters.future_batches
+    return [initial + later * number // batches for number in range(batches + 1)]
+
+
+def patient_share(salt: str, patient: str) -> float:
+    """Where a patient falls between 0 and 1: the first 64 bits of sha256(`salt:patient`)."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{patient}".encode()).digest()[:8], "big") / 2**64
+
+
+def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None = None) -> Partition:
+    """Cut a valid cohort frame into its parts.
+
+    `delivered` are the encounters of the labelled batches, in order of time, where they came from elsewhere than from
+    the future of this cohort. Raises DataError when there are too few rows for the number of batches, more labelled
+    batches than batches, or a part would be empty.
+    """
+    batches = parameters.future_batches
+    if delivered is None and not 0 <= parameters.labelled_batches <= batches:
+        raise DataError(
+            f"{parameters.labelled_batches} labelled batches of {batches} are not possible",
+            f"ask for 0 to {batches} of them",
+        )
+    order = np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")
+    ordered = frame.iloc[order].reset_index(drop=True)
+    bounds = batch_bounds(len(ordered), parameters)
+    cuts = tuple(exclude_not_readmittable(ordered.iloc[start:end]) for start, end in itertools.pairwise(bounds))
+    joined = ordered.iloc[bounds[0] : bounds[parameters.labelled_batches]] if delivered is None else delivered
+    labelled = pd.concat([ordered.iloc[: bounds[0]], joined], ignore_index=True)
+    labelled = labelled.drop_duplicates(ENCOUNTER, keep="last")  # what was delivered may be of the file too
+    labelled = exclude_not_readmittable(labelled.tail(parameters.window) if parameters.window else labelled)
+    place = places(parameters.salt, labelled[PATIENT])
+    train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
+    result = Partition(
+        train=train,
+        validation=validation,
+        test=test,
+        batches=cuts,
+        joined=joined,
+        initial_rows=bounds[0],
+        excluded=exclusions(ordered),
+    )
+    empty = [name for name, part in result.parts().items() if part.empty]
+    if empty:
+        raise DataError(
+            f"{len(frame):,} encounters are too few: nothing is left for {', '.join(empty[:4])}",
+            "give more data, or set HEALTH_PREDICT_FUTURE_BATCHES lower",
+        )
+    return result
+
+
+def places(salt: str, patients: pd.Series[str]) -> npt.NDArray[np.int64]:
+    """Part of each patient (n,): 0 train, 1 validation, 2 test. The same patient is always in the same one."""
+    codes, distinct = pd.factorize(patients)
+    shares = np.array([patient_share(salt, str(patient)) for patient in distinct], dtype=np.float64)
+    return np.searchsorted([TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE], shares, side="right")[codes]
+
+
+def rows_digest(frame: pd.DataFrame) -> str:
+    """SHA-256 of a frame's columns and cells, row by row in their order, as text.
+
+    It depends on nothing else: not on the library that holds the frame, nor on the file it came from.
+    """
+    digest = hashlib.sha256()
+    for row in (tuple(frame.columns), *zip(*(frame[name].tolist() for name in frame.columns), strict=True)):
+        # Cells of a valid frame hold no control characters, so the separators are unambiguous.
+        digest.update(("\x1f".join(row) + "\x1e").encode())
+    return digest.hexdigest()
+
+
+def inputs_digest(raw_sha256: str, parameters: Parameters, delivered: str = "") -> str:
+    """SHA-256 of what a dataset is made from. Known before the work is done, unlike `dataset_digest`.
+
+    `delivered` is the `rows_digest` of labelled batches that are not of the raw file.
+    """
+    inputs = {"raw_sha256": raw_sha256, "parameters": parameters.to_json()}
+    return _digest(inputs | ({"delivered": delivered} if delivered else {}))
+
+
+def dataset_digest(raw_sha256: str, parameters: Parameters, parts: Mapping[str, str]) -> str:
+    """SHA-256 that names a dataset: its raw file, its parameters and the `rows_digest` of each part by name."""
+    return _digest({"raw_sha256": raw_sha256, "parameters": parameters.to_json(), "parts": dict(parts)})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

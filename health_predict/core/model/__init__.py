@@ -1,0 +1,1 @@
+"""From encounters to a model: features, families, search, evaluation, calibration, contributions."""

@@ -1,0 +1,1 @@
+"""Whether a model still fits: input drift, performance, a refitted model, and what follows."""

@@ -1,0 +1,293 @@
+"""The data contract: files that cannot be read, cells that break it, and who belongs to the cohort."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from health_predict.core.data.cohort import (
+    check,
+    exclude_not_readmittable,
+    exclusions,
+    load_part,
+    read_cohort,
+    save_csv,
+    save_part,
+    target,
+    validate,
+)
+from health_predict.core.data.columns import BY_NAME, COLUMNS, NOT_READMITTABLE
+from health_predict.errors import DataError
+
+NAMES = [column.name for column in COLUMNS]
+
+
+@pytest.fixture
+def small(cohort: pd.DataFrame) -> pd.DataFrame:
+    return cohort.iloc[:200].copy()
+
+
+@pytest.fixture
+def file(small: pd.DataFrame, tmp_path: Path) -> Path:
+    path = tmp_path / "encounters.csv"
+    save_csv(small, path)
+    return path
+
+
+def same(left: pd.DataFrame, right: pd.DataFrame) -> bool:
+    return left.columns.tolist() == right.columns.tolist() and bool((left.to_numpy() == right.to_numpy()).all())
+
+
+def test_a_file_reads_as_text_with_its_question_marks_and_nones(small: pd.DataFrame, file: Path) -> None:
+    # when
+    frame = read_cohort(file)
+    # then
+    assert same(frame, small) and frame.index.equals(pd.RangeIndex(200))
+    assert (frame["weight"] == "?").any() and (frame["A1Cresult"] == "None").any()
+    assert all(isinstance(value, str) for value in frame.iloc[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(gzip.compress, id="gzipped"),
+        pytest.param(lambda data: b"\xef\xbb\xbf" + data, id="byte-order mark"),
+        pytest.param(lambda data: data.replace(b"\n", b"\r\n"), id="windows line ends"),
+        pytest.param(lambda data: data + b"\n\n", id="blank lines at the end"),
+        pytest.param(lambda data: data.rstrip(b"\n"), id="no line end at the end"),
+        pytest.param(lambda data: data.replace(b"Caucasian", b'"Caucasian"'), id="quotes"),
+    ],
+)
+def test_harmless_differences_of_a_file_do_not_matter(
+    change: Callable[[bytes], bytes], small: pd.DataFrame, file: Path
+) -> None:
+    file.write_bytes(change(file.read_bytes()))
+    assert same(read_cohort(file), small)
+
+
+def test_columns_may_stand_in_any_order(small: pd.DataFrame, file: Path) -> None:
+    save_csv(small[NAMES[::-1]], file)
+    assert same(read_cohort(file), small)
+
+
+def long_rows(data: bytes, before: int = 0) -> bytes:
+    """Rows with a field too many, after the header and some sound ones."""
+    lines = data.rstrip(b"\n").split(b"\n")
+    return b"\n".join([*lines[: 1 + before], *(line + b",x" for line in lines[1 + before :])])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda data: b"", "no readable CSV", id="empty"),
+        pytest.param(lambda data: b"\n\n", "no readable CSV", id="blank"),
+        pytest.param(lambda data: b"\n<!doctype html><html>", "lacks encounter_id", id="html"),
+        pytest.param(lambda data: b"PK\x03\x04abc", "lacks encounter_id", id="zip"),
+        pytest.param(lambda data: data.split(b"\n")[0], "no encounter", id="header only"),
+        pytest.param(long_rows, "no readable CSV", id="long rows"),
+        pytest.param(lambda data: long_rows(data, 1), "Expected 50 fields", id="long row"),
+        pytest.param(lambda data: gzip.compress(data)[:-2000], "cannot be read", id="cut gzip"),
+        pytest.param(lambda data: gzip.compress(data)[:50] + b"x" * 99, "cannot be read", id="damaged gzip"),
+        pytest.param(lambda data: data.replace(b"race", b"rase", 1), "lacks race and has unknown rase", id="header"),
+        pytest.param(lambda data: data.replace(b"race", b"age", 1), "has unknown age.1", id="column twice"),
+        pytest.param(lambda data: data.replace(b",readmitted", b"", 1), "no readable CSV", id="no label"),
+        pytest.param(lambda data: data.replace(b",", b";"), "lacks.*separated by commas", id="semicolons"),
+        pytest.param(lambda data: data.replace(b"Caucasian", b"Cauc\xff"), "utf-8", id="encoding"),
+        pytest.param(lambda data: b"\xff\xfe" + data, "utf-8", id="utf-16"),
+        pytest.param(lambda data: data.replace(b"\n", b'\n"', 1), "no readable CSV", id="open quote"),
+    ],
+)
+def test_a_file_that_is_no_cohort_is_refused_in_one_line(
+    change: Callable[[bytes], bytes], message: str, file: Path
+) -> None:
+    # given
+    file.write_bytes(change(file.read_bytes()))
+    # when
+    with pytest.raises(DataError, match=message) as error:
+        read_cohort(file)
+    # then
+    assert error.value.remedy and "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_missing_file_a_folder_and_a_forbidden_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_cohort(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_cohort(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        pytest.param(lambda data: data[: len(data) // 2], -1, id="cut"),
+        pytest.param(lambda data: data.replace(b"\n", b"\n\n", 3).replace(b"\n\n", b"\n", 2), 4, id="blank line"),
+    ],
+)
+def test_a_row_that_is_too_short_breaks_the_contract(change: Callable[[bytes], bytes], line: int, file: Path) -> None:
+    file.write_bytes(change(file.read_bytes()))
+    frame = read_cohort(file)
+    found = validate(frame)
+    assert {one.row for one in found} == {line if line > 0 else len(frame) + 1}
+    assert (found[-1].column, found[-1].problem) == ("readmitted", "the cell is empty")
+
+
+def test_a_batch_without_labels_reads_and_checks_only_as_unlabelled(small: pd.DataFrame, file: Path) -> None:
+    # given
+    save_csv(small.drop(columns="readmitted"), file)
+    # when
+    frame = read_cohort(file, labelled=False)
+    # then
+    assert frame.shape == (200, 49) and validate(frame, labelled=False) == []
+    check(frame, labelled=False)
+    assert [violation.column for violation in validate(frame)] == ["readmitted"]
+    with pytest.raises(DataError, match="--unlabelled"):
+        read_cohort(file)
+
+
+BAD = [
+    ("encounter_id", "12a", "18 digits"),
+    ("patient_nbr", "-5", "18 digits"),
+    ("race", " Asian", "text of 1"),
+    ("race", "", "text of 1"),
+    ("gender", "?", "one of Female"),
+    ("age", "[200-210)", "one of [0-10)"),
+    ("weight", "70", "one of [0-25)"),
+    ("admission_type_id", "one", "a code from 1"),
+    ("discharge_disposition_id", "01", "a code from 1"),
+    ("time_in_hospital", "0", "a whole number from 1 to 14"),
+    ("time_in_hospital", "3.0", "a whole number"),
+    ("num_medications", "-1", "a whole number"),
+    ("number_inpatient", "nan", "a whole number"),
+    ("medical_specialty", "x" * 101, "text of 1"),
+    ("diag_1", "diabetes", "an ICD-9 code"),
+    ("A1Cresult", "9", "one of None"),
+    ("insulin", "Yes", "one of No"),
+    ("readmitted", "<31", "one of <30"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "remedy"), BAD)
+def test_a_bad_cell_is_named_with_its_line_and_a_remedy(
+    column: str, value: str, remedy: str, small: pd.DataFrame
+) -> None:
+    small.loc[7, column] = value
+    (violation,) = validate(small)
+    assert (violation.row, violation.column, violation.value) == (9, column, value)
+    assert remedy in violation.remedy and violation.problem
+
+
+def test_every_bad_cell_is_listed_by_line_then_column(small: pd.DataFrame) -> None:
+    # given one bad cell in each of many columns, spread over the rows, and a cell that is no text at all
+    small = small.astype(object)
+    bad = {column: value for column, value, _ in BAD}
+    for row, (column, value) in enumerate(bad.items()):
+        small.loc[199 - row, column] = value
+    small.loc[0, "gender"] = None
+    # when
+    found = validate(small)
+    # then
+    assert {(violation.row, violation.column) for violation in found} == {
+        (2, "gender"),
+        *((201 - row, column) for row, column in enumerate(bad)),
+    }
+    assert [violation.row for violation in found] == sorted(violation.row for violation in found)
+
+
+def test_a_second_encounter_of_the_same_number_is_a_violation(small: pd.DataFrame) -> None:
+    small.loc[9, "encounter_id"] = small.loc[3, "encounter_id"]
+    (violation,) = validate(small)
+    assert violation.row == 11 and "occurs earlier" in violation.problem
+
+
+def test_columns_that_are_missing_or_unknown_are_violations_of_the_header(small: pd.DataFrame) -> None:
+    found = validate(small.drop(columns="age").assign(extra="x"))
+    assert {(violation.row, violation.column) for violation in found} == {(1, "age"), (1, "extra")}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("race", "New"),
+        ("admission_source_id", "77"),
+        ("payer_code", "ZZ"),
+        ("medical_specialty", "Télé-médecine"),
+        ("diag_1", "E909.1"),
+        ("diag_2", "V57"),
+        ("diag_3", "?"),
+        ("weight", "?"),
+    ],
+)
+def test_new_open_levels_and_missing_values_keep_the_contract(column: str, value: str, small: pd.DataFrame) -> None:
+    small.loc[7, column] = value
+    assert validate(small) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([name for name in NAMES if name != "encounter_id"]), st.text(max_size=12))
+def test_any_text_in_any_cell_is_either_accepted_or_listed(column: str, value: str) -> None:
+    frame = TEMPLATE.assign(**{column: value})
+    found = validate(frame)
+    assert [(violation.row, violation.column) for violation in found] in ([], [(2, column)])
+    if value in BY_NAME[column].levels:
+        assert found == []
+
+
+TEMPLATE = pd.DataFrame({column.name: [column.levels[0] if column.levels else "1"] for column in COLUMNS})
+
+
+def test_check_sums_up_and_names_the_first_violations(small: pd.DataFrame) -> None:
+    small.loc[2:9, "age"] = "old"
+    with pytest.raises(DataError, match=r"8 violations .* in f\.csv: line 4, age: 'old'") as error:
+        check(small, name="f.csv")
+    assert error.value.exit_code == 3
+
+
+def test_training_data_without_a_positive_label_are_refused(small: pd.DataFrame) -> None:
+    frame = small.assign(readmitted="NO")
+    assert validate(frame) == []
+    with pytest.raises(DataError, match="'<30'"):
+        check(frame)
+
+
+def test_who_cannot_come_back_is_left_out_and_counted(cohort: pd.DataFrame) -> None:
+    kept, lost = exclude_not_readmittable(cohort), exclusions(cohort)
+    assert len(kept) + sum(lost.values()) == len(cohort) and lost
+    assert not kept["discharge_disposition_id"].isin(NOT_READMITTABLE).any()
+    assert kept.index.equals(pd.RangeIndex(len(kept)))
+
+
+def test_the_target_is_readmission_within_30_days(small: pd.DataFrame) -> None:
+    labels = target(small)
+    assert labels.dtype == np.int8 and labels.sum() == (small["readmitted"] == "<30").sum() > 0
+
+
+def test_a_part_survives_parquet(small: pd.DataFrame, tmp_path: Path) -> None:
+    save_part(small, tmp_path / "part.parquet")
+    assert same(load_part(tmp_path / "part.parquet"), small)
+
+
+def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        load_part(tmp_path / "none.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="not a readable Parquet"):
+        load_part(tmp_path / "bad.parquet")
+
+
+def test_the_real_file_keeps_the_contract_in_seconds(real_data: Path) -> None:
+    # when
+    frame = read_cohort(real_data)
+    began = time.process_time()
+    violations = validate(frame)
+    # then
+    assert time.process_time() - began < 6  # usually under 1
+    assert frame.shape == (101_766, 50) and violations == []
+    assert target(frame).sum() == 11_357 and sum(exclusions(frame).values()) == 2_423

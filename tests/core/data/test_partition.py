@@ -1,0 +1,164 @@
+"""Order of time, splits by patient, and digests that do not depend on the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort, save_csv
+from health_predict.core.data.columns import NOT_READMITTABLE
+from health_predict.core.data.partition import (
+    Parameters,
+    Partition,
+    dataset_digest,
+    inputs_digest,
+    partition,
+    patient_share,
+    rows_digest,
+)
+from health_predict.core.data.synthetic import synthesize
+from health_predict.errors import DataError
+
+PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="test")
+FRAME = synthesize(2_000, seed=3)
+
+
+def splits(cut: Partition) -> list[pd.DataFrame]:
+    return [cut.train, cut.validation, cut.test]
+
+
+def ids(frame: pd.DataFrame) -> list[int]:
+    return frame["encounter_id"].astype("int64").tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    share=st.floats(0.15, 0.9),
+    batches=st.integers(1, 9),
+    salt=st.text(min_size=1, max_size=8),
+    labelled=st.integers(0, 9),
+    order=st.integers(0, 1_000),
+)
+def test_no_patient_is_in_two_parts_and_no_encounter_is_lost(
+    share: float, batches: int, salt: str, labelled: int, order: int
+) -> None:
+    # given the rows in any order
+    rows = list(range(len(FRAME)))
+    random.Random(order).shuffle(rows)
+    labelled = min(labelled, batches)
+    # when
+    cut = partition(FRAME.iloc[rows].reset_index(drop=True), Parameters(share, batches, salt, labelled))
+    # then patients are in one split each
+    patients = [set(part["patient_nbr"]) for part in splits(cut)]
+    assert not patients[0] & patients[1] and not patients[0] & patients[2] and not patients[1] & patients[2]
+    # and the splits with the batches not among them hold every encounter of the cohort once
+    everything = [number for part in splits(cut) for number in ids(part)]
+    everything += [number for batch in cut.batches[labelled:] for number in ids(batch)]
+    assert sorted(everything) == sorted(ids(exclude_not_readmittable(FRAME)))
+    # and time goes forward
+    for part in (*splits(cut), *cut.batches):
+        assert ids(part) == sorted(ids(part)) and part.index.equals(pd.RangeIndex(len(part)))
+    last = [max(ids(part)) for part in cut.batches]
+    assert last == sorted(last)
+    if labelled < batches:
+        assert max(max(ids(part)) for part in splits(cut)) < min(ids(cut.batches[labelled]))
+
+
+def test_the_initial_share_counts_all_encounters_and_batches_are_near_equal() -> None:
+    cut = partition(FRAME, Parameters(0.2, 7, "test"))
+    assert cut.initial_rows == 400
+    lost = FRAME["discharge_disposition_id"].isin(NOT_READMITTABLE)
+    assert sum(cut.excluded.values()) == lost.sum() > 0
+    assert max(len(batch) for batch in cut.batches) - min(len(batch) for batch in cut.batches) < 20
+    assert all(batch.shape[1] == 50 for batch in cut.batches)
+
+
+def test_shares_by_patient_are_70_15_15() -> None:
+    shares = pd.Series([patient_share("readmission", str(number)) for number in range(20_000)])
+    assert abs((shares < 0.7).mean() - 0.7) < 0.01 and abs((shares >= 0.85).mean() - 0.15) < 0.01
+
+
+def test_the_hash_of_a_patient_never_changes() -> None:
+    # given the definition: the first 64 bits of sha256("readmission:8222157")
+    assert patient_share("readmission", "8222157") == pytest.approx(0.8165658985539853)
+
+
+def test_a_patient_stays_in_the_same_part_when_batches_join() -> None:
+    first, later = (partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=k)) for k in (0, 3))
+    for before, after in zip(splits(first), splits(later), strict=True):
+        assert set(ids(before)) < set(ids(after))
+    assert [rows_digest(batch) for batch in first.batches] == [rows_digest(batch) for batch in later.batches]
+
+
+def test_digests_name_rows_order_and_parameters() -> None:
+    # given
+    cut = partition(FRAME, PARAMETERS)
+    parts = {name: rows_digest(part) for name, part in cut.parts().items()}
+    # then each input counts
+    digests = {
+        dataset_digest("a", PARAMETERS, parts),
+        dataset_digest("b", PARAMETERS, parts),
+        dataset_digest("a", dataclasses.replace(PARAMETERS, salt="other"), parts),
+        dataset_digest("a", PARAMETERS, {**parts, "train": "0"}),
+        inputs_digest("a", PARAMETERS),
+        inputs_digest("a", dataclasses.replace(PARAMETERS, labelled_batches=1)),
+    }
+    assert len(digests) == 6
+    assert len(set(parts.values())) == len(parts)
+    # and a single cell, and the order
+    assert rows_digest(cut.test.iloc[::-1]) != parts["test"]
+    changed = cut.test.copy()
+    changed.loc[0, "race"] = "Other2"
+    assert rows_digest(changed) != parts["test"]
+
+
+def test_the_digest_of_rows_depends_on_text_alone() -> None:
+    frame = pd.DataFrame({"a": ["1", "?"], "b": ["x", "None"]})
+    digests = {rows_digest(frame), rows_digest(frame.astype(object)), rows_digest(frame.astype("string[python]"))}
+    assert digests == {hashlib.sha256(b"a\x1fb\x1e1\x1fx\x1e?\x1fNone\x1e").hexdigest()}
+
+
+@pytest.mark.parametrize("labelled", [-1, 5])
+def test_impossible_numbers_of_labelled_batches_are_refused(labelled: int) -> None:
+    with pytest.raises(DataError, match="0 to 4"):
+        partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=labelled))
+
+
+def test_too_few_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="too few"):
+        partition(FRAME.iloc[:30], Parameters(0.2, 50, "test"))
+
+
+def test_the_real_data_are_cut_as_documented(real_data: Path) -> None:
+    cut = partition(read_cohort(real_data), Parameters(0.2, 16, "readmission"))
+    assert cut.initial_rows == 20_353
+    assert [len(part) for part in splits(cut)] == [13_991, 3_059, 2_922]
+    assert rows_digest(cut.train) == "a0599bca327993f2db6e8c31dcb1bb30f7effdb9e13f02ffcb3592ab898e0318"
+
+
+def test_a_trip_through_csv_changes_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    save_csv(FRAME, path)
+    assert rows_digest(read_cohort(path)) == rows_digest(FRAME)
+
+
+def test_a_window_keeps_the_newest_labelled_encounters(cohort: pd.DataFrame) -> None:
+    # given the same labelled batches, with and without a window
+    whole = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2))
+    windowed = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2, window=800))
+    # then the newest encounters are left, each in the part where it was
+    for name in ("train", "validation", "test"):
+        part, newest = getattr(whole, name), getattr(windowed, name)
+        assert 0 < len(newest) < len(part)
+        assert newest.equals(part.tail(len(newest)).reset_index(drop=True))
+    # and a dataset without a window keeps its name
+    assert "window" not in Parameters(0.5, 4, "s").to_json()
+    for parameters in (Parameters(0.5, 4, "s"), Parameters(0.5, 4, "s", 2, 800)):
+        assert Parameters.from_json(parameters.to_json()) == parameters

@@ -1,0 +1,168 @@
+"""The compiled model is the pipeline, for every family, or it is refused."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from sklearn.pipeline import Pipeline
+
+from health_predict.core.data.cohort import target
+from health_predict.core.data.columns import FEATURES, MISSING
+from health_predict.core.model.families import FAMILIES
+from health_predict.core.model.features import EncounterFeatures
+from health_predict.core.model.row_encoder import ColumnTable, RowEncoder
+from health_predict.core.serving.compiled_model import (
+    CLEARANCE,
+    CompiledModel,
+    clear_threshold,
+    cleared,
+    compile_pipeline,
+    edge_rows,
+    prove_parity,
+)
+from health_predict.errors import GateError
+
+TRAIN = 2000
+
+
+@pytest.fixture(scope="module")
+def pipelines(cohort: pd.DataFrame) -> dict[str, Pipeline]:
+    train = cohort.head(TRAIN)
+    features = EncounterFeatures(minimum_rows=30).fit(train)
+    rows, labels = features.transform(train), target(train)
+    fitted = {}
+    for name, family in FAMILIES.items():
+        small = {"n_estimators": 40} if "n_estimators" in {**family.fixed, **family.first} else {}
+        estimator = family.fit({**family.first, **small}, rows, labels, seed=1)
+        fitted[name] = Pipeline([("features", features), ("estimator", estimator)])
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def validation(cohort: pd.DataFrame) -> pd.DataFrame:
+    return cohort.iloc[TRAIN:].reset_index(drop=True)
+
+
+def compiled_as(family: str, pipeline: Pipeline) -> CompiledModel:
+    return compile_pipeline(pipeline, FAMILIES[family], 0.2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_of_every_family(family: str, pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    # given a threshold that is one of the scores, as the choice by F1 gives it
+    scores = pipelines[family].predict_proba(validation)[:, 1].astype(float)
+    threshold = float(np.sort(scores)[int(0.8 * len(scores))])
+    # when it is cleared, and the pipeline compiled and compared
+    compiled = compile_pipeline(pipelines[family], FAMILIES[family], cleared(threshold, pipelines[family], validation))
+    parity = prove_parity(compiled, pipelines[family], validation)
+    # then scores agree, and the new threshold decides as the old one, away from every score
+    assert compiled.family == family
+    assert parity.rows == len(validation)
+    assert parity.edge_rows > 3000
+    assert parity.largest_difference <= 1e-6
+    assert parity.near == ()
+    assert parity.threshold == compiled.threshold
+    assert ((scores >= threshold) == (scores >= parity.threshold)).all()
+    assert np.abs(scores - parity.threshold).min() >= CLEARANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_pipeline_gives_the_same_bytes(family: str, pipelines: dict[str, Pipeline]) -> None:
+    again = pickle.loads(pickle.dumps(pipelines[family]))
+    assert compiled_as(family, again).graph == compiled_as(family, pipelines[family]).graph
+
+
+def test_the_graph_gives_probabilities_and_nothing_else(pipelines: dict[str, Pipeline]) -> None:
+    graph = compiled_as("LightGBM", pipelines["LightGBM"]).graph
+    session = onnxruntime.InferenceSession(graph)
+    assert [value.name for value in session.get_inputs()] == ["rows"]
+    assert [value.name for value in session.get_outputs()] == ["probabilities"]
+
+
+def test_edge_rows_have_every_level_and_every_missing_pattern(validation: pd.DataFrame) -> None:
+    edges, labels = edge_rows(validation)
+    assert len(edges) == len(labels)
+    for column in FEATURES:
+        assert set(column.levels) <= set(edges[column.name])
+        assert (MISSING in set(edges[column.name])) >= column.nullable
+    nullable = [column.name for column in FEATURES if column.nullable]
+    patterns = set(map(tuple, (edges[nullable] == MISSING).to_numpy().tolist()))
+    assert len(patterns) == 2 ** len(nullable)
+    assert {"0", "200"} <= set(edges["num_lab_procedures"])
+
+
+def test_a_wrong_table_is_named(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    # given a compiled model whose table of ages lost a level
+    compiled = compiled_as("LogisticRegression", pipelines["LogisticRegression"])
+    broken = [_without_level(table, "[70-80)") if table.column == "age" else table for table in compiled.encoder.tables]
+    broken_model = replace(compiled, encoder=RowEncoder(compiled.encoder.names, tuple(broken)))
+    # when it is compared, then the rows of that level are named
+    with pytest.raises(GateError, match=r"row encoder gives other numbers.*row"):
+        prove_parity(broken_model, pipelines["LogisticRegression"], validation)
+
+
+def _without_level(table: ColumnTable, level: str) -> ColumnTable:
+    return replace(table, amounts={name: amounts for name, amounts in table.amounts.items() if name != level})
+
+
+def test_another_graph_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    graph = compiled_as("LightGBM", pipelines["LightGBM"]).graph
+    model = replace(compiled_as("XGBoost", pipelines["XGBoost"]), graph=graph)
+    with pytest.raises(GateError, match=r"differ by more than 1e-06: validation row 0; .*and \d+ more"):
+        prove_parity(model, pipelines["XGBoost"], validation)
+
+
+def test_a_threshold_that_rounding_crosses_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    # given a score of the pipeline that is larger than that of its graph, as threshold
+    model, pipeline = compiled_as("XGBoost", pipelines["XGBoost"]), pipelines["XGBoost"]
+    rows = pipeline.named_steps["features"].transform(validation)
+    expected = pipeline.predict_proba(validation)[:, 1].astype(float)
+    larger = np.flatnonzero(expected > model.scorer()(rows))
+    # then the two decide differently, which is not overlooked
+    with pytest.raises(GateError, match=r"decisions at .* differ: validation row"):
+        prove_parity(replace(model, threshold=float(expected[larger[0]])), pipeline, validation)
+
+
+def test_a_score_that_is_no_number_is_refused(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    pipeline = pickle.loads(pickle.dumps(pipelines["LogisticRegression"]))
+    pipeline.named_steps["estimator"].coef_[0, 0] = np.nan
+    with pytest.raises(GateError, match="probabilities differ"):
+        prove_parity(compiled_as("LogisticRegression", pipeline), pipelines["LogisticRegression"], validation)
+
+
+def test_score_gives_the_positive_class(pipelines: dict[str, Pipeline], validation: pd.DataFrame) -> None:
+    compiled: CompiledModel = compiled_as("RandomForest", pipelines["RandomForest"])
+    rows = pipelines["RandomForest"].named_steps["features"].transform(validation)
+    found = compiled.scorer()(rows)
+    assert found == pytest.approx(pipelines["RandomForest"].predict_proba(validation)[:, 1], abs=1e-6)
+
+
+class TestClearThreshold:
+    def test_lies_midway(self) -> None:
+        assert clear_threshold(0.4, np.array([0.1, 0.2, 0.4]), np.array([0.25])) == pytest.approx(0.325)
+
+    def test_is_left_as_it_is_once_it_is_clear(self) -> None:
+        scores = np.random.default_rng(0).random(1000)
+        found = clear_threshold(0.4, scores, scores)
+        assert clear_threshold(found, scores, scores) == found
+
+    def test_leaves_a_gap_that_is_too_narrow(self) -> None:
+        scores = np.array([0.1, 0.2, 0.2 + 1e-7, 0.4])
+        found = clear_threshold(0.2 + 1e-7, scores, scores)
+        assert found in (pytest.approx(0.15), pytest.approx(0.3))
+
+    def test_real_rows_keep_their_side_where_made_up_ones_crowd(self) -> None:
+        # given two real rows, and made-up ones that leave a gap only just below the lower one and far above it
+        real, made_up = np.array([0.2, 0.21]), np.linspace(0.2, 0.205, 5001)
+        # when the threshold of the upper one is cleared, then it stays between the two
+        assert 0.205 < clear_threshold(0.21, real, made_up) < 0.21
+
+    def test_beyond_all_scores(self) -> None:
+        scores = np.array([0.3, 0.4])
+        assert clear_threshold(0.9, scores, scores) > 0.4
+        assert clear_threshold(0.0, scores, scores) < 0.3
