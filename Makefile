@@ -21,10 +21,13 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@if [ -t 1 ]; then bold='\033[1m' plain='\033[0m'; fi; awk -v bold="$$bold" -v plain="$$plain" \
+	    'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %s%-14s%s %s\n", bold, $$1, plain, $$2}' $(MAKEFILE_LIST)
 
 # Without the cache of compiled modules every process takes three times as long to import its libraries.
 unexport PYTHONDONTWRITEBYTECODE
+# Python finds the library by a file that holds the checkout's path: in UTF-8, whatever the locale says.
+export PYTHONUTF8 := 1
 
 install: $(READY) ## The locked environment, in .venv
 
@@ -126,7 +129,7 @@ down: $(READY) ## Stop the endpoint
 	@$(RUN)health-predict down
 
 clean: ## Stop the endpoint and delete what the demo wrote (not the environment)
-	@if [ -x $(RUN)health-predict ]; then $(RUN)health-predict down; fi
+	@if [ "$$(cat $(READY) 2>/dev/null)" = "$$(pwd -P)" ]; then $(RUN)health-predict down; fi
 	rm -rf .health-predict .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.*
 
 distclean: clean ## Delete the environment too
@@ -143,6 +146,12 @@ $(CHECKOV): uv.lock pyproject.toml | $(UV)
 	@touch $(CHECKOV)
 
 $(READY): uv.lock pyproject.toml | $(UV)
+	@if [ "$$(cat $(READY) 2>/dev/null)" != "$$(pwd -P)" ]; then rm -rf .venv; fi
 	@echo "installing the locked environment into .venv (about 2 GB; once)"
 	@$(UV) sync --locked --extra dev
-	@touch $(READY)
+	@pwd -P > $(READY)
+
+# An environment holds its own path: a checkout that was moved needs another one.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif

@@ -23,7 +23,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-COMMAND = (sys.executable, "-m", "health_predict.cli")
+COMMAND = (sys.executable, "-m", "health_predict")
 WIDTH, HEIGHT = 1200, 820
 COLUMNS = 110
 # A pause of the recording lasts so much of the real one, and no longer than this.

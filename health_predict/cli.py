@@ -77,7 +77,3 @@ def main() -> None:
         where = "run again with `--debug` before the command to see where"
         console.print(f"[bold red]unexpected:[/bold red] {said} -> {where}")
         sys.exit(UNEXPECTED)
-
-
-if __name__ == "__main__":
-    main()

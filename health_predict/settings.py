@@ -15,6 +15,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pydantic_settings
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -140,7 +141,13 @@ class Settings(BaseSettings):
     @cached_property
     def tracking_uri(self) -> str:
         """URI of MLflow's tracking store and registry."""
-        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        # Only with its driver named MLflow leaves the path to SQLAlchemy; else it makes a folder of the quoted name.
+        return self.mlflow_tracking_uri or f"sqlite+pysqlite:///{quote(str(self.database))}"
+
+    @property
+    def database(self) -> Path:
+        """MLflow's database where no other tracking store is named."""
+        return self.home / "mlflow.db"
 
     @cached_property
     def registry(self) -> str:

@@ -196,7 +196,7 @@ def mlflow_pages(mlflow_database: Path, tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     server = subprocess.Popen(
-        [sys.executable, "-m", "health_predict.cli", "mlflow-ui", "--port", str(port)],
+        [sys.executable, "-m", "health_predict", "mlflow-ui", "--port", str(port)],
         env={**plain, f"{PREFIX}HOME": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

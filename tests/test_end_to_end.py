@@ -36,7 +36,7 @@ from tests.browser import address, browser, needs_chromium
 from tests.conftest import FOREIGN, as_if_real
 
 INITIAL_SHARE = 0.8
-COMMAND = (sys.executable, "-m", "health_predict.cli")
+COMMAND = (sys.executable, "-m", "health_predict")
 
 
 def last_line(said: str) -> Any:

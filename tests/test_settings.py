@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
+from health_predict.adapters.storage import open_storage
 from health_predict.errors import SettingsError
 from health_predict.settings import Profile, ServingTarget, Settings, load_settings, settings_on
 
@@ -15,7 +17,7 @@ def test_defaults_need_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     settings = load_settings()
     assert settings.home == tmp_path / ".health-predict"
     assert settings.storage == f"file://{tmp_path}/.health-predict/storage"
-    assert settings.tracking_uri == f"sqlite:///{tmp_path}/.health-predict/mlflow.db"
+    assert settings.tracking_uri == f"sqlite+pysqlite:///{tmp_path}/.health-predict/mlflow.db"
     assert settings.registry == f"oci:{tmp_path}/.health-predict/images"
 
 
@@ -82,3 +84,12 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().trials = 3  # type: ignore[misc]
+
+
+def test_every_path_of_a_home_survives_in_its_addresses(tmp_path: Path) -> None:
+    # given a folder whose name holds what means something in an address
+    home = tmp_path / "a b%20?#&;'@ü"
+    settings = Settings(home=home)
+    # then whoever reads the address finds the file
+    assert make_url(settings.tracking_uri).database == str(home / "mlflow.db")
+    assert open_storage(settings.storage).uri("x") == (home / "storage" / "x").as_uri()

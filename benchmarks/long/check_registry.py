@@ -127,7 +127,7 @@ def _demo(home: Path) -> Iterator[Settings]:
     """A home with a champion that serves, from a small search."""
     values = {"HOME": home, "SERVING_PORT": _free_port(), "TRIALS": 1, "FAMILIES": '["LogisticRegression", "LightGBM"]'}
     environment = {**os.environ, **{PREFIX + name: str(value) for name, value in values.items()}}
-    command = [sys.executable, "-m", "health_predict.cli"]
+    command = [sys.executable, "-m", "health_predict"]
     try:
         subprocess.run([*command, "demo"], env=environment, check=True, stdout=subprocess.DEVNULL)
         yield Settings(home=home, serving_port=values["SERVING_PORT"])

@@ -97,7 +97,7 @@ class Home:
         """Start a command."""
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "health_predict.cli", *arguments],
+                [sys.executable, "-m", "health_predict", *arguments],
                 env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

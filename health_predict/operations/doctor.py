@@ -242,8 +242,7 @@ def _data(settings: Settings) -> Iterator[Check]:
 
 
 def _tracking(settings: Settings) -> Iterator[Check]:
-    file = Path(settings.tracking_uri.removeprefix("sqlite:///"))
-    if settings.tracking_uri.startswith("sqlite:") and not file.exists():
+    if not settings.mlflow_tracking_uri and not settings.database.exists():
         yield _check("tracking", f"{settings.tracking_uri} will be created")
         return
     must_answer(settings, "mlflow_tracking_uri")

@@ -75,7 +75,7 @@ def addresses(home: Path) -> dict[str, str]:
 
 def ask(shell: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """What `health-predict ...` does."""
-    words = [sys.executable, "-m", "health_predict.cli", *arguments]
+    words = [sys.executable, "-m", "health_predict", *arguments]
     return subprocess.run(words, env=shell, capture_output=True, text=True, timeout=2400, check=False)
 
 

@@ -22,9 +22,11 @@ from filelock import FileLock, Timeout
 from health_predict.adapters.files import disk_error, whole_file, write_json
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
+from health_predict.surroundings import surroundings
 
 RUNS_KEPT = 10
 _EXECUTING = re.compile(r"Executing task .*?'([\w-]+)'")
+_OF_KFP = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - |----|\[|Traceback")
 _ERRORS = {error.exit_code: error for error in HealthPredictError.__subclasses__()}
 
 
@@ -162,15 +164,16 @@ class _Listener:
             return
         executing = _EXECUTING.search(text)
         if executing:
-            self.stage = executing[1]
+            self.stage, self.last_line = executing[1], ""
             self._tell(Event(self.stage, ""))
             return
         try:
             said = json.loads(text)
             message, level = str(said["message"]), str(said["level"])
         except (ValueError, TypeError, KeyError):
-            if self.error is None and not text.startswith(("[", "Traceback")):
-                self.last_line = text[:300] if "Error" in text else self.last_line
+            # An exception is named in the last line of its stack; a program or shell that failed says what it likes.
+            if not _OF_KFP.match(text) and ("Error" in text or "Error" not in self.last_line):
+                self.last_line = text[:300]
             return
         if "exit_code" in said:
             self.error = error_of(said, message)
@@ -203,14 +206,15 @@ class _Lines(io.TextIOBase):
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    # Tasks call `python3`: it must be the interpreter that runs this.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ["PYTHONSAFEPATH"] = "1"  # the working folder is no place to import from
+    before, interpreter = dict(os.environ), sys.executable
+    os.environ.update({**surroundings(), **values})
+    # KFP writes the interpreter's path for each `python3` of a shell line, unquoted: it is to find it by that name.
+    os.environ["PATH"] = f"{Path(interpreter).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    sys.executable = "python3"
     try:
         yield
     finally:
+        sys.executable = interpreter
         os.environ.clear()
         os.environ.update(before)
 

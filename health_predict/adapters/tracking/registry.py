@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import health_predict
 from health_predict.adapters.tracking.runs import MODEL, PREPROCESSOR, TRUSTED_TYPES, Runs, requirements
@@ -200,8 +199,7 @@ class Tracking(Runs):
 
 def champion_of(settings: Settings) -> ModelVersion | None:
     """The version that is champion. A home in which nothing was tracked yet gets no database for the question."""
-    database = urlsplit(settings.tracking_uri)
-    if database.scheme == "sqlite" and not Path(settings.tracking_uri.removeprefix("sqlite:///")).exists():
+    if not settings.mlflow_tracking_uri and not settings.database.exists():
         return None
     return Tracking(settings).by_alias(CHAMPION)
 

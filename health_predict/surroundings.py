@@ -1,0 +1,22 @@
+"""The same environment on every machine, for our processes and all that they start."""
+
+from __future__ import annotations
+
+import os
+
+# Python reads the first two when it starts. Text is UTF-8 and letters are letters in every language; the folder in
+# which a command is called is no place to import from.
+FIXED = {"PYTHONUTF8": "1", "PYTHONSAFEPATH": "1", "LC_ALL": "C.UTF-8"}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of this process, with what is ours in it."""
+    values = {**os.environ, **FIXED}
+    # What runs here is not asked through a company's proxy. Both spellings are in use; libraries differ in which wins.
+    direct = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in values.get(name, "").split(",")]
+    direct = ["*"] if "*" in direct else [*filter(None, direct), *LOOPBACK]
+    values["no_proxy"] = values["NO_PROXY"] = ",".join(dict.fromkeys(direct))
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - the system does not know the user, as in some containers
+        values.update(HOME="/nonexistent", USER=values.get("USER", str(os.getuid())))
+    return values
