@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,6 +102,21 @@ def real_data() -> Path:
     if not REAL_DATA or not Path(REAL_DATA).is_file():
         pytest.skip("skipped: no copy of the real data (HEALTH_PREDICT_DATA_COPY names none)")
     return Path(REAL_DATA)
+
+
+@pytest.fixture
+def awkward(tmp_path: Path) -> Path:
+    """The interpreter of a virtual environment like this one, in a folder of all that its name may hold.
+
+    That is all but a colon and a slash.
+    """
+    folder = tmp_path / "a b  !\"#$%&'()*+,;<=>?@[\\]^`{|}~ü"
+    (folder / "bin").mkdir(parents=True)
+    for name in ("python", "python3"):
+        (folder / "bin" / name).symlink_to(sys.executable)
+    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
+    (folder / "pyvenv.cfg").write_bytes((Path(sys.prefix) / "pyvenv.cfg").read_bytes())
+    return folder / "bin" / "python3"
 
 
 @dataclass(frozen=True)

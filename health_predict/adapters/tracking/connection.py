@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -146,11 +148,27 @@ def quiet_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # A lock file in the working folder says nothing about a model.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    import mlflow
+    with _without_percent():
+        import mlflow
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
+
+
+@contextmanager
+def _without_percent() -> Iterator[None]:
+    """Import by a path that has no percent sign: MLflow gives its own to ConfigParser, to which one means something."""
+    site = get_path("purelib")
+    if "%" not in site or "mlflow" in sys.modules:
+        yield
+        return
+    alias = f"/proc/self/fd/{os.open(site, os.O_RDONLY)}"  # open as long as the process lives
+    sys.path.insert(0, alias)
+    try:
+        yield
+    finally:
+        sys.path.remove(alias)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +23,7 @@ from health_predict.core.data.cohort import target
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.errors import StateError, UnreachableError
-from health_predict.settings import Settings
+from health_predict.settings import PREFIX, Settings
 from tests.mlflow_server import mlflow_server
 
 
@@ -272,3 +274,13 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 1000)
     with pytest.raises(UnreachableError, match=r"mlflow\.db"):
         Tracking(Settings(home=tmp_path))
+
+
+def test_mlflow_works_from_an_environment_in_any_folder(awkward: Path, settings: Settings) -> None:
+    # given an environment whose path holds a percent sign, which MLflow's migrations cannot have
+    modules = "health_predict.adapters.tracking", "health_predict.settings"
+    program = "".join(f"from {name} import *\n" for name in modules) + "print(champion_of(Settings()))"
+    environment = {**os.environ, f"{PREFIX}HOME": str(settings.home)}
+    # when its interpreter asks the registry, then it is answered
+    done = subprocess.run([awkward, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
