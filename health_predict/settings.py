@@ -196,7 +196,7 @@ def load_settings(**overrides: Any) -> Settings:
         hint = f"did you mean {close[0]}?" if close else "docs/reference/settings.md lists the known ones"
         raise SettingsError(f"unknown setting {', '.join(unknown)}", hint)
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
         problems = {str(item["loc"][0]): item["msg"] for item in error.errors() if item["loc"]}
         names = {name: f"parameter {name}" if name in overrides else PREFIX + name.upper() for name in problems}
@@ -205,6 +205,8 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(f"wrong setting: {said}", f"correct the {what}, or leave it out") from None
     except pydantic_settings.SettingsError as error:
         raise SettingsError(f"wrong setting: {error}", 'lists are written as JSON, like ["XGBoost"]') from None
+    os.environ.setdefault("MPLCONFIGDIR", str(settings.home / "matplotlib"))  # else it writes into the person's home
+    return settings
 
 
 def settings_on(place: Profile | None) -> Settings:

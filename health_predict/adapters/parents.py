@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
+
+TIDY_SECONDS = 3.0
 
 
 def exit_with_parent(poll_seconds: float = 0.5) -> None:
@@ -20,6 +23,8 @@ def exit_with_parent(poll_seconds: float = 0.5) -> None:
     def watch() -> None:
         while intact(links):
             time.sleep(poll_seconds)
+        signal.raise_signal(signal.SIGINT)  # so that it leaves nothing behind; it may be doing so already
+        time.sleep(TIDY_SECONDS)
         end_descendants()
         os._exit(1)
 

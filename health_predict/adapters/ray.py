@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import shlex
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 from ray import tune
 from ray.tune.search import Searcher
@@ -66,7 +70,7 @@ TUNE_ENVIRONMENT = {
 }
 # The path of a socket may have so many characters (macOS; Linux allows 107), and this is what Ray puts into its folder.
 SOCKET_CHARACTERS = 103
-LONGEST_SOCKET = "/hp-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+LONGEST_SOCKET = "/hp-1234567-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes the one that is written to
 
 # Fits a point and reports how it does. Must be importable where trials run.
@@ -352,12 +356,14 @@ def _started(resources: Resources) -> Iterator[None]:
 
 
 def _start(cpus: int, nowhere: str) -> None:
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())  # else Ray keeps one in the person's home
     for left in reversed(range(START_ATTEMPTS)):
         try:
             ray.init(
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus,
-                runtime_env={"working_dir": nowhere},
+                # Ray puts the program into a shell line as it is.
+                runtime_env={"working_dir": nowhere, "py_executable": shlex.quote(sys.executable)},
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
@@ -389,7 +395,10 @@ def _short_folder() -> str:
     for folder in (tempfile.gettempdir(), *SHORT_FOLDERS):
         fits = folder.isascii() and len(folder) + len(LONGEST_SOCKET) <= SOCKET_CHARACTERS
         if fits and os.access(folder, os.W_OK):
-            return tempfile.mkdtemp(prefix="hp-", dir=folder)
+            for left in Path(folder).glob("hp-[0-9]*-*"):
+                if not psutil.pid_exists(int(left.name.split("-")[1])):  # of a search that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+            return tempfile.mkdtemp(prefix=f"hp-{os.getpid()}-", dir=folder)
     raise StateError(
         f"Ray needs a temporary folder with a path of {SOCKET_CHARACTERS - len(LONGEST_SOCKET)} characters at most",
         f"make one of {', '.join(SHORT_FOLDERS)} writable, or name another as TMPDIR",

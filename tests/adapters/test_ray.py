@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,13 +112,16 @@ def test_a_search_ends_with_what_could_not_be_written() -> None:
 
 
 def test_ray_is_our_own_in_a_short_folder_and_the_first_cause_is_named_when_no_trial_succeeds(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, awkward: Path
 ) -> None:
     def broken(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
         raise ValueError("no luck")
 
-    # given a temporary folder whose path Ray's sockets cannot have, the address of some cluster, and a module of the
-    # person's own in the folder where they are, which would be run
+    # given a temporary folder whose path Ray's sockets cannot have, the address of some cluster, a module of the
+    # person's own in the folder where they are, which would be run, an interpreter in an awkward folder, and a home
+    # that cannot be written
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.setattr(sys, "executable", str(awkward))
     (tmp_path / "threadpoolctl.py").write_text("raise RuntimeError('mine')")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / ("ü" * 40)
@@ -155,6 +160,20 @@ def test_ray_s_folder_is_short(folder: str, expected: str, monkeypatch: pytest.M
     found = ray._short_folder()
     Path(found).rmdir()
     assert found.startswith(expected)
+
+
+def test_what_a_killed_search_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given the folders of a process that is gone and of one that lives
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(ray, "SHORT_FOLDERS", ("/tmp",))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = [Path(tempfile.mkdtemp(prefix=f"hp-{pid}-", dir="/tmp")) for pid in (gone.pid, os.getpid())]
+    # when a search begins
+    Path(ray._short_folder()).rmdir()
+    # then
+    assert [folder.exists() for folder in left] == [False, True]
+    left[1].rmdir()
 
 
 def test_a_trial_that_never_fits_is_refused() -> None:

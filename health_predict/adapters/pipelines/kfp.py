@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from health_predict.settings import Settings
 from health_predict.surroundings import surroundings
 
 RUNS_KEPT = 10
+TEMPORARY = "tmp"
 _EXECUTING = re.compile(r"Executing task .*?'([\w-]+)'")
 _OF_KFP = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - |----|\[|Traceback")
 _ERRORS = {error.exit_code: error for error in HealthPredictError.__subclasses__()}
@@ -78,9 +79,9 @@ def run_locally(
     runs = settings.home / "runs"
     with _only_run(runs):
         name = str(pipeline.pipeline_spec.pipeline_info.name)
-        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}"
+        run_id = f"{_next_begin(settings.home):%Y%m%dT%H%M%S}-{name}"
         folder = runs / run_id
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TEMPORARY).mkdir(parents=True)
         record = {"run_id": run_id, "pipeline": name, "arguments": dict(arguments), "started": _now()}
         write_json(folder / "run.json", {**record, "state": "running"})
         listener = _Listener(tell)
@@ -88,8 +89,9 @@ def run_locally(
             with (folder / "pipeline.log").open("w") as log:
                 outputs = _run(pipeline, arguments, settings, folder, listener.attach(log))
         except BaseException as error:
-            reason = listener.error or error
-            write_json(folder / "run.json", {**record, "state": "failed", "ended": _now(), "error": str(reason)})
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            ended = {"state": state, "ended": _now(), "error": str(listener.error or error)}
+            write_json(folder / "run.json", {**record, **ended})
             if listener.error is not None:
                 raise listener.error from None
             if isinstance(error, HealthPredictError) or not isinstance(error, Exception):
@@ -110,6 +112,8 @@ def _run(
     # KFP deletes the workspace after every pipeline, so it gets a folder of its own.
     workspace = folder / "workspace"
     environment = {**settings.environment(), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    # Each task leaves its program there.
+    environment["TMPDIR"] = str(folder / TEMPORARY)
     with (
         _environment(environment),
         contextlib.redirect_stdout(stream),
@@ -126,7 +130,8 @@ def _run(
         try:
             task = _single_attempts(pipeline)(**arguments)
         finally:
-            shutil.rmtree(workspace, ignore_errors=True)
+            for left in (workspace, folder / TEMPORARY):
+                shutil.rmtree(left, ignore_errors=True)
     return {name: task.outputs[name] for name in pipeline.component_spec.outputs or {}}
 
 
@@ -239,6 +244,7 @@ def _only_run(runs: Path) -> Iterator[None]:
         for record in list_runs(runs.parent):
             if record["state"] == "running":
                 write_json(runs / record["run_id"] / "run.json", {**record, "state": "killed"})
+                shutil.rmtree(runs / record["run_id"] / TEMPORARY, ignore_errors=True)
         yield
 
 
@@ -249,6 +255,16 @@ def list_runs(home: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError, OSError):
             records.append(json.loads(file.read_text()))
     return records
+
+
+def _next_begin(home: Path) -> datetime:
+    """Now; after a run that seems to have begun later, since the clock was set back, a second after that."""
+    now = datetime.now(UTC)
+    newest = next(iter(list_runs(home)), None)
+    if newest is None:
+        return now
+    stamp = datetime.strptime(newest["run_id"][:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    return max(now, stamp + timedelta(seconds=1))
 
 
 def _forget_old(runs: Path) -> None:
