@@ -73,7 +73,9 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")
     mlflow_patience: float = Field(300, ge=0, description="Seconds that a search waits for an MLflow that is away")
     mlflow_experiment: str = Field("readmission", min_length=1, description="MLflow experiment of the searches")
-    registered_model: str = Field("readmission", min_length=1, description="Name in MLflow's model registry")
+    registered_model: str = Field(
+        "readmission", pattern="^[^/:'\"]+$", description="Name in MLflow's model registry, without / : ' and \""
+    )
 
     families: tuple[str, ...] = Field((), description="Model families to search, as a JSON list; empty: all")
     trials: int = Field(6, ge=1, le=10_000, description="Trials of each family's search")

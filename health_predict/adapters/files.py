@@ -17,12 +17,13 @@ from health_predict.errors import UnreachableError
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, remedy: str = "") -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block succeeds and removed when it does not.
 
-    Raises UnreachableError when the disk is full or the folder is not writable.
+    Raises UnreachableError when the disk is full or the folder is not writable; `remedy` is for a file that the person
+    has named.
     """
-    with _beside(path) as temporary:
+    with _beside(path, remedy) as temporary:
         yield temporary
         temporary.replace(path)
 
@@ -43,22 +44,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _beside(path: Path, remedy: str = "") -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         yield temporary
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise disk_error(error, path, remedy) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes, remedy: str = "") -> None:
     """Write a whole file or none, as `whole_file` does."""
-    with whole_file(path) as temporary:
+    with whole_file(path, remedy) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -74,16 +75,19 @@ def _sweep(path: Path) -> None:
             continue
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
+def disk_error(error: OSError, path: Path, remedy: str = "") -> Exception:
     """The expected failures of a disk as errors with a remedy; anything else as it was."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnreachableError(
-            f"no space left for {path}", "free some space, or set HEALTH_PREDICT_HOME to another disk"
-        )
+        remedy = f"free some space, or {remedy or 'set HEALTH_PREDICT_HOME to another disk'}"
+        return UnreachableError(f"no space left for {path}", remedy)
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return UnreachableError(f"{path} is not writable", "set HEALTH_PREDICT_HOME to a folder that you may write to")
+        remedy = remedy or "set HEALTH_PREDICT_HOME to a folder that you may write to"
+        return UnreachableError(f"{path} is not writable", remedy)
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UnreachableError(f"{path} has no folder to be in", "a file has the folder's name: move it away")
+        remedy = remedy or "a file has the folder's name: move it away"
+        return UnreachableError(f"{path} has no folder to be in", remedy)
+    if error.errno == errno.EISDIR:
+        return UnreachableError(f"{path} is a folder", remedy or "move it away")
     return error
 
 

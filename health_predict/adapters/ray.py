@@ -396,7 +396,8 @@ def _short_folder() -> str:
         fits = folder.isascii() and len(folder) + len(LONGEST_SOCKET) <= SOCKET_CHARACTERS
         if fits and os.access(folder, os.W_OK):
             for left in Path(folder).glob("hp-[0-9]*-*"):
-                if not psutil.pid_exists(int(left.name.split("-")[1])):  # of a search that was killed
+                process = left.name.split("-")[1]
+                if process.isdecimal() and not psutil.pid_exists(int(process)):  # of a search that was killed
                     shutil.rmtree(left, ignore_errors=True)
             return tempfile.mkdtemp(prefix=f"hp-{os.getpid()}-", dir=folder)
     raise StateError(

@@ -186,11 +186,19 @@ def _absent(uri: str) -> StateError:
     return StateError(f"{uri} does not exist", "run the stage that writes it, or check HEALTH_PREDICT_STORAGE_URI")
 
 
+def file_path(where: str) -> Path | None:
+    """The file or folder of this machine that a path or a file URI names; None for any other address."""
+    if "://" not in where:
+        return Path(where).expanduser()
+    parts = urlsplit(where)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
 def open_storage(uri: str, s3_endpoint_url: str = "") -> Storage:
     """Storage for `file:///folder` or `s3://bucket/prefix`. Raises SettingsError for any other scheme."""
     parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return FolderStorage(Path(unquote(parts.path)))
+    if parts.scheme == "file" and (folder := file_path(uri)):
+        return FolderStorage(folder)
     if parts.scheme == "s3" and parts.netloc:
         return S3Storage(parts.netloc, parts.path, s3_endpoint_url)
     raise SettingsError(f"storage URI {uri!r} is not supported", "use file:///folder or s3://bucket/prefix")

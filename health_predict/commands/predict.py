@@ -48,7 +48,7 @@ def predict(
             answers += some
     found = pd.DataFrame(answers, columns=COLUMNS)
     found.insert(0, ENCOUNTER, frame[ENCOUNTER].to_numpy())
-    write_file(target, found.to_csv(index=False, lineterminator="\n"))
+    write_file(target, found.to_csv(index=False, lineterminator="\n"), "name another file with --out")
     versions = [*dict.fromkeys(found["model_version"])]
     result = {
         "file": str(target),

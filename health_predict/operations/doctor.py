@@ -20,7 +20,7 @@ from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, commit
-from health_predict.adapters.storage import open_storage
+from health_predict.adapters.storage import file_path, open_storage
 from health_predict.errors import HealthPredictError
 from health_predict.settings import PREFIX, ServingTarget, Settings
 
@@ -207,10 +207,9 @@ def room_left(node: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tup
 
 
 def _storage(settings: Settings) -> Iterator[Check]:
-    place = urlsplit(settings.storage)
-    if place.scheme == "file":
-        if problem := _unwritable(Path(place.path)):
-            yield _check("storage", f"{place.path}: {problem}", fail="set HEALTH_PREDICT_STORAGE_URI")
+    if folder := file_path(settings.storage):
+        if problem := _unwritable(folder):
+            yield _check("storage", f"{folder}: {problem}", fail="set HEALTH_PREDICT_STORAGE_URI")
             return
         yield _check("storage", f"{settings.storage} is writable")
         return
@@ -230,9 +229,9 @@ def _data(settings: Settings) -> Iterator[Check]:
         yield _check("data", "the champion's; where there is none, downloaded from UCI", warn=remedy)
     elif source == "synthetic":
         yield _check("data", "a synthetic cohort", warn="set HEALTH_PREDICT_DATA_SOURCE for real data")
-    elif place.scheme in ("", "file"):
-        readable = Path(place.path).is_file() and os.access(place.path, os.R_OK)
-        finding = place.path if readable else f"{place.path} is not a readable file"
+    elif path := file_path(source):
+        readable = path.is_file() and os.access(path, os.R_OK)
+        finding = str(path) if readable else f"{path} is not a readable file"
         yield _check("data", finding, fail="" if readable else f"correct or unset {name}")
     else:
         if place.scheme in ("http", "https"):

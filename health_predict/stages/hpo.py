@@ -88,7 +88,7 @@ def hpo(
         "stage": "hpo",
     }
     tracking = Tracking(settings, patience=settings.mlflow_patience)
-    existing = tracking.finished_search(tags["search_digest"])
+    existing = tracking.finished_search(tags["search_digest"], LEADERBOARD)
     if existing:
         log.info("the same search is there already: run %s", existing.run_id)
         parent, page = existing.run_id, tracking.read_text(existing.run_id, LEADERBOARD)
@@ -222,11 +222,11 @@ class _Search:
         logged = {(run.tags["family"], run.params["trial"]): run for run in self._finished("best")}
 
         def scored(best: Trial) -> Scored:
-            run = logged.get((best.family, str(best.index)))
-            if run is None:
-                return self._log_winner(best, edges, folds)
-            pipeline = self.tracking.load_run_pipeline(run.run_id)
-            return Scored(pipeline.predict_proba(self.validation)[:, 1], float(run.params["threshold"]))
+            if run := logged.get((best.family, str(best.index))):
+                with suppress(StateError):  # its files are gone
+                    pipeline = self.tracking.load_run_pipeline(run.run_id)
+                    return Scored(pipeline.predict_proba(self.validation)[:, 1], float(run.params["threshold"]))
+            return self._log_winner(best, edges, folds)
 
         cores = self.settings.search_cpus or os.cpu_count() or 1
         with ThreadPoolExecutor(max(1, cores // self.settings.trial_cpus)) as threads:

@@ -238,3 +238,12 @@ def test_an_archive_cannot_write_outside_its_folder(
     with pytest.raises(tarfile.TarError, match="outside"):
         unpack_archive(tmp_path / "a.tar", tmp_path / "in" / "here")
     assert not list(tmp_path.rglob("outside"))
+
+
+def test_a_file_that_a_person_named_gets_a_remedy_of_its_own(tmp_path: Path) -> None:
+    # given names that cannot be written: a folder's, and one below a file
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "out.csv"):
+        # then the remedy is about that name, and not about the home
+        with pytest.raises(UnreachableError, match="name another file"), whole_file(path, "name another file") as part:
+            part.write_text("x")

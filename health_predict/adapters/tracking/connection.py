@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from health_predict.adapters.files import disk_error
+from health_predict.adapters.storage import file_path
 from health_predict.errors import HealthPredictError, StateError, UnreachableError
 from health_predict.settings import Settings
 
@@ -29,7 +30,17 @@ the alias `champion` serves; `challenger` passed its gates and waits for a rollo
 `mlflow.pyfunc.load_model("models:/readmission@champion")`."""
 # What a server answers, or a proxy in its place, that will be up again.
 _PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
-_PASSING = re.compile(r"failed with exception|error code (429|5\d\d)")
+_PASSING = re.compile(r"failed with exception|error code (429|5\d\d)|database is locked")
+# What goes wrong with a database of this machine: its words, what that means, and the remedy.
+_DATABASE = (
+    ("database is locked", "is held by another program", "end that program"),
+    ("file is not a database|is malformed|no such table", "is damaged, or not MLflow's", "restore it, or move it away"),
+    (
+        "database schema|Can't locate revision",
+        "is of another version of MLflow",
+        "use that version, or copy the file and run `.venv/bin/mlflow db upgrade` with its address",
+    ),
+)
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -84,6 +95,8 @@ class Connection:
                     f"the model holds types that nobody vouched for: {error.message.partition('Root error: ')[2]}",
                     "name them in the `trusted_types` of the model's family, see docs/extend.md",
                 ) from error
+            if known := self._of_database(error.message):
+                raise known from error
             # A server that is away is wrapped in the whole history of its retries, which is no news to anybody.
             away = "failed with exception" in error.message
             passing = error.error_code in _PASSING_CODES or _PASSING.search(error.message)
@@ -92,12 +105,20 @@ class Connection:
                 "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
             ) from error
         except (RequestException, SQLAlchemyError) as error:
-            raise _AwayError(
+            raise self._of_database(str(error)) or _AwayError(
                 f"MLflow at {self.uri} does not answer: {_first_line(error)}",
                 "check that the server runs and HEALTH_PREDICT_MLFLOW_TRACKING_URI is right",
             ) from error
         except OSError as error:
             raise disk_error(error, Path(str(error.filename or self.uri))) from error
+
+    def _of_database(self, message: str) -> HealthPredictError | None:
+        """What is known to go wrong with a database of this machine."""
+        for words, problem, remedy in _DATABASE:
+            if re.search(words, message):
+                kind = _AwayError if _PASSING.search(message) else StateError
+                return kind(f"MLflow's database {self.uri} {problem}", remedy)
+        return None
 
     def _insist(self, write: Callable[[bool], Result]) -> Result:
         """What `write` gives, tried again while MLflow is away; it is told whether it was tried before."""
@@ -119,6 +140,10 @@ class Connection:
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._experiment_name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(found.experiment_id)
+                log.warning("experiment %s was deleted in MLflow: it is restored", self._experiment_name)
+            self._refuse_moved(found.artifact_location)
             return str(found.experiment_id)
         location = self._artifacts if self._local else None
         try:
@@ -133,6 +158,15 @@ class Connection:
             if found is None:
                 raise error
             return str(found.experiment_id)
+
+    def _refuse_moved(self, location: str) -> None:
+        """MLflow knows its files by absolute addresses."""
+        before, now = file_path(location), file_path(self._artifacts)
+        if self._local and before and now and before != now and not before.exists() and now.exists():
+            raise StateError(
+                f"the home was moved from {before.parent} to {now.parent}",
+                "move it back, or set HEALTH_PREDICT_HOME to a new folder",
+            )
 
 
 def quiet_mlflow() -> Any:
@@ -152,7 +186,7 @@ def quiet_mlflow() -> Any:
         import mlflow
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log as an error they raise
     return mlflow
 
 

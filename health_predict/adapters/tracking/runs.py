@@ -7,6 +7,7 @@ it, its fitted preprocessor. Trials are written by the driver in one batch each.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 DATASET_DIGEST_LENGTH = 36  # MLflow takes no more
 MOST_RUNS = 50_000  # of one answer; a search has some hundreds
 # Tags of a search's parent run: the run of the model that it ended with, and why, in one sentence.
+log = logging.getLogger(__name__)
+
 CHOSEN, REASON = "chosen_run_id", "chosen_because"
 EVALUATION = "evaluation.json"  # file of a registered run: how it was judged
 # The two models of a run that our own stages load.
@@ -72,10 +75,18 @@ class Runs(Connection):
         """Runs below a parent."""
         return self.runs(f"tags.`mlflow.parentRunId` = '{parent_id}'")
 
-    def finished_search(self, search_digest: str) -> RunRecord | None:
-        """The finished parent run of the same search, if there is one."""
+    def finished_search(self, search_digest: str, page: str = "") -> RunRecord | None:
+        """The newest finished parent run of the same search whose model is still there, and its page, if any."""
         where = f"tags.search_digest = '{search_digest}' and tags.role = 'search' and attributes.status = 'FINISHED'"
-        return next(iter(self.runs(where)), None)
+        for found in self.runs(where):
+            try:
+                self.read_text(found.tags[CHOSEN], f"{MODEL}/MLmodel")
+                if page:
+                    self.read_text(found.run_id, page)
+                return found
+            except (KeyError, StateError) as error:
+                log.warning("the same search is there, run %s, but is not whole: %s", found.run_id, error)
+        return None
 
     def resume_search(self, search_digest: str) -> str | None:
         """Reopen the newest unfinished parent run of this search, None when there is none.

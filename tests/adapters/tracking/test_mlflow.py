@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,14 +17,15 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from mlflow.models import get_model_info
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, REGISTERED, Tracking
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, CHOSEN, REGISTERED, Tracking
 from health_predict.core.data.cohort import target
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
-from health_predict.errors import StateError, UnreachableError
+from health_predict.errors import HealthPredictError, StateError, UnreachableError
 from health_predict.settings import PREFIX, Settings
 from tests.mlflow_server import mlflow_server
 
@@ -121,16 +124,63 @@ def test_a_preprocessor_of_another_fit_is_noticed(
     assert not tracking.preprocessor_matches(run_id, other)
 
 
-def test_a_search_is_found_again_only_when_it_ended(tracking: Tracking) -> None:
-    parent = tracking.start_search("search", {"search_digest": "s"}, {})
-    assert tracking.finished_search("s") is None
-    tracking.log_trial(parent, "t", {"search_digest": "s"}, {"C": 1}, {"auc": 0.6})
-    tracking.end_search(parent, {"best_f1": 0.2})
-    found = tracking.finished_search("s")
-    assert found is not None
-    assert found.run_id == parent
-    assert found.metrics["best_f1"] == 0.2
-    assert [child.params["C"] for child in tracking.children(parent)] == ["1"]
+def test_a_search_is_found_again_only_when_it_ended_and_its_files_are_there(
+    tracking: Tracking, pipelines: dict[str, Pipeline], settings: Settings
+) -> None:
+    # given a search that goes on
+    best = log_best(tracking, pipelines)
+    [parent] = tracking.runs("tags.role = 'search'")
+    assert tracking.finished_search("d1") is None
+    # when it ends, then it is found
+    tracking.tag_run(parent.run_id, {CHOSEN: best})
+    tracking.log_text(parent.run_id, "page.html", "")
+    tracking.end_search(parent.run_id, {"best_f1": 0.2})
+    found = tracking.finished_search("d1", "page.html")
+    assert found is not None and (found.run_id, found.metrics["best_f1"]) == (parent.run_id, 0.2)
+    assert [child.params["threshold"] for child in tracking.children(parent.run_id)] == ["0.5"]
+    # and no more once its files were deleted
+    shutil.rmtree(settings.home / "mlartifacts")
+    assert tracking.finished_search("d1", "page.html") is None
+
+
+def test_an_experiment_that_was_deleted_is_restored(tracking: Tracking, settings: Settings) -> None:
+    run_id = tracking.start_search("search", {"search_digest": "s"}, {})
+    tracking.end_search(run_id, {})
+    client = MlflowClient(settings.tracking_uri)
+    client.delete_experiment(client.get_experiment_by_name("readmission").experiment_id)
+    # when it is asked for again
+    again = Tracking(settings)
+    # then what was in it is there, and it takes more
+    assert again.run(run_id).status == "FINISHED"
+    again.start_search("search", {}, {})
+
+
+def test_a_home_that_was_moved_says_so(tracking: Tracking, settings: Settings, tmp_path: Path) -> None:
+    tracking.log_text(tracking.start_search("search", {}, {}), "page.html", "")
+    moved = settings.home.rename(tmp_path / "moved")
+    with pytest.raises(StateError, match=f"moved from {settings.home} to {moved}"):
+        Tracking(Settings(home=moved))
+
+
+def _locked(database: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(database)
+    connection.execute("begin exclusive")
+    return connection
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "not MLflow's": lambda database: database.write_text("no database at all" * 100),
+    "held by another program": _locked,
+}
+
+
+@pytest.mark.parametrize("words", DAMAGES)
+def test_what_is_wrong_with_a_database_is_told_in_its_own_words(settings: Settings, words: str) -> None:
+    held = DAMAGES[words](settings.database)
+    with pytest.raises(HealthPredictError, match=words) as caught:
+        Tracking(settings)
+    assert "HEALTH_PREDICT_MLFLOW_TRACKING_URI" not in str(caught.value)
+    del held
 
 
 def test_a_killed_search_is_resumed_with_its_finished_trials(tracking: Tracking) -> None:
@@ -268,12 +318,6 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pyt
         Tracking(Settings(home=tmp_path, mlflow_tracking_uri=uri))
     assert "HEALTH_PREDICT_MLFLOW_TRACKING_URI" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_database_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 1000)
-    with pytest.raises(UnreachableError, match=r"mlflow\.db"):
-        Tracking(Settings(home=tmp_path))
 
 
 def test_mlflow_works_from_an_environment_in_any_folder(awkward: Path, settings: Settings) -> None:
