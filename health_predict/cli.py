@@ -69,7 +69,7 @@ def main() -> None:
         if "--debug" in sys.argv[1:]:
             raise
         said = escape(" ".join(str(error).split()))
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, emoji=False, highlight=False, soft_wrap=True)
         if isinstance(error, HealthPredictError):
             console.print(f"[bold red]error:[/bold red] {said}")
             sys.exit(error.exit_code)

@@ -173,6 +173,17 @@ def test_the_working_folder_is_no_place_to_import_from(
     assert (code, "mine" in error) == (3, False)
 
 
+def test_what_a_person_wrote_is_printed_as_it_is(run: Run, csv: Path, tmp_path: Path) -> None:
+    # given a file with words that rich would take for an emoji and for a colour
+    file = tmp_path / "[red]:x:.csv"
+    file.write_text(csv.read_text().replace("Female", ":x: [red]"))
+    # when it is checked, then they stand there
+    code, output, _ = run("data", "check", str(file))
+    assert (code, ":x: [red]" in output) == (3, True)
+    # and so they do in an error
+    assert "[red]:x:" in run("data", "check", str(tmp_path / "[red]:x:"))[2]
+
+
 def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) -> None:
     import fcntl
 

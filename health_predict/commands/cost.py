@@ -33,7 +33,7 @@ def cost_command(
         content = {name: _plain(estimate) for name, estimate in estimates.items()}
         typer.echo(json.dumps({"region": config.region, "prices_as_of": cost.PRICES_AS_OF, **content}))
         return
-    console = Console()
+    console = Console(emoji=False)
     days = f"{schedule.days[0]}-{schedule.days[-1]}" if len(schedule.days) > 1 else schedule.days[0]
     console.print(f"{config.region}, list prices of {cost.PRICES_AS_OF} in USD a month, without taxes and traffic")
     for title, estimate in (

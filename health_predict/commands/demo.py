@@ -11,6 +11,7 @@ from pathlib import Path
 from sysconfig import get_path
 
 from rich.console import Console
+from rich.markup import escape
 
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
@@ -40,7 +41,7 @@ def demo(replace_data: bool = False) -> None:
     target = ProcessTarget(settings)
     target.check_port()
     data = raw_data(settings, champion_origin(settings), console, stand_in=True)
-    console.print(f"[bold]data        [/bold]{data.path} ({data.source})")
+    console.print(f"[bold]data        [/bold]{escape(str(data.path))} ({data.source})")
     inputs = _inputs(settings, data.sha256)
     version = _unchanged(settings, target, inputs, console)
     if version is None:
@@ -102,7 +103,7 @@ def _unchanged(settings: Settings, target: ProcessTarget, inputs: str, console: 
     with console.status("same inputs as before: verifying what serves"):
         broken = next((link for link in lineage(settings) if link.problem), None)
     if broken is not None:
-        console.print(f"[bold]lineage     [/bold]{broken.name}: {broken.problem}")
+        console.print(f"[bold]lineage     [/bold]{broken.name}: {escape(broken.problem)}")
         return None
     console.print(
         "[bold]unchanged   [/bold]same data, settings, code and libraries as before; "
@@ -120,7 +121,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     console.rule(f"version {serving} serves: {record.tags['family']}")
     if version != serving:
         reasons = tracking.read_json(tracking.version(version).run_id, EVALUATION)["reasons"]
-        console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}")
+        console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}", markup=False)
     say_source(console, record.tags["dataset_source"])
     console.print(evaluation["chosen_because"])
     console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted")

@@ -64,13 +64,15 @@ def down(on: On = None) -> None:
 
 def status(on: On = None, as_json: AsJson = False) -> None:
     """Which model serves, since when, its metrics, the last drift verdict, and what is waiting."""
-    from health_predict.operations.status import status as ask
+    console = console_of(as_json)
+    with console.status("asking the endpoint, the registry and the storage"):
+        from health_predict.operations.status import status as ask  # with pandas and MLflow: seconds
 
-    found = ask(settings_on(on))
+        found = ask(settings_on(on))
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:
-        _print_status(console_of(), found)
+        _print_status(console, found)
 
 
 def _print_status(console: Console, found: Status) -> None:
@@ -160,7 +162,9 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks]))
     else:
-        table = Table("", "check", "finding", "remedy", box=None, pad_edge=False)
+        table = Table("", "check", box=None, pad_edge=False)
+        table.add_column("finding", overflow="fold")  # what is cut off cannot be read
+        table.add_column("remedy", overflow="fold")
         for check in checks:
             mark = Text(check.health, _COLOURS[check.health])
             table.add_row(mark, check.name, escape(check.finding), escape(check.remedy))

@@ -83,7 +83,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        console.print("\n".join(lines))
+        console.print("\n".join(lines), markup=False)
         say_source(console, source)
 
 
@@ -96,7 +96,7 @@ def upload(on: On = None, as_json: AsJson = False) -> None:
     cluster = ClusterPipelines(settings)
     revision = settings.git_commit or commit()
     uploaded = {}
-    with Console(stderr=True).status("uploading"):
+    with Console(emoji=False, stderr=True).status("uploading"):
         for name, pipeline in _pipelines().PIPELINES.items():
             ids = cluster.upload(name, _pipelines().recorded(pipeline), revision)
             uploaded[name] = dict(zip(("pipeline_id", "version_id"), ids, strict=True))
@@ -136,7 +136,7 @@ def schedule(
     if not cron:
         typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
         return
-    with Console(stderr=True).status("scheduling"):
+    with Console(emoji=False, stderr=True).status("scheduling"):
         recorded = _pipelines().recorded(_pipelines().PIPELINES[name])
         made = cluster.schedule(name, recorded, settings.git_commit or commit(), cron, arguments)
     typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")
@@ -182,7 +182,7 @@ def list_(on: On = None, as_json: AsJson = False) -> None:
             f"{started:%Y-%m-%d %H:%M}\n{f'took {ended - started}' if record.get('ended') else ''}",
             f"{record['run_id']}\n{escape(textwrap.shorten(record.get('error') or outputs, 200, placeholder=' ...'))}",
         )
-    Console().print(table if records else "no run yet: `health-predict pipeline run readmission`")
+    Console(emoji=False).print(table if records else "no run yet: `health-predict pipeline run readmission`")
 
 
 def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], console: Console) -> LocalRun:
@@ -199,7 +199,11 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
     with PipelineProgress(console) as progress:
         arguments = _arguments(settings, name, given)
         settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
-        return run_locally(_pipelines().PIPELINES[name], arguments, settings, progress)
+        try:
+            return run_locally(_pipelines().PIPELINES[name], arguments, settings, progress)
+        except KeyboardInterrupt:
+            console.print("what was finished stays: the same command goes on from there")
+            raise
 
 
 def _run_in_cluster(

@@ -62,5 +62,6 @@ def predict(
     else:
         console.print(
             f"{target}: {len(found)} encounters by version {', '.join(versions)} in "
-            f"{time.monotonic() - begin:.1f} s, {result['positives']} with a readmission expected"
+            f"{time.monotonic() - begin:.1f} s, {result['positives']} with a readmission expected",
+            markup=False,
         )

@@ -57,7 +57,7 @@ def console_of(as_json: bool = False) -> Console:
 
     Pinned, since a running pipeline redirects both streams. Long lines stay whole, so that they work when pasted.
     """
-    return Console(file=sys.stderr if as_json else sys.stdout, highlight=False, soft_wrap=True)
+    return Console(file=sys.stderr if as_json else sys.stdout, emoji=False, highlight=False, soft_wrap=True)
 
 
 def say_source(console: Console, source: str) -> None:

@@ -95,7 +95,7 @@ def simulate(
     )
     for line in summary(asdict(found)):
         console.print(line, markup=False)
-    console.print(f"timeline: {page}")
+    console.print(f"timeline: {page}", markup=False)
     if ending:
         console.print(f"[bold]{ending}[/bold]")
     say_source(console, "synthetic" if found.synthetic else "")
