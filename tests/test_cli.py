@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from health_predict import cli
+from health_predict.adapters.pipelines.kfp import list_runs
 from health_predict.settings import PREFIX
 
 Run = Callable[..., tuple[int, str, str]]
@@ -182,6 +184,35 @@ def test_what_a_person_wrote_is_printed_as_it_is(run: Run, csv: Path, tmp_path: 
     assert (code, ":x: [red]" in output) == (3, True)
     # and so they do in an error
     assert "[red]:x:" in run("data", "check", str(tmp_path / "[red]:x:"))[2]
+
+
+@pytest.mark.parametrize("words", ["pipeline", "split       begins"])
+def test_an_interrupted_run_ends_with_130_and_leaves_nothing(csv: Path, tmp_path: Path, words: str) -> None:
+    # given a run that has come so far, in a terminal of its own
+    environment = {**os.environ, f"{PREFIX}HOME": str(tmp_path / "home"), f"{PREFIX}DATA_SOURCE": str(csv)}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "health_predict", "pipeline", "run", "training"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert any(words in line for line in process.stdout)
+    begun = psutil.Process(process.pid).children(recursive=True)
+    # when Ctrl-C is pressed
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    # then
+    assert process.wait(30) == 130, rest
+    assert "Traceback" not in rest
+    assert psutil.wait_procs(begun, 30)[1] == []
+    if "begins" in words:
+        assert "the same command goes on" in rest
+        [record] = list_runs(tmp_path / "home")
+        assert record["state"] == "interrupted"
+        assert not (tmp_path / "home" / "runs" / record["run_id"] / "tmp").exists()
 
 
 def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) -> None:
