@@ -20,6 +20,11 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= 1
 endif
 
+# uv keeps what it downloaded in the person's home, where there is one that it may write to.
+ifeq ($(shell [ -w "$$HOME" ] && echo writable),)
+export UV_CACHE_DIR ?= $(CURDIR)/.tools/cache
+endif
+
 help: ## Show this list
 	@if [ -t 1 ]; then bold='\033[1m' plain='\033[0m'; fi; awk -v bold="$$bold" -v plain="$$plain" \
 	    'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %s%-14s%s %s\n", bold, $$1, plain, $$2}' $(MAKEFILE_LIST)
