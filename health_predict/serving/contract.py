@@ -8,17 +8,16 @@ patient's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
 from pydantic_core import from_json
 
 from health_predict.core.data.columns import (
     BY_NAME,
-    CODE_PATTERN,
     EXAMPLE,
     FEATURES,
-    ICD9_PATTERN,
     MAXIMUM_CODE,
     MAXIMUM_TEXT,
     MISSING,
@@ -28,8 +27,6 @@ from health_predict.core.data.columns import (
 from health_predict.core.model.contributions import LOG_ODDS, PROBABILITY
 from health_predict.core.model.risk_groups import GROUPS
 
-# `\d` would take the digits of every script.
-DIAGNOSIS = ICD9_PATTERN.replace(r"\d", "[0-9]")
 # How many violations one answer lists: a hostile batch must not become a bigger answer.
 LONGEST_LIST = 1000
 # A wrong name is repeated to show the typing mistake, cut to this length.
@@ -43,12 +40,21 @@ def _type_of(column: Column) -> Any:
     elif column.kind is Kind.LEVEL:
         kind = Literal[(*column.levels, *missing)]
     elif column.kind is Kind.ICD9:
-        kind = Annotated[str, Field(pattern=f"^(?:{'|'.join([DIAGNOSIS, *(f'[{text}]' for text in missing)])})$")]
+        pattern = "|".join([column.pattern, *(f"[{text}]" for text in missing)])
+        kind = Annotated[str, Field(pattern=f"^({pattern})$")]
     elif column.is_code:
-        kind = Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^{CODE_PATTERN}$")]
+        kind = Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^{column.pattern}$")]
     else:
-        kind = Annotated[str, Field(min_length=1, max_length=MAXIMUM_TEXT)]
+        length = Field(min_length=1, max_length=MAXIMUM_TEXT)
+        held = lru_cache(1000)(partial(_held, column))  # the same few levels come again and again
+        kind = Annotated[str, length, AfterValidator(held)]
     return kind | None if column.nullable else kind
+
+
+def _held(column: Column, text: str) -> str:
+    if not column.holds(text):
+        raise ValueError(column.allowed)
+    return text
 
 
 def _description(column: Column) -> str:
@@ -222,6 +228,8 @@ def worded(error: ValidationError, loc: tuple[str | int, ...]) -> Iterator[Viola
 
 
 def _message(kind: str, field: tuple[str | int, ...]) -> str:
+    if kind == "extra_forbidden" and field[0] in BY_NAME:
+        return "is not sent with a request; remove it"
     if kind in MESSAGES:
         return MESSAGES[kind]
     allowed = BY_NAME[str(field[0])].allowed

@@ -21,17 +21,10 @@ NEGATIVE = "NO"  # of somebody of whom no more is known than that he did not com
 PATIENT = "patient_nbr"
 ENCOUNTER = "encounter_id"
 
-# A diagnosis: three digits with up to two decimals, or a V or E code. Source: ICD-9-CM.
-ICD9_PATTERN = r"(?:\d{1,3}|[VE]\d{1,4})(?:\.\d{1,2})?"
-# A code of `admission_type_id` and its like.
-MAXIMUM_CODE = 999
-CODE_PATTERN = r"[1-9][0-9]{0,2}"
+MAXIMUM_CODE = 999  # of `admission_type_id` and its like
 MAXIMUM_TEXT = 100  # characters of a level that is free
-_IDENTIFIER = re.compile(r"[1-9][0-9]{0,17}")  # fits 64 bits
-_COUNT = re.compile(r"0|[1-9][0-9]{0,8}")
-_ICD9 = re.compile(ICD9_PATTERN, re.ASCII)
-_CODE = re.compile(CODE_PATTERN)
-_TEXT = re.compile(rf"(?!\s)[^\x00-\x1f\x7f]{{1,{MAXIMUM_TEXT}}}(?<!\s)")
+# What is written for a missing value by mistake, in any case: `str(None)`, pandas, R, SQL.
+WORDS_FOR_MISSING = frozenset({"nan", "none", "null", "na", "n/a", "<na>", "nat", "missing"})
 
 
 class Kind(StrEnum):
@@ -43,6 +36,19 @@ class Kind(StrEnum):
     OPEN_LEVEL = "open level"  # usually one of `levels`; a new one is scored and counted
     ICD9 = "icd9"  # a diagnosis code
     OUTCOME = "outcome"  # the label
+
+
+# What a whole text of a kind looks like, in words that Python, Rust (pydantic) and JSON Schema read alike.
+# A file, the service and the registered model all read by these.
+_PATTERNS = {
+    Kind.IDENTIFIER: "[1-9][0-9]{0,17}",  # fits 64 bits
+    Kind.COUNT: "0|[1-9][0-9]{0,8}",
+    # Numbers may lack leading zeros. E and V codes have the digits and the range of ICD-9-CM, so that ICD-10's E11.9,
+    # which is diabetes, is not taken for an injury. Source: ICD-9-CM, E800-E999 and V01-V91.
+    Kind.ICD9: r"[0-9]{1,3}(\.[0-9]{1,2})?|E[89][0-9]{2}(\.[0-9])?|V(0[1-9]|[1-8][0-9]|9[01])(\.[0-9]{1,2})?",
+}
+_CODE = "[1-9][0-9]{0,2}"
+_TEXT = r"[^\x00-\x1f\x7f\s]([^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\s])?"  # without outer blanks and control characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +83,36 @@ class Column:
         if self.kind in (Kind.LEVEL, Kind.OUTCOME):
             return f"one of {', '.join(self.levels)}"
         if self.kind is Kind.ICD9:
-            return "an ICD-9 code such as 250.83, V57 or E909"
+            return "an ICD-9 code such as 250.83, V57 or E909 (ICD-10 is not read)"
         if self.is_code:
             return f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
-        return f"text of 1 to {MAXIMUM_TEXT} characters"
+        return f"text of 1 to {MAXIMUM_TEXT} characters without outer blanks"
 
     @property
     def allowed(self) -> str:
         """What a request may hold, in words."""
         return f"{self.described}; null, ? or absent when unknown" if self.nullable else self.described
 
+    @property
+    def pattern(self) -> str:
+        """Regular expression of a whole text that is not missing; empty where levels alone say what is allowed."""
+        if self.kind is Kind.OPEN_LEVEL:
+            return _CODE if self.is_code else _TEXT
+        return _PATTERNS.get(self.kind, "")
+
     def holds(self, text: str) -> bool:
-        """Whether a cell of a file may be this text."""
+        """Whether a value may be this text, wherever it stands: in a file, in a request, before a registered model."""
         if text == MISSING:
             return self.nullable
-        if self.kind in (Kind.LEVEL, Kind.OUTCOME):
+        if not self.pattern:
             return text in self.levels
+        if not re.fullmatch(self.pattern, text):
+            return False
         if self.kind is Kind.COUNT:
-            return bool(_COUNT.fullmatch(text)) and self.minimum <= int(text) <= self.maximum
-        if self.kind is Kind.OPEN_LEVEL:
-            return bool((_CODE if self.is_code else _TEXT).fullmatch(text))
-        return bool((_ICD9 if self.kind is Kind.ICD9 else _IDENTIFIER).fullmatch(text))
+            return self.minimum <= int(text) <= self.maximum
+        if self.kind is Kind.OPEN_LEVEL and not self.is_code:
+            return len(text) <= MAXIMUM_TEXT and text.lower() not in WORDS_FOR_MISSING
+        return True
 
 
 def _id_levels(*codes: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from health_predict.core.data.columns import FEATURES, MAXIMUM_TEXT, MISSING, Column, Kind
+from health_predict.core.data.columns import FEATURES, MISSING, Column, Kind
 from health_predict.errors import DataError
 
 SHOWN = 5  # violations that a message names
@@ -80,6 +80,4 @@ def _text(column: Column, cell: object) -> str:
         text = str(cell)
     else:
         return ""
-    if column.kind is Kind.OPEN_LEVEL and not column.is_code and text != MISSING:
-        return text if len(text) <= MAXIMUM_TEXT else ""  # as the service takes it
     return text if column.holds(text) else ""

@@ -157,7 +157,7 @@ def _values(kind: Kind, levels: tuple[str, ...], seen: pd.Series[str], low: int,
         # A round code and one with decimals in every stretch of the tabular list, and those beside it.
         numbers = (f"{n}" for n in range(1, 1000))
         decimals = (f"{n}.99" for n in range(1, 1000, 7))
-        return (*numbers, *decimals, "001", "V01", "V99.9", "E800", "E999.9")
+        return (*numbers, *decimals, "001", "V01", "V91.9", "E800", "E999.9")
     known = dict.fromkeys((*levels, *sorted(set(seen) - {MISSING})))
     return (*known, UNSEEN_LEVEL) if kind is Kind.OPEN_LEVEL and not levels else (*known, *_unseen(kind, levels))
 

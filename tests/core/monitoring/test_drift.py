@@ -101,7 +101,7 @@ def capped(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def recoded(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(diag_1=frame["diag_1"].where(~frame["diag_1"].str.startswith("4"), "E9999"))
+    return frame.assign(diag_1=frame["diag_1"].where(~frame["diag_1"].str.startswith("4"), "E999"))
 
 
 def withdrawn(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,98 @@
+"""One rule for a value, wherever it arrives: in a file, in a request, before the registered model."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from health_predict.core.data.cohort import validate
+from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, MISSING, Column, Kind
+from health_predict.core.data.raw_encounters import read_encounters
+from health_predict.errors import DataError
+from health_predict.serving.contract import Encounter, violations
+
+TEXTS = [column for column in FEATURES if column.kind is not Kind.COUNT]
+CODES = [
+    "E11.9",
+    "E10",
+    "E119",
+    "E1",
+    "V1",
+    "V92",
+    "V00.1",
+    "E799",
+    "E9999",
+    "E999.99",
+    "E800.9",
+    "V91.99",
+    "V57",
+    "250.834",
+    "1000",
+    "1234",
+    "01",
+    "999",
+    "0",
+    "٢",
+]
+WORDS = ["nan", "NULL", "None", "n/a", " Asian", "Asian ", "a\nb", "a\x00", "\u3000a", "\x85", "a\u2028", MISSING, ""]
+ODD = (*CODES, *WORDS, "x" * 100, "x" * 101)
+values = st.sampled_from(ODD) | st.text(max_size=8) | st.from_regex(r"[EV]?[0-9]{0,4}(\.[0-9]{0,3})?", fullmatch=True)
+
+
+def asked(column: Column, value: object) -> bool:
+    """Whether the service takes the value."""
+    return not violations(Encounter, json.dumps({**EXAMPLE, column.name: value}).encode())
+
+
+def in_a_file(column: Column, text: str) -> bool:
+    """Whether a cell of a file may be the text."""
+    frame = pd.read_csv(
+        io.StringIO(pd.DataFrame({column.name: [text, "x"]}).to_csv(index=False)), dtype=str, keep_default_na=False
+    )
+    return not any(one.row == 2 and one.column == column.name for one in validate(frame, labelled=False))
+
+
+def before_the_model(column: Column, text: str) -> bool:
+    """Whether the registered model takes the text."""
+    try:
+        read_encounters(pd.DataFrame([{**EXAMPLE, column.name: text}]))
+    except DataError:
+        return False
+    return True
+
+
+@given(st.sampled_from(TEXTS), values.filter(lambda text: ("\r" not in text and text.isprintable()) or text in ODD))
+@example(BY_NAME["race"], " \n")
+@example(BY_NAME["diag_1"], "E11.9")
+def test_a_text_is_read_alike_everywhere(column: Column, text: str) -> None:
+    assert asked(column, text) == in_a_file(column, text) == before_the_model(column, text) == column.holds(text)
+
+
+@given(st.sampled_from([column for column in FEATURES if column.kind is Kind.COUNT or column.is_code]), st.integers())
+@example(BY_NAME["admission_source_id"], 1234)
+def test_a_number_is_read_alike_everywhere(column: Column, number: int) -> None:
+    assert asked(column, number) == in_a_file(column, str(number)) == before_the_model(column, str(number))
+
+
+@pytest.mark.parametrize("code", ["E11.9", "E11.65", "E10", "E1", "V1", "E9999.99", "E119", "V92", "I10", "250.001"])
+def test_what_is_no_code_of_icd_9_is_refused(code: str) -> None:
+    (found,) = violations(Encounter, json.dumps({**EXAMPLE, "diag_1": code}).encode())
+    assert "ICD-9" in found.msg and "ICD-10 is not read" in found.msg and code not in found.msg
+
+
+@pytest.mark.parametrize("code", ["E800", "E999.9", "V01", "V91.99", "V57.8", "250.83", "38", "008.6"])
+def test_a_code_of_icd_9_is_read(code: str) -> None:
+    assert BY_NAME["diag_1"].holds(code)
+
+
+def test_a_column_that_is_not_asked_for_is_told_from_one_that_does_not_exist() -> None:
+    found = violations(Encounter, json.dumps({**EXAMPLE, "encounter_id": 1, "shoe_size": 41}).encode())
+    assert {one.loc[1]: one.msg for one in found} == {
+        "encounter_id": "is not sent with a request; remove it",
+        "shoe_size": "is not a column of the contract; remove it",
+    }
