@@ -60,9 +60,9 @@ def csv(cohort: pd.DataFrame, tmp_path: Path) -> Path:
 
 Damage = Callable[[Path, pd.DataFrame], object]
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "missing": (lambda file, frame: file.unlink(), "does not exist|No such file"),
-    "empty": (lambda file, frame: file.write_text(""), "no readable CSV"),
-    "html": (lambda file, frame: file.write_text("<!doctype html><html></html>"), "lacks encounter_id"),
+    "missing": (lambda file, frame: file.unlink(), "does not exist"),
+    "empty": (lambda file, frame: file.write_text(""), "is empty"),
+    "html": (lambda file, frame: file.write_text("<!doctype html><html></html>"), "web page"),
     "truncated": (lambda file, frame: file.write_bytes(file.read_bytes()[:-70]), "line"),
     "header": (lambda file, frame: frame.rename(columns={"age": "Alter"}).to_csv(file, index=False), "age"),
     "duplicates": (lambda file, frame: pd.concat([frame, frame.head(3)]).to_csv(file, index=False), "encounter_id"),

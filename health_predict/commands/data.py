@@ -47,7 +47,7 @@ def _bring(settings: Settings, console: Console, *, stand_in: bool) -> RawData:
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="CSV file, plain or gzipped")],
+    file: Annotated[Path, typer.Argument(help="CSV file, plain or packed (gz, bz2, xz, zip)")],
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="The column `readmitted` may be absent, as in encounters to be scored")
     ] = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,10 @@ COLUMNS = ["prediction", "probability_score", "risk_group", "model_version", "pr
 
 
 def predict(
-    file: Annotated[Path, typer.Argument(help="CSV file of encounters, plain or gzipped; `readmitted` may be absent")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="CSV file of encounters, plain or packed (gz, bz2, xz, zip); `readmitted` may be absent"),
+    ],
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; default: FILE.predictions.csv here")
     ] = None,
@@ -40,7 +44,8 @@ def predict(
         frame = cohort.read_cohort(file, labelled=False)
         cohort.check(frame, labelled=False, name=str(file))
     bodies = cohort.as_requests(frame)
-    target = output or Path(f"{file.name.removesuffix('.gz').removesuffix('.csv')}.predictions.csv")
+    name = re.sub(r"(\.csv)?(\.(gz|bz2|xz|zip))?$", "", file.name)
+    target = output or Path(f"{name}.predictions.csv")
     portion, answers = min(PORTION, settings.serving_batch_rows), []
     with Endpoint(url or open_target(settings).url) as endpoint:
         portions = math.ceil(len(bodies) / portion)

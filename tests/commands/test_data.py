@@ -89,9 +89,9 @@ class TestCheck:
         assert invoke("check", file, "--unlabelled").exit_code == 0
 
     def test_what_cannot_be_read_is_an_error_of_its_own(self, tmp_path: Path, home: Path) -> None:
-        assert "No such file" in str(error_of(invoke("check", tmp_path / "none.csv")))
+        assert "does not exist" in str(error_of(invoke("check", tmp_path / "none.csv")))
         (tmp_path / "page.csv").write_text("<html></html>")
-        assert "lacks encounter_id" in str(error_of(invoke("check", tmp_path / "page.csv")))
+        assert "web page" in str(error_of(invoke("check", tmp_path / "page.csv")))
         assert not home.exists()
 
 

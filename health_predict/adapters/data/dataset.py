@@ -8,29 +8,24 @@ is a champion is decided in `raw_data`.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
-import shutil
-import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 
 from health_predict.adapters.data.download import NoAnswer, download, say
-from health_predict.adapters.files import whole_file
+from health_predict.adapters.files import whole_file, write_file
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.columns import ENCOUNTER
+from health_predict.core.data.csv_file import FILE_NAME, read_unpacked, refuse_no_csv
 from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
 from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import SYNTHETIC_SOURCE, Settings
 
-FILE_NAME = "diabetic_data.csv"
 UCI_URL = "https://archive.ics.uci.edu/static/public/296/diabetes+130-us+hospitals+for+years+1999-2008.zip"
 UCI_SHA256 = "0689e7ec031237dc63031b938805c48377748761a3b26acab621567afa24df97"  # of diabetic_data.csv in it
 SYNTHETIC_SEED = 130
@@ -62,8 +57,8 @@ def fetch(
 
     With `stand_in` the synthetic cohort takes the place of a UCI that does not answer, said loudly. `url` names a ZIP
     archive that holds diabetic_data.csv with the given SHA-256, by default UCI's. Raises DataError when a named source
-    does not exist or a checksum is wrong (nothing of a download is kept then), UnreachableError when a source does not
-    answer, a download breaks off or the disk refuses.
+    does not exist, cannot be unpacked or is no CSV file, or a checksum is wrong (nothing of a download is kept then);
+    UnreachableError when a source does not answer, a download breaks off or the disk refuses.
     """
     folder = settings.home / "data"
     url, sha256 = url or UCI_URL, sha256 or UCI_SHA256
@@ -88,7 +83,9 @@ def fetch(
             path = _synthetic(folder, console, why)
     found = file_sha256(path)
     _compare(found, pinned, _SOURCE)
-    source = Source.UCI if found == UCI_SHA256 else Source.SYNTHETIC if _is_synthetic(path) else Source.CUSTOM
+    start = _start(path)
+    refuse_no_csv(start, settings.data_source or path)
+    source = Source.UCI if found == UCI_SHA256 else Source.SYNTHETIC if _is_synthetic(start) else Source.CUSTOM
     return RawData(path, found, source)
 
 
@@ -160,34 +157,12 @@ def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned:
 
 
 def _unpacked(path: Path, target: Path) -> Path:
-    """The file itself, or what a gzip file or a ZIP archive holds, written to `target`."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start.startswith(b"\x1f\x8b"):
-            with gzip.open(path) as content:
-                return _written(content, target)
-        if start == b"PK\x03\x04":
-            with zipfile.ZipFile(path) as archive, archive.open(_member(archive, path)) as content:
-                return _written(content, target)
-    except (EOFError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is truncated or damaged: {error}", "copy or download it again") from None
-    except PermissionError:
-        raise DataError(f"{path} cannot be read", "check the file's permissions") from None
-    return path
-
-
-def _member(archive: zipfile.ZipFile, path: Path) -> str:
-    for name in archive.namelist():
-        if Path(name).name == FILE_NAME:
-            return name
-    raise DataError(f"{path} holds no {FILE_NAME}", "unpack it and give the CSV file in it")
-
-
-def _written(content: IO[bytes] | gzip.GzipFile, path: Path) -> Path:
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        shutil.copyfileobj(content, file, 1 << 20)
-    return path
+    """The file itself or, where it is packed, what it holds, written to `target`."""
+    data = read_unpacked(path)
+    if data == path.read_bytes():
+        return path
+    write_file(target, data)
+    return target
 
 
 def _synthetic(folder: Path, console: Console | None, why: str) -> Path:
@@ -202,14 +177,17 @@ def _synthetic(folder: Path, console: Console | None, why: str) -> Path:
     return path
 
 
-def _is_synthetic(path: Path) -> bool:
-    """Whether the first encounter has a number of the synthetic cohort. Any file passes through here."""
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(65_536)
+
+
+def _is_synthetic(start: bytes) -> bool:
+    """Whether the first encounter of a CSV file has a number of the synthetic cohort."""
     from health_predict.core.data.synthetic import is_synthetic
 
-    with path.open("rb") as file:
-        lines = io.StringIO(file.read(16_384).decode(errors="replace"))
-    first = next(csv.DictReader(lines), {})
-    return is_synthetic(first.get(ENCOUNTER) or "")
+    lines = io.StringIO(start.decode("utf-8-sig", errors="replace"), newline=None)
+    return is_synthetic(next(csv.DictReader(lines), {}).get(ENCOUNTER) or "")
 
 
 def file_sha256(path: Path) -> str:

@@ -6,10 +6,6 @@ stays `None`, and the index counts from 0.
 
 from __future__ import annotations
 
-import gzip
-import io
-import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +26,7 @@ from health_predict.core.data.columns import (
     TARGET,
     Kind,
 )
+from health_predict.core.data.csv_file import read_table
 from health_predict.errors import DataError
 
 FIRST_LINE = 2  # of the encounters in a file: line 1 is the header
@@ -49,30 +46,14 @@ class Violation:
 
 
 def read_cohort(path: Path, *, labelled: bool = True) -> pd.DataFrame:
-    """A CSV file, plain or gzipped, as a cohort frame in the order of the file.
+    """A CSV file, plain or packed, as a cohort frame in the order of the file.
 
     With `labelled=False` the column `readmitted` may be absent, as it is in encounters that are yet to be scored.
-    Columns may stand in any order. The cells are not checked: that is `validate`, which also finds the empty cells of
-    a line that is too short.
+    Columns may stand in any order. The cells are not checked: that is `validate`.
 
-    Raises DataError when the file is missing, empty, damaged, no CSV, or has other columns.
+    Raises DataError when the file has other columns or no encounter, and what `read_table` raises.
     """
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {problem}", "check the path, or copy the file again") from None
-    try:
-        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-            # Many editors end a file with blank lines; anywhere else one is a broken row.
-            lines = io.BytesIO(data.rstrip(b"\r\n"))
-            frame = pd.read_csv(lines, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
-    except (ValueError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
-        raise DataError(
-            f"{path} is no readable CSV file: {str(error).strip()}", "save it as comma-separated values in UTF-8"
-        ) from None
+    frame = read_table(path)
     expected = [column.name for column in COLUMNS if labelled or column.name != TARGET]
     missing = [name for name in expected if name not in frame]
     extra = [str(name)[:60] for name in frame if name not in BY_NAME]

@@ -5,10 +5,12 @@ The synthetic cohort stands in only for whoever says so.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import logging
+import lzma
 import socket
 import threading
 import zipfile
@@ -303,7 +305,7 @@ class TestNamedSource:
             assert raw.path == file and raw.sha256 == sha256 and raw.source == Source.CUSTOM
         assert not (tmp_path / "home").exists()
 
-    @pytest.mark.parametrize("pack", [gzip.compress, zipped])
+    @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zipped])
     def test_a_packed_file_is_unpacked_into_the_home(
         self, pack: Callable[[bytes], bytes], tmp_path: Path, csv_bytes: bytes, sha256: str
     ) -> None:
@@ -395,7 +397,22 @@ class TestNamedSource:
         save_csv(synthesize(50, seed=1), tmp_path / "real.csv")
         assert fetch(Settings(home=tmp_path, data_source=str(tmp_path / "real.csv"))).source == "synthetic"
 
-    @pytest.mark.parametrize("data", [b"", b"\x00\xff\x00", b"a,b\n1,2\n", b"encounter_id\n"])
+    def test_they_are_also_recognised_when_excel_saved_them(self, tmp_path: Path) -> None:
+        file = tmp_path / "saved.csv"
+        for end, mark in (("\r", ""), ("\r\n", "\ufeff")):
+            text = mark + synthesize(50, seed=1).to_csv(index=False, lineterminator=end)
+            file.write_bytes(text.encode())
+            assert fetch(Settings(home=tmp_path, data_source=str(file))).source == "synthetic"
+
+    @pytest.mark.parametrize(
+        ("data", "message"), [(b"", "is empty"), (b"\xff\xfea\x00", "UTF-16"), (b"a;b\n", "semic")]
+    )
+    def test_a_file_that_is_no_csv_is_refused(self, data: bytes, message: str, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_bytes(data)
+        with pytest.raises(DataError, match=f"x.csv .*{message}"):
+            fetch(Settings(home=tmp_path, data_source=str(tmp_path / "x.csv")))
+
+    @pytest.mark.parametrize("data", [b"a,b\n1,2\n", b"encounter_id\n"])
     def test_a_file_that_is_no_cohort_passes_to_the_contract(self, data: bytes, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_bytes(data)
         assert fetch(Settings(home=tmp_path, data_source=str(tmp_path / "x.csv"))).source == "custom"

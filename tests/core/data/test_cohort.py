@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,54 +54,18 @@ def test_a_file_reads_as_text_with_its_question_marks_and_nones(small: pd.DataFr
     assert all(isinstance(value, str) for value in frame.iloc[0])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(gzip.compress, id="gzipped"),
-        pytest.param(lambda data: b"\xef\xbb\xbf" + data, id="byte-order mark"),
-        pytest.param(lambda data: data.replace(b"\n", b"\r\n"), id="windows line ends"),
-        pytest.param(lambda data: data + b"\n\n", id="blank lines at the end"),
-        pytest.param(lambda data: data.rstrip(b"\n"), id="no line end at the end"),
-        pytest.param(lambda data: data.replace(b"Caucasian", b'"Caucasian"'), id="quotes"),
-    ],
-)
-def test_harmless_differences_of_a_file_do_not_matter(
-    change: Callable[[bytes], bytes], small: pd.DataFrame, file: Path
-) -> None:
-    file.write_bytes(change(file.read_bytes()))
-    assert same(read_cohort(file), small)
-
-
 def test_columns_may_stand_in_any_order(small: pd.DataFrame, file: Path) -> None:
     save_csv(small[NAMES[::-1]], file)
     assert same(read_cohort(file), small)
 
 
-def long_rows(data: bytes, before: int = 0) -> bytes:
-    """Rows with a field too many, after the header and some sound ones."""
-    lines = data.rstrip(b"\n").split(b"\n")
-    return b"\n".join([*lines[: 1 + before], *(line + b",x" for line in lines[1 + before :])])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda data: b"", "no readable CSV", id="empty"),
-        pytest.param(lambda data: b"\n\n", "no readable CSV", id="blank"),
-        pytest.param(lambda data: b"\n<!doctype html><html>", "lacks encounter_id", id="html"),
-        pytest.param(lambda data: b"PK\x03\x04abc", "lacks encounter_id", id="zip"),
+        pytest.param(lambda data: b"", "is empty", id="no CSV"),
         pytest.param(lambda data: data.split(b"\n")[0], "no encounter", id="header only"),
-        pytest.param(long_rows, "no readable CSV", id="long rows"),
-        pytest.param(lambda data: long_rows(data, 1), "Expected 50 fields", id="long row"),
-        pytest.param(lambda data: gzip.compress(data)[:-2000], "cannot be read", id="cut gzip"),
-        pytest.param(lambda data: gzip.compress(data)[:50] + b"x" * 99, "cannot be read", id="damaged gzip"),
+        pytest.param(lambda data: data[: len(data) // 2], "line .* has .* cells", id="cut"),
         pytest.param(lambda data: data.replace(b"race", b"rase", 1), "lacks race and has unknown rase", id="header"),
-        pytest.param(lambda data: data.replace(b"race", b"age", 1), "has unknown age.1", id="column twice"),
-        pytest.param(lambda data: data.replace(b",readmitted", b"", 1), "no readable CSV", id="no label"),
-        pytest.param(lambda data: data.replace(b",", b";"), "lacks.*separated by commas", id="semicolons"),
-        pytest.param(lambda data: data.replace(b"Caucasian", b"Cauc\xff"), "utf-8", id="encoding"),
-        pytest.param(lambda data: b"\xff\xfe" + data, "utf-8", id="utf-16"),
-        pytest.param(lambda data: data.replace(b"\n", b'\n"', 1), "no readable CSV", id="open quote"),
     ],
 )
 def test_a_file_that_is_no_cohort_is_refused_in_one_line(
@@ -115,28 +78,6 @@ def test_a_file_that_is_no_cohort_is_refused_in_one_line(
         read_cohort(file)
     # then
     assert error.value.remedy and "\n" not in str(error.value) and str(file) in str(error.value)
-
-
-def test_a_missing_file_a_folder_and_a_forbidden_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file"):
-        read_cohort(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="Is a directory"):
-        read_cohort(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        pytest.param(lambda data: data[: len(data) // 2], -1, id="cut"),
-        pytest.param(lambda data: data.replace(b"\n", b"\n\n", 3).replace(b"\n\n", b"\n", 2), 4, id="blank line"),
-    ],
-)
-def test_a_row_that_is_too_short_breaks_the_contract(change: Callable[[bytes], bytes], line: int, file: Path) -> None:
-    file.write_bytes(change(file.read_bytes()))
-    frame = read_cohort(file)
-    found = validate(frame)
-    assert {one.row for one in found} == {line if line > 0 else len(frame) + 1}
-    assert (found[-1].column, found[-1].problem) == ("readmitted", "the cell is empty")
 
 
 def test_a_batch_without_labels_reads_and_checks_only_as_unlabelled(small: pd.DataFrame, file: Path) -> None:
