@@ -133,7 +133,7 @@ def test_a_taken_port_is_named_before_anything_is_trained(run: Run, csv: Path, t
         port = taken.getsockname()[1]
         code, _, error = run("demo", data_source=csv, serving_port=port)
     assert code == 5
-    assert f":{port} cannot be had" in one_line(error)
+    assert f":{port} is taken by another program" in one_line(error)
     assert "HEALTH_PREDICT_SERVING_PORT" in error
     assert not (tmp_path / "home" / "runs").exists()
 
