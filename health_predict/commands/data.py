@@ -20,6 +20,8 @@ from health_predict.settings import Settings, load_settings
 if TYPE_CHECKING:
     from health_predict.adapters.data.dataset import RawData
 
+SHOWN = 5  # lines that are named where the same thing is wrong in many
+
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
 
 
@@ -53,7 +55,10 @@ def check(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List every cell that breaks the data contract; exit code 3 when there is one."""
+    """List what breaks the data contract, the same thing once with its lines; exit code 3 when there is any.
+
+    With --json every cell by itself.
+    """
     from health_predict.core.data import cohort
     from health_predict.core.data.columns import PATIENT
 
@@ -63,8 +68,11 @@ def check(
         found = [asdict(violation) for violation in violations]
         typer.echo(json.dumps({"file": str(file), "encounters": len(frame), "violations": found}))
     elif violations:
+        alike: dict[tuple[str, str, str], list[int]] = {}
         for one in violations:
-            typer.echo(f"line {one.row}, {one.column}: {one.problem} -> {one.remedy}")
+            alike.setdefault((one.column, one.problem, one.remedy), []).append(one.row)
+        for (column, problem, remedy), lines in alike.items():
+            typer.echo(f"{_named(lines)}, {column}: {problem} -> {remedy}")
         count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
         console_of().print(f"[bold red]{count}[/bold red] of the data contract")
     if violations:
@@ -73,6 +81,12 @@ def check(
     if not as_json:
         patients = frame[PATIENT].nunique()
         typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")
+
+
+def _named(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:SHOWN]))
+    more = f" and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
+    return f"line{'s' if len(lines) > 1 else ''} {shown}{more}"
 
 
 @app.command()

@@ -24,6 +24,7 @@ from health_predict.core.data.columns import (
     NOT_READMITTABLE,
     POSITIVE,
     TARGET,
+    WORDS_FOR_MISSING,
     Kind,
 )
 from health_predict.core.data.csv_file import read_table
@@ -124,9 +125,13 @@ def validate(frame: pd.DataFrame, *, labelled: bool = True) -> list[Violation]:
         codes, distinct = pd.factorize(frame[column.name], use_na_sentinel=False)
         valid = np.array([isinstance(value, str) and column.holds(value) for value in distinct], dtype=bool)
         remedy = f"give {column.described}{f', or {MISSING} when it is missing' if column.nullable else ''}"
+        if "None" in column.levels:
+            remedy += "; pandas reads None as missing unless it is told keep_default_na=False"
         for row in np.flatnonzero(~valid[codes]).tolist():
             value = distinct[codes[row]] if isinstance(distinct[codes[row]], str) else ""
             problem = f"{value[:60]!r} is not allowed" if value else "the cell is empty"
+            if column.nullable and value.lower() in WORDS_FOR_MISSING:
+                problem = f"{value!r} is a word for missing"
             found.append(Violation(row + FIRST_LINE, column.name, value, problem, remedy))
     if ENCOUNTER in frame.columns:
         for row in np.flatnonzero(frame[ENCOUNTER].duplicated()).tolist():
