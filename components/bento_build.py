@@ -26,6 +26,6 @@ def bento_build(
     from health_predict.stages.task import task
 
     with task("bento_build") as settings:
-        result = stage(settings, model_version=model_version, validation=None, bento=Path(bento.path))
+        result = stage(settings, model_version=model_version, bento=Path(bento.path))
         bento.metadata.update(tag=result.tag, digest=result.digest)
     return (result.tag, result.digest)

@@ -41,7 +41,7 @@ def main(home: Path, parts: Path, port: int, families: tuple[str, ...]) -> dict[
         settings, parent_run_id=searched.parent_run_id, validation=validation, test=test, card=home / "card.html"
     )
     version = registered.model_version
-    bento_build(settings, model_version=version, validation=validation, bento=home / "bento.tar")
+    bento_build(settings, model_version=version, bento=home / "bento.tar")
     pushed = ecr_push(settings, bento=home / "bento.tar", model_version=version)
     rollout(settings, image_uri=pushed, model_version=version, report=home / "rollout.html")
     try:

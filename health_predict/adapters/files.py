@@ -23,9 +23,17 @@ def whole_file(path: Path, remedy: str = "") -> Iterator[Path]:
     Raises UnreachableError when the disk is full or the folder is not writable; `remedy` is for a file that the person
     has named.
     """
-    with _beside(path, remedy) as temporary:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path, remedy) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -41,20 +49,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return content
-
-
-@contextmanager
-def _beside(path: Path, remedy: str = "") -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        yield temporary
-    except OSError as error:
-        raise disk_error(error, path, remedy) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def write_file(path: Path, content: str | bytes, remedy: str = "") -> None:

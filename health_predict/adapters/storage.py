@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from health_predict.adapters.files import _beside, whole_file
+from health_predict.adapters.files import whole_file
 from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
 
 
@@ -32,9 +32,6 @@ class Storage(Protocol):
 
     def write(self, key: str, data: bytes) -> None:
         """Replace the object atomically."""
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Write only if the key is free; False when it was taken (by anyone, ever)."""
 
     def upload(self, file: Path, key: str) -> None:
         """Replace the object by a file's content, atomically."""
@@ -73,16 +70,6 @@ class FolderStorage:
     def write(self, key: str, data: bytes) -> None:
         with whole_file(self._path(key)) as temporary:
             temporary.write_bytes(data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        path = self._path(key)
-        with _beside(path) as temporary:
-            temporary.write_bytes(data)
-            try:
-                path.hardlink_to(temporary)  # fails when the name exists, unlike a rename
-            except FileExistsError:
-                return False
-        return True
 
     def upload(self, file: Path, key: str) -> None:
         with whole_file(self._path(key)) as temporary:
@@ -154,18 +141,6 @@ class S3Storage:
     def write(self, key: str, data: bytes) -> None:
         with self._translated(key):
             self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        with self._translated(key):
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                    return False
-                raise
-        return True
 
     def upload(self, file: Path, key: str) -> None:
         with self._translated(key):

@@ -78,6 +78,6 @@ def _judged(settings: Settings, parent_run_id: str, work: Path) -> RegisterResul
 
 def deploy(settings: Settings, model_version: str, work: Path) -> None:
     """bento_build, ecr_push, rollout."""
-    bento_build(settings, model_version=model_version, validation=None, bento=work / "bento.tar")
+    bento_build(settings, model_version=model_version, bento=work / "bento.tar")
     pushed = ecr_push(settings, bento=work / "bento.tar", model_version=model_version)
     rollout(settings, image_uri=pushed, model_version=model_version, report=work / "rollout.html")

@@ -15,7 +15,7 @@ from health_predict.adapters.files import whole_file
 from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import ModelVersion, Tracking
-from health_predict.core.data.cohort import as_requests, load_part, target
+from health_predict.core.data.cohort import as_requests, target
 from health_predict.core.data.columns import FEATURES
 from health_predict.core.model import families, risk_groups
 from health_predict.core.serving.compiled_model import TOLERANCE, CompiledModel, compile_pipeline, prove_parity
@@ -29,16 +29,18 @@ GOLDEN_REQUESTS = 24
 PARITY = "parity.json"
 
 
-def bento_build(settings: Settings, *, model_version: str, validation: Path | None, bento: Path) -> Bento:
+def bento_build(settings: Settings, *, model_version: str, bento: Path) -> Bento:
     """Compile the version, prove its parity, make its explanations, build its Bento, write its archive to `bento`.
 
-    `validation` None: the rows of the version's own dataset in storage. The same version gives the same digest; one
-    that is built and undamaged is not built again. Raises GateError when the compiled model is not the pipeline,
-    StateError when the version, its run or its data are missing.
+    The rows are those of the version's own dataset in storage. The same version gives the same digest; one that is
+    built and undamaged is not built again. Raises GateError when the compiled model is not the pipeline, StateError
+    when the version, its run or its data are missing.
     """
     tracking = Tracking(settings)
     version = tracking.version(model_version)
-    missing = [name for name in ("dataset_digest", "dataset_source", "family", "threshold") if name not in version.tags]
+    missing = [
+        name for name in ("dataset_digest", "dataset_source", "family", "threshold") if not version.tags.get(name)
+    ]
     if missing:
         raise StateError(f"model version {model_version} has no tag {', '.join(missing)}", "register it again")
     storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), version.tags["dataset_digest"]
@@ -48,7 +50,7 @@ def bento_build(settings: Settings, *, model_version: str, validation: Path | No
     store = BentoStore(settings.home / "bentoml")
     built = store.find(tag, version.tags.get("bento_digest", ""))
     if built is None:
-        frame = load_part(validation) if validation else stored_part(storage, dataset, "validation")
+        frame = stored_part(storage, dataset, "validation")
         compiled = _compiled(tracking, version, train, frame)
         log.info("building %s", tag)
         built = store.build(tag, compiled, identity, golden_requests(compiled, frame, identity["risk_cutoffs"]))

@@ -7,10 +7,8 @@ import os
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -65,41 +63,6 @@ def test_an_absent_key_is_a_state_error_and_leaves_no_file(storage: Storage, tmp
     with pytest.raises(StateError, match="a/none does not exist"):
         storage.download("a/none", tmp_path / "out" / "file")
     assert not list(tmp_path.rglob("*file*"))
-
-
-def test_create_takes_a_key_once(storage: Storage) -> None:
-    assert storage.create("locks/one", b"mine") is True
-    assert storage.create("locks/one", b"yours") is False
-    assert storage.read("locks/one") == b"mine"
-
-
-def test_of_many_creators_one_wins(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given
-    if isinstance(storage, S3Storage):
-        # S3 checks the precondition and writes in one step; the server that stands for it here does so in two.
-        put, one_step = storage._client.put_object, threading.Lock()
-
-        def put_object(**arguments: Any) -> Any:
-            with one_step:
-                return put(**arguments)
-
-        monkeypatch.setattr(storage._client, "put_object", put_object)
-    won: list[int] = []
-    barrier = threading.Barrier(6)
-
-    def attempt(number: int) -> None:
-        barrier.wait()
-        if storage.create("locks/race", str(number).encode()):
-            won.append(number)
-
-    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(6)]
-    # when
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # then
-    assert len(won) == 1 and storage.read("locks/race") == str(won[0]).encode()
 
 
 def test_files_go_up_and_down_whole(storage: Storage, tmp_path: Path) -> None:
@@ -192,7 +155,6 @@ def test_what_a_disk_refuses_is_said_with_a_remedy(tmp_path: Path) -> None:
 
 WRITERS: list[Callable[[FolderStorage, str, Path], object]] = [
     lambda storage, key, source: storage.write(key, b"x"),
-    lambda storage, key, source: storage.create(key, b"x"),
     lambda storage, key, source: storage.upload(source, key),
 ]
 

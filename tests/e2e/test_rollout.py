@@ -104,7 +104,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, serv
     for number, depth in (("1", 2), ("2", 3)):
         _register(settings, parts, found.dataset_digest, depth)
         archive = home.parent / f"{number}.tar"
-        bento_build(settings, model_version=number, validation=None, bento=archive)
+        bento_build(settings, model_version=number, bento=archive)
         images[number] = ecr_push(settings, bento=archive, model_version=number)
     return Models(place, images)
 

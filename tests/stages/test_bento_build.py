@@ -38,7 +38,7 @@ def version(settings: Settings, parts: Any, log_search: Callable[..., str]) -> M
 
 def test_a_version_becomes_a_bento(settings: Settings, version: ModelVersion, tmp_path: Path) -> None:
     # when a registered version is built
-    result = bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "bento.tar")
+    result = bento_build(settings, model_version=version.version, bento=tmp_path / "bento.tar")
     # then the archive has its digest, and the version says which Bento it has
     assert f"sha256:{hashlib.sha256((tmp_path / 'bento.tar').read_bytes()).hexdigest()}" == result.digest
     tracking = Tracking(settings)
@@ -62,26 +62,24 @@ def test_a_version_becomes_a_bento(settings: Settings, version: ModelVersion, tm
 def test_a_repeat_builds_nothing(
     settings: Settings, version: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "first.tar")
+    first = bento_build(settings, model_version=version.version, bento=tmp_path / "first.tar")
 
     def never(*arguments: Any, **names: Any) -> Any:
         raise AssertionError("built again")
 
     monkeypatch.setattr(BentoStore, "build", never)
-    again = bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "again.tar")
+    again = bento_build(settings, model_version=version.version, bento=tmp_path / "again.tar")
     assert again == first
     assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "first.tar").read_bytes()
 
 
 def test_a_damaged_or_lost_bento_is_built_again_with_the_same_digest(
-    settings: Settings, version: ModelVersion, parts: Any, tmp_path: Path
+    settings: Settings, version: ModelVersion, tmp_path: Path
 ) -> None:
-    first = bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "bento.tar")
+    first = bento_build(settings, model_version=version.version, bento=tmp_path / "bento.tar")
     folder = BentoStore(settings.home / "bentoml").folder(first.tag)
     (folder / "src" / "model.onnx").write_bytes(b"damaged")
-    again = bento_build(
-        settings, model_version=version.version, validation=parts.validation, bento=tmp_path / "bento.tar"
-    )
+    again = bento_build(settings, model_version=version.version, bento=tmp_path / "bento.tar")
     assert again == first
 
 
@@ -104,7 +102,7 @@ def test_a_model_that_cannot_be_compiled_faithfully_is_refused(
     monkeypatch.setattr(stage, "compile_pipeline", another)
     # when it is built, then the rows are named and nothing is left
     with pytest.raises(GateError, match="validation row"):
-        bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "bento.tar")
+        bento_build(settings, model_version=version.version, bento=tmp_path / "bento.tar")
     assert not (tmp_path / "bento.tar").exists()
     assert "bento_digest" not in Tracking(settings).version(version.version).tags
     assert not (settings.home / "bentoml" / "bentos").exists()
@@ -112,10 +110,10 @@ def test_a_model_that_cannot_be_compiled_faithfully_is_refused(
 
 def test_what_is_missing_is_named(settings: Settings, version: ModelVersion, tmp_path: Path) -> None:
     with pytest.raises(StateError):
-        bento_build(settings, model_version="99", validation=None, bento=tmp_path / "bento.tar")
+        bento_build(settings, model_version="99", bento=tmp_path / "bento.tar")
     (settings.home / "storage" / "datasets" / DATASET / "validation.parquet").unlink()
     with pytest.raises(StateError, match=r"validation\.parquet does not exist"):
-        bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "bento.tar")
+        bento_build(settings, model_version=version.version, bento=tmp_path / "bento.tar")
     Tracking(settings).tag_version(version.version, {"dataset_source": ""})
     with pytest.raises(StateError, match="has no tag dataset_source"):
-        bento_build(settings, model_version=version.version, validation=None, bento=tmp_path / "bento.tar")
+        bento_build(settings, model_version=version.version, bento=tmp_path / "bento.tar")

@@ -149,7 +149,6 @@ def test_register_bento_build_ecr_push_and_drift(
     # bento_build: the digest of an undisturbed build of the same version
     arguments = {
         "model_version": version.version,
-        "validation": parts.validation,
         "bento": tmp_path / "bento.tar",
     }
     built = run_with_deaths("bento_build", settings, arguments)

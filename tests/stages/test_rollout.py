@@ -88,7 +88,7 @@ def original(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     for number, depth in (("1", 2), ("2", 3)):
         _register(settings, parts, dataset.dataset_digest, depth)
         archive = home.parent / f"{number}.tar"
-        bento_build(settings, model_version=number, validation=None, bento=archive)
+        bento_build(settings, model_version=number, bento=archive)
         ecr_push(settings, bento=archive, model_version=number)
     return home
 
