@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from health_predict.adapters import keys
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
@@ -145,14 +146,14 @@ class Home:
     def state(self) -> dict[str, Any]:
         """What the simulation left."""
         tracking, storage = Tracking(self.settings), open_storage(self.settings.storage)
-        found = json.loads(storage.read(f"simulations/{NAME}/timeline.json"))
+        found = json.loads(storage.read(keys.simulation(NAME, keys.FIGURES)))
         finished = tracking.runs("attributes.status = 'FINISHED' and tags.role = 'search'")
         champion, active = tracking.by_alias("champion"), open_target(self.settings).active()
         return {
             "batches": found["moments"],
             "detection": found["detection"],
-            "watermarks": [key.rpartition("/")[2] for key in storage.keys(f"monitoring/sim-{NAME}/settled/")],
-            "policy": storage.read(f"monitoring/sim-{NAME}/policy.json").decode(),
+            "watermarks": [key.rpartition("/")[2] for key in storage.keys(keys.records(f"sim-{NAME}", keys.SETTLED))],
+            "policy": storage.read(keys.policy(f"sim-{NAME}")).decode(),
             "versions": [
                 {name: version.tags.get(name) for name in TAGS} | {"aliases": version.aliases}
                 for version in tracking.versions()

@@ -23,6 +23,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from parts import load, servers
 
+from health_predict.adapters import keys
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
 from health_predict.settings import Settings
@@ -116,7 +117,7 @@ def main() -> None:
             target.stop()
         storage = open_storage(settings.storage)
         logged: list[bytes] = []
-        for key in storage.keys("predictions/"):
+        for key in storage.keys(keys.PREDICTIONS):
             logged += [uuid.UUID(json.loads(line)["prediction_id"]).bytes for line in storage.read(key).splitlines()]
         p50, p99, worst = result.milliseconds(50, 99, 100)
         print(
@@ -127,7 +128,7 @@ def main() -> None:
             print(
                 f"worker {worker}: {samples[0]:.0f} MB at first, {max(samples):.0f} at most, {samples[-1]:.0f} at last"
             )
-        print(f"{len(ids)} answers, {len(logged)} lines in {len(storage.keys('predictions/'))} files of the log")
+        print(f"{len(ids)} answers, {len(logged)} lines in {len(storage.keys(keys.PREDICTIONS))} files of the log")
         long = [samples for samples in events.memory.values() if len(samples) >= 10]
         found = {
             "answers": len(ids),

@@ -1,7 +1,7 @@
 """Bulk storage: a folder or an S3 bucket behind one small port.
 
-Keys are relative, `/`-separated names such as `raw/<sha256>/diabetic_data.csv`. Every write is whole or not at
-all: a temporary name and a rename in a folder, a single put in S3.
+Keys are relative, `/`-separated names, all made in `keys`. Every write is whole or not at all: a temporary
+name and a rename in a folder, a single put in S3.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from sysconfig import get_path
 from rich.console import Console
 from rich.markup import escape
 
+from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
 from health_predict.adapters.files import write_file
@@ -130,14 +131,14 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     encounter = settings.home / "encounter.json"
     write_file(encounter, json.dumps(EXAMPLE, indent=1) + "\n")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    profile = storage.uri(f"datasets/{record.tags['dataset_digest']}/profile.html")
+    profile = storage.uri(keys.dataset_file(record.tags["dataset_digest"], keys.PROFILE))
     console.rule("try it")
     for line in (
         f"curl -s {url}/predict -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",
         f"  answers {json.dumps(ask(f'{url}/predict', EXAMPLE).json())}",
         f"API page         {url}/",
         "MLflow's pages   make mlflow-ui",
-        f"model card       {storage.uri(f'models/{serving}/card.html')}",
+        f"model card       {storage.uri(keys.model(serving, keys.CARD))}",
         f"data profile     {profile}",
         "next             health-predict status | lineage | pipeline run monitoring | simulate",
         "stop             make down",

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
-from health_predict.adapters.data.dataset import raw_key
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.target import open_target
@@ -110,19 +110,19 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
 def _verify_dataset(storage: Storage, digest: str) -> int:
     """Hash the raw file and every part again; how many parts there are."""
     try:
-        manifest = json.loads(storage.read(f"datasets/{digest}/manifest.json"))
+        manifest = json.loads(storage.read(keys.dataset_file(digest, keys.MANIFEST)))
         parameters = Parameters.from_json(manifest["parameters"])
         rows = {name: str(part["rows_sha256"]) for name, part in manifest["parts"].items()}
         files, raw = dict(manifest["files"]), str(manifest["raw_sha256"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"the manifest of dataset {digest} cannot be read: {error!r}", _SPLIT_AGAIN) from None
     _same("the digest", "the manifest", dataset_digest(raw, parameters, rows), "the run", digest, _SPLIT_AGAIN)
-    data = storage.read(raw_key(raw))
+    data = storage.read(keys.raw(raw))
     _same("the SHA-256", "the raw file", hashlib.sha256(data).hexdigest(), "the manifest", raw, _SPLIT_AGAIN)
     with tempfile.TemporaryDirectory(prefix="health-predict-lineage-") as folder:
         file = Path(folder) / "part.parquet"
         for name, expected in rows.items():
-            storage.download(f"datasets/{digest}/{name}.parquet", file)
+            storage.download(keys.part(digest, name), file)
             found = hashlib.sha256(file.read_bytes()).hexdigest()
             _same("the SHA-256", f"part {name}", found, "the manifest", files.get(f"{name}.parquet"), _SPLIT_AGAIN)
             _same("the rows", f"part {name}", rows_digest(load_part(file)), "the manifest", expected, _SPLIT_AGAIN)

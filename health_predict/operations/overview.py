@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches, batch_key
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.storage import Storage, open_storage
@@ -23,7 +24,7 @@ from health_predict.settings import Settings
 
 INDEX = "index.html"
 LEADERBOARD = "leaderboard.html"
-_SIMULATION = re.compile(r"^simulations/([^/]+)/timeline\.html$")
+_SIMULATION = re.compile(keys.simulation("([^/]+)", re.escape(keys.TIMELINE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,8 @@ def _chosen(tracking: Tracking, version: str) -> ModelVersion:
 def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[tuple[str, str, str]]:
     """Title, content and file of the reports about this version in their order; the file is empty if not made."""
     number, dataset = version.version, version.tags.get("dataset_digest", "none")
-    profile = copies.copy(f"datasets/{dataset}/profile.html", "profile.html")
-    card, rollout = (copies.copy(f"models/{number}/{name}", name) for name in ("card.html", "rollout.html"))
+    profile = copies.copy(keys.dataset_file(dataset, keys.PROFILE), keys.PROFILE)
+    card, rollout = (copies.copy(keys.model(number, name), name) for name in (keys.CARD, keys.ROLLOUT))
     found = [
         ("Data profile", "who is in the data, what is missing, how they were split", profile),
         (
@@ -97,8 +98,8 @@ def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list
         ("Model card", "intended use, metrics with intervals, calibration, subgroups", card),
         ("Rollout report", "each step on the way to the traffic", rollout),
     ]
-    for key in copies.storage.keys("simulations/"):
-        simulation = _SIMULATION.match(key)
+    for key in copies.storage.keys(keys.SIMULATIONS):
+        simulation = _SIMULATION.fullmatch(key)
         if simulation is not None:
             file = copies.copy(key, f"simulation-{simulation[1]}.html")
             found.append((f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
@@ -125,7 +126,7 @@ def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
     for one in batches.decisions():
         number = int(one["batch"])
         key = batch_key(number, one["batch_digest"])
-        file = copies.copy(batches.report_key(key, "report.html"), f"batch-{key}.html")
+        file = copies.copy(batches.report_key(key, keys.REPORT), f"batch-{key}.html")
         found.append({**one, "ended": ended.get(number, "under way"), "file": file})
     return found
 

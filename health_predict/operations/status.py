@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches, batch_key
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.reachable import must_answer
@@ -112,7 +113,7 @@ def _last(batches: Batches, decisions: list[dict[str, Any]]) -> LastDrift | None
     if not decisions:
         return None
     last = decisions[-1]
-    key = batches.report_key(batch_key(last["batch"], last["batch_digest"]), "report.html")
+    key = batches.report_key(batch_key(last["batch"], last["batch_digest"]), keys.REPORT)
     return LastDrift(int(last["batch"]), str(last["verdict"]), tuple(last["reasons"]), batches.storage.uri(key))
 
 

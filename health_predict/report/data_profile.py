@@ -44,7 +44,6 @@ def data_profile_page(
     initial = together[~together[ENCOUNTER].isin(cut.joined[ENCOUNTER])]
     later = pd.concat(cut.batches, ignore_index=True)
     kept = pd.concat([initial, later], ignore_index=True)
-    splits = {name: part for name, part in cut.parts().items() if not name.startswith("batches/")}
     count_names = [column.name for column in COLUMNS if column.kind is Kind.COUNT]
     return render(
         "data_profile.html",
@@ -59,7 +58,7 @@ def data_profile_page(
         initial=_people(initial),
         later=_people(later),
         repeats=kept[PATIENT].duplicated().mean(),
-        splits={name: _people(part) for name, part in splits.items()},
+        splits={name: _people(part) for name, part in cut.splits.items()},
         prevalence=_prevalence_plot(initial, cut),
         missing=_missing_plot(initial, later),
         counts=[

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "predictions"
 NAME = re.compile(r"predictions-(\d{4})(\d{2})(\d{2})T\d{6}-.*\.jsonl")
 LOCK = ".shipping"
 PAUSE_SECONDS = 1.0
@@ -31,7 +31,7 @@ LONGEST_PAUSE_SECONDS = 60.0
 def key_of(file: Path) -> str | None:
     """Key of a finished file: its day, then its name; None for a file that is not of the log."""
     found = NAME.fullmatch(file.name)
-    return f"{PREFIX}/{'-'.join(found.groups())}/{file.name}" if found else None
+    return keys.prediction_file("-".join(found.groups()), file.name) if found else None
 
 
 class Shipper:

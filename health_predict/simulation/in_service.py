@@ -11,6 +11,7 @@ import logging
 from dataclasses import asdict, dataclass, replace
 
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.keys import SERVED_BEFORE
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
@@ -19,8 +20,6 @@ from health_predict.simulation.plan import Begun, begun
 from health_predict.stages.rollout import serve
 
 log = logging.getLogger(__name__)
-
-KEY = "simulations/served-before.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,9 @@ def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
 def under_way(settings: Settings) -> ServedBefore | None:
     """What served before a simulation that runs or was killed; None when there is no such simulation."""
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    if not storage.exists(KEY):
+    if not storage.exists(SERVED_BEFORE):
         return None
-    found = ServedBefore(**json.loads(storage.read(KEY)))
+    found = ServedBefore(**json.loads(storage.read(SERVED_BEFORE)))
     return found if found.simulation else None  # struck out: what served before serves again
 
 
@@ -127,4 +126,4 @@ def _serves_own(settings: Settings, before: ServedBefore) -> bool:
 
 
 def _write(settings: Settings, before: ServedBefore) -> None:
-    open_storage(settings.storage, settings.s3_endpoint_url).write(KEY, json.dumps(asdict(before)).encode())
+    open_storage(settings.storage, settings.s3_endpoint_url).write(SERVED_BEFORE, json.dumps(asdict(before)).encode())

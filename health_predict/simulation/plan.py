@@ -9,12 +9,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage
 from health_predict.core.choices import Scenario
 from health_predict.core.data.synthetic import GroundTruth
 
 MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
-_PLAN = re.compile(r"simulations/(.+)/plan\.json")
+_PLAN = re.compile(keys.simulation("(.+)", re.escape(keys.PLAN)))
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Begun(Plan):
 
     def write(self, storage: Storage) -> None:
         """Store it, whole."""
-        storage.write(file_key(self.name, "plan.json"), _BEGUN.dump_json(self, indent=1))
+        storage.write(keys.simulation(self.name, keys.PLAN), _BEGUN.dump_json(self, indent=1))
 
 
 _BEGUN = TypeAdapter(Begun)
@@ -63,16 +64,11 @@ _BEGUN = TypeAdapter(Begun)
 
 def begun(storage: Storage, name: str) -> Begun | None:
     """The simulation of that name; None when there is none."""
-    key = file_key(name, "plan.json")
+    key = keys.simulation(name, keys.PLAN)
     return _BEGUN.validate_json(storage.read(key)) if storage.exists(key) else None
 
 
 def all_begun(storage: Storage) -> list[Begun]:
     """Every simulation that has begun, by name."""
-    names = [found[1] for key in storage.keys("simulations/") if (found := _PLAN.match(key))]
+    names = [found[1] for key in storage.keys(keys.SIMULATIONS) if (found := _PLAN.match(key))]
     return [one for name in names if (one := begun(storage, name)) is not None]
-
-
-def file_key(simulation: str, name: str) -> str:
-    """Key in storage of a file of a simulation."""
-    return f"simulations/{simulation}/{name}"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.raw_data import champion_origin, origin_of, raw_data
 from health_predict.adapters.serving.endpoint import Endpoint
@@ -27,7 +28,7 @@ from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import as_requests, load_part, read_cohort, save_part, target
 from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import write_outcomes
-from health_predict.core.data.partition import Parameters, batch_bounds, partition
+from health_predict.core.data.partition import BATCHES, Parameters, batch_bounds, partition
 from health_predict.core.data.sources import Source
 from health_predict.core.data.synthetic import GroundTruth, inject
 from health_predict.core.promotion import Decision
@@ -35,7 +36,7 @@ from health_predict.errors import GateError, SettingsError, StateError, Unreacha
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import remember, version_of
 from health_predict.simulation.monitoring import dataset, monitoring, readmission
-from health_predict.simulation.plan import Begun, Plan, begun, file_key
+from health_predict.simulation.plan import Begun, Plan, begun
 from health_predict.stages.rollout import serve
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Replay:
         """A future batch with its outcomes, cohort frame (n, columns)."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "batch.parquet"
-            self.storage.download(file_key(self.simulation.name, f"batches/{number:02d}.parquet"), file)
+            self.storage.download(keys.batch(keys.simulation(self.simulation.name, BATCHES), number), file)
             return load_part(file)
 
 
@@ -137,7 +138,7 @@ def _write_batches(
     for number, batch in enumerate(partition(frame, parameters).batches[: plan.batches]):
         buffer = io.BytesIO()
         save_part(batch, buffer)
-        storage.write(file_key(plan.name, f"batches/{number:02d}.parquet"), buffer.getvalue())
+        storage.write(keys.batch(keys.simulation(plan.name, BATCHES), number), buffer.getvalue())
     return tuple(truths)
 
 
@@ -215,7 +216,7 @@ def deliver_outcomes(replay: Replay, number: int) -> None:
     """Deliver the outcomes that are due once batch `number` has arrived, each batch's once."""
     batches, simulation = Batches(replay.settings), replay.simulation
     for earlier in range(number + 1):
-        key = f"outcomes/{simulation.stream}-{earlier:02d}.csv"
+        key = keys.outcomes(f"{simulation.stream}-{earlier:02d}")
         if simulation.due(earlier) <= number and not batches.storage.exists(key):
             log.info("the outcomes of batch %d are known", earlier)
             ids = batches.batch(earlier).ids

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.files import write_file
 from health_predict.core.choices import Scenario
@@ -21,7 +22,7 @@ from health_predict.core.data.cohort import target
 from health_predict.core.monitoring.policy import Action
 from health_predict.core.statistics import Estimate, auc_estimate, observed_expected
 from health_predict.report.timeline_report import timeline_page
-from health_predict.simulation.plan import Begun, all_begun, file_key
+from health_predict.simulation.plan import Begun, all_begun
 from health_predict.simulation.replay import Replay
 
 _NOT_OF_INPUTS = ("concept", "delay")  # kinds of change that leave the rows as they are
@@ -231,8 +232,8 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
 def publish(replay: Replay, found: Timeline) -> str:
     """Write the page and its figures (JSON) to storage and, as a file to open, to the home; the page's address."""
     page = timeline_page(asdict(found))
-    replay.storage.write(file_key(found.name, "timeline.json"), json.dumps(asdict(found), indent=1).encode())
-    replay.storage.write(file_key(found.name, "timeline.html"), page.encode())
-    file = replay.settings.home / "simulations" / found.name / "timeline.html"
+    replay.storage.write(keys.simulation(found.name, keys.FIGURES), json.dumps(asdict(found), indent=1).encode())
+    replay.storage.write(keys.simulation(found.name, keys.TIMELINE), page.encode())
+    file = replay.settings.home / "simulations" / found.name / keys.TIMELINE
     write_file(file, page)
     return str(file)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import TypeAdapter
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batch, Batches, Labelled, batch_key, trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
@@ -43,7 +44,7 @@ Floats = npt.NDArray[np.float64]
 
 FORMAT = 2  # of what is kept of a reference and of a labelled window: it changes with their fields
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
-REPORT, EVIDENTLY, EVIDENTLY_JSON, METRICS = "report.html", "evidently.html", "evidently.json", "metrics.json"
+EVIDENTLY, EVIDENTLY_JSON, METRICS = "evidently.html", "evidently.json", "metrics.json"
 NO_BATCH = -1
 
 
@@ -94,12 +95,12 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
     record = batches.decision(key)
     if record is None:
         record, page = _decided(settings, tracking, batches, champion, number, digest, problem)
-        batches.storage.write(batches.report_key(key, REPORT), page.encode())
+        batches.storage.write(batches.report_key(key, keys.REPORT), page.encode())
         batches.storage.write(batches.report_key(key, METRICS), json.dumps(record, indent=1).encode())
         batches.decide(key, record)  # last: what it names is complete
     else:
         log.info("batch %d was judged before, by model version %s", number, record["model_version"])
-    for name, path in ((REPORT, report), (EVIDENTLY, evidently), (METRICS, metrics)):
+    for name, path in ((keys.REPORT, report), (EVIDENTLY, evidently), (METRICS, metrics)):
         if batches.storage.exists(batches.report_key(key, name)):
             batches.storage.download(batches.report_key(key, name), path)
         else:
@@ -375,7 +376,7 @@ def _reference(
     storage: Storage, champion: ModelVersion, training: pd.DataFrame, outcomes: npt.ArrayLike, scores: Floats
 ) -> DriftReference:
     """The champion's reference, fitted at its first batch and kept."""
-    key = f"drift/{champion.version}/reference.json"
+    key = keys.drift_reference(champion.version)
     identity = {"format": FORMAT, "dataset": champion.tags["dataset_digest"], "run": champion.run_id}
     if storage.exists(key):
         stored = json.loads(storage.read(key))

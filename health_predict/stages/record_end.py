@@ -6,7 +6,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from health_predict.adapters.pipelines.kfp_cluster import end_key, failure
+from health_predict.adapters import keys
+from health_predict.adapters.pipelines.kfp_cluster import failure
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.errors import HealthPredictError
@@ -42,6 +43,6 @@ def record_end(settings: Settings, *, pipeline: str, run_id: str, state: str) ->
     except HealthPredictError as error:
         log.warning("the record has no reason: %s", error.problem)
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    storage.write(end_key(run_id), json.dumps(end, indent=1).encode())
+    storage.write(keys.run_end(run_id), json.dumps(end, indent=1).encode())
     log.info("run %s of %s %s%s", run_id, pipeline, end["state"], f": {end['error']}" if end["error"] else "")
     return end

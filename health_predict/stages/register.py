@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.files import write_file
@@ -94,7 +95,7 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     content = _Judge(settings, tracking, version, best, pipeline).judgement(champion, validation, test)
     decision = Decision(content["decision"])
     write_file(card, tracking.read_text(best.run_id, CARD))
-    storage.upload(card, f"models/{version.version}/card.html")
+    storage.upload(card, keys.model(version.version, keys.CARD))
     if decision is Decision.PROMOTE and (champion is None or champion.version != version.version):
         tracking.set_alias(CHALLENGER, version.version)
     for reason in content["reasons"]:

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from health_predict.adapters import keys
 from health_predict.adapters.files import write_file
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.serving.endpoint import ask
@@ -98,7 +99,7 @@ def serve(settings: Settings, version: ModelVersion) -> RolloutResult:
             f"version {version.version} has no image",
             f"`health-predict pipeline run deployment -p model_version={version.version}` builds and deploys one",
         )
-    image, report = version.tags["image_uri"], settings.home / "serving" / "rollout.html"
+    image, report = version.tags["image_uri"], settings.home / "serving" / keys.ROLLOUT
     return rollout(settings, image_uri=image, model_version=version.version, report=report)
 
 
@@ -258,4 +259,4 @@ class _Change:
         write_file(report, page)
         if result.outcome is not Outcome.UNCHANGED:
             storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
-            storage.upload(report, f"models/{version.version}/rollout.html")
+            storage.upload(report, keys.model(version.version, keys.ROLLOUT))

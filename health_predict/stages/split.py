@@ -16,23 +16,29 @@ from typing import Any
 
 import pandas as pd
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
-from health_predict.adapters.data.dataset import RawData, raw_key
+from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.data.cohort import check, read_cohort, save_part, target
 from health_predict.core.data.columns import ENCOUNTER, PATIENT
-from health_predict.core.data.partition import Parameters, dataset_digest, inputs_digest, partition, rows_digest
+from health_predict.core.data.partition import (
+    BATCHES,
+    Parameters,
+    dataset_digest,
+    inputs_digest,
+    partition,
+    rows_digest,
+)
 from health_predict.errors import StateError
 from health_predict.report.data_profile import data_profile_page
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-PROFILE = "profile.html"
-# A manifest, and the files that it vouches for by their names below datasets/<digest>/.
+# A manifest, and the files that it vouches for by their names in its folder.
 Dataset = tuple[Mapping[str, Any], Mapping[str, bytes]]
 _CUT = ("initial_share", "future_batches", "salt")
 
@@ -78,7 +84,7 @@ def split(
     parameters = Parameters(**cut, labelled_batches=labelled_batches, window=settings.training_window)
     delivered = _delivered(Batches(settings), labelled_batches)
     inputs = inputs_digest(raw.sha256, parameters, "" if delivered is None else rows_digest(delivered))
-    index = f"datasets/by-inputs/{inputs}"
+    index = keys.dataset_by_inputs(inputs)
     stored = _stored(storage, index)
     manifest, files = stored or _build(storage, raw, parameters, delivered)
     digest = str(manifest["digest"])
@@ -88,11 +94,11 @@ def split(
         storage.write(index, digest.encode())
     for name, path in (("train", train), ("validation", validation), ("test", test)):
         write_file(path, files[f"{name}.parquet"])
-    write_file(profile, files[PROFILE])
-    futures = [name for name in manifest["parts"] if name.startswith("batches/")]
-    addresses = {name: storage.uri(f"datasets/{digest}/{name}.parquet") for name in futures}
+    write_file(profile, files[keys.PROFILE])
+    futures = [name for name in manifest["parts"] if name.startswith(BATCHES)]
+    addresses = {name: storage.uri(keys.part(digest, name)) for name in futures}
     write_file(batches, _json({**manifest, "uris": addresses}))
-    return SplitResult(digest, str(raw.source), storage.uri(raw_key(raw.sha256)), manifest, stored is not None)
+    return SplitResult(digest, str(raw.source), storage.uri(keys.raw(raw.sha256)), manifest, stored is not None)
 
 
 def _delivered(batches: Batches, labelled_batches: int) -> pd.DataFrame | None:
@@ -122,10 +128,10 @@ def _stored(storage: Storage, index: str) -> Dataset | None:
         return None
     try:
         digest = storage.read(index).decode()
-        manifest = json.loads(storage.read(f"datasets/{digest}/{MANIFEST}"))
-        files = {name: storage.read(f"datasets/{digest}/{name}") for name in manifest["files"]}
+        manifest = json.loads(storage.read(keys.dataset_file(digest, keys.MANIFEST)))
+        files = {name: storage.read(keys.dataset_file(digest, name)) for name in manifest["files"]}
         found = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        raw = storage.exists(raw_key(manifest["raw_sha256"]))
+        raw = storage.exists(keys.raw(manifest["raw_sha256"]))
         if raw and manifest["digest"] == digest and found == manifest["files"]:
             return manifest, files
     except (StateError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,7 +152,7 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
     log.info("dataset %s: %s", digest[:12], sizes)
     files = {f"{name}.parquet": _parquet(part) for name, part in parts.items()}
     origin = {"raw_sha256": raw.sha256, "source": str(raw.source)}
-    files[PROFILE] = data_profile_page(frame, cut, parameters=parameters, dataset_digest=digest, **origin).encode()
+    files[keys.PROFILE] = data_profile_page(frame, cut, parameters=parameters, dataset_digest=digest, **origin).encode()
     manifest = {
         "digest": digest,
         **origin,
@@ -158,12 +164,12 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     # From here on there are effects, each whole: the raw file, the parts, and last the manifest that vouches for them.
-    if not storage.exists(raw_key(raw.sha256)):
-        storage.upload(raw.path, raw_key(raw.sha256))
+    if not storage.exists(keys.raw(raw.sha256)):
+        storage.upload(raw.path, keys.raw(raw.sha256))
     for name, data in files.items():
-        storage.write(f"datasets/{digest}/{name}", data)
-    storage.write(f"datasets/{digest}/{MANIFEST}", _json(manifest))
-    log.info("wrote %d files to %s", len(files) + 1, storage.uri(f"datasets/{digest}"))
+        storage.write(keys.dataset_file(digest, name), data)
+    storage.write(keys.dataset_file(digest, keys.MANIFEST), _json(manifest))
+    log.info("wrote %d files to %s", len(files) + 1, storage.uri(keys.dataset(digest)))
     return manifest, files
 
 

@@ -1,15 +1,6 @@
 """The batches that monitoring watches: where they lie, what was predicted for them, what became of the patients.
 
-All of it in storage, so that runs on other machines find it. A stream is a sequence of numbered batches:
-
-    batches/<stream>/NN.parquet              encounters as they were scored by the endpoint, with their prediction ids
-    predictions/<day>/*.jsonl                the prediction log, shipped by the service
-    outcomes/*.csv                           prediction_id,readmitted: delivered whenever outcomes are known
-    monitoring/<stream>/decisions/NN-*.json  what was found about a batch and decided, before anything is done
-    monitoring/<stream>/settled/NN-*.json    the watermark: how it ended. A batch that has one is never handled again
-    monitoring/<stream>/reports/NN-*/        the pages and figures
-    monitoring/<stream>/policy.json          what the policy remembers
-
+All of it in storage (`keys`), so that runs on other machines find it. A stream is a sequence of numbered batches.
 Where none were delivered, the future batches of the champion's dataset stand in for them, unless HEALTH_PREDICT_REPLAY
 says no. They hold their outcomes and need no log. A record is about the series of batches that it names: when delivered
 ones come, or other data with another future, monitoring begins with their first.
@@ -34,13 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import ModelVersion
 from health_predict.core.data.cohort import load_part, save_part, target
 from health_predict.core.data.columns import COLUMNS, NEGATIVE, POSITIVE, TARGET
 from health_predict.core.data.outcomes import PREDICTION_ID, Joined, join, read_outcomes
-from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.partition import BATCHES, rows_digest
 from health_predict.core.monitoring.policy import PolicyState
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
@@ -87,7 +79,6 @@ class Batches:
         self.stream = settings.stream
         self._follow_up_days = settings.follow_up_days
         self._now = now or datetime.now(UTC)
-        self._records = f"monitoring/{self.stream}"
         self._champion = champion
         self._replay = settings.replay
 
@@ -96,20 +87,20 @@ class Batches:
     @cached_property
     def have_arrived(self) -> bool:
         """Whether batches were delivered: else those of the champion's dataset stand in, if they may."""
-        return bool(self.storage.keys(f"batches/{self.stream}/"))
+        return bool(self.storage.keys(keys.delivered(self.stream)))
 
     @property
     def silence(self) -> str:
         """That nothing was delivered, where nothing may stand in for it; else empty."""
         if self.have_arrived or self._replay:
             return ""
-        return f"no encounters were delivered to {self.storage.uri(f'batches/{self.stream}')}"
+        return f"no encounters were delivered to {self.storage.uri(keys.delivered(self.stream))}"
 
     @cached_property
     def _folder(self) -> str:
         if self.have_arrived or not self._replay or self._champion is None:
-            return f"batches/{self.stream}/"
-        return f"datasets/{self._champion.tags.get('dataset_digest', 'none')}/batches/"
+            return keys.delivered(self.stream)
+        return keys.dataset_file(self._champion.tags.get("dataset_digest", "none"), BATCHES)
 
     @cached_property
     def series(self) -> str:
@@ -139,11 +130,13 @@ class Batches:
 
     def deliver(self, number: int, frame: pd.DataFrame, ids: Sequence[str]) -> None:
         """Store a batch that the endpoint has scored: cohort frame (n, columns) without outcomes, and ids (n,)."""
-        self.storage.write(_file(f"batches/{self.stream}/", number), _parquet(frame.assign(**{PREDICTION_ID: ids})))
+        self.storage.write(
+            keys.batch(keys.delivered(self.stream), number), _parquet(frame.assign(**{PREDICTION_ID: ids}))
+        )
 
     def delivered(self, number: int) -> bool:
         """Whether the batch is there."""
-        return self.storage.exists(_file(f"batches/{self.stream}/", number))
+        return self.storage.exists(keys.batch(keys.delivered(self.stream), number))
 
     def batch(self, number: int) -> Batch:
         """A batch by its number, not checked against the contract.
@@ -151,7 +144,7 @@ class Batches:
         Raises StateError when it is not there; DataError, of a batch that is a file of something else, with
         the digest of the file in its problem.
         """
-        key = _file(self._folder, number)
+        key = keys.batch(self._folder, number)
         if not self.storage.exists(key):
             numbers = self.numbers()
             if not numbers:
@@ -164,7 +157,7 @@ class Batches:
 
     def file_digest(self, number: int) -> str:
         """SHA-256 of the bytes of a batch that cannot be read."""
-        return hashlib.sha256(self.storage.read(_file(self._folder, number))).hexdigest()
+        return hashlib.sha256(self.storage.read(keys.batch(self._folder, number))).hexdigest()
 
     def _parquet(self, key: str) -> pd.DataFrame:
         with tempfile.TemporaryDirectory() as folder:
@@ -203,14 +196,14 @@ class Batches:
 
     def predictions(self, batch: Batch) -> dict[str, dict[str, Any]]:
         """Time, model version and probability of the batch's predictions, by id, as far as the log was shipped."""
-        kept = f"{self._records}/predictions/{batch.key}.json"
+        kept = keys.record(self.stream, keys.PREDICTED, batch.key)
         wanted = set(batch.ids)
         if self.storage.exists(kept):
             stored: dict[str, dict[str, Any]] = json.loads(self.storage.read(kept))
             if wanted <= stored.keys():
                 return stored
         found: dict[str, dict[str, Any]] = {}
-        for key in reversed(self.storage.keys("predictions/")):  # names begin with the time: the newest first
+        for key in reversed(self.storage.keys(keys.PREDICTIONS)):  # names begin with the time: the newest first
             if not key.endswith(".jsonl"):
                 continue
             for line in self.storage.read(key).splitlines():
@@ -235,7 +228,7 @@ class Batches:
         A file that cannot be read is left out and named in the log and in `damaged`.
         """
         found: dict[str, int] = {}
-        for key in self.storage.keys("outcomes/"):
+        for key in self.storage.keys(keys.OUTCOMES):
             try:
                 found |= read_outcomes(self.storage.read(key), self.storage.uri(key))
             except DataError as error:
@@ -252,41 +245,41 @@ class Batches:
 
     def decision(self, batch_key: str) -> dict[str, Any] | None:
         """What was decided about a batch, None before."""
-        return self._ours(f"{self._records}/decisions/{batch_key}.json")
+        return self._ours(keys.record(self.stream, keys.DECISIONS, batch_key))
 
     def decide(self, batch_key: str, record: Mapping[str, Any]) -> None:
         """Store what was found and decided, whole, before it is acted on."""
-        self.storage.write(f"{self._records}/decisions/{batch_key}.json", json.dumps(record, indent=1).encode())
+        self.storage.write(keys.record(self.stream, keys.DECISIONS, batch_key), json.dumps(record, indent=1).encode())
 
     def decisions(self) -> list[dict[str, Any]]:
         """All decisions about these batches, by number of the batch."""
-        return self._by_number("decisions")
+        return self._by_number(keys.DECISIONS)
 
     def settled(self) -> list[dict[str, Any]]:
         """How each handled batch ended, by number of the batch."""
-        return self._by_number("settled")
+        return self._by_number(keys.SETTLED)
 
     def settlement(self, batch_key: str) -> dict[str, Any] | None:
         """How a batch ended, None before."""
-        return self._ours(f"{self._records}/settled/{batch_key}.json")
+        return self._ours(keys.record(self.stream, keys.SETTLED, batch_key))
 
     def settle(self, batch_key: str, record: Mapping[str, Any], policy: PolicyState) -> None:
         """Store how a batch ended. The policy's state comes first: a repeat makes the same of the decision."""
         memory = {**asdict(policy), "series": record.get("series", "")}
-        self.storage.write(f"{self._records}/policy.json", json.dumps(memory).encode())
-        self.storage.write(f"{self._records}/settled/{batch_key}.json", json.dumps(record, indent=1).encode())
+        self.storage.write(keys.policy(self.stream), json.dumps(memory).encode())
+        self.storage.write(keys.record(self.stream, keys.SETTLED, batch_key), json.dumps(record, indent=1).encode())
 
     def policy_state(self, series: str) -> PolicyState:
         """What the policy remembers of a series of batches."""
-        record = self._record(f"{self._records}/policy.json") or {}
+        record = self._record(keys.policy(self.stream)) or {}
         return PolicyState(**record) if _same(record.pop("series", ""), series) else PolicyState()
 
     def report_key(self, batch_key: str, name: str) -> str:
         """Key of a file of the batch's report."""
-        return f"{self._records}/reports/{batch_key}/{name}"
+        return keys.report(self.stream, batch_key, name)
 
     def _by_number(self, kind: str) -> list[dict[str, Any]]:
-        records = (json.loads(self.storage.read(key)) for key in self.storage.keys(f"{self._records}/{kind}/"))
+        records = (json.loads(self.storage.read(key)) for key in self.storage.keys(keys.records(self.stream, kind)))
         ours = (record for record in records if _same(record.get("series", ""), self.series))
         return sorted(ours, key=lambda record: int(record["batch"]))
 
@@ -317,10 +310,6 @@ def trained_through(storage: Storage, version: ModelVersion) -> int:
 def _same(one: str, other: str) -> bool:
     """Whether two series are the same; one that is not known counts as such."""
     return one == other or not (one and other)
-
-
-def _file(folder: str, number: int) -> str:
-    return f"{folder}{number:02d}.parquet"
 
 
 def _numbers(keys: Sequence[str]) -> list[int]:

@@ -19,9 +19,10 @@ from rich.console import Console
 
 from health_predict.adapters.data.download import NoAnswer, download, say
 from health_predict.adapters.files import whole_file, write_file
+from health_predict.adapters.keys import RAW_FILE
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.columns import ENCOUNTER
-from health_predict.core.data.csv_file import FILE_NAME, read_unpacked, refuse_no_csv
+from health_predict.core.data.csv_file import read_unpacked, refuse_no_csv
 from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
 from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import SYNTHETIC_SOURCE, Settings
@@ -38,11 +39,6 @@ class RawData:
     path: Path
     sha256: str
     source: Source
-
-
-def raw_key(sha256: str) -> str:
-    """Key in storage of the raw file with this SHA-256."""
-    return f"raw/{sha256}/{FILE_NAME}"
 
 
 def fetch(
@@ -71,7 +67,7 @@ def fetch(
         path = _named(settings.data_copy, _COPY, settings, sha256, console)
     else:
         try:
-            path = _remote(url, folder / FILE_NAME, _DOWNLOAD, settings, sha256, console)
+            path = _remote(url, folder / RAW_FILE, _DOWNLOAD, settings, sha256, console)
         except NoAnswer as error:
             why = f"{urlsplit(url).netloc} does not answer ({error})"
             if not stand_in:

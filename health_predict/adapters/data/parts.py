@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage
 
 if TYPE_CHECKING:
@@ -22,5 +23,5 @@ def stored_part(storage: Storage, dataset_digest: str, name: str, columns: Seque
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.parquet"
-        storage.download(f"datasets/{dataset_digest}/{name}.parquet", file)
+        storage.download(keys.part(dataset_digest, name), file)
         return load_part(file, columns)

@@ -19,11 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from health_predict.adapters.data.dataset import RawData, fetch, file_sha256, raw_key
+from health_predict.adapters import keys
+from health_predict.adapters.data.dataset import RawData, fetch, file_sha256
 from health_predict.adapters.data.download import say
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import ModelVersion, champion_of
-from health_predict.core.data.partition import Parameters
+from health_predict.core.data.partition import BATCHES, Parameters
 from health_predict.core.data.sources import Source
 from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import Settings
@@ -63,7 +64,7 @@ class Origin:
     def future(self) -> str:
         """Digest of the future batches of the dataset; empty when it is not known."""
         parts = self.manifest.get("parts", {})
-        rows = {name: part["rows_sha256"] for name, part in parts.items() if name.startswith("batches/")}
+        rows = {name: part["rows_sha256"] for name, part in parts.items() if name.startswith(BATCHES)}
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest() if rows else ""
 
     @property
@@ -90,7 +91,7 @@ def _words(source: str, sha256: str) -> str:
 
 def origin_of(storage: Storage, version: ModelVersion) -> Origin:
     """What a version was made from."""
-    key = f"datasets/{version.tags.get('dataset_digest', 'none')}/manifest.json"
+    key = keys.dataset_file(version.tags.get("dataset_digest", "none"), keys.MANIFEST)
     try:
         manifest = json.loads(storage.read(key)) if storage.exists(key) else {}
         Parameters.from_json(manifest["parameters"]) if manifest else None
@@ -189,9 +190,9 @@ def _stored(settings: Settings, origin: Origin) -> RawData:
 
 def _read(storage: Storage, sha256: str, path: Path) -> str:
     """Bring the raw file from storage to `path`; what is wrong with it there, else nothing."""
-    if not storage.exists(raw_key(sha256)):
+    if not storage.exists(keys.raw(sha256)):
         return "no more"
-    storage.download(raw_key(sha256), path)
+    storage.download(keys.raw(sha256), path)
     if file_sha256(path) == sha256:
         return ""
     path.unlink()
@@ -204,5 +205,5 @@ def _mend(settings: Settings, raw: RawData) -> None:
     with tempfile.TemporaryDirectory(prefix="health-predict-raw-") as folder:
         problem = _read(storage, raw.sha256, Path(folder) / "raw.csv")
     if problem:
-        log.warning("%s: written again from %s", storage.uri(raw_key(raw.sha256)), raw.path)
-        storage.upload(raw.path, raw_key(raw.sha256))
+        log.warning("%s: written again from %s", storage.uri(keys.raw(raw.sha256)), raw.path)
+        storage.upload(raw.path, keys.raw(raw.sha256))

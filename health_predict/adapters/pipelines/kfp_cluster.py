@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from health_predict.adapters import keys
 from health_predict.adapters.pipelines.kfp import Event, compile_pipeline, error_of
 from health_predict.adapters.serving.kubernetes import NOT_FOUND, Cluster
 from health_predict.adapters.storage import open_storage
@@ -216,8 +217,8 @@ class ClusterPipelines:
         """Records of runs that ended, by run. Without keys for the storage the list of runs is still worth having."""
         try:
             storage = open_storage(self._settings.storage, self._settings.s3_endpoint_url)
-            there = set(storage.keys("runs/"))
-            return {one: json.loads(storage.read(end_key(one))) for one in run_ids if end_key(one) in there}
+            there = set(storage.keys(keys.RUNS))
+            return {one: json.loads(storage.read(keys.run_end(one))) for one in run_ids if keys.run_end(one) in there}
         except HealthPredictError as error:
             log.warning("why runs ended is not known: %s", error)
             return {}
@@ -309,11 +310,6 @@ def failure(run_id: str, context: str = "") -> HealthPredictError | None:
                 said = json.loads(line[line.index("{") :])
                 return error_of(said, f"{said.get('stage', '')}: {said['message']}")
     return None
-
-
-def end_key(run_id: str) -> str:
-    """Key in storage of the record that the stage `record_end` writes of a run."""
-    return f"runs/{run_id}.json"
 
 
 _REMEDY = "check that it runs and HEALTH_PREDICT_KFP_HOST is right"

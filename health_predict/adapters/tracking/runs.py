@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from health_predict.adapters import keys
 from health_predict.adapters.tracking.connection import Connection
 from health_predict.core.data.sources import warning
 from health_predict.core.model import families
@@ -142,7 +143,7 @@ class Runs(Connection):
             name="readmission",
             digest=digest[:DATASET_DIGEST_LENGTH],
             source_type="code",
-            source=json.dumps({"tags": {"source": source, "key": f"datasets/{digest}"}}),
+            source=json.dumps({"tags": {"source": source, "key": keys.dataset(digest)}}),
         )
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 

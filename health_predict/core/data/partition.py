@@ -24,6 +24,7 @@ from health_predict.core.data.columns import ENCOUNTER, NOT_READMITTABLE, PATIEN
 from health_predict.errors import DataError
 
 FORMAT = 1  # changes when the same data and parameters give other parts
+BATCHES = "batches/"  # begin of the names of the parts that are batches
 TRAIN_SHARE = 0.70
 VALIDATION_SHARE = 0.15  # the test set takes what is left
 
@@ -71,10 +72,14 @@ class Partition:
     initial_rows: int  # before the exclusion
     excluded: Mapping[str, int]  # encounters by discharge code, of all rows
 
+    @property
+    def splits(self) -> dict[str, pd.DataFrame]:
+        """The splits of the patients, by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
     def parts(self) -> dict[str, pd.DataFrame]:
         """All frames by name: train, validation, test, batches/00, batches/01 and so on."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return named | {f"batches/{number:02d}": frame for number, frame in enumerate(self.batches)}
+        return self.splits | {f"{BATCHES}{number:02d}": frame for number, frame in enumerate(self.batches)}
 
 
 def batch_bounds(rows: int, parameters: Parameters) -> list[int]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from health_predict.adapters import keys
 from health_predict.adapters.data import dataset
-from health_predict.adapters.data.dataset import RawData, raw_key
+from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data, refuse_other_data
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
@@ -196,7 +197,7 @@ class TestWithAChampion:
         self, settings: Settings, files: Files, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         # given raw data that are gone or cut
-        stored = settings.home / "storage" / raw_key(sha256(files.mine))
+        stored = settings.home / "storage" / keys.raw(sha256(files.mine))
         stored.write_bytes(stored.read_bytes()[:-70]) if damage == "damaged" else stored.unlink()
         # when they are needed, then nothing is taken in their place
         with pytest.raises(StateError, match=damage) as caught:
