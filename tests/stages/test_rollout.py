@@ -228,7 +228,7 @@ def test_a_first_rollout_that_fails_leaves_no_champion(down: Built, monkeypatch:
 def test_a_taken_port_and_a_wrong_image_are_refused(down: Built) -> None:
     # given a program on the port
     place = ("127.0.0.1", down.settings.serving_port)
-    with socket.create_server(place), pytest.raises(UnreachableError, match="in use"):
+    with socket.create_server(place), pytest.raises(UnreachableError, match="taken by another program"):
         down.rollout("1")
     assert "Undone" in down.report() and down.champion() == ""
     # and the image of another version
