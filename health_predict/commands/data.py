@@ -57,10 +57,11 @@ def check(
 ) -> None:
     """List what breaks the data contract, the same thing once with its lines; exit code 3 when there is any.
 
-    With --json every cell by itself.
+    With --json every cell by itself. Labelled data must also be enough to train a model with the settings.
     """
     from health_predict.core.data import cohort
     from health_predict.core.data.columns import PATIENT
+    from health_predict.core.data.partition import Parameters, partition
 
     frame = cohort.read_cohort(file, labelled=not unlabelled)
     violations = cohort.validate(frame, labelled=not unlabelled)
@@ -78,6 +79,9 @@ def check(
     if violations:
         raise typer.Exit(DataError.exit_code)
     cohort.check(frame, labelled=not unlabelled, name=str(file))
+    if not unlabelled:
+        settings = load_settings()
+        partition(frame, Parameters(settings.initial_share, settings.future_batches, settings.salt))
     if not as_json:
         patients = frame[PATIENT].nunique()
         typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")

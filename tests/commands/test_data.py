@@ -100,6 +100,19 @@ class TestCheck:
         assert "'<30'" in str(error_of(invoke("check", file)))
         assert invoke("check", file, "--unlabelled").exit_code == 0
 
+    def test_training_data_must_be_enough(
+        self, cohort: pd.DataFrame, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given
+        save_csv(cohort.head(400), file)
+        monkeypatch.setenv("HEALTH_PREDICT_INITIAL_SHARE", "0.02")
+        # when
+        error = error_of(invoke("check", file))
+        # then
+        assert "400 encounters" in error.problem and "too few" in error.problem
+        assert "HEALTH_PREDICT_INITIAL_SHARE=0." in error.remedy
+        assert invoke("check", file, "--unlabelled").exit_code == 0
+
     def test_what_cannot_be_read_is_an_error_of_its_own(self, tmp_path: Path, home: Path) -> None:
         assert "does not exist" in str(error_of(invoke("check", tmp_path / "none.csv")))
         (tmp_path / "page.csv").write_text("<html></html>")

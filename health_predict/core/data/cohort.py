@@ -143,7 +143,7 @@ def validate(frame: pd.DataFrame, *, labelled: bool = True) -> list[Violation]:
 
 
 def check(frame: pd.DataFrame, *, labelled: bool = True, name: str = "the data") -> None:
-    """Refuse a cohort frame that breaks the contract or, when labelled, has no positive label.
+    """Refuse a cohort frame that breaks the contract or, when labelled, has labels of one kind only.
 
     Raises DataError with the number of violations and the first of them; `name` is what the message calls the data.
     """
@@ -157,9 +157,10 @@ def check(frame: pd.DataFrame, *, labelled: bool = True, name: str = "the data")
             f"{count} of the data contract in {name}: {shown}{'; ...' if len(violations) > _SHOWN else ''}",
             "`health-predict data check FILE` lists every one with its remedy",
         )
-    if labelled and not (frame[TARGET] == POSITIVE).any():
+    if labelled and (positive := frame[TARGET] == POSITIVE).nunique() == 1:
         raise DataError(
-            f"no encounter in {name} has the label {POSITIVE!r}", "give data in which some patients were readmitted"
+            f"{'every' if positive.all() else 'no'} encounter in {name} has the label {POSITIVE!r}",
+            "give data in which some patients were readmitted within 30 days and some were not",
         )
 
 

@@ -12,14 +12,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.cohort import exclude_not_readmittable, exclusions
+from health_predict.core.data.cohort import exclude_not_readmittable, exclusions, target
 from health_predict.core.data.columns import ENCOUNTER, NOT_READMITTABLE, PATIENT
 from health_predict.errors import DataError
 
@@ -27,6 +27,10 @@ FORMAT = 1  # changes when the same data and parameters give other parts
 BATCHES = "batches/"  # begin of the names of the parts that are batches
 TRAIN_SHARE = 0.70
 VALIDATION_SHARE = 0.15  # the test set takes what is left
+# Patients with, and patients without a readmission that a part must have. Those of training are parted into five folds;
+# of the others two give an AUC with an interval.
+LEAST_PATIENTS = {"train": 5, "validation": 2, "test": 2}
+ENOUGH_PATIENTS = 40  # of either kind before they are parted: 2 of 40 come into a part of 15 % in 99 cases of 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,8 @@ def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFra
     """Cut a valid cohort frame into its parts.
 
     `delivered` are the encounters of the labelled batches, in order of time, where they came from elsewhere than from
-    the future of this cohort. Raises DataError when there are too few rows for the number of batches, more labelled
-    batches than batches, or a part would be empty.
+    the future of this cohort. Raises DataError for more labelled batches than batches, and when a part has too few
+    patients of either outcome or a batch none; it says how many would do, or with which share of initial encounters.
     """
     batches = parameters.future_batches
     if delivered is None and not 0 <= parameters.labelled_batches <= batches:
@@ -107,6 +111,21 @@ def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFra
             f"{parameters.labelled_batches} labelled batches of {batches} are not possible",
             f"ask for 0 to {batches} of them",
         )
+    result = _cut(frame, parameters, delivered)
+    if sum(result.excluded.values()) == len(frame):
+        raise DataError(
+            f"all {len(frame):,} encounters ended in death or hospice (discharge codes {', '.join(NOT_READMITTABLE)})",
+            "give encounters of patients who can come back",
+        )
+    if lacking := _lacking(result):
+        raise DataError(
+            f"{len(frame):,} encounters (patients: {frame[PATIENT].nunique():,}) are too few: {'; '.join(lacking[:4])}",
+            _remedy(frame, parameters, delivered, result),
+        )
+    return result
+
+
+def _cut(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None) -> Partition:
     order = np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")
     ordered = frame.iloc[order].reset_index(drop=True)
     bounds = batch_bounds(len(ordered), parameters)
@@ -117,7 +136,7 @@ def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFra
     labelled = exclude_not_readmittable(labelled.tail(parameters.window) if parameters.window else labelled)
     place = places(parameters.salt, labelled[PATIENT])
     train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
-    result = Partition(
+    return Partition(
         train=train,
         validation=validation,
         test=test,
@@ -126,13 +145,40 @@ def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFra
         initial_rows=bounds[0],
         excluded=exclusions(ordered),
     )
-    empty = [name for name, part in result.parts().items() if part.empty]
-    if empty:
-        raise DataError(
-            f"{len(frame):,} encounters are too few: nothing is left for {', '.join(empty[:4])}",
-            "give more data, or set HEALTH_PREDICT_FUTURE_BATCHES lower",
-        )
-    return result
+
+
+def _lacking(cut: Partition) -> list[str]:
+    """What there is too little of to train, choose and test a model, and to watch it."""
+    parts, found = cut.parts(), []
+    for name, least in LEAST_PATIENTS.items():
+        readmitted = target(parts[name]) == 1
+        for outcome, rows in (("with", readmitted), ("without", ~readmitted)):
+            patients = parts[name].loc[rows, PATIENT].nunique()
+            if patients < least:
+                found.append(f"{name} has {patients} of the {least} patients {outcome} a readmission that it needs")
+    return found + [f"nothing is left for {name}" for name, part in parts.items() if part.empty and "/" in name]
+
+
+def _remedy(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None, cut: Partition) -> str:
+    """Which share would do, else how many encounters."""
+    remedies = []
+    for share in (step / 20 for step in range(1, 20)):
+        if share > parameters.initial_share:
+            other = replace(parameters, initial_share=share)
+            if not _lacking(_cut(frame, other, delivered)):
+                remedies.append(f"set HEALTH_PREDICT_INITIAL_SHARE={share:g}")
+                break
+    if any(batch.empty for batch in cut.batches):
+        remedies.append("set HEALTH_PREDICT_FUTURE_BATCHES lower")
+    if parameters.window:
+        remedies.append("set HEALTH_PREDICT_TRAINING_WINDOW higher, or to 0")
+    kept = exclude_not_readmittable(frame)
+    rarer = min(kept.loc[target(kept) == outcome, PATIENT].nunique() for outcome in (0, 1))
+    needed = f"with {ENOUGH_PATIENTS} patients of either outcome among the first {parameters.initial_share:.0%}"
+    if rarer:
+        rows = len(frame) * ENOUGH_PATIENTS / (rarer * parameters.initial_share)
+        needed += f", here some {float(f'{rows:.2g}'):,.0f} encounters"
+    return ", or ".join([*remedies, f"give more data, {needed}"])
 
 
 def places(salt: str, patients: pd.Series[str]) -> npt.NDArray[np.int64]:

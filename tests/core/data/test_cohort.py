@@ -191,10 +191,11 @@ def test_check_sums_up_and_names_the_first_violations(small: pd.DataFrame) -> No
     assert error.value.exit_code == 3
 
 
-def test_training_data_without_a_positive_label_are_refused(small: pd.DataFrame) -> None:
-    frame = small.assign(readmitted="NO")
+@pytest.mark.parametrize(("label", "word"), [("NO", "no"), ("<30", "every")])
+def test_labels_of_one_kind_are_refused(label: str, word: str, small: pd.DataFrame) -> None:
+    frame = small.assign(readmitted=label)
     assert validate(frame) == []
-    with pytest.raises(DataError, match="'<30'"):
+    with pytest.raises(DataError, match=f"{word} encounter .* '<30'"):
         check(frame)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -40,7 +41,7 @@ def ids(frame: pd.DataFrame) -> list[int]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    share=st.floats(0.15, 0.9),
+    share=st.floats(0.4, 0.9),  # fewer may leave a part without a readmission
     batches=st.integers(1, 9),
     salt=st.text(min_size=1, max_size=8),
     labelled=st.integers(0, 9),
@@ -131,9 +132,43 @@ def test_impossible_numbers_of_labelled_batches_are_refused(labelled: int) -> No
         partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=labelled))
 
 
-def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(DataError, match="too few"):
-        partition(FRAME.iloc[:30], Parameters(0.2, 50, "test"))
+FEW = {
+    "rows": (FRAME.iloc[:60], "validation has . of the 2 patients with a readmission"),
+    "positives": (FRAME.assign(readmitted=["<30", *["NO"] * 1999]), "of the 5 patients with a readmission"),
+    "negatives": (FRAME.assign(readmitted=["NO", *["<30"] * 1999]), "of the 5 patients without a readmission"),
+    "patients": (FRAME.assign(patient_nbr="1"), r"\(patients: 1\) are too few: train"),
+    "time": (FRAME.iloc[:400], "nothing is left for batches/"),
+}
+
+
+@pytest.mark.parametrize(("frame", "reason"), FEW.values(), ids=FEW)
+def test_too_few_of_a_kind_are_refused(frame: pd.DataFrame, reason: str) -> None:
+    batches = 300 if "batches" in reason else 4
+    with pytest.raises(DataError, match=reason) as caught:
+        partition(frame, Parameters(0.2 if batches > 4 else 0.05, batches, "test"))
+    # then how many would do is said
+    assert "40 patients of either outcome among the first" in caught.value.remedy
+    assert ("FUTURE_BATCHES lower" in caught.value.remedy) == (batches > 4)
+
+
+def test_a_cohort_of_which_nobody_can_come_back_is_refused() -> None:
+    with pytest.raises(DataError, match="all 2,000 encounters ended in death or hospice"):
+        partition(FRAME.assign(discharge_disposition_id="11"), PARAMETERS)
+
+
+def test_the_share_that_would_do_is_named() -> None:
+    # given initial encounters that are too few, of a cohort that is not
+    with pytest.raises(DataError, match="too few") as caught:
+        partition(FRAME, dataclasses.replace(PARAMETERS, initial_share=0.02))
+    named = re.search(r"HEALTH_PREDICT_INITIAL_SHARE=([0-9.]+)", caught.value.remedy)
+    # then it is true
+    assert named and partition(FRAME, dataclasses.replace(PARAMETERS, initial_share=float(named[1])))
+
+
+def test_a_window_that_is_too_small_is_named() -> None:
+    with pytest.raises(DataError, match="too few") as caught:
+        partition(FRAME, dataclasses.replace(PARAMETERS, window=20))
+    assert "HEALTH_PREDICT_TRAINING_WINDOW" in caught.value.remedy
 
 
 def test_the_real_data_are_cut_as_documented(real_data: Path) -> None:
