@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from health_predict.commands.operate import AsJson, On
-from health_predict.commands.progress import console_of
+from health_predict.commands.progress import console_of, working
 from health_predict.settings import settings_on
 
 
@@ -18,7 +18,7 @@ def backup(on: On = None, as_json: AsJson = False) -> None:
     from health_predict.operations.backup import backup as run
 
     console = console_of(as_json)
-    with console.status("dumping the databases"):
+    with working(console, "dumping the databases"):
         made = run(settings_on(on))
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in made]))
@@ -42,6 +42,6 @@ def restore(
         return
     if not yes:
         typer.confirm(f"replace what the database holds now by {name}?", abort=True)
-    with console.status(f"restoring {name}"):
+    with working(console, f"restoring {name}"):
         run(settings, name)
     console.print(f"restored {name}")

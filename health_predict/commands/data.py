@@ -12,7 +12,7 @@ from rich.console import Console
 
 from health_predict.adapters.files import whole_file, write_file
 from health_predict.commands.operate import AsJson
-from health_predict.commands.progress import console_of
+from health_predict.commands.progress import console_of, working
 from health_predict.core.choices import Scenario
 from health_predict.errors import DataError
 from health_predict.settings import Settings, load_settings
@@ -31,7 +31,9 @@ def fetch(as_json: AsJson = False) -> None:
 
     A source that is named, else the champion's data, else UCI's; without network the synthetic cohort, said loudly.
     """
-    raw = _bring(load_settings(), console_of(as_json), stand_in=True)
+    console = console_of(as_json)
+    with working(console, "looking for the data"):
+        raw = _bring(load_settings(), console, stand_in=True)
     if as_json:
         typer.echo(json.dumps({"path": str(raw.path), "sha256": raw.sha256, "source": str(raw.source)}))
     else:
@@ -63,8 +65,9 @@ def check(
     from health_predict.core.data.columns import PATIENT
     from health_predict.core.data.partition import Parameters, partition
 
-    frame = cohort.read_cohort(file, labelled=not unlabelled)
-    violations = cohort.validate(frame, labelled=not unlabelled)
+    with working(console_of(as_json), "reading and checking"):
+        frame = cohort.read_cohort(file, labelled=not unlabelled)
+        violations = cohort.validate(frame, labelled=not unlabelled)
     if as_json:
         found = [asdict(violation) for violation in violations]
         typer.echo(json.dumps({"file": str(file), "encounters": len(frame), "violations": found}))
@@ -107,10 +110,10 @@ def profile(
     target = out or settings.home / "data-profile.html"
     console = console_of()
     raw = _bring(settings, console, stand_in=False)
-    with console.status("reading and checking"):
+    with working(console, "reading and checking"):
         frame = cohort.read_cohort(raw.path)
         cohort.check(frame, name=str(file or raw.path))
-    with console.status("profiling"):
+    with working(console, "profiling"):
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
         page = data_profile_page(
             frame, partition(frame, parameters), parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
@@ -135,7 +138,7 @@ def synthesize(
     from health_predict.core.data.cohort import save_csv
     from health_predict.core.data.synthetic import inject, synthesize
 
-    with console_of().status("synthesizing"):
+    with working(console_of(), "synthesizing"):
         frame = synthesize(rows, seed)
         if scenario is not None:
             frame, truth = inject(frame, scenario.value, rows // 2 if from_row is None else from_row, seed)

@@ -23,7 +23,7 @@ from health_predict.adapters.source_control import commit
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tracking
 from health_predict.commands.pipeline import run_pipeline
-from health_predict.commands.progress import console_of, say_source
+from health_predict.commands.progress import console_of, say_source, working
 from health_predict.core.data.columns import EXAMPLE
 from health_predict.core.statistics import Estimate
 from health_predict.errors import GateError, UnreachableError
@@ -41,7 +41,8 @@ def demo(replace_data: bool = False) -> None:
     settings = load_settings(**({"replace_data": True} if replace_data else {}))
     target = ProcessTarget(settings)
     target.check_port()
-    data = raw_data(settings, champion_origin(settings), console, stand_in=True)
+    with working(console, "looking for the data"):
+        data = raw_data(settings, champion_origin(settings), console, stand_in=True)
     console.print(f"[bold]data        [/bold]{escape(str(data.path))} ({data.source})")
     inputs = _inputs(settings, data.sha256)
     version = _unchanged(settings, target, inputs, console)
@@ -50,7 +51,8 @@ def demo(replace_data: bool = False) -> None:
         chosen = settings.model_copy(update={"data_source": str(data.path)})
         version = str(run_pipeline(chosen, "readmission", {}, console).outputs["model_version"])
     if target.active() is None:
-        _serve_champion(settings, version)
+        with working(console, "starting the champion"):
+            _serve_champion(settings, version)
     serving = target.active()
     if serving is None:
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
@@ -101,7 +103,7 @@ def _unchanged(settings: Settings, target: ProcessTarget, inputs: str, console: 
         return None
     from health_predict.operations.lineage import lineage  # with MLflow and pandas: seconds
 
-    with console.status("same inputs as before: verifying what serves"):
+    with working(console, "same inputs as before: verifying what serves"):
         broken = next((link for link in lineage(settings) if link.problem), None)
     if broken is not None:
         console.print(f"[bold]lineage     [/bold]{broken.name}: {escape(broken.problem)}")

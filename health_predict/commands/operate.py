@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from health_predict.adapters.serving.target import open_target
-from health_predict.commands.progress import console_of, say_source
+from health_predict.commands.progress import console_of, say_source, working
 from health_predict.errors import StateError
 from health_predict.settings import Profile, settings_on
 
@@ -44,7 +44,7 @@ def serve(
     from health_predict.stages.rollout import serve as roll_out
 
     console = console_of(as_json)
-    with console.status("starting the champion"):
+    with working(console, "starting the champion"):
         champion = Tracking(settings).champion()
         result = roll_out(settings, champion)
     if as_json:
@@ -57,7 +57,7 @@ def down(on: On = None) -> None:
     """Stop the endpoint; requests under way are answered. Nothing happens when it is down."""
     target = open_target(settings_on(on))
     console = console_of()
-    with console.status("waiting for the requests under way"):
+    with working(console, "waiting for the requests under way"):
         stopped = target.stop()
     console.print("the endpoint is down" if stopped else "nothing was running")
 
@@ -134,7 +134,7 @@ def lineage(on: On = None, as_json: AsJson = False) -> None:
     from health_predict.operations.lineage import lineage as trace
 
     console = console_of(as_json)
-    with console.status("verifying every link"):
+    with working(console, "verifying every link"):
         links = trace(settings_on(on))
     broken = [link for link in links if link.problem]
     if as_json:
@@ -157,7 +157,7 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
     from health_predict.operations.doctor import doctor as examine
 
     console = console_of(as_json)
-    with console.status("examining") as shown:
+    with working(console, "examining") as shown:
         checks = list(examine(settings_on(on), lambda name: shown.update(f"examining: {name}")))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks]))

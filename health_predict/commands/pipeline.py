@@ -20,7 +20,7 @@ from rich.table import Table
 from health_predict.adapters.pipelines.kfp import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
 from health_predict.commands.operate import AsJson, On
-from health_predict.commands.progress import PipelineProgress, console_of, say_source
+from health_predict.commands.progress import PipelineProgress, console_of, say_source, working
 from health_predict.errors import HealthPredictError, SettingsError
 from health_predict.settings import PREFIX, SYNTHETIC_SOURCE, Profile, Settings, load_settings, settings_on
 
@@ -96,7 +96,7 @@ def upload(on: On = None, as_json: AsJson = False) -> None:
     cluster = ClusterPipelines(settings)
     revision = settings.git_commit or commit()
     uploaded = {}
-    with Console(emoji=False, stderr=True).status("uploading"):
+    with working(Console(emoji=False, stderr=True), "uploading"):
         for name, pipeline in _pipelines().PIPELINES.items():
             ids = cluster.upload(name, _pipelines().recorded(pipeline), revision)
             uploaded[name] = dict(zip(("pipeline_id", "version_id"), ids, strict=True))
@@ -136,7 +136,7 @@ def schedule(
     if not cron:
         typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
         return
-    with Console(emoji=False, stderr=True).status("scheduling"):
+    with working(Console(emoji=False, stderr=True), "scheduling"):
         recorded = _pipelines().recorded(_pipelines().PIPELINES[name])
         made = cluster.schedule(name, recorded, settings.git_commit or commit(), cron, arguments)
     typer.echo(f"{name} at {made.cron}: {'scheduled' if made.changed else 'unchanged'}")

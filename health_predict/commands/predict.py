@@ -13,7 +13,7 @@ import typer
 from rich.progress import track
 
 from health_predict.adapters.files import write_file
-from health_predict.commands.progress import console_of
+from health_predict.commands.progress import console_of, heartbeat, working
 from health_predict.settings import load_settings
 
 PORTION = 1000
@@ -40,14 +40,14 @@ def predict(
     from health_predict.core.data.columns import ENCOUNTER
 
     settings, console, begin = load_settings(), console_of(as_json), time.monotonic()
-    with console.status("reading and checking the file"):
+    with working(console, "reading and checking the file"):
         frame = cohort.read_cohort(file, labelled=False)
         cohort.check(frame, labelled=False, name=str(file))
     bodies = cohort.as_requests(frame)
     name = re.sub(r"(\.csv)?(\.(gz|bz2|xz|zip))?$", "", file.name)
     target = output or Path(f"{name}.predictions.csv")
     portion, answers = min(PORTION, settings.serving_batch_rows), []
-    with Endpoint(url or open_target(settings).url) as endpoint:
+    with Endpoint(url or open_target(settings).url) as endpoint, heartbeat(console_of(as_json=True), lambda: "scoring"):
         portions = math.ceil(len(bodies) / portion)
         for some in track(endpoint.predict(bodies, portion), "scoring", portions, console=console):
             answers += some

@@ -1,26 +1,32 @@
-"""What a running pipeline shows: a line for each thing said, and on a terminal a sign of life in between."""
+"""What a running pipeline shows: a line for each thing said, and a sign of life in between."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
+from rich.status import Status
 from rich.table import Table
 
 from health_predict.adapters.pipelines.kfp import Event
 from health_predict.core.data.sources import warning
 
+QUIET_SECONDS = 4.0  # so that a log has a line at least every five
+
 
 class PipelineProgress:
     """Prints events with their stage; call it with each one, inside its context.
 
-    On a terminal a spinner shows the stage and its seconds, below a table of the search while there is one.
+    On a terminal a spinner shows the stage and its seconds, below a table of the search while there is one; elsewhere a
+    line every few seconds does.
     """
 
     def __init__(self, console: Console) -> None:
@@ -28,14 +34,15 @@ class PipelineProgress:
         self._stage, self._began = "start", time.monotonic()
         self._search: Mapping[str, Any] | None = None
         self._spinner = Spinner("dots")
-        self._live = Live(get_renderable=self._shown, console=console, transient=True)
+        self._signs = ExitStack()
 
     def __enter__(self) -> Self:
-        self._live.start()
+        self._signs.enter_context(Live(get_renderable=self._shown, console=self._console, transient=True))
+        self._signs.enter_context(heartbeat(self._console, lambda: self._stage))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        self._signs.close()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -50,6 +57,37 @@ class PipelineProgress:
     def _shown(self) -> RenderableType:
         self._spinner.update(text=f"{self._stage} ({time.monotonic() - self._began:.0f} s)")
         return Group(search_table(self._search), self._spinner) if self._search else self._spinner
+
+
+@contextmanager
+def heartbeat(console: Console, name: Callable[[], str]) -> Iterator[None]:
+    """Where there is no terminal: a line every `QUIET_SECONDS` with what goes on and since when."""
+    if console.is_terminal:
+        yield
+        return
+    began, ended = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(QUIET_SECONDS):
+            console.print(f"{name():<11} ... {time.monotonic() - began:.0f} s", markup=False)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[Status]:
+    """What goes on: a spinner on a terminal, which may be given other words; elsewhere a heartbeat.
+
+    That is on standard error, since the answer on standard output may be for a program.
+    """
+    with console.status(what) as shown, heartbeat(console_of(as_json=True), lambda: str(shown.status)):
+        yield shown
 
 
 def console_of(as_json: bool = False) -> Console:

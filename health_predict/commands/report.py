@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from health_predict.commands.operate import AsJson, On
-from health_predict.commands.progress import console_of
+from health_predict.commands.progress import console_of, working
 from health_predict.settings import settings_on
 
 app = typer.Typer(no_args_is_help=True, help="One page about a model version, with all its reports.")
@@ -52,7 +52,7 @@ def open_(
 def _build(version: str, to: Path | None, on: Any, quiet: bool) -> Path:
     from health_predict.operations.overview import build_overview  # with MLflow: seconds
 
-    with console_of(quiet).status("collecting the reports"):
+    with working(console_of(quiet), "collecting the reports"):
         return build_overview(settings_on(on), version, to)
 
 

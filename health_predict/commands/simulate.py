@@ -14,7 +14,7 @@ import typer
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.serving.target import open_target
 from health_predict.commands.operate import AsJson, On
-from health_predict.commands.progress import console_of, say_source
+from health_predict.commands.progress import console_of, heartbeat, say_source
 from health_predict.core.choices import Policy, Scenario
 from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings, settings_on
@@ -76,7 +76,7 @@ def simulate(
     ours.addHandler(stages)
     ours.setLevel(logging.INFO)
     ours.propagate = False  # some library gives the root logger a handler of its own
-    with only_one(settings.home / "simulations", 1.0):  # they share an endpoint
+    with only_one(settings.home / "simulations", 1.0), heartbeat(console, lambda: "simulation"):  # one endpoint for all
         with _put_back_on_failure(settings, keep):
             replay = begin(settings, plan, keep=keep)
             for number in play(replay):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 
+import pytest
 from rich.console import Console
 
 from health_predict.adapters.pipelines.kfp import Event
-from health_predict.commands.progress import PipelineProgress
+from health_predict.commands import progress as progress_module
+from health_predict.commands.progress import PipelineProgress, working
 
 PROGRESS = {
     "total": 24,
@@ -42,3 +45,46 @@ def test_anything_else_gets_plain_lines() -> None:
         ["hpo", "begins"],
         ["hpo", "trial", "7", "of", "24"],
     ]
+
+
+class Listened(io.StringIO):
+    """A stream that tells when a line with the given words came."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+        self.came = threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self._words in self.getvalue():
+            self.came.set()
+        return written
+
+
+def test_without_a_terminal_a_quiet_stage_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a stage that says nothing
+    monkeypatch.setattr(progress_module, "QUIET_SECONDS", 0.01)
+    stream = Listened("register    ... 0 s")
+    with PipelineProgress(Console(file=stream)) as progress:
+        progress(Event("register", ""))
+        # then a line comes all the same
+        assert stream.came.wait(60)
+    # and none after its end
+    before = stream.getvalue()
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate()) and stream.getvalue() == before
+
+
+def test_without_a_terminal_what_takes_its_time_says_so_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an answer that a program reads
+    monkeypatch.setattr(progress_module, "QUIET_SECONDS", 0.01)
+    answer, said = io.StringIO(), Listened("reading     ... 0 s")
+    monkeypatch.setattr("sys.stderr", said)
+    with working(Console(file=answer), "reading"):
+        # then
+        assert said.came.wait(60)
+    assert answer.getvalue() == ""
+
+
+def test_a_line_comes_within_five_seconds() -> None:
+    assert progress_module.QUIET_SECONDS < 5
