@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -35,7 +36,17 @@ app.command("cost")(cost_command)
 app.command()(predict)
 app.command()(simulate)
 
-UNEXPECTED = 70
+UNEXPECTED, INTERRUPTED = 70, 130
+# What an interrupted command leaves, and how to go on.
+GO_ON = {
+    "demo": "trials that ended are kept, and what served goes on serving; the same command goes on from there",
+    "pipeline": "stages and trials that ended are kept, and what served goes on serving; the same command goes on from "
+    "there. A run in a cluster goes on by itself: `health-predict pipeline list`",
+    "simulate": "batches that ended are kept; the same command goes on from there. `health-predict status` says what "
+    "serves",
+    "predict": "nothing was written; give the command again",
+    "data": "what was begun is not kept; give the command again",
+}
 
 
 @app.callback()
@@ -62,14 +73,25 @@ def mlflow_ui(port: Annotated[int, typer.Option(help="Port on loopback")] = 5000
 
 
 def main() -> None:
-    """Entry point: an expected error is one line with its remedy, on standard error."""
+    """Entry point: an expected error is one line with its remedy, on standard error; so is an interrupt."""
+    console, interrupts = Console(stderr=True, emoji=False, highlight=False, soft_wrap=True), []
+
+    def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         app()
-    except Exception as error:
-        if "--debug" in sys.argv[1:]:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if interrupts:  # whatever came of it: a library that is interrupted while it is imported raises what it likes
+            command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            if command in GO_ON:
+                console.print(f"[bold]interrupted:[/bold] {GO_ON[command]}")
+            sys.exit(INTERRUPTED)
+        if "--debug" in sys.argv[1:] or not isinstance(error, Exception):
             raise
         said = escape(" ".join(str(error).split()))
-        console = Console(stderr=True, emoji=False, highlight=False, soft_wrap=True)
         if isinstance(error, HealthPredictError):
             console.print(f"[bold red]error:[/bold red] {said}")
             sys.exit(error.exit_code)
