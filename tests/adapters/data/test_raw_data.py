@@ -54,9 +54,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("files")
     found = Files(*(folder / f"{name}.csv" for name in ("mine", "other", "made-up", "also-made-up")))
     for seed, path in enumerate((found.mine, found.other)):
-        save_csv(as_if_real(synthesize(1500, seed=seed)), path)
+        save_csv(as_if_real(synthesize(3000, seed=seed)), path)
     for seed, path in enumerate((found.made_up, found.also_made_up)):
-        save_csv(synthesize(1500, seed=seed + 2), path)
+        save_csv(synthesize(3000, seed=seed + 2), path)
     return found
 
 
