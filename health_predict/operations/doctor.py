@@ -27,6 +27,7 @@ from health_predict.settings import PREFIX, ServingTarget, Settings
 # The two-command demonstration stays below this much memory and disk.
 NEEDED_MEMORY_GIB = 3.0
 NEEDED_DISK_GIB = 2.0
+NEEDED_SHARED_MEMORY_GIB = 0.5
 # What the hungriest moment asks for beside what runs: the search with its driver, or a rollout's stage, candidate and
 # one more pod.
 NEEDED_CPUS, NEEDED_POD_MEMORY_GIB = 0.6, 2.1
@@ -130,6 +131,11 @@ def _machine(_: Settings) -> Iterator[Check]:
     if free < NEEDED_MEMORY_GIB:
         remedy = f"a search wants {NEEDED_MEMORY_GIB:g} GiB: close some programs"
     yield _check("machine", f"{cores} cores, {free:.1f} GiB of memory free", warn=remedy)
+    shared = Path("/dev/shm")  # noqa: S108 - not to write there: Ray does
+    if shared.is_dir():  # macOS has none; Ray uses a temporary folder
+        free = shutil.disk_usage(shared).free / 2**30
+        remedy = "" if free >= NEEDED_SHARED_MEMORY_GIB else "Ray is slow without; in a container: --shm-size=1g"
+        yield _check("shared memory", f"{shared}: {free:.2f} GiB free", warn=remedy)
 
 
 def _cluster(settings: Settings) -> Iterator[Check]:
