@@ -118,6 +118,7 @@ def test_bad_data_is_refused_in_one_line(
         (("pipeline", "schedule", "monitorin", "--every", "5"), {}, 2, "choose from training"),
         (("pipeline", "list"), {"trails": 3}, 2, "did you mean HEALTH_PREDICT_TRIALS"),
         (("serve",), {}, 4, "health-predict demo"),
+        (("simulate", "--pipelines"), {"profile": "kind"}, 2, "leave it out"),
         (("data", "fetch"), {"data_sha256": "0" * 64}, 3, "checksum|SHA-256"),
     ],
 )

@@ -344,8 +344,9 @@ def test_what_served_before_a_simulation_serves_again_at_its_end(shell: Shell, d
     found = shell.json("status")
     assert before != "1" and (found["serving"]["model_version"], found["champion"]) == ("1", "1")
     assert any(f"brings back version {before}" in item for item in found["waiting"])
-    # when it goes on to its end
-    said = shell.ask(*arguments)
+    # when it goes on to its end, by the pipeline instead of the stages
+    said = shell.ask(*arguments, "--pipelines")
+    assert re.search(r"^drift +begins$.*^settle +begins$.*^batch 0", said, re.MULTILINE | re.DOTALL)
     # then that is told, and the version before serves again and is champion, through every link
     assert f"version {before}, which served before, serves again" in said
     after = shell.json("status")

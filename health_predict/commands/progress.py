@@ -19,6 +19,7 @@ from rich.table import Table
 from health_predict.adapters.pipelines.kfp import Event
 from health_predict.core.data.sources import warning
 
+HEARTBEAT = "heartbeat"
 QUIET_SECONDS = 4.0  # so that a log has a line at least every five
 
 
@@ -62,7 +63,7 @@ class PipelineProgress:
 @contextmanager
 def heartbeat(console: Console, name: Callable[[], str]) -> Iterator[None]:
     """Where there is no terminal: a line every `QUIET_SECONDS` with what goes on and since when."""
-    if console.is_terminal:
+    if console.is_terminal or any(thread.name == HEARTBEAT for thread in threading.enumerate()):  # one is enough
         yield
         return
     began, ended = time.monotonic(), threading.Event()
@@ -71,7 +72,7 @@ def heartbeat(console: Console, name: Callable[[], str]) -> Iterator[None]:
         while not ended.wait(QUIET_SECONDS):
             console.print(f"{name():<11} ... {time.monotonic() - began:.0f} s", markup=False)
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=beat, name=HEARTBEAT, daemon=True)
     thread.start()
     try:
         yield

@@ -14,10 +14,11 @@ import typer
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.serving.target import open_target
 from health_predict.commands.operate import AsJson, On
+from health_predict.commands.pipeline import run_pipeline
 from health_predict.commands.progress import console_of, heartbeat, say_source
 from health_predict.core.choices import Policy, Scenario
-from health_predict.errors import HealthPredictError
-from health_predict.settings import Settings, settings_on
+from health_predict.errors import HealthPredictError, SettingsError
+from health_predict.settings import Profile, Settings, settings_on
 
 if TYPE_CHECKING:
     from health_predict.simulation.timeline import Moment
@@ -37,6 +38,9 @@ def simulate(
     name: Annotated[
         str, typer.Option(help="The same name goes on where it ended; by default made of the options")
     ] = "",
+    pipelines: Annotated[
+        bool, typer.Option("--pipelines", help="Run the pipeline `monitoring` for each batch, not its stages in here")
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the simulation's last model in service, not what served before")
     ] = False,
@@ -51,11 +55,14 @@ def simulate(
     from health_predict.adapters.source_control import commit
     from health_predict.report.timeline_report import summary
     from health_predict.simulation.in_service import put_back
+    from health_predict.simulation.monitoring import monitoring
     from health_predict.simulation.plan import Plan
     from health_predict.simulation.replay import begin, play
     from health_predict.simulation.timeline import moment, publish, timeline
 
     settings = settings_on(on)
+    if pipelines and settings.profile is not Profile.LOCAL:
+        raise SettingsError("--pipelines runs pipelines on this machine", "leave it out beside a model in a cluster")
     evidently = settings.evidently if "evidently" in settings.model_fields_set else "never"
     settings = settings.model_copy(update={"git_commit": settings.git_commit or commit(), "evidently": evidently})
     scenarios, chosen = tuple(map(str, scenario or ())), str(policy or settings.policy)
@@ -69,6 +76,10 @@ def simulate(
         seed=seed,
     )
     console = console_of(as_json)
+
+    def as_pipeline(own: Settings, number: int) -> None:
+        run_pipeline(own, "monitoring", {"batch": number}, console)
+
     console.print(f"[bold]simulation  [/bold]{plan.name}")
     stages = logging.StreamHandler(console.file)
     stages.setFormatter(logging.Formatter("%(module)-11s %(message)s"))
@@ -79,7 +90,7 @@ def simulate(
     with only_one(settings.home / "simulations", 1.0), heartbeat(console, lambda: "simulation"):  # one endpoint for all
         with _put_back_on_failure(settings, keep):
             replay = begin(settings, plan, keep=keep)
-            for number in play(replay):
+            for number in play(replay, as_pipeline if pipelines else monitoring):
                 console.print(_ended(moment(replay, number)))
             found = timeline(replay)
             page = publish(replay, found)

@@ -10,7 +10,7 @@ import io
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from health_predict.adapters.serving.endpoint import Endpoint
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
-from health_predict.core.choices import Scenario
+from health_predict.core.choices import Policy, Scenario
 from health_predict.core.data.cohort import as_requests, load_part, read_cohort, save_part, target
 from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import write_outcomes
@@ -94,7 +94,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
             **{name: getattr(parameters, name) for name in ("initial_share", "future_batches", "salt")},
             # Time is made fast: outcomes come by the count of batches, and the log is shipped at once.
             "stream": plan.stream,
-            "policy": plan.policy,
+            "policy": Policy(plan.policy),
             "follow_up_days": 0.0,
             "prediction_log_seconds": 1,
         }
@@ -176,8 +176,8 @@ def _go_on(settings: Settings, simulation: Begun, *, anew: bool) -> None:
         serve(settings, tracking.version(expected))
 
 
-def play(replay: Replay) -> Iterator[int]:
-    """Send each batch, deliver what outcomes are due, and monitor it; gives the number of each that ended."""
+def play(replay: Replay, monitor: Callable[[Settings, int], object] = monitoring) -> Iterator[int]:
+    """Send each batch, deliver what outcomes are due, and `monitor` it; gives the number of each that ended."""
     settings, simulation = replay.settings, replay.simulation
     for number in range(simulation.batches):
         batches = Batches(settings)
@@ -186,7 +186,7 @@ def play(replay: Replay) -> Iterator[int]:
                 _send(replay, batches, number)
             _await_log(Batches(settings), number)
             deliver_outcomes(replay, number)
-            monitoring(settings, number)
+            monitor(settings, number)
         yield number
 
 
