@@ -29,7 +29,7 @@ from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Verdict, assess
 from health_predict.core.monitoring.performance import LabelledWindow
-from health_predict.core.monitoring.policy import Action, Outcome, PolicyState, after, decide
+from health_predict.core.monitoring.policy import Action, PolicyState, Settlement, after, decide
 from health_predict.core.monitoring.refit import LabelledRows
 from health_predict.core.promotion import CHAMPION_MARGIN
 from health_predict.core.statistics import delong
@@ -148,7 +148,7 @@ def replay(
         if action is Action.RETRAIN and (known < 0 or batch == batches - 1):
             action = Action.NONE  # nothing new is known, or nobody would be scored by it
         actions.append(action)
-        outcome = Outcome.DEPLOYED
+        outcome = Settlement.DEPLOYED
         if action is Action.RECALIBRATE:
             rows = stream.rows(known)
             line = fit_map(stream.scores[version.model][rows], stream.outcomes[rows])
@@ -159,7 +159,7 @@ def replay(
             if _wins(stream, version, challenger):
                 version, reference = challenger, None
             else:
-                outcome = Outcome.LOST
+                outcome = Settlement.LOST
                 lost.append(batch)
         state = after(state, action, outcome, batch)
     return Replay(tuple(actions), tuple(lost), tuple(found), tuple(served))

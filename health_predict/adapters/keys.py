@@ -1,22 +1,4 @@
-"""The keys of bulk storage: what lies where. No other module spells one.
-
-raw/<sha256>/diabetic_data.csv              the raw file
-datasets/<digest>/                          the manifest of a dataset, its profile and its parts
-datasets/by-inputs/<digest>                 the digest of the dataset that these inputs give
-models/<version>/                           model card and rollout report
-drift/<version>/reference.json              what batches are compared with
-batches/<stream>/NN.parquet                 encounters as the endpoint scored them, with their prediction ids
-predictions/<day>/*.jsonl                   the prediction log, shipped by the service
-outcomes/*.csv                              prediction_id,readmitted: delivered whenever outcomes are known
-monitoring/<stream>/decisions/NN-*.json     what was found about a batch and decided, before anything is done
-monitoring/<stream>/settled/NN-*.json       the watermark: how it ended. A batch that has one is never handled again
-monitoring/<stream>/reports/NN-*/           the pages and figures
-monitoring/<stream>/predictions/NN-*.json   what was predicted for a batch, once the log has all of it
-monitoring/<stream>/policy.json             what the policy remembers
-simulations/<name>/                         plan, batches and timeline of a simulation
-simulations/served-before.json              what served before a simulation
-runs/<run>.json                             how a run in a cluster ended
-"""
+"""The keys of bulk storage: what lies where. No other module spells one."""
 
 from __future__ import annotations
 
@@ -36,28 +18,23 @@ def raw(sha256: str) -> str:
     return f"raw/{sha256}/{RAW_FILE}"
 
 
-def dataset(digest: str) -> str:
-    """The folder of a dataset."""
-    return f"datasets/{digest}"
-
-
-def dataset_file(digest: str, name: str) -> str:
-    """A file of a dataset, by the name that its manifest has for it."""
-    return f"{dataset(digest)}/{name}"
+def dataset(digest: str, name: str = "") -> str:
+    """A file of a dataset, by the name that its manifest has for it; without a name the dataset."""
+    return f"datasets/{digest}/{name}" if name else f"datasets/{digest}"
 
 
 def part(digest: str, name: str) -> str:
     """A part of a dataset: `train`, `validation`, `test`, or a batch of its future."""
-    return dataset_file(digest, f"{name}.parquet")
+    return dataset(digest, f"{name}.parquet")
 
 
 def dataset_by_inputs(inputs_digest: str) -> str:
-    """Which dataset was made from these inputs."""
-    return dataset_file("by-inputs", inputs_digest)
+    """Digest of the dataset that was made from these inputs."""
+    return dataset("by-inputs", inputs_digest)
 
 
 def model(version: str, name: str) -> str:
-    """A report about a model version."""
+    """A report about a model version: its card, its rollout."""
     return f"models/{version}/{name}"
 
 
@@ -67,17 +44,20 @@ def drift_reference(version: str) -> str:
 
 
 def delivered(stream: str) -> str:
-    """Begin of the keys of a stream's delivered batches."""
+    """Folder of a stream's batches: encounters as the endpoint scored them, with their prediction ids."""
     return f"batches/{stream}/"
 
 
 def batch(folder: str, number: int) -> str:
-    """A batch, below `delivered` or the batches of a dataset or a simulation."""
+    """A batch, in the folder `delivered` or among the batches of a dataset or a simulation."""
     return f"{folder}{number:02d}.parquet"
 
 
 def records(stream: str, kind: str) -> str:
-    """Begin of the keys of a stream's records of one kind."""
+    """Folder of a stream's records of one kind: what was decided, what was predicted, and how each batch ended.
+
+    The last is the watermark: a batch that has one is never handled again.
+    """
     return f"monitoring/{stream}/{kind}/"
 
 
@@ -97,12 +77,12 @@ def policy(stream: str) -> str:
 
 
 def prediction_file(day: str, name: str) -> str:
-    """A file of the prediction log; `day` as YYYY-MM-DD."""
+    """A file of the prediction log, shipped by the service; `day` as YYYY-MM-DD."""
     return f"{PREDICTIONS}{day}/{name}"
 
 
 def outcomes(name: str) -> str:
-    """A file of outcomes."""
+    """A file of outcomes (prediction_id,readmitted), delivered whenever they are known."""
     return f"{OUTCOMES}{name}.csv"
 
 

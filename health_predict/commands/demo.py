@@ -133,7 +133,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     encounter = settings.home / "encounter.json"
     write_file(encounter, json.dumps(EXAMPLE, indent=1) + "\n")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    profile = storage.uri(keys.dataset_file(record.tags["dataset_digest"], keys.PROFILE))
+    profile = storage.uri(keys.dataset(record.tags["dataset_digest"], keys.PROFILE))
     console.rule("try it")
     for line in (
         f"curl -s {url}/predict -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",

@@ -110,7 +110,7 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
 def _verify_dataset(storage: Storage, digest: str) -> int:
     """Hash the raw file and every part again; how many parts there are."""
     try:
-        manifest = json.loads(storage.read(keys.dataset_file(digest, keys.MANIFEST)))
+        manifest = json.loads(storage.read(keys.dataset(digest, keys.MANIFEST)))
         parameters = Parameters.from_json(manifest["parameters"])
         rows = {name: str(part["rows_sha256"]) for name, part in manifest["parts"].items()}
         files, raw = dict(manifest["files"]), str(manifest["raw_sha256"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.batches import Batches, batch_key
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
@@ -86,7 +86,7 @@ def _chosen(tracking: Tracking, version: str) -> ModelVersion:
 def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[tuple[str, str, str]]:
     """Title, content and file of the reports about this version in their order; the file is empty if not made."""
     number, dataset = version.version, version.tags.get("dataset_digest", "none")
-    profile = copies.copy(keys.dataset_file(dataset, keys.PROFILE), keys.PROFILE)
+    profile = copies.copy(keys.dataset(dataset, keys.PROFILE), keys.PROFILE)
     card, rollout = (copies.copy(keys.model(number, name), name) for name in (keys.CARD, keys.ROLLOUT))
     found = [
         ("Data profile", "who is in the data, what is missing, how they were split", profile),
@@ -121,14 +121,15 @@ def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str
 
 def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
     """The decision about each batch that monitoring judged, with how it ended and its report."""
-    ended = {int(one["batch"]): str(one.get("outcome", "")) for one in batches.settled()}
-    found = []
-    for one in batches.decisions():
-        number = int(one["batch"])
-        key = batch_key(number, one["batch_digest"])
-        file = copies.copy(batches.report_key(key, keys.REPORT), f"batch-{key}.html")
-        found.append({**one, "ended": ended.get(number, "under way"), "file": file})
-    return found
+    ended = {one.batch: str(one.outcome) for one in batches.settled()}
+    return [
+        {
+            "decision": one,
+            "ended": ended.get(one.batch, "under way"),
+            "file": copies.copy(batches.report_key(one.key, keys.REPORT), f"batch-{one.key}.html"),
+        }
+        for one in batches.decisions()
+    ]
 
 
 def _compared(tracking: Tracking, version: ModelVersion) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.batches import Batches, batch_key
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.raw_data import origin_of
+from health_predict.adapters.data.records import BatchDecision
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.target import Active, open_target
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tracking
@@ -99,9 +100,9 @@ def _rollouts(tracking: Tracking, active: Active | None, champion: ModelVersion 
     return found
 
 
-def _outcomes(batches: Batches, decisions: list[dict[str, Any]]) -> list[str]:
+def _outcomes(batches: Batches, decisions: list[BatchDecision]) -> list[str]:
     """What the outcomes of batches wait for that were judged without them, and files that cannot be read."""
-    matured = {number for one in decisions for number in one["matured"]}
+    matured = {number for one in decisions for number in one.matured}
     found = []
     for number in sorted(batches.handled - matured):
         joined = batches.labelled(batches.batch(number)).joined
@@ -109,12 +110,13 @@ def _outcomes(batches: Batches, decisions: list[dict[str, Any]]) -> list[str]:
     return found + [f"left out: {problem}" for problem in batches.damaged]
 
 
-def _last(batches: Batches, decisions: list[dict[str, Any]]) -> LastDrift | None:
+def _last(batches: Batches, decisions: list[BatchDecision]) -> LastDrift | None:
     if not decisions:
         return None
     last = decisions[-1]
-    key = batches.report_key(batch_key(last["batch"], last["batch_digest"]), keys.REPORT)
-    return LastDrift(int(last["batch"]), str(last["verdict"]), tuple(last["reasons"]), batches.storage.uri(key))
+    return LastDrift(
+        last.batch, last.verdict, last.reasons, batches.storage.uri(batches.report_key(last.key, keys.REPORT))
+    )
 
 
 def evaluation(tracking: Tracking, version: ModelVersion) -> Mapping[str, Any] | None:

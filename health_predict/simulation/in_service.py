@@ -15,6 +15,7 @@ from health_predict.adapters.keys import SERVED_BEFORE
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
+from health_predict.core.monitoring.policy import Action
 from health_predict.settings import ServingTarget, Settings
 from health_predict.simulation.plan import Begun, begun
 from health_predict.stages.rollout import serve
@@ -39,11 +40,11 @@ def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
     """
     batches = Batches(settings.model_copy(update={"stream": simulation.stream}))
     settled = batches.settled()
-    closed = {one["batch"] for one in settled}
+    closed = {one.batch for one in settled}
     for one in batches.decisions():
-        if one["batch"] not in closed and one["action"] != "none":
-            return str(one["model_version"]), True
-    return (str(settled[-1]["version_after"]) if settled else simulation.first_version), False
+        if one.batch not in closed and one.action is not Action.NONE:
+            return one.model_version, True
+    return (settled[-1].version_after if settled else simulation.first_version), False
 
 
 def under_way(settings: Settings) -> ServedBefore | None:

@@ -6,7 +6,6 @@ is read from storage, and every step is safe to repeat. So a simulation that was
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 import time
@@ -19,13 +18,14 @@ import pandas as pd
 
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.data.raw_data import champion_origin, origin_of, raw_data
 from health_predict.adapters.serving.endpoint import Endpoint
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
 from health_predict.core.choices import Policy, Scenario
-from health_predict.core.data.cohort import as_requests, load_part, read_cohort, save_part, target
+from health_predict.core.data.cohort import as_requests, part_bytes, read_cohort, target
 from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import BATCHES, Parameters, batch_bounds, partition
@@ -60,10 +60,7 @@ class Replay:
 
     def batch(self, number: int) -> pd.DataFrame:
         """A future batch with its outcomes, cohort frame (n, columns)."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "batch.parquet"
-            self.storage.download(keys.batch(keys.simulation(self.simulation.name, BATCHES), number), file)
-            return load_part(file)
+        return read_frame(self.storage, keys.batch(keys.simulation(self.simulation.name, BATCHES), number))
 
 
 def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
@@ -107,7 +104,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
             raise StateError(
                 f"simulation {plan.name} was begun with another {', '.join(wrong)}", "give this one another --name"
             )
-        settled = {int(one["batch"]) for one in Batches(settings).settled()}
+        settled = {one.batch for one in Batches(settings).settled()}
         if keep or not settled >= set(range(plan.batches)):
             _go_on(settings, known, anew=remember(settings, plan.name))
         return Replay(known, settings, synthetic)
@@ -136,9 +133,7 @@ def _write_batches(
         frame, truth = inject(frame, scenario, row, plan.seed + number)
         truths.append(truth)
     for number, batch in enumerate(partition(frame, parameters).batches[: plan.batches]):
-        buffer = io.BytesIO()
-        save_part(batch, buffer)
-        storage.write(keys.batch(keys.simulation(plan.name, BATCHES), number), buffer.getvalue())
+        storage.write(keys.batch(keys.simulation(plan.name, BATCHES), number), part_bytes(batch))
     return tuple(truths)
 
 
@@ -181,7 +176,7 @@ def play(replay: Replay, monitor: Callable[[Settings, int], object] = monitoring
     settings, simulation = replay.settings, replay.simulation
     for number in range(simulation.batches):
         batches = Batches(settings)
-        if not any(one["batch"] == number for one in batches.settled()):
+        if not any(one.batch == number for one in batches.settled()):
             if not batches.delivered(number):
                 _send(replay, batches, number)
             _await_log(Batches(settings), number)

@@ -16,10 +16,12 @@ import numpy as np
 
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.files import write_file
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target
-from health_predict.core.monitoring.policy import Action
+from health_predict.core.monitoring.input_drift import ColumnFinding, QualityFinding
+from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.statistics import Estimate, auc_estimate, observed_expected
 from health_predict.report.timeline_report import timeline_page
 from health_predict.simulation.plan import Begun, all_begun
@@ -115,7 +117,6 @@ def moment(replay: Replay, number: int) -> Moment:
     predictions = batches.predictions(batch)
     scores = np.array([predictions[one]["probability"] for one in batch.ids], dtype=np.float64)
     labels = target(replay.batch(number)).astype(np.float64)
-    inputs = (decision.get("findings") or {"inputs": {"alarm": False, "quality": []}})["inputs"]
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),
@@ -123,36 +124,39 @@ def moment(replay: Replay, number: int) -> Moment:
         served_by=", ".join(sorted({str(predictions[one]["model_version"]) for one in batch.ids})),
         auc=auc_estimate(labels, scores),
         observed_expected=observed_expected(labels, scores),
-        reasons=tuple(decision["reasons"]),
-        input_alarm=bool(inputs["alarm"]),
-        quality=_columns(inputs["quality"]),
+        reasons=decision.reasons,
+        input_alarm=decision.inputs("training").alarm,
+        quality=_columns(decision.inputs("training").quality),
     )
 
 
-def _finding(settled: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+def _finding(settled: SettledBatch, decision: BatchDecision) -> dict[str, Any]:
     """The fields of `Finding`, from the records of a batch."""
-    findings, window = decision.get("findings", {}), decision["window"]
-    inputs = findings.get("rolling") or findings.get("inputs") or {"columns": [], "quality": []}
+    news = decision.inputs("before")
     return {
-        **{name: settled[name] for name in ("verdict", "action", "outcome", "version_after", "labelled_batches")},
-        "batch": int(settled["batch"]),
-        "alarms": tuple(decision["alarms"]),
-        "judged": int(window["batch"]) if window else None,
-        "news": _columns([one for one in inputs["columns"] if one["alarm"]]),
-        "recording": _columns(inputs["quality"]),
-        "waiting": tuple(int(number) for number in decision["waiting"]),
+        "batch": settled.batch,
+        "verdict": settled.verdict,
+        "alarms": decision.alarms,
+        "judged": decision.judged,
+        "news": _columns([one for one in news.columns if one.alarm]),
+        "recording": _columns(news.quality),
+        "waiting": tuple(decision.waiting),
+        "action": settled.action,
+        "outcome": settled.outcome,
+        "version_after": settled.version_after,
+        "labelled_batches": settled.labelled_batches,
     }
 
 
-def _columns(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one["column"] for one in found))
+def _columns(found: Sequence[ColumnFinding | QualityFinding]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.column for one in found))
 
 
 def timeline(replay: Replay) -> Timeline:
     """All batches that were settled so far, and what came of them."""
     simulation = replay.simulation
-    moments = tuple(moment(replay, int(one["batch"])) for one in Batches(replay.settings).settled())
-    changed = [one for one in moments if one.outcome == "deployed"]
+    moments = tuple(moment(replay, one.batch) for one in Batches(replay.settings).settled())
+    changed = [one for one in moments if one.outcome == Settlement.DEPLOYED]
     return Timeline(
         name=simulation.name,
         policy=simulation.policy,
@@ -163,7 +167,7 @@ def timeline(replay: Replay) -> Timeline:
         detection=detect(simulation, moments, *_without_scenario(replay, moments)) if simulation.truths else None,
         retrainings=sum(one.action == Action.RETRAIN for one in changed),
         recalibrations=sum(one.action == Action.RECALIBRATE for one in changed),
-        lost=sum(one.outcome == "lost" for one in moments),
+        lost=sum(one.outcome == Settlement.LOST for one in moments),
     )
 
 
@@ -184,7 +188,7 @@ def detect(
         before = [one for one, on in looks if on < start]
         earlier = sum(bool(names(one)) for one in before)
         # What stood before the change may go on by itself, until another version serves: evidence accumulates.
-        standing = names(before[-1]) if before and before[-1].outcome != "deployed" else ()
+        standing = names(before[-1]) if before and before[-1].outcome != Settlement.DEPLOYED else ()
         for one, on in looks:
             own = standing if without is None else names(without[one.batch])
             new = tuple(name for name in names(one) if name not in own)
@@ -203,7 +207,7 @@ def detect(
         recording=sign(lambda one: one.recording) if of_inputs else None,
         verdict=sign(lambda one: one.alarms, lambda one: one.judged) if of_outcomes else None,
         waited=first(lambda one: any(start <= number <= one.batch - simulation.delay for number in one.waiting)),
-        learned=first(lambda one: one.outcome == "deployed" and one.labelled_batches > start),
+        learned=first(lambda one: one.outcome == Settlement.DEPLOYED and one.labelled_batches > start),
         compared_with=compared_with,
     )
 
@@ -221,8 +225,8 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
         if set(other.scenarios) - {Scenario.NONE} or stream(other) != stream(replay.simulation):
             continue
         batches = Batches(replay.settings.model_copy(update={"stream": other.stream}))
-        decisions = {int(one["batch"]): one for one in batches.decisions()}
-        settled = {int(one["batch"]): one for one in batches.settled()}
+        decisions = {one.batch: one for one in batches.decisions()}
+        settled = {one.batch: one for one in batches.settled()}
         without = {number: Finding(**_finding(one, decisions[number])) for number, one in settled.items()}
         if all(one.batch in without for one in found):
             return other.name, without

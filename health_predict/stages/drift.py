@@ -20,15 +20,16 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.batches import Batch, Batches, Labelled, batch_key, trained_through
+from health_predict.adapters.data.batches import Batch, Batches, Labelled, trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
+from health_predict.adapters.data.records import FORMAT, BatchDecision, batch_key, kept_window
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import Storage
 from health_predict.adapters.tracking import ModelVersion, Tracking
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import check, target
-from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Verdict, assess
+from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Reason, ReasonKind, Verdict, assess
 from health_predict.core.monitoring.input_drift import InputReference
 from health_predict.core.monitoring.performance import LabelledWindow
 from health_predict.core.monitoring.policy import Action, decide
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 
-FORMAT = 2  # of what is kept of a reference and of a labelled window: it changes with their fields
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
 EVIDENTLY, EVIDENTLY_JSON, METRICS = "evidently.html", "evidently.json", "metrics.json"
 NO_BATCH = -1
@@ -96,10 +96,10 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
     if record is None:
         record, page = _decided(settings, tracking, batches, champion, number, digest, problem)
         batches.storage.write(batches.report_key(key, keys.REPORT), page.encode())
-        batches.storage.write(batches.report_key(key, METRICS), json.dumps(record, indent=1).encode())
-        batches.decide(key, record)  # last: what it names is complete
+        batches.storage.write(batches.report_key(key, METRICS), record.to_json())
+        batches.decide(record)  # last: what it names is complete
     else:
-        log.info("batch %d was judged before, by model version %s", number, record["model_version"])
+        log.info("batch %d was judged before, by model version %s", number, record.model_version)
     for name, path in ((keys.REPORT, report), (EVIDENTLY, evidently), (METRICS, metrics)):
         if batches.storage.exists(batches.report_key(key, name)):
             batches.storage.download(batches.report_key(key, name), path)
@@ -111,13 +111,13 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
     return DriftResult(
         batch=number,
         batch_digest=digest,
-        verdict=Verdict(record["verdict"]),
-        action=Action.NONE if handled else Action(record["action"]),
-        reasons=tuple(record["reasons"]),
-        metrics=record["metrics"],
+        verdict=record.verdict,
+        action=Action.NONE if handled else record.action,
+        reasons=record.reasons,
+        metrics=record.metrics,
         dataset_source=source,
-        labelled_batches=int(record["labelled_batches"]),
-        quarantined=bool(record["quarantined"]),
+        labelled_batches=record.labelled_batches,
+        quarantined=record.quarantined,
         already_handled=handled,
     )
 
@@ -145,44 +145,32 @@ def _decided(
     number: int,
     digest: str,
     problem: str,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[BatchDecision, str]:
     """The record of what was decided about a batch, and its page."""
-    record = {
-        "batch": number,
-        "batch_digest": digest,
-        "model_version": champion.version,
-        "dataset_digest": champion.tags["dataset_digest"],
-        "series": batches.series,
-        "verdict": Verdict.STEADY,
-        "action": Action.NONE,
-        "quarantined": False,
-        "labelled_batches": 0,
-        "reasons": [],
-        "alarms": [],
-        "waiting": {},
-        "matured": [],
-        "metrics": {},
-        "window": None,
-    }
+    record = BatchDecision(
+        batch=number,
+        batch_digest=digest,
+        series=batches.series,
+        model_version=champion.version,
+        dataset_digest=champion.tags["dataset_digest"],
+    )
     for earlier in batches.settled():
-        if earlier["batch_digest"] == digest and earlier["batch"] != number:
-            why = f"Batch {number} holds the encounters of batch {earlier['batch']}, which was handled: nothing is "
+        if earlier.batch_digest == digest and earlier.batch != number:
+            why = f"Batch {number} holds the encounters of batch {earlier.batch}, which was handled: nothing is "
             why += "counted twice."
-            repeats = {"reasons": [why], "repeats": f"{earlier['batch']:02d}"}
-            return record | repeats, render("note.html", title=f"Batch {number} is a repetition", note=why)
+            page = render("note.html", title=f"Batch {number} is a repetition", note=why)
+            return replace(record, reasons=(why,), repeats=f"{earlier.batch:02d}"), page
     if problem:
         log.warning("batch %d is quarantined: %s", number, problem)
         why = (
             f"Not judged: {problem}. The batches after it are not held up; deliver a corrected one under a new number."
         )
-        return record | {"reasons": [why], "quarantined": True}, render(
-            "note.html", title=f"Batch {number} is quarantined", note=why
-        )
+        page = render("note.html", title=f"Batch {number} is quarantined", note=why)
+        return replace(record, reasons=(why,), quarantined=True), page
     first = trained_through(batches.storage, champion)
     learned = int(champion.tags.get("estimator_batches", first))
     model = _Model(champion, tracking.load_pipeline(champion.version), first, learned)
-    judged, page = _judged(settings, batches, model, batches.batch(number))
-    return record | judged, page
+    return _judged(settings, batches, model, batches.batch(number), record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +203,10 @@ class _Model:
         return LabelledRows(labelled.batch.frame[known], self.served(labelled)[known], outcomes[known])
 
 
-def _judged(settings: Settings, batches: Batches, model: _Model, batch: Batch) -> tuple[dict[str, Any], str]:
-    """What the record of a batch says of its judgement, and its page."""
+def _judged(
+    settings: Settings, batches: Batches, model: _Model, batch: Batch, record: BatchDecision
+) -> tuple[BatchDecision, str]:
+    """The record of a batch with its judgement, and its page."""
     champion = model.version
     dataset = champion.tags["dataset_digest"]
     training, validation = (stored_part(batches.storage, dataset, name) for name in ("train", "validation"))
@@ -238,7 +228,7 @@ def _judged(settings: Settings, batches: Batches, model: _Model, batch: Batch) -
     if action is not Action.NONE and available <= model.first:
         action, why = Action.NONE, "No outcomes are known that the model has not learned from."
     log.info("batch %d: %s; %s: %s", batch.number, findings.verdict, action, why)
-    findings = replace(findings, reasons=(*findings.reasons, f"Action: {action}. {why}"))
+    findings = replace(findings, reasons=(*findings.reasons, Reason(ReasonKind.ACTION, f"Action: {action}. {why}")))
     waiting = {number: one.joined.waiting for number, one in sorted(labelled.items()) if one.joined.waiting}
     second_opinion = _second_opinion(settings, batches, batch, training, findings)
     page = drift_page(
@@ -261,26 +251,28 @@ def _judged(settings: Settings, batches: Batches, model: _Model, batch: Batch) -
     )
     window = None
     if newest is not None and findings.window is not None:
-        window = {"format": FORMAT, "batch": newest.batch.number, **asdict(findings.window)}
-    return {
-        "verdict": findings.verdict,
-        "action": action,
-        "labelled_batches": available,
-        "reasons": [*findings.reasons],
-        "alarms": [*findings.alarms],
-        "waiting": waiting,
-        "matured": sorted(matured),
-        "metrics": findings.metrics(),
-        "window": window,
-        "findings": asdict(findings),
-        "evidently": second_opinion,
-        "state": asdict(state),
-    }, page
+        window = kept_window(newest.batch.number, findings.window)
+    judged = replace(
+        record,
+        verdict=findings.verdict,
+        action=action,
+        labelled_batches=available,
+        reasons=tuple(reason.sentence for reason in findings.reasons),
+        alarms=findings.alarms,
+        waiting=waiting,
+        matured=tuple(sorted(matured)),
+        metrics=findings.metrics(),
+        window=window,
+        findings=findings.to_json(),
+        evidently=second_opinion,
+        state=state,
+    )
+    return judged, page
 
 
 def _labelled(batches: Batches, model: _Model, batch: Batch) -> tuple[set[int], dict[int, Labelled]]:
     """The batches whose outcomes have matured, and by number those that something is still asked of."""
-    matured = {number for one in batches.decisions() for number in one["matured"]}
+    matured = {number for one in batches.decisions() for number in one.matured}
     labelled = {batch.number: batches.labelled(batch)}
     for number in batches.handled - {batch.number}:
         # Of what the estimator learned from, nothing more is asked.
@@ -331,11 +323,13 @@ def _findings(
     )
     if last == batch.number:
         return judged, newest
-    about_outcomes = [reason for reason in judged.reasons if reason not in judged.about_inputs]
+    about_outcomes = (reason for reason in judged.reasons if not reason.about_inputs)
     joined = replace(
         judged,
-        reasons=(*(f"By the outcomes of batch {last}: {reason}" for reason in about_outcomes), *inputs.about_inputs),
-        about_inputs=inputs.about_inputs,
+        reasons=(
+            *(Reason(reason.kind, f"By the outcomes of batch {last}: {reason}") for reason in about_outcomes),
+            *(reason for reason in inputs.reasons if reason.about_inputs),
+        ),
         rows=inputs.rows,
         inputs=inputs.inputs,
         rolling=inputs.rolling,
@@ -346,13 +340,11 @@ def _findings(
 
 def _windows(batches: Batches, champion: ModelVersion) -> dict[int, LabelledWindow]:
     """What the champion was judged on before, by number of the batch."""
-    found = {}
-    for record in batches.decisions():
-        values = dict(record["window"] or {})
-        if values.pop("format", None) == FORMAT and record["model_version"] == champion.version:
-            number = int(values.pop("batch"))
-            found[number] = LabelledWindow(**values)
-    return found
+    return {
+        record.judged: record.labelled_window
+        for record in batches.decisions()
+        if record.model_version == champion.version and record.judged is not None and record.labelled_window is not None
+    }
 
 
 def _second_opinion(

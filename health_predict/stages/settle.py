@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import logging
-from enum import StrEnum
 
-from health_predict.adapters.data.batches import Batches, batch_key
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.records import SettledBatch, batch_key
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.monitoring import policy
-from health_predict.core.monitoring.policy import Action, PolicyState
+from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-class Settlement(StrEnum):
-    """How a batch ended."""
-
-    DEPLOYED = "deployed"
-    UNCHANGED = "unchanged"  # nothing was to be done, or no batch waited
-    LOST = "lost"  # the challenger did not pass its gates: everything is as it was
-    QUARANTINED = "quarantined"
 
 
 def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
@@ -37,26 +28,31 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     key = batch_key(batch, batch_digest)
     known = batches.settlement(key)
     if known is not None:
-        return Settlement(known["outcome"])
+        return known.outcome
     decision = batches.decision(key)
     if decision is None:
         raise StateError(f"batch {batch} was not judged", f"`health-predict pipeline run monitoring -p batch={batch}`")
     after = champion.version if champion else ""
-    action, state = Action(decision["action"]), batches.policy_state(batches.series)
-    if decision["quarantined"]:
+    state = batches.policy_state(batches.series)
+    if decision.quarantined:
         outcome = Settlement.QUARANTINED
-    elif action is Action.NONE:
+    elif decision.action is Action.NONE:
         outcome = Settlement.UNCHANGED
     else:
-        outcome = Settlement.DEPLOYED if after != decision["model_version"] else Settlement.LOST
-        state = policy.after(PolicyState(**decision["state"]), action, policy.Outcome(outcome.value), batch)
-    record = {
-        **{name: decision[name] for name in ("batch", "batch_digest", "verdict", "action", "labelled_batches")},
-        "outcome": outcome,
-        "version_before": decision["model_version"],
-        "version_after": after,
-        "series": batches.series,
-    }
-    batches.settle(key, record, state)
+        assert decision.state is not None  # of what was judged
+        outcome = Settlement.DEPLOYED if after != decision.model_version else Settlement.LOST
+        state = policy.after(decision.state, decision.action, outcome, batch)
+    record = SettledBatch(
+        batch=decision.batch,
+        batch_digest=decision.batch_digest,
+        series=batches.series,
+        verdict=decision.verdict,
+        action=decision.action,
+        labelled_batches=decision.labelled_batches,
+        outcome=outcome,
+        version_before=decision.model_version,
+        version_after=after,
+    )
+    batches.settle(record, state)
     log.info("batch %d: %s", batch, outcome.value)
     return outcome

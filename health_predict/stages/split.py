@@ -6,7 +6,6 @@ Labelled batches join the initial data: those that were delivered, with their ou
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -22,7 +21,7 @@ from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.core.data.cohort import check, read_cohort, save_part, target
+from health_predict.core.data.cohort import check, part_bytes, read_cohort, target
 from health_predict.core.data.columns import ENCOUNTER, PATIENT
 from health_predict.core.data.partition import (
     BATCHES,
@@ -128,8 +127,8 @@ def _stored(storage: Storage, index: str) -> Dataset | None:
         return None
     try:
         digest = storage.read(index).decode()
-        manifest = json.loads(storage.read(keys.dataset_file(digest, keys.MANIFEST)))
-        files = {name: storage.read(keys.dataset_file(digest, name)) for name in manifest["files"]}
+        manifest = json.loads(storage.read(keys.dataset(digest, keys.MANIFEST)))
+        files = {name: storage.read(keys.dataset(digest, name)) for name in manifest["files"]}
         found = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         raw = storage.exists(keys.raw(manifest["raw_sha256"]))
         if raw and manifest["digest"] == digest and found == manifest["files"]:
@@ -150,7 +149,7 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
     digest = dataset_digest(raw.sha256, parameters, {name: str(described[name]["rows_sha256"]) for name in parts})
     sizes = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "validation", "test"))
     log.info("dataset %s: %s", digest[:12], sizes)
-    files = {f"{name}.parquet": _parquet(part) for name, part in parts.items()}
+    files = {f"{name}.parquet": part_bytes(part) for name, part in parts.items()}
     origin = {"raw_sha256": raw.sha256, "source": str(raw.source)}
     files[keys.PROFILE] = data_profile_page(frame, cut, parameters=parameters, dataset_digest=digest, **origin).encode()
     manifest = {
@@ -167,8 +166,8 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
     if not storage.exists(keys.raw(raw.sha256)):
         storage.upload(raw.path, keys.raw(raw.sha256))
     for name, data in files.items():
-        storage.write(keys.dataset_file(digest, name), data)
-    storage.write(keys.dataset_file(digest, keys.MANIFEST), _json(manifest))
+        storage.write(keys.dataset(digest, name), data)
+    storage.write(keys.dataset(digest, keys.MANIFEST), _json(manifest))
     log.info("wrote %d files to %s", len(files) + 1, storage.uri(keys.dataset(digest)))
     return manifest, files
 
@@ -182,9 +181,3 @@ def _described(part: pd.DataFrame) -> dict[str, Any]:
         "prevalence": round(positives / len(part), 6),
         "rows_sha256": rows_digest(part),
     }
-
-
-def _parquet(part: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    save_part(part, buffer)
-    return buffer.getvalue()

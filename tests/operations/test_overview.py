@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import urllib.request
@@ -12,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
 from health_predict.commands import report
+from health_predict.core.monitoring.drift import Verdict
+from health_predict.core.monitoring.policy import Action, PolicyState, Settlement
 from health_predict.errors import StateError
 from health_predict.operations.overview import build_overview
 from health_predict.settings import PREFIX, Settings
@@ -34,18 +37,21 @@ def version(settings: Settings, tracking: Tracking, champion: str) -> str:
     storage = open_storage(settings.storage)
     for key in (f"datasets/{DATASET}/profile.html", f"models/{champion}/card.html", f"models/{champion}/rollout.html"):
         storage.write(key, f"<title>{key}</title>".encode())
-    record = {
-        "batch": 3,
-        "batch_digest": "b" * 64,
-        "model_version": champion,
-        "verdict": "recalibrate",
-        "action": "recalibrate",
-        "quarantined": False,
-        "reasons": ["40 % more readmissions <than> expected"],
-        "outcome": "deployed",
-    }
-    for kind in ("decisions", "settled"):
-        storage.write(f"monitoring/live/{kind}/03-{'b' * 12}.json", json.dumps(record).encode())
+    decision = BatchDecision(
+        batch=3,
+        batch_digest="b" * 64,
+        model_version=champion,
+        dataset_digest=DATASET,
+        verdict=Verdict.RECALIBRATE,
+        action=Action.RECALIBRATE,
+        reasons=("40 % more readmissions <than> expected",),
+    )
+    ended = SettledBatch(
+        batch=3, batch_digest="b" * 64, outcome=Settlement.DEPLOYED, version_before="0", version_after=champion
+    )
+    batches = Batches(settings)
+    batches.decide(decision)
+    batches.settle(ended, PolicyState())
     storage.write(f"monitoring/live/reports/03-{'b' * 12}/report.html", b"<title>batch 3</title>")
     return champion
 

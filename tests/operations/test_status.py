@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, Tracking
+from health_predict.core.monitoring.policy import PolicyState, Settlement
 from health_predict.operations.status import status
 from health_predict.settings import Settings
 
@@ -23,17 +26,13 @@ def test_a_champion_with_batches_and_a_challenger(settings: Settings, tracking: 
     storage = open_storage(settings.storage)
     for number in (1, 2, 3):
         storage.write(f"datasets/{'d' * 64}/batches/{number:02d}.parquet", b"-")
-    record = {
-        "batch": 1,
-        "quarantined": False,
-        "matured": [1],
-        "verdict": "steady",
-        "reasons": ["nothing moved"],
-        "model_version": champion,
-        "batch_digest": "b" * 64,
-    }
-    for kind in ("decisions", "settled"):
-        storage.write(f"monitoring/live/{kind}/01-{'b' * 12}.json", json.dumps(record).encode())
+    names: Any = {"batch": 1, "batch_digest": "b" * 64}
+    judged = BatchDecision(
+        **names, model_version=champion, dataset_digest="d" * 64, reasons=("nothing moved",), matured=(1,)
+    )
+    ended = SettledBatch(**names, outcome=Settlement.UNCHANGED, version_before=champion, version_after=champion)
+    Batches(settings).decide(judged)
+    Batches(settings).settle(ended, PolicyState())
     other = tracking.start_search("another run", {}, {})
     challenger = tracking.register(other, {}, "").version
     tracking.set_alias(CHALLENGER, challenger)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER
 from health_predict.commands.simulate import _put_back_on_failure
-from health_predict.core.monitoring.policy import PolicyState
+from health_predict.core.monitoring.policy import Action, PolicyState, Settlement
 from health_predict.operations.status import status
 from health_predict.simulation.in_service import put_back, remember, under_way, version_of
 from health_predict.simulation.plan import Begun, begun
@@ -28,9 +29,12 @@ def simulated(built: Built, name: str, version: str, **decision: Any) -> Begun:
     assert begun(storage, name) == made
     batches = Batches(built.settings.model_copy(update={"stream": made.stream}))
     if decision:
-        batches.decide("00-abc", {"batch": 0, "matured": [], **decision})
+        batches.decide(BatchDecision(batch=0, batch_digest="abc", dataset_digest="d", **decision))
     else:
-        batches.settle("00-abc", {"batch": 0, "version_after": version}, PolicyState())
+        record = SettledBatch(
+            batch=0, batch_digest="abc", outcome=Settlement.DEPLOYED, version_before="1", version_after=version
+        )
+        batches.settle(record, PolicyState())
     return made
 
 
@@ -124,7 +128,7 @@ def test_where_nothing_was_nothing_comes_back(down: Built) -> None:
 def test_a_half_done_step_is_repeated_from_where_it_began(first: Built) -> None:
     # given a simulation killed between the rollout of version 2 and the end of its batch
     remember(first.settings, "half")
-    found = simulated(first, "half", "", action="retrain", model_version="1")
+    found = simulated(first, "half", "", action=Action.RETRAIN, model_version="1")
     first.rollout("2")
     # then it goes on from version 1, and version 2 is known as its own
     assert version_of(first.settings, found) == ("1", True)

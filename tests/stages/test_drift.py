@@ -22,14 +22,14 @@ from health_predict.core.data.partition import Parameters, places
 from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.monitoring.drift import Verdict
-from health_predict.core.monitoring.policy import Action
+from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.promotion import Decision
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.drift import NO_BATCH, DriftResult, drift
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import register
-from health_predict.stages.settle import Settlement, settle
+from health_predict.stages.settle import settle
 from tests.conftest import as_if_real
 
 DATASET = "d" * 64

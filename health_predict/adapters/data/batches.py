@@ -9,27 +9,27 @@ ones come, or other data with another future, monitoring begins with their first
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import TypeAdapter
 
 from health_predict.adapters import keys
+from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.data.raw_data import origin_of
+from health_predict.adapters.data.records import DECISION, SETTLED, BatchDecision, BatchRecord, SettledBatch, batch_key
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import ModelVersion
-from health_predict.core.data.cohort import load_part, save_part, target
+from health_predict.core.data.cohort import part_bytes, target
 from health_predict.core.data.columns import COLUMNS, NEGATIVE, POSITIVE, TARGET
 from health_predict.core.data.outcomes import PREDICTION_ID, Joined, join, read_outcomes
 from health_predict.core.data.partition import BATCHES, rows_digest
@@ -40,6 +40,7 @@ from health_predict.settings import Settings
 log = logging.getLogger(__name__)
 
 DELIVERED = "delivered"
+_Record = TypeVar("_Record", bound=BatchRecord)
 _NUMBER = re.compile(r"/(\d+)(?:-[0-9a-f]+)?\.(?:parquet|json)$")
 
 
@@ -100,7 +101,7 @@ class Batches:
     def _folder(self) -> str:
         if self.have_arrived or not self._replay or self._champion is None:
             return keys.delivered(self.stream)
-        return keys.dataset_file(self._champion.tags.get("dataset_digest", "none"), BATCHES)
+        return keys.dataset(self._champion.tags.get("dataset_digest", "none"), BATCHES)
 
     @cached_property
     def series(self) -> str:
@@ -116,22 +117,22 @@ class Batches:
     @cached_property
     def handled(self) -> frozenset[int]:
         """Numbers of the batches that were judged: without those that were passed over."""
-        return frozenset(int(one["batch"]) for one in self.decisions()) - self.passed
+        return frozenset(one.batch for one in self.decisions()) - self.passed
 
     @cached_property
     def passed(self) -> frozenset[int]:
         """Numbers of the batches that were not judged: the quarantined ones and the repetitions."""
-        return frozenset(int(one["batch"]) for one in self.decisions() if one.get("quarantined") or one.get("repeats"))
+        return frozenset(one.batch for one in self.decisions() if one.quarantined or one.repeats)
 
     def waiting(self) -> list[int]:
         """Those that were not handled yet."""
-        done = {int(one["batch"]) for one in self.settled()}
+        done = {one.batch for one in self.settled()}
         return [number for number in self.numbers() if number not in done]
 
     def deliver(self, number: int, frame: pd.DataFrame, ids: Sequence[str]) -> None:
         """Store a batch that the endpoint has scored: cohort frame (n, columns) without outcomes, and ids (n,)."""
         self.storage.write(
-            keys.batch(keys.delivered(self.stream), number), _parquet(frame.assign(**{PREDICTION_ID: ids}))
+            keys.batch(keys.delivered(self.stream), number), part_bytes(frame.assign(**{PREDICTION_ID: ids}))
         )
 
     def delivered(self, number: int) -> bool:
@@ -160,15 +161,12 @@ class Batches:
         return hashlib.sha256(self.storage.read(keys.batch(self._folder, number))).hexdigest()
 
     def _parquet(self, key: str) -> pd.DataFrame:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "batch.parquet"
-            self.storage.download(key, file)
-            try:
-                return load_part(file)
-            except DataError:
-                raise DataError(
-                    f"{self.storage.uri(key)} is not a readable Parquet file", "deliver the batch again"
-                ) from None
+        try:
+            return read_frame(self.storage, key)
+        except DataError:
+            raise DataError(
+                f"{self.storage.uri(key)} is not a readable Parquet file", "deliver the batch again"
+            ) from None
 
     # Predictions and outcomes
 
@@ -243,60 +241,54 @@ class Batches:
 
     # Records
 
-    def decision(self, batch_key: str) -> dict[str, Any] | None:
-        """What was decided about a batch, None before."""
-        return self._ours(keys.record(self.stream, keys.DECISIONS, batch_key))
+    def decision(self, batch_key: str) -> BatchDecision | None:
+        """What was decided about a batch, None before. Raises StateError for a record that cannot be read."""
+        return next(iter(self._records(DECISION, keys.record(self.stream, keys.DECISIONS, batch_key))), None)
 
-    def decide(self, batch_key: str, record: Mapping[str, Any]) -> None:
+    def decide(self, record: BatchDecision) -> None:
         """Store what was found and decided, whole, before it is acted on."""
-        self.storage.write(keys.record(self.stream, keys.DECISIONS, batch_key), json.dumps(record, indent=1).encode())
+        self.storage.write(keys.record(self.stream, keys.DECISIONS, record.key), record.to_json())
 
-    def decisions(self) -> list[dict[str, Any]]:
-        """All decisions about these batches, by number of the batch."""
-        return self._by_number(keys.DECISIONS)
+    def decisions(self) -> list[BatchDecision]:
+        """All decisions about these batches, by number of the batch. Raises StateError as `decision` does."""
+        return self._records(DECISION, *self.storage.keys(keys.records(self.stream, keys.DECISIONS)))
 
-    def settled(self) -> list[dict[str, Any]]:
-        """How each handled batch ended, by number of the batch."""
-        return self._by_number(keys.SETTLED)
+    def settled(self) -> list[SettledBatch]:
+        """How each handled batch ended, by number of the batch. Raises StateError as `decision` does."""
+        return self._records(SETTLED, *self.storage.keys(keys.records(self.stream, keys.SETTLED)))
 
-    def settlement(self, batch_key: str) -> dict[str, Any] | None:
-        """How a batch ended, None before."""
-        return self._ours(keys.record(self.stream, keys.SETTLED, batch_key))
+    def settlement(self, batch_key: str) -> SettledBatch | None:
+        """How a batch ended, None before. Raises StateError as `decision` does."""
+        return next(iter(self._records(SETTLED, keys.record(self.stream, keys.SETTLED, batch_key))), None)
 
-    def settle(self, batch_key: str, record: Mapping[str, Any], policy: PolicyState) -> None:
+    def settle(self, record: SettledBatch, policy: PolicyState) -> None:
         """Store how a batch ended. The policy's state comes first: a repeat makes the same of the decision."""
-        memory = {**asdict(policy), "series": record.get("series", "")}
-        self.storage.write(keys.policy(self.stream), json.dumps(memory).encode())
-        self.storage.write(keys.record(self.stream, keys.SETTLED, batch_key), json.dumps(record, indent=1).encode())
+        self.storage.write(keys.policy(self.stream), json.dumps({**asdict(policy), "series": record.series}).encode())
+        self.storage.write(keys.record(self.stream, keys.SETTLED, record.key), record.to_json())
 
     def policy_state(self, series: str) -> PolicyState:
         """What the policy remembers of a series of batches."""
-        record = self._record(keys.policy(self.stream)) or {}
+        key = keys.policy(self.stream)
+        record = json.loads(self.storage.read(key)) if self.storage.exists(key) else {}
         return PolicyState(**record) if _same(record.pop("series", ""), series) else PolicyState()
 
     def report_key(self, batch_key: str, name: str) -> str:
         """Key of a file of the batch's report."""
         return keys.report(self.stream, batch_key, name)
 
-    def _by_number(self, kind: str) -> list[dict[str, Any]]:
-        records = (json.loads(self.storage.read(key)) for key in self.storage.keys(keys.records(self.stream, kind)))
-        ours = (record for record in records if _same(record.get("series", ""), self.series))
-        return sorted(ours, key=lambda record: int(record["batch"]))
-
-    def _ours(self, key: str) -> dict[str, Any] | None:
-        record = self._record(key)
-        return record if record and _same(record.get("series", ""), self.series) else None
-
-    def _record(self, key: str) -> dict[str, Any] | None:
-        if not self.storage.exists(key):
-            return None
-        record: dict[str, Any] = json.loads(self.storage.read(key))
-        return record
-
-
-def batch_key(number: int, digest: str) -> str:
-    """How the records of a batch are named, by its number and the digest of its encounters."""
-    return f"{number:02d}-{digest[:12]}"
+    def _records(self, kind: TypeAdapter[_Record], *names: str) -> list[_Record]:
+        """Those of the records that are there and about these batches, by number of the batch."""
+        found = []
+        for key in names:
+            if self.storage.exists(key):
+                try:
+                    found.append(kind.validate_python(json.loads(self.storage.read(key))))
+                except ValueError as error:
+                    raise StateError(
+                        f"{self.storage.uri(key)} cannot be read as a record of a batch: {error}",
+                        "restore it from a backup, or begin a stream of another name: HEALTH_PREDICT_STREAM",
+                    ) from None
+        return sorted((one for one in found if _same(one.series, self.series)), key=lambda one: one.batch)
 
 
 def trained_through(storage: Storage, version: ModelVersion) -> int:
@@ -314,9 +306,3 @@ def _same(one: str, other: str) -> bool:
 
 def _numbers(keys: Sequence[str]) -> list[int]:
     return sorted(int(found[1]) for key in keys if (found := _NUMBER.search(key)))
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    save_part(frame, buffer)
-    return buffer.getvalue()

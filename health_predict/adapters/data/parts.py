@@ -19,9 +19,14 @@ def stored_part(storage: Storage, dataset_digest: str, name: str, columns: Seque
 
     Raises StateError when storage does not have it.
     """
+    return read_frame(storage, keys.part(dataset_digest, name), columns)
+
+
+def read_frame(storage: Storage, key: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The cohort frame of a Parquet file, or some of its columns. Raises StateError or DataError as `load_part`."""
     from health_predict.core.data.cohort import load_part
 
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.parquet"
-        storage.download(keys.part(dataset_digest, name), file)
+        file = Path(folder) / Path(key).name
+        storage.download(key, file)
         return load_part(file, columns)

@@ -91,7 +91,7 @@ def _words(source: str, sha256: str) -> str:
 
 def origin_of(storage: Storage, version: ModelVersion) -> Origin:
     """What a version was made from."""
-    key = keys.dataset_file(version.tags.get("dataset_digest", "none"), keys.MANIFEST)
+    key = keys.dataset(version.tags.get("dataset_digest", "none"), keys.MANIFEST)
     try:
         manifest = json.loads(storage.read(key)) if storage.exists(key) else {}
         Parameters.from_json(manifest["parameters"]) if manifest else None

@@ -100,6 +100,13 @@ def save_part(frame: pd.DataFrame, file: Path | IO[bytes]) -> None:
     pyarrow.parquet.write_table(table, file, compression="zstd")
 
 
+def part_bytes(frame: pd.DataFrame) -> bytes:
+    """The file that `save_part` writes."""
+    buffer = io.BytesIO()
+    save_part(frame, buffer)
+    return buffer.getvalue()
+
+
 def save_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write a cohort frame as a CSV file that `read_cohort` reads, without the atomicity of `whole_file`."""
     frame.to_csv(path, index=False, lineterminator="\n")

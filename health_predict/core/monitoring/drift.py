@@ -20,9 +20,9 @@ While too few outcomes are known, the verdict is `steady` and says what it waits
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,37 @@ class Alarm(StrEnum):
     REFIT = "a refit ranks better"
 
 
+class ReasonKind(StrEnum):
+    """What a reason is about."""
+
+    WAITING = "too few outcomes are known"
+    RANKING = "discrimination"
+    RISKS = "calibration"
+    REFIT = "a refit ranks better"
+    COLLAPSE = "the slope has collapsed"
+    RECALIBRATE_FIRST = "the ranking holds"
+    SCORES = "predicted risks"
+    INPUTS = "inputs"
+    QUALITY = "data quality"
+    ACTION = "action"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A reason as a sentence, and what it is about."""
+
+    kind: ReasonKind
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    @property
+    def about_inputs(self) -> bool:
+        """Whether it is about the inputs: the others are about performance."""
+        return self.kind in (ReasonKind.INPUTS, ReasonKind.QUALITY)
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreFindings:
     """The distribution of the risk scores against validation: z as for a column, effect size, means."""
@@ -91,12 +122,11 @@ class DriftFindings:
 
     `calibration` and `discrimination` are None while fewer than `Limits.least_events` readmissions are known.
     `rolling` compares with the batches before instead of the training data: an alarm there means news.
-    `about_inputs` are those of the reasons that are about the inputs; the others are about performance.
+    Of the reasons the one that decides comes first, those about the inputs last.
     """
 
     verdict: Verdict
-    reasons: tuple[str, ...]
-    about_inputs: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     rows: int
     labelled: int
     events: int
@@ -119,6 +149,13 @@ class DriftFindings:
             Alarm.REFIT: auc is not None and auc.outdated,
         }
         return tuple(alarm for alarm, raised in found.items() if raised)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain structure: reasons are sentences, and those about the inputs stand there by themselves too."""
+        return asdict(self) | {
+            "reasons": [reason.sentence for reason in self.reasons],
+            "about_inputs": [reason.sentence for reason in self.reasons if reason.about_inputs],
+        }
 
     def metrics(self) -> dict[str, float]:
         """The figures worth a time series, by name."""
@@ -223,11 +260,9 @@ def assess(
         discrimination = assess_discrimination(reference.validation, windows, limits)
         groups = _subgroups(frame[known], labels[known], scores[known])
     verdict, reasons = _judge(score_findings, calibration, discrimination, events, limits)
-    about_inputs = _about_inputs(inputs, news)
     return DriftFindings(
         verdict,
-        (*reasons, *about_inputs),
-        about_inputs,
+        (*reasons, *_about_inputs(inputs, news)),
         len(frame),
         int(known.sum()),
         events,
@@ -271,56 +306,56 @@ def _judge(
     discrimination: Discrimination | None,
     events: int,
     limits: Limits,
-) -> tuple[Verdict, tuple[str, ...]]:
-    reasons: list[str] = []
-    verdict = Verdict.STEADY
+) -> tuple[Verdict, tuple[Reason, ...]]:
+    """The verdict and its reasons, of which the one that decides comes first: `status` shows that one."""
     if calibration is None or discrimination is None:
-        reasons.append(
+        waiting = Reason(
+            ReasonKind.WAITING,
             f"Waiting for labels: {events} readmissions are known, {limits.least_events} are needed before "
-            "calibration and discrimination can be judged."
+            "calibration and discrimination can be judged.",
         )
-    else:
-        # What decides comes first: of several reasons, `status` shows that one.
-        reasons += [discrimination.sentence(), calibration.sentence()]
-        if discrimination.fell:
-            verdict = Verdict.RETRAIN
-        elif discrimination.outdated and (gain := discrimination.gain):
-            verdict = Verdict.RETRAIN
-            reasons.insert(
-                0,
-                "A simple refit on the outcomes known before this batch ranks its patients better (AUC "
-                f"{gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}): "
-                "the newer encounters hold something that the model does not know.",
-            )
-        elif calibration.collapsed:
-            verdict = Verdict.RETRAIN
-            reasons.reverse()
-            reasons.insert(
-                1,
-                "Patients with high and low scores differ far less than the scores say (slope "
-                f"{calibration.slope.value:.2f}): the model has lost what it knew, and a new calibration cannot "
-                "restore it.",
-            )
-        elif calibration.broken:
-            verdict = Verdict.RECALIBRATE
-            reasons.reverse()
-            reasons.append("No loss of ranking is certain, so a new calibration and threshold come first.")
-        if scores.moved:
-            reasons.append(
+        return Verdict.STEADY, (waiting,)
+    ranking = Reason(ReasonKind.RANKING, discrimination.sentence())
+    risks = Reason(ReasonKind.RISKS, calibration.sentence())
+    verdict, reasons = Verdict.STEADY, [ranking, risks]
+    if discrimination.fell:
+        verdict = Verdict.RETRAIN
+    elif discrimination.outdated and (gain := discrimination.gain):
+        refit = Reason(
+            ReasonKind.REFIT,
+            "A simple refit on the outcomes known before this batch ranks its patients better (AUC "
+            f"{gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}): "
+            "the newer encounters hold something that the model does not know.",
+        )
+        verdict, reasons = Verdict.RETRAIN, [refit, ranking, risks]
+    elif calibration.collapsed:
+        collapse = Reason(
+            ReasonKind.COLLAPSE,
+            "Patients with high and low scores differ far less than the scores say (slope "
+            f"{calibration.slope.value:.2f}): the model has lost what it knew, and a new calibration cannot "
+            "restore it.",
+        )
+        verdict, reasons = Verdict.RETRAIN, [risks, collapse, ranking]
+    elif calibration.broken:
+        first = "No loss of ranking is certain, so a new calibration and threshold come first."
+        verdict, reasons = Verdict.RECALIBRATE, [risks, ranking, Reason(ReasonKind.RECALIBRATE_FIRST, first)]
+    if scores.moved:
+        reasons.append(
+            Reason(
+                ReasonKind.SCORES,
                 f"The mean predicted risk moved from {scores.mean_before:.1%} on validation to {scores.mean_after:.1%} "
-                f"(stability index {scores.psi:.3f})."
+                f"(stability index {scores.psi:.3f}).",
             )
+        )
     return verdict, tuple(reasons)
 
 
-def _about_inputs(inputs: InputFindings, rolling: InputFindings | None) -> tuple[str, ...]:
-    reasons = [_input_sentence(inputs, rolling)]
+def _about_inputs(inputs: InputFindings, rolling: InputFindings | None) -> tuple[Reason, ...]:
+    reasons = [Reason(ReasonKind.INPUTS, _input_sentence(inputs, rolling))]
     if inputs.quality:
         columns = ", ".join(dict.fromkeys(finding.column for finding in inputs.quality))
-        reasons.append(
-            f"Data quality: the recording of {columns} changed (listed below). Ask who supplies the data; this alone "
-            "says nothing about the patients."
-        )
+        sentence = f"Data quality: the recording of {columns} changed (listed below). Ask who supplies the data; this "
+        reasons.append(Reason(ReasonKind.QUALITY, f"{sentence}alone says nothing about the patients."))
     return tuple(reasons)
 
 

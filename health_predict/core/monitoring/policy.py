@@ -25,11 +25,13 @@ class Action(StrEnum):
     RETRAIN = "retrain"
 
 
-class Outcome(StrEnum):
-    """How an action ended: the new version serves, or a gate, the champion or the rollout stood against it."""
+class Settlement(StrEnum):
+    """How a batch ended."""
 
     DEPLOYED = "deployed"
-    LOST = "lost"
+    UNCHANGED = "unchanged"  # nothing was to be done, or no batch waited
+    LOST = "lost"  # a gate, the champion or the rollout stood against the challenger: everything is as it was
+    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,14 @@ def _by_verdict(state: PolicyState, batch: int, verdict: Verdict, miscalibrated:
     return Action.NONE, f"{backing_off}."
 
 
-def after(state: PolicyState, action: Action, outcome: Outcome, batch: int) -> PolicyState:
+def after(state: PolicyState, action: Action, outcome: Settlement, batch: int) -> PolicyState:
     """The state once `action`, decided after `batch`, has ended.
 
     A challenger that lost makes the next one wait 2 batches, then 4, then `LONGEST_WAIT`; one that won resets this.
     """
     if action is not Action.RETRAIN:
         return state
-    if outcome is Outcome.DEPLOYED:
+    if outcome is Settlement.DEPLOYED:
         return replace(state, last_retrain=batch, wait=0, not_before=0)
     wait = min(max(2, 2 * state.wait), LONGEST_WAIT)
     return replace(state, last_retrain=batch, wait=wait, not_before=batch + wait)

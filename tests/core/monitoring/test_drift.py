@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from health_predict.core.data.cohort import target
 from health_predict.core.data.columns import MISSING, icd9_chapter
 from health_predict.core.data.synthetic import synthesize
-from health_predict.core.monitoring.drift import Alarm, DriftFindings, DriftReference, Verdict, assess
+from health_predict.core.monitoring.drift import Alarm, DriftFindings, DriftReference, ReasonKind, Verdict, assess
 from health_predict.core.monitoring.input_drift import InputReference, QualityKind, psi
 from health_predict.core.monitoring.performance import (
     Calibration,
@@ -129,7 +129,7 @@ def test_input_shifts_are_found_and_are_no_reason_to_change_the_model(
     assert findings.inputs.alarm
     assert findings.inputs.columns[0].column == column
     assert findings.verdict is Verdict.STEADY
-    assert any(column in reason for reason in findings.reasons)
+    assert any(column in reason.sentence for reason in findings.reasons)
 
 
 def test_a_switch_to_missing_is_a_question_about_recording(reference: DriftReference, batch: pd.DataFrame) -> None:
@@ -180,7 +180,9 @@ def test_a_level_that_all_but_vanished_or_appeared_is_named_with_its_shares(
     assert len(found) == 3
     # and the report says so
     said = judge(reference, changed, risks(changed)).reasons
-    assert any("recording of admission_type_id, discharge_disposition_id, diag_1 changed" in one for one in said)
+    assert any(
+        "recording of admission_type_id, discharge_disposition_id, diag_1 changed" in one.sentence for one in said
+    )
 
 
 def test_levels_of_a_column_that_is_no_longer_recorded_are_not_asked_about_one_by_one(
@@ -205,7 +207,7 @@ def test_a_changed_prevalence_asks_for_recalibration(
     assert findings.verdict is Verdict.RECALIBRATE
     assert findings.calibration is not None
     assert findings.calibration.ratio.value == pytest.approx(factor, abs=0.15)
-    assert "a ratio of" in " ".join(findings.reasons)
+    assert "a ratio of" in " ".join(map(str, findings.reasons))
 
 
 def test_a_model_that_no_longer_ranks_asks_for_retraining(reference: DriftReference, batch: pd.DataFrame) -> None:
@@ -242,7 +244,7 @@ def test_broken_calibration_on_other_patients_asks_for_recalibration_first(
     findings = judge(reference, sicker, risks(sicker) * 0.7)
     assert findings.scores.moved
     assert findings.verdict is Verdict.RECALIBRATE
-    assert any("mean predicted risk moved" in reason for reason in findings.reasons)
+    assert any(reason.kind is ReasonKind.SCORES for reason in findings.reasons)
 
 
 def test_without_labels_the_verdict_waits_and_says_so(reference: DriftReference, batch: pd.DataFrame) -> None:
@@ -254,7 +256,7 @@ def test_without_labels_the_verdict_waits_and_says_so(reference: DriftReference,
         # then
         assert findings.inputs.alarm
         assert findings.verdict is Verdict.STEADY
-        assert findings.reasons[0].startswith("Waiting for labels")
+        assert findings.reasons[0].kind is ReasonKind.WAITING
         assert findings.calibration is None
         assert findings.window is None
         assert "auc" not in findings.metrics()
@@ -383,7 +385,7 @@ def test_an_outdated_model_asks_for_retraining(reference: DriftReference, batch:
     earlier = [LabelledRows(batch, risks(batch), outcomes_of(risks(batch), 3))]
     findings = assess(reference, batch, risks(batch), outcomes_of(risks(batch), 7), history=history, earlier=earlier)
     assert findings.verdict is Verdict.RETRAIN
-    assert any("A simple refit" in reason for reason in findings.reasons)
+    assert any(reason.kind is ReasonKind.REFIT for reason in findings.reasons)
     assert "refit_gain" in findings.metrics()
 
 
@@ -394,10 +396,10 @@ def test_a_lasting_shift_is_no_news_against_the_batch_before(reference: DriftRef
     assert findings.inputs.alarm
     assert findings.rolling is not None
     assert not findings.rolling.alarm
-    assert any("nothing new" in reason for reason in findings.reasons)
+    assert any("nothing new" in reason.sentence for reason in findings.reasons)
     # and the first batch of the shift is news
     first = judge(reference, shifted, risks(shifted), rolling=InputReference.fit(batch, draws=200))
-    assert any("the change goes on" in reason for reason in first.reasons)
+    assert any("the change goes on" in reason.sentence for reason in first.reasons)
 
 
 def test_reference_and_findings_survive_json(reference: DriftReference, batch: pd.DataFrame) -> None:
