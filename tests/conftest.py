@@ -16,7 +16,7 @@ import pytest
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHOSEN, REASON, Tracking
+from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_part, target
 from health_predict.core.data.columns import ENCOUNTER
 from health_predict.core.data.synthetic import FIRST_NUMBER, synthesize
@@ -179,7 +179,7 @@ def log_search(parts: Parts) -> Callable[..., str]:
                 {},
             )
         selection = select(target(validation), models, validation["patient_nbr"], resamples=100)
-        tracking.tag_run(parent, {CHOSEN: runs[selection.family], REASON: selection.reason})
+        tracking.tag_run(parent, {Tag.CHOSEN: runs[selection.family], Tag.REASON: selection.reason})
         tracking.end_search(parent, {})
         return parent
 

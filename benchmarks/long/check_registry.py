@@ -30,7 +30,7 @@ import pandas as pd
 
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import as_requests
 from health_predict.core.data.columns import FEATURES, MISSING, Kind
 from health_predict.settings import PREFIX, Settings
@@ -66,7 +66,7 @@ def main() -> int:
             assert champion is not None, "no model version is the champion"
             model = f"models:/{champion.name}@{CHAMPION}"
             storage = open_storage(settings.storage, settings.s3_endpoint_url)
-            frame = stored_part(storage, champion.tags["dataset_digest"], "test").tail(ROWS).reset_index(drop=True)
+            frame = stored_part(storage, champion.tags[Tag.DATASET_DIGEST], "test").tail(ROWS).reset_index(drop=True)
             rows, missing = as_people_have_them(frame)
             python = _environment(folder / "fresh", settings, model)
             elsewhere = folder / "elsewhere"
@@ -88,9 +88,9 @@ def main() -> int:
     ]
     tags = champion.tags
     print(
-        f"registered model, version {champion.version} ({tags['family']}, {tags['dataset_source']} data): {len(rows)} "
-        f"encounters, {missing} cells missing; pyfunc, mlflow models serve and the endpoint: probabilities within "
-        f"{_apart(answers, expected):.1g}, {sum(right['prediction'] for right in expected)} flagged, "
+        f"registered model, version {champion.version} ({tags[Tag.FAMILY]}, {tags[Tag.DATASET_SOURCE]} data): "
+        f"{len(rows)} encounters, {missing} cells missing; pyfunc, mlflow models serve and the endpoint: probabilities "
+        f"within {_apart(answers, expected):.1g}, {sum(right['prediction'] for right in expected)} flagged, "
         f"{len(different)} answers differ; {time.monotonic() - begin:.0f} s"
     )
     for line in different[:SHOWN]:

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from benchmarks.parts.processes import carriers
-from health_predict.adapters.tracking import Tracking
+from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import exclude_not_readmittable, save_part
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings, load_settings
@@ -144,9 +144,9 @@ def winners(tracking: Tracking) -> dict[str, tuple[str, float]]:
     assert names == sorted([*expected, *(f"Best_{name}_Model" for name in FAMILIES)]), names
     assert {run.status for run in (parent, *children)} == {"FINISHED"}
     return {
-        run.tags["family"]: (run.params["trial"], round(run.metrics["validation_auc"], 9))
+        run.tags[Tag.FAMILY]: (run.params["trial"], round(run.metrics["validation_auc"], 9))
         for run in children
-        if run.tags["role"] == "best"
+        if run.tags[Tag.ROLE] == "best"
     }
 
 
@@ -241,7 +241,7 @@ def with_a_dying_server(folder: Path) -> int:
         many.require_success(process)
         tracking = many.tracking()
         [parent] = tracking.runs("tags.role = 'search'")
-        runs = [run for run in tracking.children(parent.run_id) if run.tags["role"] == "trial"]
+        runs = [run for run in tracking.children(parent.run_id) if run.tags[Tag.ROLE] == "trial"]
     assert parent.status == "FINISHED"
     assert len({run.name for run in runs}) == len(runs) == MANY * len(families), len(runs)
     assert {run.status for run in runs} == {"FINISHED"}

@@ -21,7 +21,7 @@ from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.source_control import commit
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tracking
+from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tag, Tracking
 from health_predict.commands.pipeline import run_pipeline
 from health_predict.commands.progress import console_of, say_source, working
 from health_predict.core.data.columns import EXAMPLE
@@ -121,11 +121,11 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     record = tracking.version(serving)
     evaluation = tracking.read_json(record.run_id, EVALUATION)
     tested = evaluation["on_test"]
-    console.rule(f"version {serving} serves: {record.tags['family']}")
+    console.rule(f"version {serving} serves: {record.tags[Tag.FAMILY]}")
     if version != serving:
         reasons = tracking.read_json(tracking.version(version).run_id, EVALUATION)["reasons"]
         console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}", markup=False)
-    say_source(console, record.tags["dataset_source"])
+    say_source(console, record.tags[Tag.DATASET_SOURCE])
     console.print(evaluation["chosen_because"])
     console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted")
     for name in SHOWN:
@@ -133,7 +133,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     encounter = settings.home / "encounter.json"
     write_file(encounter, json.dumps(EXAMPLE, indent=1) + "\n")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    profile = storage.uri(keys.dataset(record.tags["dataset_digest"], keys.PROFILE))
+    profile = storage.uri(keys.dataset(record.tags[Tag.DATASET_DIGEST], keys.PROFILE))
     console.rule("try it")
     for line in (
         f"curl -s {url}/predict -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",
@@ -146,4 +146,4 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         "stop             make down",
     ):
         console.print(line, markup=False)
-    return record.tags["dataset_source"]
+    return record.tags[Tag.DATASET_SOURCE]

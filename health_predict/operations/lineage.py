@@ -16,7 +16,7 @@ from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, contains
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import load_part
 from health_predict.core.data.partition import Parameters, dataset_digest, rows_digest
 from health_predict.errors import HealthPredictError, StateError, UnreachableError
@@ -82,25 +82,25 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     yield f"{health.get('bento_tag')} {digest}", "content hashed again, equal in the process"
 
     version = tracking.version(active.model_version)
-    names = ("bento_tag", "bento_digest", "run_id", "dataset_digest", "git_commit")
-    expected = {"image_uri": active.image_uri, **{name: health.get(name) for name in names}}
+    names = (Tag.BENTO_TAG, Tag.BENTO_DIGEST, Tag.RUN_ID, Tag.DATASET_DIGEST, Tag.GIT_COMMIT)
+    expected = {Tag.IMAGE_URI: active.image_uri, **{name: health.get(name) for name in names}}
     for name, value in expected.items():
         _same(f"tag {name}", "the registry", version.tags.get(name), "the Bento", value)
     champion = tracking.by_alias(CHAMPION)
     _same("the champion", "the registry", champion.version if champion else None, "the endpoint", version.version)
     yield f"{version.name} {version.version}", f"alias {CHAMPION}, {len(expected)} tags equal to the Bento's identity"
 
-    _same("the run", "the version", version.run_id, "its tag", version.tags.get("run_id"))
+    _same("the run", "the version", version.run_id, "its tag", version.tags.get(Tag.RUN_ID))
     run = tracking.run(version.run_id)
-    for name in ("dataset_digest", "git_commit"):
+    for name in (Tag.DATASET_DIGEST, Tag.GIT_COMMIT):
         _same(f"tag {name}", "the run", run.tags.get(name), "the version", version.tags.get(name))
     _same("the status", "the run", run.status, "a run that ended well", "FINISHED")
     yield f"{run.name} {run.run_id}", "finished, tags equal to the version's"
 
-    parts = _verify_dataset(open_storage(settings.storage, settings.s3_endpoint_url), run.tags["dataset_digest"])
-    yield run.tags["dataset_digest"], f"raw file and rows of {parts} parts hashed again"
+    parts = _verify_dataset(open_storage(settings.storage, settings.s3_endpoint_url), run.tags[Tag.DATASET_DIGEST])
+    yield run.tags[Tag.DATASET_DIGEST], f"raw file and rows of {parts} parts hashed again"
 
-    found = run.tags["git_commit"]
+    found = run.tags[Tag.GIT_COMMIT]
     clean, _, dirty = found.partition("-")
     known = {True: "found in this checkout", False: "not in this checkout", None: "no checkout to look it up in"}
     evidence = known[contains(clean)] + (", with uncommitted changes" if dirty else "")

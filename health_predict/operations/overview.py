@@ -15,7 +15,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracking
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.operations.status import evaluation
 from health_predict.report.comparison import LABELS
@@ -85,7 +85,7 @@ def _chosen(tracking: Tracking, version: str) -> ModelVersion:
 
 def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[tuple[str, str, str]]:
     """Title, content and file of the reports about this version in their order; the file is empty if not made."""
-    number, dataset = version.version, version.tags.get("dataset_digest", "none")
+    number, dataset = version.version, version.tags.get(Tag.DATASET_DIGEST, "none")
     profile = copies.copy(keys.dataset(dataset, keys.PROFILE), keys.PROFILE)
     card, rollout = (copies.copy(keys.model(number, name), name) for name in (keys.CARD, keys.ROLLOUT))
     found = [
@@ -107,7 +107,7 @@ def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list
 
 
 def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str:
-    parent = version.tags.get("parent_run_id", "")
+    parent = version.tags.get(Tag.PARENT_RUN_ID, "")
     try:
         text = tracking.read_text(parent, LEADERBOARD) if parent else ""
     except HealthPredictError:

@@ -12,7 +12,7 @@ from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.data.records import BatchDecision
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.target import Active, open_target
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tracking
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tag, Tracking
 from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import under_way
@@ -73,8 +73,8 @@ def status(settings: Settings) -> Status:
         url=target.url,
         serving=active,
         champion=champion.version if champion else "",
-        family=champion.tags.get("family", "") if champion else "",
-        synthetic=champion is not None and champion.tags.get("dataset_source") == "synthetic",
+        family=champion.tags.get(Tag.FAMILY, "") if champion else "",
+        synthetic=champion is not None and champion.tags.get(Tag.DATASET_SOURCE) == "synthetic",
         data=origin_of(batches.storage, champion).data if champion else "",
         on_test={name: tested[name] for name in ("rows", "positives", "metrics")} if tested else {},
         comparisons=tuple(judged.get("comparisons", ())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from health_predict.adapters.tracking import CHOSEN, REASON, RunRecord
+from health_predict.adapters.tracking import Role, RunRecord, Tag
 from health_predict.report import plots
 from health_predict.report.page import render
 
@@ -18,15 +18,15 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
     `curves` are training and validation AUC over rounds by the id of a best run; empty for a family without rounds.
     """
     best = sorted(
-        (run for run in runs if run.tags.get("role") == "best" and run.status == "FINISHED"),
+        (run for run in runs if run.tags.get(Tag.ROLE) == Role.BEST and run.status == "FINISHED"),
         key=lambda run: -run.metrics["validation_f1"],
     )
     trials = sorted(
-        (run for run in runs if run.tags.get("role") == "trial"),
+        (run for run in runs if run.tags.get(Tag.ROLE) == Role.TRIAL),
         key=lambda run: (-run.metrics.get("auc", -1.0), run.name),
     )
     ended = [trial for trial in trials if "auc" in trial.metrics]
-    families = sorted({trial.tags["family"] for trial in ended})
+    families = sorted({trial.tags[Tag.FAMILY] for trial in ended})
     whole = {family: _points(ended, family, "false") for family in families}
     stopped = {family: _points(ended, family, "true") for family in families}
     plot = None
@@ -43,8 +43,8 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
         plots.line(
             [step for step, _ in training],
             {"training": [value for _, value in training], "validation": [value for _, value in validation]},
-            title=f"Learning curve of {run.tags['family']}",
-            description=f"AUC of the best {run.tags['family']} model after so many rounds",
+            title=f"Learning curve of {run.tags[Tag.FAMILY]}",
+            description=f"AUC of the best {run.tags[Tag.FAMILY]} model after so many rounds",
             x_label="rounds",
             y_label="AUC",
         )
@@ -55,8 +55,8 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
     return render(
         "leaderboard.html",
         parent=parent,
-        reason=parent.tags[REASON],
-        chosen=parent.tags[CHOSEN],
+        reason=parent.tags[Tag.REASON],
+        chosen=parent.tags[Tag.CHOSEN],
         plot=plot,
         learning=learning,
         best=best,
@@ -70,5 +70,5 @@ def _points(trials: Sequence[RunRecord], family: str, stopped: str) -> list[tupl
     return [
         (max(trial.metrics["seconds"], SHORTEST_SECONDS), trial.metrics["auc"])
         for trial in trials
-        if trial.tags["family"] == family and trial.tags.get("stopped_early", "false") == stopped
+        if trial.tags[Tag.FAMILY] == family and trial.tags.get(Tag.STOPPED_EARLY, "false") == stopped
     ]

@@ -60,6 +60,8 @@ def difference(item: Mapping[str, float]) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from health_predict.adapters.tracking import Tag
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -69,6 +71,7 @@ def _environment() -> Environment:
     )
     for name in (number, percent, interval, estimate, signed, difference):
         environment.filters[name.__name__] = name
+    environment.globals["Tag"] = Tag
     return environment
 
 

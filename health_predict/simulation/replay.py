@@ -23,7 +23,7 @@ from health_predict.adapters.data.raw_data import champion_origin, origin_of, ra
 from health_predict.adapters.serving.endpoint import Endpoint
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy, Scenario
 from health_predict.core.data.cohort import as_requests, part_bytes, read_cohort, target
 from health_predict.core.data.columns import ENCOUNTER, TARGET
@@ -143,11 +143,11 @@ def _first_version(settings: Settings, storage: Storage) -> ModelVersion:
     with tempfile.TemporaryDirectory(prefix="health-predict-simulation-") as folder:
         parts = dataset(settings, 0, Path(folder)).manifest["parts"]
         for version in tracking.versions():
-            if version.tags.get("decision") != Decision.PROMOTE or "image_uri" not in version.tags:
+            if version.tags.get(Tag.DECISION) != Decision.PROMOTE or Tag.IMAGE_URI not in version.tags:
                 continue
             theirs = origin_of(storage, version).manifest.get("parts")
             same = theirs and all(theirs[name]["rows_sha256"] == parts[name]["rows_sha256"] for name in names)
-            if same and "recalibrates" not in version.tags:
+            if same and Tag.RECALIBRATES not in version.tags:
                 log.info("version %s was trained on the initial encounters", version.version)
                 return version
         log.info("no version was trained on the initial encounters: training one")

@@ -14,7 +14,7 @@ from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import ModelVersion, Tracking
+from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.data.cohort import as_requests, target
 from health_predict.core.data.columns import FEATURES
 from health_predict.core.model import families, risk_groups
@@ -38,17 +38,16 @@ def bento_build(settings: Settings, *, model_version: str, bento: Path) -> Bento
     """
     tracking = Tracking(settings)
     version = tracking.version(model_version)
-    missing = [
-        name for name in ("dataset_digest", "dataset_source", "family", "threshold") if not version.tags.get(name)
-    ]
+    needed = (Tag.DATASET_DIGEST, Tag.DATASET_SOURCE, Tag.FAMILY, Tag.THRESHOLD)
+    missing = [tag for tag in needed if not version.tags.get(tag)]
     if missing:
         raise StateError(f"model version {model_version} has no tag {', '.join(missing)}", "register it again")
-    storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), version.tags["dataset_digest"]
+    storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), version.tags[Tag.DATASET_DIGEST]
     train = stored_part(storage, dataset, "train")
     identity = _identity(tracking, version, float(np.mean(target(train))))
     tag = bento_tag(version.version, identity)
     store = BentoStore(settings.home / "bentoml")
-    built = store.find(tag, version.tags.get("bento_digest", ""))
+    built = store.find(tag, version.tags.get(Tag.BENTO_DIGEST, ""))
     if built is None:
         frame = stored_part(storage, dataset, "validation")
         compiled = _compiled(tracking, version, train, frame)
@@ -58,7 +57,7 @@ def bento_build(settings: Settings, *, model_version: str, bento: Path) -> Bento
         log.info("%s is built already", tag)
     with whole_file(bento) as temporary:
         pack(built, temporary)
-    tracking.tag_version(version.version, {"bento_tag": built.tag, "bento_digest": built.digest})
+    tracking.tag_version(version.version, {Tag.BENTO_TAG: built.tag, Tag.BENTO_DIGEST: built.digest})
     return built
 
 
@@ -68,9 +67,9 @@ def _identity(tracking: Tracking, version: ModelVersion, prevalence: float) -> d
         "model_name": version.name,
         "model_version": version.version,
         "run_id": version.run_id,
-        "dataset_digest": version.tags["dataset_digest"],
-        "dataset_source": version.tags["dataset_source"],
-        "git_commit": version.tags.get("git_commit", ""),
+        "dataset_digest": version.tags[Tag.DATASET_DIGEST],
+        "dataset_source": version.tags[Tag.DATASET_SOURCE],
+        "git_commit": version.tags.get(Tag.GIT_COMMIT, ""),
         "training_prevalence": prevalence,
         "risk_cutoffs": risk_groups.cutoffs(prevalence),
         "metrics": {name: value for name, value in metrics if name.startswith(("validation_", "test_"))},
@@ -81,10 +80,10 @@ def _compiled(
     tracking: Tracking, version: ModelVersion, train: pd.DataFrame, validation: pd.DataFrame
 ) -> CompiledModel:
     """The version compiled, with its explanations, once it is proven to score the same."""
-    family = families.named(version.tags["family"])
+    family = families.named(version.tags[Tag.FAMILY])
     pipeline = tracking.load_pipeline(version.version)
     log.info("compiling version %s", version.version)
-    compiled = compile_pipeline(pipeline, family, float(version.tags["threshold"]))
+    compiled = compile_pipeline(pipeline, family, float(version.tags[Tag.THRESHOLD]))
     compiled = replace(compiled, explainer=explain_pipeline(pipeline, family, train))
     parity = prove_parity(compiled, pipeline, validation)
     log.info(

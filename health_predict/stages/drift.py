@@ -26,7 +26,7 @@ from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.data.records import FORMAT, BatchDecision, batch_key, kept_window
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import Storage
-from health_predict.adapters.tracking import ModelVersion, Tracking
+from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import check, target
 from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Reason, ReasonKind, Verdict, assess
@@ -80,7 +80,7 @@ def drift(settings: Settings, *, batch: int | None, report: Path, evidently: Pat
     champion = tracking.champion()
     batches = Batches(settings, champion)
     refuse_other_data(settings, origin_of(batches.storage, champion))
-    source = champion.tags.get("dataset_source", "")
+    source = champion.tags.get(Tag.DATASET_SOURCE, "")
     number = next(iter(batches.waiting()), None) if batch is None else batch
     if number is None:
         why = f"Nothing to judge: {batches.silence}." if batches.silence else "No batch waits."
@@ -152,7 +152,7 @@ def _decided(
         batch_digest=digest,
         series=batches.series,
         model_version=champion.version,
-        dataset_digest=champion.tags["dataset_digest"],
+        dataset_digest=champion.tags[Tag.DATASET_DIGEST],
     )
     for earlier in batches.settled():
         if earlier.batch_digest == digest and earlier.batch != number:
@@ -168,7 +168,7 @@ def _decided(
         page = render("note.html", title=f"Batch {number} is quarantined", note=why)
         return replace(record, reasons=(why,), quarantined=True), page
     first = trained_through(batches.storage, champion)
-    learned = int(champion.tags.get("estimator_batches", first))
+    learned = int(champion.tags.get(Tag.ESTIMATOR_BATCHES, first))
     model = _Model(champion, tracking.load_pipeline(champion.version), first, learned)
     return _judged(settings, batches, model, batches.batch(number), record)
 
@@ -208,7 +208,7 @@ def _judged(
 ) -> tuple[BatchDecision, str]:
     """The record of a batch with its judgement, and its page."""
     champion = model.version
-    dataset = champion.tags["dataset_digest"]
+    dataset = champion.tags[Tag.DATASET_DIGEST]
     training, validation = (stored_part(batches.storage, dataset, name) for name in ("train", "validation"))
     validation_scores = model.scores(validation)
     reference = _reference(batches.storage, champion, training, target(validation), validation_scores)
@@ -237,11 +237,11 @@ def _judged(
         facts=[
             ("Model version", champion.version),
             ("Dataset", dataset[:12]),
-            ("Source", champion.tags.get("dataset_source", "")),
-            ("Commit", champion.tags.get("git_commit", "")[:12]),
+            ("Source", champion.tags.get(Tag.DATASET_SOURCE, "")),
+            ("Commit", champion.tags.get(Tag.GIT_COMMIT, "")[:12]),
             ("Batch digest", batch.digest[:12]),
         ],
-        synthetic=champion.tags.get("dataset_source") == "synthetic",
+        synthetic=champion.tags.get(Tag.DATASET_SOURCE) == "synthetic",
         reference_probabilities=validation_scores,
         probabilities=scores,
         outcomes=np.full(len(scores), np.nan) if newest is None else newest.joined.outcomes,
@@ -369,7 +369,7 @@ def _reference(
 ) -> DriftReference:
     """The champion's reference, fitted at its first batch and kept."""
     key = keys.drift_reference(champion.version)
-    identity = {"format": FORMAT, "dataset": champion.tags["dataset_digest"], "run": champion.run_id}
+    identity = {"format": FORMAT, "dataset": champion.tags[Tag.DATASET_DIGEST], "run": champion.run_id}
     if storage.exists(key):
         stored = json.loads(storage.read(key))
         if stored["identity"] == identity:

@@ -7,13 +7,21 @@ import logging
 from pathlib import Path
 
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.tracking import Tracking
+from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("bento_tag", "bento_digest", "run_id", "dataset_digest", "dataset_source", "git_commit", "family")
+IDENTITY = (
+    Tag.BENTO_TAG,
+    Tag.BENTO_DIGEST,
+    Tag.RUN_ID,
+    Tag.DATASET_DIGEST,
+    Tag.DATASET_SOURCE,
+    Tag.GIT_COMMIT,
+    Tag.FAMILY,
+)
 
 
 def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> str:
@@ -23,7 +31,7 @@ def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> str:
     """
     tracking = Tracking(settings)
     version = tracking.version(model_version)
-    expected = version.tags.get("bento_digest", "")
+    expected = version.tags.get(Tag.BENTO_DIGEST, "")
     if not bento.is_file():
         raise StateError(f"{bento} does not exist", "run bento_build again")
     with bento.open("rb") as file:
@@ -34,9 +42,9 @@ def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> str:
             "run bento_build again",
         )
     identity = {"model_name": version.name, "model_version": version.version}
-    identity |= {name: version.tags.get(name, "") for name in IDENTITY}
+    identity |= {str(tag): version.tags.get(tag, "") for tag in IDENTITY}
     registry = open_registry(settings)
     image_uri = registry.push(bento, identity)
     registry.verify(image_uri)
-    tracking.tag_version(version.version, {"image_uri": image_uri})
+    tracking.tag_version(version.version, {Tag.IMAGE_URI: image_uri})
     return image_uri

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 import health_predict.core
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.files import write_file
-from health_predict.adapters.tracking import CHOSEN, REASON, RunRecord, Tracking
+from health_predict.adapters.tracking import Role, RunRecord, Tag, Tracking
 from health_predict.core.data.cohort import load_part, target
 from health_predict.core.data.columns import PATIENT
 from health_predict.core.model import families
@@ -80,15 +80,15 @@ def hpo(
     the training rows, so that neither its threshold nor a gate has seen what they are judged on; then `select` chooses.
     """
     chosen = families.choose(settings.families)
-    tags = {
-        "search_digest": search_digest(settings, dataset_digest, chosen),
-        "dataset_digest": dataset_digest,
-        "dataset_source": dataset_source,
-        "git_commit": settings.git_commit or "unknown",
-        "stage": "hpo",
+    tags: dict[str, str] = {
+        Tag.SEARCH_DIGEST: search_digest(settings, dataset_digest, chosen),
+        Tag.DATASET_DIGEST: dataset_digest,
+        Tag.DATASET_SOURCE: dataset_source,
+        Tag.GIT_COMMIT: settings.git_commit or "unknown",
+        Tag.STAGE: "hpo",
     }
     tracking = Tracking(settings, patience=settings.mlflow_patience)
-    existing = tracking.finished_search(tags["search_digest"], LEADERBOARD)
+    existing = tracking.finished_search(tags[Tag.SEARCH_DIGEST], LEADERBOARD)
     if existing:
         log.info("the same search is there already: run %s", existing.run_id)
         parent, page = existing.run_id, tracking.read_text(existing.run_id, LEADERBOARD)
@@ -103,7 +103,7 @@ def hpo(
                 tracking.end_search(parent, {}, "FAILED")
             raise
     write_file(leaderboard, page)
-    best = {run.tags["family"]: _validation_metrics(run) for run in best_runs(tracking, parent)}
+    best = {run.tags[Tag.FAMILY]: _validation_metrics(run) for run in best_runs(tracking, parent)}
     return HpoResult(parent, best, existing is not None)
 
 
@@ -129,7 +129,7 @@ class _Search:
 
     def open(self, chosen: tuple[Family, ...]) -> str:
         """The parent run: the one that was left unfinished, or a new one."""
-        digest = self.tags["search_digest"]
+        digest = self.tags[Tag.SEARCH_DIGEST]
         parameters = {
             "families": ",".join(family.name for family in chosen),
             "trials": self.settings.trials,
@@ -148,7 +148,7 @@ class _Search:
         from health_predict.adapters import ray  # `register` reads the runs of a search, and needs no Ray
 
         settings = self.settings
-        recorded = [_recorded(trial) for trial in self._finished("trial")]
+        recorded = [_recorded(trial) for trial in self._finished(Role.TRIAL)]
         log.info("searching %d trials of %d families", settings.trials * len(chosen), len(chosen))
         if recorded:
             log.info("continuing search %s: %d trials are done", self.parent, len(recorded))
@@ -178,17 +178,22 @@ class _Search:
             done=self._log_trial,
         )
 
-    def _finished(self, role: str) -> list[RunRecord]:
+    def _finished(self, role: Role) -> list[RunRecord]:
         children = self.tracking.children(self.parent)
-        return [run for run in children if run.status == "FINISHED" and run.tags["role"] == role]
+        return [run for run in children if run.status == "FINISHED" and run.tags[Tag.ROLE] == role]
 
     def _log_trial(self, trial: Trial, progress: Progress) -> None:
-        tags = {"family": trial.family, "trial": str(trial.index), "stopped_early": str(trial.stopped).lower()}
+        tags: dict[str, str] = {
+            **self.tags,
+            Tag.FAMILY: trial.family,
+            Tag.TRIAL: str(trial.index),
+            Tag.STOPPED_EARLY: str(trial.stopped).lower(),
+        }
         rungs = {_RUNG.format(rung): auc for rung, auc in enumerate(trial.rungs)}
         self.tracking.log_trial(
             self.parent,
             f"{trial.family}-{trial.index:03d}",
-            {**self.tags, **tags, **({"error": trial.error} if trial.error else {})},
+            {**tags, Tag.ERROR: trial.error} if trial.error else tags,
             trial.parameters,
             {**trial.metrics, **rungs, "seconds": trial.seconds},
             failed=bool(trial.error),
@@ -219,7 +224,7 @@ class _Search:
         edges = self.features.transform(edge_rows(self.validation)[0])
         # The same for all families: to find them takes longer than some fits.
         folds = patient_folds(self.rows.train_labels, self.train[PATIENT])
-        logged = {(run.tags["family"], run.params["trial"]): run for run in self._finished("best")}
+        logged = {(run.tags[Tag.FAMILY], run.params["trial"]): run for run in self._finished(Role.BEST)}
 
         def scored(best: Trial) -> Scored:
             if run := logged.get((best.family, str(best.index))):
@@ -244,7 +249,7 @@ class _Search:
             self.parent,
             family.name,
             Pipeline([("features", self.features), ("estimator", estimator)]),
-            {**self.tags, "family": family.name, "baseline": str(family.name == BASELINE).lower()},
+            {**self.tags, Tag.FAMILY: family.name, Tag.BASELINE: str(family.name == BASELINE).lower()},
             {**family.fixed, **best.parameters, "threshold": repr(threshold), "trial": best.index},
             {f"validation_{name}": value for name, value in found.items()},
             {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
@@ -274,12 +279,12 @@ class _Search:
     def choose(self, scored: Mapping[str, Scored]) -> str:
         """Choose between the families, log the page and close the parent run; the page."""
         tracking = self.tracking
-        winners = {run.tags["family"]: run for run in best_runs(tracking, self.parent)}
+        winners = {run.tags[Tag.FAMILY]: run for run in best_runs(tracking, self.parent)}
         patients = self.validation[PATIENT]
         selection = select(self.rows.validation_labels, scored, patients, seed=self.settings.seed)
         log.info("%s", selection.reason)
         best = winners[selection.family]
-        tracking.tag_run(self.parent, {CHOSEN: best.run_id, REASON: selection.reason})
+        tracking.tag_run(self.parent, {Tag.CHOSEN: best.run_id, Tag.REASON: selection.reason})
         curves = {run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES] for run in winners.values()}
         page = leaderboard_page(tracking.run(self.parent), tracking.children(self.parent), curves)
         tracking.log_text(self.parent, LEADERBOARD, page)
@@ -292,13 +297,13 @@ class _Search:
 def _recorded(run: RunRecord) -> Trial:
     """A trial as its finished run holds it."""
     return Trial(
-        run.tags["family"],
-        int(run.tags["trial"]),
-        FAMILIES[run.tags["family"]].parsed(run.params),
+        run.tags[Tag.FAMILY],
+        int(run.tags[Tag.TRIAL]),
+        FAMILIES[run.tags[Tag.FAMILY]].parsed(run.params),
         {name: run.metrics[name] for name in METRICS},
         run.metrics["seconds"],
         tuple(run.metrics[name] for rung in range(len(RUNGS)) if (name := _RUNG.format(rung)) in run.metrics),
-        run.tags["stopped_early"] == "true",
+        run.tags[Tag.STOPPED_EARLY] == "true",
     )
 
 
@@ -320,7 +325,8 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
 
 def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:
     """The finished `Best_` runs of a search, at most one a family. Raises StateError when there is none."""
-    found = [run for run in tracking.children(parent) if run.tags.get("role") == "best" and run.status == "FINISHED"]
+    finished = [run for run in tracking.children(parent) if run.status == "FINISHED"]
+    found = [run for run in finished if run.tags.get(Tag.ROLE) == Role.BEST]
     if not found:
         raise StateError(f"search {parent} has no finished Best_ run", "run the search again")
     return found
@@ -329,7 +335,7 @@ def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:
 def chosen_run(tracking: Tracking, parent: str) -> RunRecord:
     """The run of the model that a search ends with. Raises StateError for a search that did not end."""
     runs = {run.run_id: run for run in best_runs(tracking, parent)}
-    chosen = tracking.run(parent).tags.get(CHOSEN, "")
+    chosen = tracking.run(parent).tags.get(Tag.CHOSEN, "")
     if chosen not in runs:
         raise StateError(f"search {parent} names no model that it ended with", "run the search again")
     return runs[chosen]

@@ -16,7 +16,7 @@ from health_predict.adapters.data.batches import Batches, trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.files import whole_file
-from health_predict.adapters.tracking import CHOSEN, REASON, ModelVersion, Tracking
+from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.data.cohort import save_part, target
 from health_predict.core.data.columns import PATIENT
 from health_predict.core.data.partition import places, rows_digest
@@ -58,7 +58,7 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     origin = origin_of(batches.storage, champion)
     refuse_other_data(settings, origin)
     # An estimator is older than its map, and the next map may see again what this one saw.
-    first = int(champion.tags.get("estimator_batches", trained_through(batches.storage, champion)))
+    first = int(champion.tags.get(Tag.ESTIMATOR_BATCHES, trained_through(batches.storage, champion)))
     rows = _newest(batches, first, labelled_batches)
     # By the salt of the champion's dataset: nobody whom it has learned from is among those that judge it.
     part = places(origin.parameters.salt, rows[PATIENT])
@@ -67,25 +67,25 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
         with whole_file(path) as temporary:
             save_part(frame, temporary)
     identity = {"recalibrates": champion.run_id, "rows": rows_digest(rows)}
-    tags = {
-        "search_digest": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        **{name: champion.tags[name] for name in ("dataset_digest", "dataset_source", "family")},
-        "git_commit": settings.git_commit or "unknown",
-        "stage": "recalibrate",
-        "recalibrates": champion.version,
-        "labelled_batches": str(labelled_batches),
-        "estimator_batches": str(first),
+    tags: dict[str, str] = {
+        Tag.SEARCH_DIGEST: hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        **{tag: champion.tags[tag] for tag in (Tag.DATASET_DIGEST, Tag.DATASET_SOURCE, Tag.FAMILY)},
+        Tag.GIT_COMMIT: settings.git_commit or "unknown",
+        Tag.STAGE: "recalibrate",
+        Tag.RECALIBRATES: champion.version,
+        Tag.LABELLED_BATCHES: str(labelled_batches),
+        Tag.ESTIMATOR_BATCHES: str(first),
     }
-    existing = tracking.finished_search(tags["search_digest"])
+    existing = tracking.finished_search(tags[Tag.SEARCH_DIGEST])
     if existing is not None:
         log.info("the same recalibration is there already: run %s", existing.run_id)
         found, parent = existing.params, existing.run_id
     else:
-        proven = stored_part(batches.storage, champion.tags["dataset_digest"], "validation")
+        proven = stored_part(batches.storage, champion.tags[Tag.DATASET_DIGEST], "validation")
         parent, found = _fit(tracking, champion, tags, fit, held_back, proven)
     intercept, slope = float(found["intercept"]), float(found["slope"])
     return RecalibrateResult(
-        parent, intercept, slope, len(rows), champion.tags["dataset_source"], reused=existing is not None
+        parent, intercept, slope, len(rows), champion.tags[Tag.DATASET_SOURCE], reused=existing is not None
     )
 
 
@@ -129,20 +129,20 @@ def _fit(
         found["observed_expected"],
     )
     curve = {"intercept": repr(calibrated.intercept), "slope": repr(calibrated.slope)}
-    digest = tags["search_digest"]
+    digest = tags[Tag.SEARCH_DIGEST]
     parent = tracking.resume_search(digest) or tracking.start_search(f"recalibration-{digest[:8]}", tags, curve)
     try:
         run_id = tracking.log_best(
             parent,
-            champion.tags["family"],
+            champion.tags[Tag.FAMILY],
             renewed,
-            {**tags, "baseline": "false"},
+            {**tags, Tag.BASELINE: "false"},
             {**tracking.run(champion.run_id).params, **curve, "threshold": repr(threshold)},
             {f"validation_{name}": value for name, value in found.items()},
             {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on the newest outcomes"}},
         )
         reason = f"The estimator of version {champion.version}, recalibrated on {len(fit)} of the newest encounters."
-        tracking.tag_run(parent, {CHOSEN: run_id, REASON: reason})
+        tracking.tag_run(parent, {Tag.CHOSEN: run_id, Tag.REASON: reason})
     except BaseException:
         tracking.end_search(parent, {}, "FAILED")
         raise

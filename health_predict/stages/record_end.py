@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from health_predict.adapters import keys
 from health_predict.adapters.pipelines.kfp_cluster import failure
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings
 
@@ -34,7 +34,7 @@ def record_end(settings: Settings, *, pipeline: str, run_id: str, state: str) ->
     }
     try:
         if champion := Tracking(settings).by_alias(CHAMPION):
-            end |= {"champion": champion.version, "dataset_source": champion.tags.get("dataset_source", "")}
+            end |= {"champion": champion.version, "dataset_source": champion.tags.get(Tag.DATASET_SOURCE, "")}
     except HealthPredictError as error:
         log.warning("the record has no champion: %s", error.problem)
     try:

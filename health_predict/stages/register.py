@@ -18,7 +18,16 @@ from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, REASON, ModelVersion, RunRecord, Tracking
+from health_predict.adapters.tracking import (
+    CHALLENGER,
+    CHAMPION,
+    EVALUATION,
+    ModelVersion,
+    RunRecord,
+    Tag,
+    Tracking,
+    VersionStage,
+)
 from health_predict.core.data.cohort import load_part, target
 from health_predict.core.data.columns import PATIENT, TARGET
 from health_predict.core.data.sources import warning
@@ -39,14 +48,14 @@ log = logging.getLogger(__name__)
 CARD = "model_card.html"
 # What a version takes over from its run; the last three `recalibrate` writes, and no search.
 TAGS = (
-    "family",
-    "dataset_digest",
-    "dataset_source",
-    "git_commit",
-    "search_digest",
-    "recalibrates",
-    "labelled_batches",
-    "estimator_batches",
+    Tag.FAMILY,
+    Tag.DATASET_DIGEST,
+    Tag.DATASET_SOURCE,
+    Tag.GIT_COMMIT,
+    Tag.SEARCH_DIGEST,
+    Tag.RECALIBRATES,
+    Tag.LABELLED_BATCHES,
+    Tag.ESTIMATOR_BATCHES,
 )
 NEWEST = 3000  # validation encounters that the gates look at: the newest say most about the next
 
@@ -85,12 +94,16 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
                 f"run {best.run_id} ({best.name}) does not hold the preprocessor that its model was fitted with",
                 "run the search again; a model without its preprocessor is not registered",
             )
-        prevalence = float(np.mean(target(stored_part(storage, best.tags["dataset_digest"], "train", [TARGET]))))
+        prevalence = float(np.mean(target(stored_part(storage, best.tags[Tag.DATASET_DIGEST], "train", [TARGET]))))
         cutoffs = risk_groups.cutoffs(prevalence)
-        tracking.log_registered(best.run_id, best.tags["family"], float(best.params["threshold"]), cutoffs)
-    identity = {"run_id": best.run_id, "parent_run_id": parent_run_id, "threshold": best.params["threshold"]}
-    identity |= {name: best.tags[name] for name in TAGS if name in best.tags}
-    version = tracking.register(best.run_id, identity, f"{best.tags['family']} of search {parent_run_id}")
+        tracking.log_registered(best.run_id, best.tags[Tag.FAMILY], float(best.params["threshold"]), cutoffs)
+    identity: dict[str, str] = {
+        Tag.RUN_ID: best.run_id,
+        Tag.PARENT_RUN_ID: parent_run_id,
+        Tag.THRESHOLD: best.params["threshold"],
+        **{tag: best.tags[tag] for tag in TAGS if tag in best.tags},
+    }
+    version = tracking.register(best.run_id, identity, f"{best.tags[Tag.FAMILY]} of search {parent_run_id}")
     champion = tracking.by_alias(CHAMPION)
     content = _Judge(settings, tracking, version, best, pipeline).judgement(champion, validation, test)
     decision = Decision(content["decision"])
@@ -100,13 +113,13 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
         tracking.set_alias(CHALLENGER, version.version)
     for reason in content["reasons"]:
         log.info("%s", reason)
-    log.info("version %s (%s): %s", version.version, best.tags["family"], decision.value)
+    log.info("version %s (%s): %s", version.version, best.tags[Tag.FAMILY], decision.value)
     tested = content["on_test"]
     return RegisterResult(
         model_version=version.version,
         decision=decision,
         reasons=tuple(content["reasons"]),
-        family=best.tags["family"],
+        family=best.tags[Tag.FAMILY],
         test_metrics={name: Estimate(**item) for name, item in tested["metrics"].items()},
         roc=tested["roc"],
         confusion=tested["confusion"],
@@ -129,7 +142,7 @@ class _Judge:
     def judgement(self, champion: ModelVersion | None, validation: Path, test: Path) -> dict[str, Any]:
         """The stored evaluation of the version; made anew when there is none, or for the gates of another champion."""
         tracking, best, version = self.tracking, self.best, self.version
-        against, now = version.tags.get("decided_against"), champion.version if champion else "none"
+        against, now = version.tags.get(Tag.DECIDED_AGAINST), champion.version if champion else "none"
         stored: dict[str, Any] | None = tracking.read_json(best.run_id, EVALUATION) if against is not None else None
         if stored is not None and now in (against, version.version):
             return stored
@@ -138,7 +151,7 @@ class _Judge:
         tested = load_part(test)
         content = {
             **self._gates(champion, judged),
-            "chosen_because": tracking.run(version.tags["parent_run_id"]).tags[REASON],
+            "chosen_because": tracking.run(version.tags[Tag.PARENT_RUN_ID]).tags[Tag.REASON],
             "decided_against": now,
             "threshold": float(best.params["threshold"]),
             # A later judgement takes what was found then.
@@ -150,9 +163,10 @@ class _Judge:
         figures = content["on_test"]["metrics"]
         tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in figures.items()})
         tracking.describe_version(version.version, self._description(content))
-        tags = {"decision": content["decision"], "stage": version.tags.get("stage", "Staging")}
+        stage = version.tags.get(Tag.STAGE, VersionStage.STAGING)
+        tracking.tag_version(version.version, {Tag.DECISION: content["decision"], Tag.STAGE: stage})
         # Last: it says that the evaluation is there.
-        tracking.tag_version(version.version, {**tags, "decided_against": now})
+        tracking.tag_version(version.version, {Tag.DECIDED_AGAINST: now})
         return content
 
     def _gates(self, champion: ModelVersion | None, frame: pd.DataFrame) -> dict[str, Any]:
@@ -165,7 +179,7 @@ class _Judge:
             candidate,
             self._baseline(frame),
             _champion_scored(self.tracking, champion, frame) if champion else None,
-            same_estimator="recalibrates" in self.best.tags,
+            same_estimator=Tag.RECALIBRATES in self.best.tags,
         )
         return {
             "decision": promotion.decision.value,
@@ -177,11 +191,11 @@ class _Judge:
 
     def _baseline(self, frame: pd.DataFrame) -> Scored | None:
         """The baseline of the same search; None where the version is it, or was recalibrated."""
-        if self.best.tags["family"] == BASELINE or "recalibrates" in self.best.tags:
+        if self.best.tags[Tag.FAMILY] == BASELINE or Tag.RECALIBRATES in self.best.tags:
             return None
-        parent = self.version.tags["parent_run_id"]
+        parent = self.version.tags[Tag.PARENT_RUN_ID]
         for run in best_runs(self.tracking, parent):
-            if run.tags["family"] == BASELINE:
+            if run.tags[Tag.FAMILY] == BASELINE:
                 return _scored(self.tracking.load_run_pipeline(run.run_id), frame, run.params["threshold"])
         raise StateError(
             f"search {parent} has no {BASELINE}, the baseline that a promotion is measured against",
@@ -198,7 +212,7 @@ class _Judge:
         frames = {"the test set of this version": tested}
         if ours.manifest and theirs.manifest:
             if ours.raw_sha256 != theirs.raw_sha256:
-                theirs_tested = stored_part(storage, champion.tags["dataset_digest"], "test")
+                theirs_tested = stored_part(storage, champion.tags[Tag.DATASET_DIGEST], "test")
                 frames[f"the test set of version {champion.version}"] = theirs_tested
             elif ours.parameters.salt != theirs.parameters.salt:
                 learned = f"version {champion.version} learned from some patients (another salt)"
@@ -249,10 +263,10 @@ class _Judge:
     def _description(self, content: dict[str, Any]) -> str:
         """The decision, its reasons and how to use it, for the page of the version."""
         tested, model, version = content["on_test"], self.version.name, self.version.version
-        said = warning(self.best.tags["dataset_source"])
+        said = warning(self.best.tags[Tag.DATASET_SOURCE])
         lines = [
             *([f"**{said}**", ""] if said else []),
-            f"**{self.best.tags['family']}: {content['decision']}** against {content['decided_against']}; "
+            f"**{self.best.tags[Tag.FAMILY]}: {content['decision']}** against {content['decided_against']}; "
             f"AUC {Estimate(**tested['metrics']['auc'])} on its {tested['rows']} test encounters",
             "",
             content["chosen_because"],
@@ -273,7 +287,7 @@ def _scored(pipeline: Any, frame: pd.DataFrame, threshold: str) -> Scored:
 
 
 def _champion_scored(tracking: Tracking, champion: ModelVersion, frame: pd.DataFrame) -> Scored:
-    return _scored(tracking.load_pipeline(champion.version), frame, champion.tags["threshold"])
+    return _scored(tracking.load_pipeline(champion.version), frame, champion.tags[Tag.THRESHOLD])
 
 
 def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.floating[Any]], points: int = 200) -> list[list[float]]:

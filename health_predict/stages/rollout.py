@@ -26,14 +26,13 @@ from health_predict.adapters.images import open_registry
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.target import Active, Rollout, open_target
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, ModelVersion, Tracking
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, ModelVersion, Tag, Tracking, VersionStage
 from health_predict.errors import GateError, HealthPredictError, StateError
 from health_predict.report.page import render
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PRODUCTION, ARCHIVED = "Production", "Archived"
 GOLDEN_FILE = "src/golden.json"  # in an unpacked Bento
 # Probabilities of the compiled model, computed elsewhere: equal but for the last digits of a float32.
 TOLERANCE = 1e-6
@@ -94,12 +93,12 @@ def rollout(settings: Settings, *, image_uri: str, model_version: str, report: P
 
 def serve(settings: Settings, version: ModelVersion) -> RolloutResult:
     """Roll out a version by its image. Raises StateError when it has none."""
-    if "image_uri" not in version.tags:
+    if Tag.IMAGE_URI not in version.tags:
         raise StateError(
             f"version {version.version} has no image",
             f"`health-predict pipeline run deployment -p model_version={version.version}` builds and deploys one",
         )
-    image, report = version.tags["image_uri"], settings.home / "serving" / keys.ROLLOUT
+    image, report = version.tags[Tag.IMAGE_URI], settings.home / "serving" / keys.ROLLOUT
     return rollout(settings, image_uri=image, model_version=version.version, report=report)
 
 
@@ -115,9 +114,9 @@ class _Change:
         self.settings, self.image_uri = settings, image_uri
         self.target, self.tracking = open_target(settings), Tracking(settings)
         self.version = self.tracking.version(model_version)
-        if self.version.tags.get("image_uri") != image_uri:
+        if self.version.tags.get(Tag.IMAGE_URI) != image_uri:
             raise StateError(
-                f"model version {model_version} has image {self.version.tags.get('image_uri', 'none')}, "
+                f"model version {model_version} has image {self.version.tags.get(Tag.IMAGE_URI, 'none')}, "
                 f"not {image_uri}",
                 "run the deployment pipeline of that version again",
             )
@@ -197,11 +196,11 @@ class _Change:
                     change.undo()
                 if replaced:
                     self.tracking.set_alias(CHAMPION, replaced[0])
-                    self.tracking.tag_version(replaced[0], {"stage": PRODUCTION})
+                    self.tracking.tag_version(replaced[0], {Tag.STAGE: VersionStage.PRODUCTION})
                 else:
                     self.tracking.delete_alias(CHAMPION)
-                stage = self.version.tags.get("stage", "Staging")
-                self.tracking.tag_version(self.version.version, {"stage": stage})
+                stage = self.version.tags.get(Tag.STAGE, VersionStage.STAGING)
+                self.tracking.tag_version(self.version.version, {Tag.STAGE: stage})
             raise
 
     def replaced(self) -> list[str]:
@@ -214,9 +213,9 @@ class _Change:
         """Make the version the champion."""
         replaced = self.replaced()
         self.tracking.set_alias(CHAMPION, self.version.version)
-        self.tracking.tag_version(self.version.version, {"stage": PRODUCTION})
+        self.tracking.tag_version(self.version.version, {Tag.STAGE: VersionStage.PRODUCTION})
         for number in replaced:
-            self.tracking.tag_version(number, {"stage": ARCHIVED})
+            self.tracking.tag_version(number, {Tag.STAGE: VersionStage.ARCHIVED})
 
     def ask_golden(self, url: str) -> str:
         """Send each golden request and compare the answer; what was done. Raises GateError on a difference."""

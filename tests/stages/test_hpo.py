@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from health_predict.adapters import ray
-from health_predict.adapters.tracking import CHOSEN, REASON, Tracking
+from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.model.calibration import CalibratedClassifier
 from health_predict.core.model.families import FAMILIES, choose
 from health_predict.core.model.search import METRICS
@@ -81,8 +81,8 @@ def test_a_search_is_logged_whole_and_done_once(
     assert (estimator.intercept, estimator.slope) != (0.0, 1.0)
     # and the search says which model it ended with, and why, as its page does
     search = tracking.run(left)
-    assert search.tags[CHOSEN] in {child.run_id for child in found if child.tags["role"] == "best"}
-    assert html.escape(search.tags[REASON], quote=False) in (tmp_path / "board.html").read_text()
+    assert search.tags[Tag.CHOSEN] in {child.run_id for child in found if child.tags["role"] == "best"}
+    assert html.escape(search.tags[Tag.REASON], quote=False) in (tmp_path / "board.html").read_text()
     # and a family that grows in rounds has a learning curve
     grown = next(child for child in found if child.name == "Best_LightGBM_Model")
     curve = tracking.curve(grown.run_id, "curve_validation_auc")

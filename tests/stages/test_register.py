@@ -13,7 +13,7 @@ import pytest
 from mlflow.models import get_model_info
 
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, CHOSEN, REASON, Tracking
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import load_part
 from health_predict.core.data.partition import Parameters
 from health_predict.core.model.evaluation import COMPARED
@@ -43,8 +43,8 @@ def test_the_best_family_becomes_a_version_with_a_card(
     result = run(settings, parent, parts, tmp_path)
     # then the model that the search ended with was taken, and the card says why
     search = tracking.run(parent)
-    assert result.family == tracking.run(search.tags[CHOSEN]).tags["family"]
-    assert search.tags[REASON] in html.unescape((tmp_path / "card.html").read_text())
+    assert result.family == tracking.run(search.tags[Tag.CHOSEN]).tags["family"]
+    assert search.tags[Tag.REASON] in html.unescape((tmp_path / "card.html").read_text())
     # and the version carries its identity and decision
     version = tracking.version(result.model_version)
     assert version.tags["dataset_digest"] == "d" * 64
@@ -198,6 +198,6 @@ def test_a_search_that_was_killed_before_its_choice_is_refused(
 ) -> None:
     # given a search with a best model that never ended
     parent = log_search(settings, "LogisticRegression")
-    Tracking(settings).tag_run(parent, {CHOSEN: ""})
+    Tracking(settings).tag_run(parent, {Tag.CHOSEN: ""})
     with pytest.raises(StateError, match="names no model"):
         run(settings, parent, parts, tmp_path)

@@ -28,7 +28,7 @@ from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.data.records import DECISION, SETTLED, BatchDecision, BatchRecord, SettledBatch, batch_key
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import ModelVersion
+from health_predict.adapters.tracking import ModelVersion, Tag
 from health_predict.core.data.cohort import part_bytes, target
 from health_predict.core.data.columns import COLUMNS, NEGATIVE, POSITIVE, TARGET
 from health_predict.core.data.outcomes import PREDICTION_ID, Joined, join, read_outcomes
@@ -101,7 +101,7 @@ class Batches:
     def _folder(self) -> str:
         if self.have_arrived or not self._replay or self._champion is None:
             return keys.delivered(self.stream)
-        return keys.dataset(self._champion.tags.get("dataset_digest", "none"), BATCHES)
+        return keys.dataset(self._champion.tags.get(Tag.DATASET_DIGEST, "none"), BATCHES)
 
     @cached_property
     def series(self) -> str:
@@ -293,8 +293,8 @@ class Batches:
 
 def trained_through(storage: Storage, version: ModelVersion) -> int:
     """How many batches had given their outcomes to the version: from that number on, a batch is new to it."""
-    if "labelled_batches" in version.tags:
-        return int(version.tags["labelled_batches"])
+    if Tag.LABELLED_BATCHES in version.tags:
+        return int(version.tags[Tag.LABELLED_BATCHES])
     manifest = origin_of(storage, version).manifest
     return int(manifest["parameters"]["labelled_batches"]) if manifest else 0
 

@@ -23,7 +23,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.data.dataset import RawData, fetch, file_sha256
 from health_predict.adapters.data.download import say
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import ModelVersion, champion_of
+from health_predict.adapters.tracking import ModelVersion, Tag, champion_of
 from health_predict.core.data.partition import BATCHES, Parameters
 from health_predict.core.data.sources import Source
 from health_predict.errors import DataError, StateError, UnreachableError
@@ -51,7 +51,7 @@ class Origin:
     @property
     def source(self) -> str:
         """What the data are; empty when it is not known."""
-        return str(self.manifest.get("source", self.version.tags.get("dataset_source", "")))
+        return str(self.manifest.get("source", self.version.tags.get(Tag.DATASET_SOURCE, "")))
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -91,7 +91,7 @@ def _words(source: str, sha256: str) -> str:
 
 def origin_of(storage: Storage, version: ModelVersion) -> Origin:
     """What a version was made from."""
-    key = keys.dataset(version.tags.get("dataset_digest", "none"), keys.MANIFEST)
+    key = keys.dataset(version.tags.get(Tag.DATASET_DIGEST, "none"), keys.MANIFEST)
     try:
         manifest = json.loads(storage.read(key)) if storage.exists(key) else {}
         Parameters.from_json(manifest["parameters"]) if manifest else None

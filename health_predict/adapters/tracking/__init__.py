@@ -9,18 +9,20 @@ from health_predict.adapters.tracking.registry import (
     Tracking,
     champion_of,
 )
-from health_predict.adapters.tracking.runs import CHOSEN, EVALUATION, REASON, RunRecord
+from health_predict.adapters.tracking.runs import EVALUATION, RunRecord
+from health_predict.adapters.tracking.tags import Role, Tag, VersionStage
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
-    "CHOSEN",
     "EVALUATION",
-    "REASON",
     "REGISTERED",
     "REGISTERED_CODE",
     "ModelVersion",
+    "Role",
     "RunRecord",
+    "Tag",
     "Tracking",
+    "VersionStage",
     "champion_of",
 ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from health_predict.adapters import keys
 from health_predict.adapters.tracking.connection import Connection
+from health_predict.adapters.tracking.tags import Role, Tag
 from health_predict.core.data.sources import warning
 from health_predict.core.model import families
 from health_predict.core.model.families import Family
@@ -26,12 +27,10 @@ from health_predict.errors import StateError
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-DATASET_DIGEST_LENGTH = 36  # MLflow takes no more
-MOST_RUNS = 50_000  # of one answer; a search has some hundreds
-# Tags of a search's parent run: the run of the model that it ended with, and why, in one sentence.
 log = logging.getLogger(__name__)
 
-CHOSEN, REASON = "chosen_run_id", "chosen_because"
+DATASET_DIGEST_LENGTH = 36  # MLflow takes no more
+MOST_RUNS = 50_000  # of one answer; a search has some hundreds
 EVALUATION = "evaluation.json"  # file of a registered run: how it was judged
 # The two models of a run that our own stages load.
 MODEL, PREPROCESSOR = "model", "preprocessor"
@@ -78,10 +77,10 @@ class Runs(Connection):
 
     def finished_search(self, search_digest: str, page: str = "") -> RunRecord | None:
         """The newest finished parent run of the same search whose model is still there, and its page, if any."""
-        where = f"tags.search_digest = '{search_digest}' and tags.role = 'search' and attributes.status = 'FINISHED'"
+        where = f"{_same_search(search_digest)} and attributes.status = 'FINISHED'"
         for found in self.runs(where):
             try:
-                self.read_text(found.tags[CHOSEN], f"{MODEL}/MLmodel")
+                self.read_text(found.tags[Tag.CHOSEN], f"{MODEL}/MLmodel")
                 if page:
                     self.read_text(found.run_id, page)
                 return found
@@ -95,7 +94,7 @@ class Runs(Connection):
         Of its children the finished ones stay. The others go: their trials will be done again. Other unfinished
         parents of the same search are marked KILLED.
         """
-        where = f"tags.search_digest = '{search_digest}' and tags.role = 'search' and attributes.status != 'FINISHED'"
+        where = f"{_same_search(search_digest)} and attributes.status != 'FINISHED'"
         unfinished = self.runs(where)
         if not unfinished:
             return None
@@ -120,10 +119,10 @@ class Runs(Connection):
 
         def write(again: bool) -> str:
             # An attempt whose answer got lost may have made the run.
-            run_id = self.resume_search(tags.get("search_digest", "")) if again else None
+            run_id = self.resume_search(tags.get(Tag.SEARCH_DIGEST, "")) if again else None
             if run_id is None:
                 run = self._client.create_run(
-                    self._experiment_id, run_name=name, tags={**_noted(tags), "role": "search"}
+                    self._experiment_id, run_name=name, tags={**_noted(tags), Tag.ROLE: Role.SEARCH}
                 )
                 run_id = str(run.info.run_id)
             self._log(run_id, {}, params)
@@ -136,9 +135,9 @@ class Runs(Connection):
         """Name the dataset of a search, so that MLflow's pages show and filter it."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        if "dataset_digest" not in tags:
+        if Tag.DATASET_DIGEST not in tags:
             return
-        digest, source = tags["dataset_digest"], tags.get("dataset_source", "")
+        digest, source = tags[Tag.DATASET_DIGEST], tags.get(Tag.DATASET_SOURCE, "")
         dataset = Dataset(
             name="readmission",
             digest=digest[:DATASET_DIGEST_LENGTH],
@@ -181,15 +180,15 @@ class Runs(Connection):
         def write(again: bool) -> str:
             # An attempt whose answer got lost may have made the run.
             made = self._by_name(parent_id).get(name, []) if again else []
-            run_id = made[0].run_id if made else self._create_child(parent_id, name, tags, "trial")
+            run_id = made[0].run_id if made else self._create_child(parent_id, name, tags, Role.TRIAL)
             self._log(run_id, metrics, params)
             self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
             return run_id
 
         return self._insist(write)
 
-    def _create_child(self, parent_id: str, name: str, tags: Mapping[str, str], role: str) -> str:
-        tags = {**_noted(tags), "role": role, "mlflow.parentRunId": parent_id}
+    def _create_child(self, parent_id: str, name: str, tags: Mapping[str, str], role: Role) -> str:
+        tags = {**_noted(tags), Tag.ROLE: role, "mlflow.parentRunId": parent_id}
         return str(self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id)
 
     def log_best(
@@ -213,7 +212,7 @@ class Runs(Connection):
         def write(again: bool) -> str:
             for half in self._by_name(parent_id).get(name, []) if again else []:
                 self._client.delete_run(half.run_id)
-            run_id = self._create_child(parent_id, name, tags, "best")
+            run_id = self._create_child(parent_id, name, tags, Role.BEST)
             try:
                 self._log(run_id, metrics, params, curves)
                 for path, content in files.items():
@@ -301,9 +300,14 @@ class Runs(Connection):
             raise StateError(f"file {path} of run {run_id} is damaged", "run the search again") from error
 
 
+def _same_search(search_digest: str) -> str:
+    """MLflow's filter for the parent runs of a search."""
+    return f"tags.{Tag.SEARCH_DIGEST} = '{search_digest}' and tags.{Tag.ROLE} = '{Role.SEARCH}'"
+
+
 def _noted(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags of a run, with what its page in MLflow says above all else."""
-    said = warning(tags.get("dataset_source", ""))
+    said = warning(tags.get(Tag.DATASET_SOURCE, ""))
     return {**tags, **({"mlflow.note.content": f"**{said}**"} if said else {})}
 
 

@@ -6,6 +6,7 @@ stays `None`, and the index counts from 0.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

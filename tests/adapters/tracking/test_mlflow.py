@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.models import get_model_info
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, CHOSEN, REGISTERED, Tracking
+from health_predict.adapters.tracking import CHALLENGER, CHAMPION, REGISTERED, Tag, Tracking
 from health_predict.core.data.cohort import target
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
@@ -132,7 +132,7 @@ def test_a_search_is_found_again_only_when_it_ended_and_its_files_are_there(
     [parent] = tracking.runs("tags.role = 'search'")
     assert tracking.finished_search("d1") is None
     # when it ends, then it is found
-    tracking.tag_run(parent.run_id, {CHOSEN: best})
+    tracking.tag_run(parent.run_id, {Tag.CHOSEN: best})
     tracking.log_text(parent.run_id, "page.html", "")
     tracking.end_search(parent.run_id, {"best_f1": 0.2})
     found = tracking.finished_search("d1", "page.html")

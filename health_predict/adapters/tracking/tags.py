@@ -1,0 +1,53 @@
+"""The names of the tags that runs and model versions carry in MLflow."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Tag(StrEnum):
+    """Names of tags. A version takes over what `register` lists from its run."""
+
+    # Of runs and versions.
+    FAMILY = "family"
+    DATASET_DIGEST = "dataset_digest"
+    DATASET_SOURCE = "dataset_source"
+    GIT_COMMIT = "git_commit"
+    SEARCH_DIGEST = "search_digest"
+    STAGE = "stage"  # which stage made a run; how far a version has come: `VersionStage`
+    RECALIBRATES = "recalibrates"  # the version with the same estimator
+    LABELLED_BATCHES = "labelled_batches"
+    ESTIMATOR_BATCHES = "estimator_batches"  # labelled batches that the estimator learned from
+    # Of runs.
+    ROLE = "role"
+    TRIAL = "trial"
+    STOPPED_EARLY = "stopped_early"
+    ERROR = "error"
+    BASELINE = "baseline"
+    CHOSEN = "chosen_run_id"  # of a search: the run of the model that it ended with
+    REASON = "chosen_because"  # in one sentence
+    # Of versions.
+    RUN_ID = "run_id"
+    PARENT_RUN_ID = "parent_run_id"
+    THRESHOLD = "threshold"
+    DECISION = "decision"
+    DECIDED_AGAINST = "decided_against"  # the champion at that time, or none
+    BENTO_TAG = "bento_tag"
+    BENTO_DIGEST = "bento_digest"
+    IMAGE_URI = "image_uri"
+
+
+class Role(StrEnum):
+    """What a run is in its search."""
+
+    SEARCH = "search"
+    TRIAL = "trial"
+    BEST = "best"
+
+
+class VersionStage(StrEnum):
+    """How far a version has come."""
+
+    STAGING = "Staging"
+    PRODUCTION = "Production"
+    ARCHIVED = "Archived"
