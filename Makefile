@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install infra demo test check format compile bench bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install infra demo test check format compile bench bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -9,8 +9,9 @@ READY := .venv/.ready
 CHECKOV := .tools/checkov/.ready
 RUN := .venv/bin/
 
-# The copy of the data that lies beside some checkouts. The library itself knows nothing of it.
-LOCAL_DATA := $(wildcard ../shared/data/diabetic_data.csv.gz)
+# A folder with a copy of the data, for machines that have one. The library itself knows nothing of it.
+export SHARED ?= ../shared
+LOCAL_DATA := $(wildcard $(SHARED)/data/diabetic_data.csv.gz)
 ifneq ($(LOCAL_DATA),)
 export HEALTH_PREDICT_DATA_COPY ?= $(abspath $(LOCAL_DATA))
 endif
@@ -84,6 +85,9 @@ format: $(READY) ## Format the code and sort its imports
 
 compile: $(READY) ## Compile the pipelines to pipelines/compiled/
 	@$(RUN)health-predict pipeline compile
+
+bench-demo: $(READY) ## How long the demo takes, and a second one
+	@$(RUN)python benchmarks/demo.py
 
 bench-drift: $(READY) ## Drift: false alarms, power, CPU beside Evidently, policies on the real stream
 	@$(RUN)python benchmarks/drift.py

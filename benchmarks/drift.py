@@ -7,7 +7,6 @@ stream is synthetic and says so.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -26,7 +25,7 @@ from health_predict.core.monitoring.policy import Action
 from health_predict.core.statistics import delong
 
 sys.path.insert(0, str(Path(__file__).parent))
-from parts import drift_inputs, drift_scenarios
+from parts import drift_inputs, drift_scenarios, results
 from parts.drift_stream import (
     BATCHES,
     Floats,
@@ -48,7 +47,7 @@ TRUSTWORTHY = 14  # batches within the first 89 % of the rows, whose numbers fol
 def main() -> None:
     """All parts, then the line of figures."""
     figures = inputs() | scenarios() | stream()
-    print(json.dumps(figures))
+    results.save("drift", figures)
 
 
 def inputs() -> dict[str, float]:

@@ -8,10 +8,13 @@ Takes the raw data of the settings, the real ones by default.
 
 from __future__ import annotations
 
-import json
 import logging
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import results
 
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import load_part, target
@@ -44,7 +47,7 @@ def main() -> None:
             flush=True,
         )
     counts = {"salts": len(SALTS), "promoted": promoted, "slope_alarms": alarms, "slope_alarms_without_map": raw_alarms}
-    print(json.dumps(counts))
+    results.save("first_model", counts)
 
 
 def first_window(salt: str, home: Path) -> tuple[str, str, Calibration, Calibration]:

@@ -7,12 +7,12 @@ is pushed before anything is timed; the builder has its cache of them as well.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from sklearn.pipeline import Pipeline
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import results
 
 from health_predict.adapters.files import unpack_archive
 from health_predict.adapters.images import RemoteRegistry
@@ -151,14 +154,14 @@ def main() -> None:
         print(f"{'':<22} {'seconds':>8} {'CPU, s':>8} {'bytes pushed':>14}")
         print(f"{'assembled':<22} {cost.seconds:>8.2f} {cost.cpu:>8.2f} {cost.pushed:>14,}")
         other = builder(home, archives)
-        ratio = None
+        figures = {"push_bytes": cost.pushed, "cpu_seconds": round(cost.cpu, 2)}
         if other is None:
             print("no builder works here: no comparison")
         else:
             tool, theirs = other
             print(f"{tool + ' build and push':<22} {theirs.seconds:>8.2f} {theirs.cpu:>8.2f} {'not counted':>14}")
-            ratio = round(theirs.cpu / cost.cpu, 1)
-        print(json.dumps({"push_bytes": cost.pushed, "cpu_seconds": round(cost.cpu, 2), "cpu_vs_builder": ratio}))
+            figures["cpu_vs_builder"] = round(theirs.cpu / cost.cpu, 1)
+        results.save("image", figures)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
+from parts import results
 from parts.processes import carries
 from parts.search_space import NAMES
 
@@ -72,7 +73,15 @@ def main() -> None:
         "wall_vs_optuna_100": many["ours"].wall / many["optuna"].wall,
         "auc_minus_usual": few["ours"].auc - few["usual"].auc,
     }
-    print(json.dumps({key: round(value, 4) for key, value in ratios.items()}))
+    figures = {
+        **ratios,
+        "auc": few["ours"].auc,
+        "auc_usual": few["usual"].auc,
+        "gib": few["ours"].gib,
+        "gib_100": many["ours"].gib,
+        "wall_seconds": few["ours"].wall,
+    }
+    results.save("search", {key: round(value, 4) for key, value in figures.items()})
 
 
 def prepare(folder: Path) -> None:

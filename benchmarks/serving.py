@@ -28,7 +28,7 @@ import pandas as pd
 from mlflow.sklearn import save_model
 
 sys.path.insert(0, str(Path(__file__).parent))
-from parts import load, servers
+from parts import load, results, servers
 
 from health_predict.core.model.families import FAMILIES
 
@@ -64,7 +64,8 @@ def main() -> None:
         cpu, rate = measure_log(home, model)
         print(f"the prediction log, {LOG_SERVERS * LOG_PAIRS} pairs: CPU {cpu:+.1%}, throughput {rate:+.1%}")
     worst = {"cpu_vs_naive": min, "cpu_vs_echo": max, "p99_vs_echo": max, "batch_cpu_vs_pandas": min}
-    print(json.dumps({name: pick(ratios[name] for ratios in found.values()) for name, pick in worst.items()}))
+    figures = {name: pick(ratios[name] for ratios in found.values()) for name, pick in worst.items()}
+    results.save("serving", figures | {"log_cpu": round(cpu, 3), "log_rate": round(rate, 3)})
 
 
 def compare(family: str, home: Path, model: servers.Model, up: Up) -> dict[str, float]:

@@ -10,17 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import grimp
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 
 sys.path.insert(0, str(ROOT))
-from health_predict import (  # noqa: E402
-    cli,
-    components,
-    errors,
-)
+import health_predict  # noqa: E402
+from benchmarks.parts import results  # noqa: E402
+from health_predict import cli, components, errors  # noqa: E402
 from health_predict.pipelines import PIPELINES  # noqa: E402
 from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings  # noqa: E402
 
@@ -265,10 +264,163 @@ def _default(item: Any) -> str:
     return "" if not item.optional else "empty" if item.default in ("", []) else f"`{item.default}`"
 
 
+# Figures
+
+README = ROOT / "README.md"
+FIRST, LAST = "<!-- figures: written by `make reference` from benchmarks/results/ -->", "<!-- end of figures -->"
+# What was measured; the figure, from the results by the benchmark's name; the command that measures it again.
+FIGURES = [
+    (
+        "first `make demo`, after installation; a second one, which verifies every link and changes nothing",
+        "{demo[first_seconds]:.0f} s; {demo[again_seconds]:.0f} s",
+        "bench-demo",
+    ),
+    (
+        "server CPU of a request over HTTP, FastAPI with pandas and scikit-learn against ours; four families, least "
+        "favourable of 1, 8 and 32 clients",
+        "{serving[cpu_vs_naive]:.0f} times ours",
+        "bench-serving",
+    ),
+    (
+        "the same, ours against a tuned BentoML service that answers a constant; the 99th percentile of its latency",
+        "{serving[cpu_vs_echo]:.1f} times as much; {serving[p99_vs_echo]:.1f} times as long",
+        "bench-serving",
+    ),
+    (
+        "CPU of 10,000 rows in one request, the pandas service against ours",
+        "{serving[batch_cpu_vs_pandas]:.1f} times ours",
+        "bench-serving",
+    ),
+    (
+        "what the prediction log adds to the CPU of a request",
+        "{serving[log_cpu]:.0%}",
+        "bench-serving",
+    ),
+    (
+        "CPU of one prediction in the process, pandas and scikit-learn against the compiled model",
+        "{single_row[least_cpu_vs_pandas]:.0f} to {single_row[most_cpu_vs_pandas]:.0f} times ours",
+        "bench",
+    ),
+    (
+        "first model, first window of outcomes, {first_model[salts]} salts of the patient split: slope alarms as it "
+        "is; without its calibration",
+        "{first_model[slope_alarms]}; {first_model[slope_alarms_without_map]}",
+        "bench-first-model",
+    ),
+    (
+        "search of 24 trials, the usual Ray Tune script against ours, which also calibrates its winners out of fold; "
+        "wall clock and CPU",
+        "{search[wall_vs_usual]:.1f} and {search[cpu_vs_usual]:.1f} times ours, AUC {search[auc_usual]:.3f} and "
+        "{search[auc]:.3f}",
+        "bench-search",
+    ),
+    (
+        "the same search, ours against Optuna alone on one core: 24 trials; 99 trials",
+        "{search[wall_vs_optuna_24]:.1f}; {search[wall_vs_optuna_100]:.1f} times as long",
+        "bench-search",
+    ),
+    (
+        "memory of that search over all its processes: 24 trials; 99 trials",
+        "{search[gib]:.1f} GiB; {search[gib_100]:.1f} GiB",
+        "bench-search",
+    ),
+    (
+        "a second model's image, from Bento to pushed digest",
+        "{image[cpu_seconds]:.2f} s of CPU, {image[push_bytes]:,} bytes pushed",
+        "bench-image",
+    ),
+    (
+        "the same, `buildah` or `docker` with the first model's layers cached against ours",
+        "{image[cpu_vs_builder]:.0f} times our CPU",
+        "bench-image",
+    ),
+    (
+        "input drift of 5,088 rows, Evidently's preset against ours, imports not counted",
+        "{drift[cpu_vs_evidently]:.0f} times our CPU",
+        "bench-drift",
+    ),
+    (
+        "false alarms on 400 clean resamples; power for six strong shifts at 2,000 rows",
+        "at most {drift[false_alarm_max]:.1%}; {drift[power_min]:.0%}",
+        "bench-drift",
+    ),
+    (
+        "real stream: gain of retraining at every batch that the drift policy keeps, with {drift[retrainings]} "
+        "retrainings",
+        "{drift[gain_kept]:.0%} ([more](docs/drift.md))",
+        "bench-drift",
+    ),
+]
+
+
+def readme() -> str:
+    """README with its figures as the result files have them."""
+    found = results.load()
+    rows = [(what.format(**found), figure.format(**found), f"`make {target}`") for what, figure, target in FIGURES]
+    before, rest = README.read_text(encoding="utf-8").split(FIRST)
+    return f"{before}{FIRST}\n\n{table(('what', 'figure', 'command'), rows)}\n\n{LAST}{rest.split(LAST)[1]}"
+
+
+# Rooms
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+FIRST_OF_ROOMS, LAST_OF_ROOMS = "<!-- rooms: drawn by `make reference` from the imports -->", "<!-- end of rooms -->"
+# Shown by the rooms in them.
+HOUSES = ("core", "adapters")
+
+
+def rooms() -> dict[str, set[str]]:
+    """Each folder of the library with the folders that its modules import from."""
+    graph = grimp.build_graph("health_predict")
+    arrows: dict[str, set[str]] = {}
+    for module in graph.modules:
+        there = {_room(name) for name in graph.find_modules_directly_imported_by(module)}
+        arrows.setdefault(_room(module), set()).update(there)
+    library = Path(next(iter(health_predict.__path__)))
+    shown = {room for room in arrows if room and room not in HOUSES and (library / room).is_dir()}
+    return {room: arrows[room] & shown - {room} for room in shown}
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")[1:]
+    return "/".join(parts[: 2 if parts[:1] and parts[0] in HOUSES else 1])
+
+
+def _node(room: str) -> str:
+    return f'{room.replace("/", "_")}["{room}"]'
+
+
+def architecture() -> str:
+    """The page on the architecture with the picture of the rooms. An arrow that a longer way implies is left out."""
+    arrows = rooms()
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for room in arrows[waiting.pop()] - found:
+                found.add(room)
+                waiting.append(room)
+        return found
+
+    beyond = {room: reached(room) for room in arrows}
+    lines = ["```mermaid", "flowchart TD"]
+    for room in sorted(arrows):
+        for other in sorted(arrows[room]):
+            if not any(other in beyond[between] for between in arrows[room] - {other}):
+                lines.append(f"  {_node(room)} --> {_node(other)}")
+    picture = "\n".join([*lines, "```"])
+    before, rest = ARCHITECTURE.read_text(encoding="utf-8").split(FIRST_OF_ROOMS)
+    return f"{before}{FIRST_OF_ROOMS}\n\n{picture}\n\n{LAST_OF_ROOMS}{rest.split(LAST_OF_ROOMS)[1]}"
+
+
 def pages() -> dict[Path, str]:
     """Text of each page by its file."""
     made = {"commands": commands_page, "settings": settings_page, "http": http_page, "pipelines": pipelines_page}
-    return {FOLDER / f"{name}.md": make() for name, make in made.items()}
+    return {FOLDER / f"{name}.md": make() for name, make in made.items()} | {
+        README: readme(),
+        ARCHITECTURE: architecture(),
+    }
 
 
 if __name__ == "__main__":
