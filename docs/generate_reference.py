@@ -268,46 +268,54 @@ def _default(item: Any) -> str:
 
 README = ROOT / "README.md"
 FIRST, LAST = "<!-- figures: written by `make reference` from benchmarks/results/ -->", "<!-- end of figures -->"
-# What was measured; the figure, from the results by the benchmark's name; the command that measures it again.
+# The benchmark, what it measured, the figure, and the command that measures it again. One without results is left out.
 FIGURES = [
     (
+        "demo",
         "first `make demo`, after installation; a second one, which verifies every link and changes nothing",
         "{demo[first_seconds]:.0f} s; {demo[again_seconds]:.0f} s",
         "bench-demo",
     ),
     (
+        "serving",
         "server CPU of a request over HTTP, FastAPI with pandas and scikit-learn against ours; four families, least "
         "favourable of 1, 8 and 32 clients",
         "{serving[cpu_vs_naive]:.0f} times ours",
         "bench-serving",
     ),
     (
+        "serving",
         "the same, ours against a tuned BentoML service that answers a constant; the 99th percentile of its latency",
         "{serving[cpu_vs_echo]:.1f} times as much; {serving[p99_vs_echo]:.1f} times as long",
         "bench-serving",
     ),
     (
+        "serving",
         "CPU of 10,000 rows in one request, the pandas service against ours",
         "{serving[batch_cpu_vs_pandas]:.1f} times ours",
         "bench-serving",
     ),
     (
+        "serving",
         "what the prediction log adds to the CPU of a request",
         "{serving[log_cpu]:.0%}",
         "bench-serving",
     ),
     (
+        "single_row",
         "CPU of one prediction in the process, pandas and scikit-learn against the compiled model",
         "{single_row[least_cpu_vs_pandas]:.0f} to {single_row[most_cpu_vs_pandas]:.0f} times ours",
         "bench",
     ),
     (
+        "first_model",
         "first model, first window of outcomes, {first_model[salts]} salts of the patient split: slope alarms as it "
         "is; without its calibration",
         "{first_model[slope_alarms]}; {first_model[slope_alarms_without_map]}",
         "bench-first-model",
     ),
     (
+        "search",
         "search of 24 trials, the usual Ray Tune script against ours, which also calibrates its winners out of fold; "
         "wall clock and CPU",
         "{search[wall_vs_usual]:.1f} and {search[cpu_vs_usual]:.1f} times ours, AUC {search[auc_usual]:.3f} and "
@@ -315,36 +323,43 @@ FIGURES = [
         "bench-search",
     ),
     (
+        "search",
         "the same search, ours against Optuna alone on one core: 24 trials; 99 trials",
         "{search[wall_vs_optuna_24]:.1f}; {search[wall_vs_optuna_100]:.1f} times as long",
         "bench-search",
     ),
     (
+        "search",
         "memory of that search over all its processes: 24 trials; 99 trials",
         "{search[gib]:.1f} GiB; {search[gib_100]:.1f} GiB",
         "bench-search",
     ),
     (
+        "image",
         "a second model's image, from Bento to pushed digest",
         "{image[cpu_seconds]:.2f} s of CPU, {image[push_bytes]:,} bytes pushed",
         "bench-image",
     ),
     (
+        "image",
         "the same, `buildah` or `docker` with the first model's layers cached against ours",
         "{image[cpu_vs_builder]:.0f} times our CPU",
         "bench-image",
     ),
     (
+        "drift",
         "input drift of 5,088 rows, Evidently's preset against ours, imports not counted",
         "{drift[cpu_vs_evidently]:.0f} times our CPU",
         "bench-drift",
     ),
     (
+        "drift",
         "false alarms on 400 clean resamples; power for six strong shifts at 2,000 rows",
         "at most {drift[false_alarm_max]:.1%}; {drift[power_min]:.0%}",
         "bench-drift",
     ),
     (
+        "drift",
         "real stream: gain of retraining at every batch that the drift policy keeps, with {drift[retrainings]} "
         "retrainings",
         "{drift[gain_kept]:.0%} ([more](docs/drift.md))",
@@ -356,7 +371,11 @@ FIGURES = [
 def readme() -> str:
     """README with its figures as the result files have them."""
     found = results.load()
-    rows = [(what.format(**found), figure.format(**found), f"`make {target}`") for what, figure, target in FIGURES]
+    rows = [
+        (what.format(**found), figure.format(**found), f"`make {target}`")
+        for benchmark, what, figure, target in FIGURES
+        if benchmark in found
+    ]
     before, rest = README.read_text(encoding="utf-8").split(FIRST)
     return f"{before}{FIRST}\n\n{table(('what', 'figure', 'command'), rows)}\n\n{LAST}{rest.split(LAST)[1]}"
 
