@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from health_predict import cli
-from health_predict.adapters.pipelines.kfp import list_runs
+from health_predict.adapters.pipelines.local import list_runs
 from health_predict.settings import PREFIX
 
 Run = Callable[..., tuple[int, str, str]]

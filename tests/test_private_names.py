@@ -19,7 +19,7 @@ EXCEPTIONS = {
     ("health_predict/adapters/serving/kubernetes/cluster.py", "call(_request_timeout=)"): (
         "an argument that the client documents under this name; without it a dead API server is waited for without end"
     ),
-    ("health_predict/adapters/pipelines/kfp.py", "sys.executable ="): (
+    ("health_predict/adapters/pipelines/local.py", "sys.executable ="): (
         "while a pipeline runs; KFP writes it unquoted into a shell line, and into all that says python3 in an "
         "argument: without it no pipeline runs in a checkout whose path has a space, or holds python3"
     ),

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from health_predict.adapters.pipelines.kfp import LocalRun, compile_pipeline, list_runs, run_locally
+from health_predict.adapters.pipelines.local import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import PipelineProgress, console_of, say_source, working
@@ -25,7 +25,7 @@ from health_predict.errors import HealthPredictError, SettingsError
 from health_predict.settings import PREFIX, SYNTHETIC_SOURCE, Profile, Settings, load_settings, settings_on
 
 if TYPE_CHECKING:
-    from health_predict.adapters.pipelines.kfp_cluster import ClusterRun
+    from health_predict.adapters.pipelines.kubeflow import ClusterRun
 
 app = typer.Typer(no_args_is_help=True, help="Compile the pipelines, run one here or in a cluster, list the runs.")
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
@@ -90,7 +90,7 @@ def run(
 @app.command("upload")
 def upload(on: On = None, as_json: AsJson = False) -> None:
     """Make every pipeline known to the cluster, as a version that is named by the git commit."""
-    from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines
+    from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
 
     settings = settings_on(on)
     cluster = ClusterPipelines(settings)
@@ -129,7 +129,7 @@ def schedule(
         return
     if cron is None or every is not None:
         raise SettingsError("in a cluster a schedule has six fields", f"{usage} --cron '0 30 2 * * *'`")
-    from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines
+    from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
 
     arguments = _arguments(settings, name, given)
     cluster = ClusterPipelines(settings)
@@ -167,7 +167,7 @@ def list_(on: On = None, as_json: AsJson = False) -> None:
     if settings.profile is Profile.LOCAL:
         records = list_runs(settings.home)
     else:
-        from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines
+        from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
 
         records = ClusterPipelines(settings).runs()
     if as_json:
@@ -209,7 +209,7 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
 def _run_in_cluster(
     settings: Settings, name: str, given: Mapping[str, Any], console: Console, seconds: float | None
 ) -> ClusterRun:
-    from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines
+    from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
 
     arguments = _arguments(settings, name, given)
     cluster = ClusterPipelines(settings)

@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.status import Status
 from rich.table import Table
 
-from health_predict.adapters.pipelines.kfp import Event
+from health_predict.adapters.pipelines.local import Event
 from health_predict.core.data.sources import warning
 
 HEARTBEAT = "heartbeat"

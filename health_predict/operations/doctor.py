@@ -269,7 +269,7 @@ def _pipelines(settings: Settings) -> Iterator[Check]:
     if not settings.kfp_host:
         return
     must_answer(settings, "kfp_host")
-    from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines
+    from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
 
     runs = ClusterPipelines(settings).runs(1)
     last = f"the last run, {runs[0]['pipeline']}, {runs[0]['state']}" if runs else "no run yet"

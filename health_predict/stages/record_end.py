@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 from health_predict.adapters import keys
-from health_predict.adapters.pipelines.kfp_cluster import failure
+from health_predict.adapters.pipelines.kubeflow import failure
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 from health_predict.errors import HealthPredictError

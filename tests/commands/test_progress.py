@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from health_predict.adapters.pipelines.kfp import Event
+from health_predict.adapters.pipelines.local import Event
 from health_predict.commands import progress as progress_module
 from health_predict.commands.progress import PipelineProgress, working
 

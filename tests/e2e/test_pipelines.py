@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.pipelines.kfp_cluster import ClusterPipelines, ClusterRun
+from health_predict.adapters.pipelines.kubeflow import ClusterPipelines, ClusterRun
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
 from tests.e2e import platform

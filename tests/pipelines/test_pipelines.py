@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from health_predict.adapters.pipelines.kfp import compile_pipeline
+from health_predict.adapters.pipelines.local import compile_pipeline
 from health_predict.commands.pipeline import COMPILED
 from health_predict.pipelines import PIPELINES, recorded
 from health_predict.pipelines.wiring import CREDENTIALS, ROLE_LABEL, SETTINGS

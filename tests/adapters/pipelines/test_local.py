@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from health_predict.adapters.pipelines.kfp import list_runs, run_locally
+from health_predict.adapters.pipelines.local import list_runs, run_locally
 from health_predict.errors import StateError
 from health_predict.settings import Settings
 

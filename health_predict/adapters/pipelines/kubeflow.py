@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from health_predict.adapters import keys
-from health_predict.adapters.pipelines.kfp import Event, compile_pipeline, error_of
+from health_predict.adapters.pipelines.local import Event, compile_pipeline, error_of
 from health_predict.adapters.serving.kubernetes import NOT_FOUND, Cluster
 from health_predict.adapters.storage import open_storage
 from health_predict.errors import HealthPredictError, SettingsError, StateError, UnreachableError
