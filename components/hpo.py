@@ -6,7 +6,7 @@ from health_predict.components.image import PIPELINE_IMAGE
 
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
-def hpo(
+def hpo(  # KFP takes inputs one by one, and describes them in the docstring
     dataset_digest: str,
     dataset_source: str,
     families: List[str],

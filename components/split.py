@@ -6,7 +6,7 @@ from health_predict.components.image import PIPELINE_IMAGE
 
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
-def split(
+def split(  # KFP takes inputs one by one, and describes them in the docstring
     data_source: str,
     replace_data: bool,
     initial_share: str,

@@ -16,7 +16,7 @@ class ReadmissionOutputs(NamedTuple):
 
 
 @dsl.pipeline(name="readmission", description="Train a model and, when it passes its gates, bring it into service.")
-def readmission(
+def readmission(  # KFP takes inputs one by one, and describes them in the docstring
     data_source: str = "",
     replace_data: bool = False,
     initial_share: str = "",

@@ -15,7 +15,7 @@ class TrainingOutputs(NamedTuple):
 
 
 @dsl.pipeline(name="training", description="Split the data, search over the model families, register the best.")
-def training(
+def training(  # KFP takes inputs one by one, and describes them in the docstring
     data_source: str = "",
     replace_data: bool = False,
     initial_share: str = "",

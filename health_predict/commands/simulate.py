@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.serving.target import open_target
@@ -21,12 +22,12 @@ from health_predict.errors import HealthPredictError, SettingsError
 from health_predict.settings import Profile, Settings, settings_on
 
 if TYPE_CHECKING:
-    from health_predict.simulation.timeline import Moment
+    from health_predict.simulation.timeline import Moment, Timeline
 
 log = logging.getLogger(__name__)
 
 
-def simulate(
+def simulate(  # each parameter is an option of the command
     batches: Annotated[int, typer.Option(min=1, help="How many of the future batches")] = 16,
     scenario: Annotated[
         list[Scenario] | None, typer.Option(help="Drift to inject, with a known truth; give it twice for two at once")
@@ -53,7 +54,6 @@ def simulate(
     the same command goes on.
     """
     from health_predict.adapters.source_control import commit
-    from health_predict.report.timeline_report import summary
     from health_predict.simulation.in_service import put_back
     from health_predict.simulation.monitoring import monitoring
     from health_predict.simulation.plan import Plan
@@ -81,12 +81,7 @@ def simulate(
         run_pipeline(own, "monitoring", {"batch": number}, console)
 
     console.print(f"[bold]simulation  [/bold]{plan.name}")
-    stages = logging.StreamHandler(console.file)
-    stages.setFormatter(logging.Formatter("%(module)-11s %(message)s"))
-    ours = logging.getLogger("health_predict")
-    ours.addHandler(stages)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False  # some library gives the root logger a handler of its own
+    _show_stages(console)
     with only_one(settings.home / "simulations", 1.0), heartbeat(console, lambda: "simulation"):  # one endpoint for all
         with _put_back_on_failure(settings, keep):
             replay = begin(settings, plan, keep=keep)
@@ -100,8 +95,25 @@ def simulate(
         serving = active.model_version if active else None
         typer.echo(json.dumps({**asdict(found), "page": page, "serving": serving}))
         return
+    _tell(console, found, page, ending)
+
+
+def _show_stages(console: Console) -> None:
+    """Let the log of the stages appear on the console."""
+    stages = logging.StreamHandler(console.file)
+    stages.setFormatter(logging.Formatter("%(module)-11s %(message)s"))
+    ours = logging.getLogger("health_predict")
+    ours.addHandler(stages)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False  # some library gives the root logger a handler of its own
+
+
+def _tell(console: Console, found: Timeline, page: str, ending: str) -> None:
+    """What the simulation showed, where its page is, and what serves now."""
+    from health_predict.report.timeline_report import summary
+
     console.print(
-        f"{plan.batches} batches, {found.retrainings} retrainings and {found.recalibrations} recalibrations in "
+        f"{len(found.moments)} batches, {found.retrainings} retrainings and {found.recalibrations} recalibrations in "
         f"service, {found.lost} challengers lost"
     )
     for line in summary(asdict(found)):

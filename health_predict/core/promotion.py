@@ -61,7 +61,7 @@ class Promotion:
         return [f"{gate.name}: {gate.reason}" for gate in failed or self.gates]
 
 
-def decide(
+def decide(  # the rows, the models that are compared on them, and how
     frame: pd.DataFrame,
     labels: Labels,
     patients: npt.ArrayLike,

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 _SHOWN = 12  # columns in the plot
 
 
-def drift_page(
+def drift_page(  # each parameter is a part of the page
     findings: DriftFindings,
     *,
     batch: int,

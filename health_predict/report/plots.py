@@ -156,7 +156,7 @@ def _thin(length: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(np.int64))
 
 
-def line(
+def line(  # each parameter is a part of the picture
     x: Sequence[float] | Sequence[str],
     series: Mapping[str, Numbers],
     *,
@@ -263,7 +263,7 @@ def spans(
         return _plot(figure, title, description, [label_heading, "from", "to"], rows)
 
 
-def interval_dots(
+def interval_dots(  # each parameter is a part of the picture
     labels: Sequence[str],
     values: Sequence[Estimate],
     *,

@@ -49,7 +49,7 @@ ENCODER = msgspec.json.Encoder()
 class PredictionLog:
     """Writes predictions into `folder`, one file at a time."""
 
-    def __init__(
+    def __init__(  # what it tells, and its limits
         self,
         folder: Path,
         *,

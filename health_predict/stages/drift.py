@@ -32,7 +32,7 @@ from health_predict.core.data.cohort import check, target
 from health_predict.core.monitoring.drift import DriftFindings, DriftReference, Reason, ReasonKind, Verdict, assess
 from health_predict.core.monitoring.input_drift import InputReference
 from health_predict.core.monitoring.performance import LabelledWindow
-from health_predict.core.monitoring.policy import Action, decide
+from health_predict.core.monitoring.policy import Action, PolicyState, decide
 from health_predict.core.monitoring.refit import LabelledRows
 from health_predict.errors import DataError
 from health_predict.report.drift_report import drift_page
@@ -217,16 +217,7 @@ def _judged(
     scores = model.served(labelled[batch.number])
     findings, newest = _findings(reference, batches, model, batch, labelled)
     state = batches.policy_state(batches.series)
-    action, why = decide(
-        Policy(settings.policy),
-        state,
-        batch.number,
-        verdict=findings.verdict,
-        miscalibrated=findings.calibration is not None and findings.calibration.mendable,
-        interval=settings.policy_interval,
-    )
-    if action is not Action.NONE and available <= model.first:
-        action, why = Action.NONE, "No outcomes are known that the model has not learned from."
+    action, why = _action(settings, state, batch.number, findings, anything_new=available > model.first)
     log.info("batch %d: %s; %s: %s", batch.number, findings.verdict, action, why)
     findings = replace(findings, reasons=(*findings.reasons, Reason(ReasonKind.ACTION, f"Action: {action}. {why}")))
     waiting = {number: one.joined.waiting for number, one in sorted(labelled.items()) if one.joined.waiting}
@@ -268,6 +259,23 @@ def _judged(
         state=state,
     )
     return judged, page
+
+
+def _action(
+    settings: Settings, state: PolicyState, batch: int, findings: DriftFindings, *, anything_new: bool
+) -> tuple[Action, str]:
+    """What the policy makes of the findings, and why; nothing while there is nothing new to learn from."""
+    action, why = decide(
+        Policy(settings.policy),
+        state,
+        batch,
+        verdict=findings.verdict,
+        miscalibrated=findings.calibration is not None and findings.calibration.mendable,
+        interval=settings.policy_interval,
+    )
+    if action is not Action.NONE and not anything_new:
+        return Action.NONE, "No outcomes are known that the model has not learned from."
+    return action, why
 
 
 def _labelled(batches: Batches, model: _Model, batch: Batch) -> tuple[set[int], dict[int, Labelled]]:

@@ -53,7 +53,7 @@ class SplitResult:
     reused: bool
 
 
-def split(
+def split(  # each path is an artifact of the pipeline
     settings: Settings,
     *,
     labelled_batches: int,

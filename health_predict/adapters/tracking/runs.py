@@ -191,7 +191,7 @@ class Runs(Connection):
         tags = {**_noted(tags), Tag.ROLE: role, "mlflow.parentRunId": parent_id}
         return str(self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id)
 
-    def log_best(
+    def log_best(  # all that a run holds
         self,
         parent_id: str,
         family: str,

@@ -42,7 +42,7 @@ def at_most(threshold: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return np.where(near > threshold, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def tables_of(trees: Iterable[Tree], start: float = 0.0) -> tuple[TreeTables, float]:
+def tables_of(trees: Iterable[Tree], start: float = 0.0) -> tuple[TreeTables, float]:  # one walk through all levels
     """Tables of all trees that add to a score of `start`, and the mean score."""
     mean, most = 0.0, 1
     # By depth: (parent, position, bound, share, previous, value) of each node.

@@ -221,7 +221,7 @@ class DriftReference:
         )
 
 
-def assess(
+def assess(  # a batch, what it is compared with, and its history
     reference: DriftReference,
     frame: pd.DataFrame,
     probabilities: npt.ArrayLike,
