@@ -189,7 +189,7 @@ def test_an_interrupted_run_says_how_to_go_on(csv: Path, tmp_path: Path) -> None
     # given a run that has begun, in a terminal's group of processes
     plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     command = subprocess.Popen(
-        [sys.executable, "-m", "health_predict.cli", "pipeline", "run", "training"],
+        [sys.executable, "-m", "health_predict", "pipeline", "run", "training"],
         env={**plain, f"{PREFIX}HOME": str(tmp_path / "home"), f"{PREFIX}DATA_SOURCE": str(csv)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -205,7 +205,7 @@ def test_an_interrupted_run_says_how_to_go_on(csv: Path, tmp_path: Path) -> None
     assert command.returncode == 130
     assert "interrupted: stages and trials that ended are kept" in said and "Traceback" not in said
     (record,) = list_runs(tmp_path / "home")
-    assert record["state"] == "failed"
+    assert record["state"] == "interrupted"
 
 
 def test_the_working_folder_is_no_place_to_import_from(

@@ -7,6 +7,7 @@ patient's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from health_predict.core.data.columns import (
     MAXIMUM_CODE,
     MAXIMUM_TEXT,
     MISSING,
+    WORDS_FOR_MISSING,
     Column,
     Kind,
 )
@@ -31,6 +33,10 @@ from health_predict.core.model.risk_groups import GROUPS
 LONGEST_LIST = 1000
 # A wrong name is repeated to show the typing mistake, cut to this length.
 LONGEST_NAME = 64
+
+
+# Words for missing in a schema's pattern, in which no case is ignored.
+NO_VALUE = "|".join(re.sub("[a-z]", lambda at: f"[{at[0]}{at[0].upper()}]", word) for word in sorted(WORDS_FOR_MISSING))
 
 
 def _type_of(column: Column) -> Any:
@@ -47,7 +53,9 @@ def _type_of(column: Column) -> Any:
     else:
         length = Field(min_length=1, max_length=MAXIMUM_TEXT)
         held = lru_cache(1000)(partial(_held, column))  # the same few levels come again and again
-        kind = Annotated[str, length, AfterValidator(held)]
+        never = [] if column.nullable else [f"[{MISSING}]"]
+        schema: Any = {"pattern": f"^{column.pattern}$", "not": {"pattern": f"^({'|'.join([NO_VALUE, *never])})$"}}
+        kind = Annotated[str, length, AfterValidator(held), Field(json_schema_extra=schema)]
     return kind | None if column.nullable else kind
 
 
