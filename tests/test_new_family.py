@@ -31,7 +31,7 @@ def sources(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
-    package = tmp_path / "health_predict" / "core" / "families"
+    package = tmp_path / "health_predict" / "core" / "model" / "families"
     (package / "hist_gradient_boosting.py").write_text(documented_module())
     listed = (package / "__init__.py").read_text()
     listed = listed.replace("families import lightgbm,", "families import hist_gradient_boosting, lightgbm,")
