@@ -39,7 +39,7 @@ class PipelineProgress:
 
     def __enter__(self) -> Self:
         self._signs.enter_context(Live(get_renderable=self._shown, console=self._console, transient=True))
-        self._signs.enter_context(heartbeat(self._console, lambda: self._stage))
+        self._signs.enter_context(heartbeat(self._console, lambda: self._stage, lambda: self._began))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,16 +61,20 @@ class PipelineProgress:
 
 
 @contextmanager
-def heartbeat(console: Console, name: Callable[[], str]) -> Iterator[None]:
-    """Where there is no terminal: a line every `QUIET_SECONDS` with what goes on and since when."""
+def heartbeat(console: Console, name: Callable[[], str], since: Callable[[], float] | None = None) -> Iterator[None]:
+    """Where there is no terminal: a line every `QUIET_SECONDS` with what goes on and for how long.
+
+    `since` tells when that began, by the monotonic clock; without it, now.
+    """
     if console.is_terminal or any(thread.name == HEARTBEAT for thread in threading.enumerate()):  # one is enough
         yield
         return
     began, ended = time.monotonic(), threading.Event()
+    since = since or (lambda: began)
 
     def beat() -> None:
         while not ended.wait(QUIET_SECONDS):
-            console.print(f"{name():<11} ... {time.monotonic() - began:.0f} s", markup=False)
+            console.print(f"{name():<11} ... {time.monotonic() - since():.0f} s", markup=False)
 
     thread = threading.Thread(target=beat, name=HEARTBEAT, daemon=True)
     thread.start()

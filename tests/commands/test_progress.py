@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -88,3 +89,19 @@ def test_without_a_terminal_what_takes_its_time_says_so_on_standard_error(monkey
 
 def test_a_line_comes_within_five_seconds() -> None:
     assert progress_module.QUIET_SECONDS < 5
+
+
+def test_the_seconds_of_a_line_are_those_of_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a run whose first stage took 50 s
+    now = [100.0]
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress_module, "QUIET_SECONDS", 0.01)
+    stream = Listened("hpo         ... 7 s")
+    with PipelineProgress(Console(file=stream, width=120)) as progress:
+        progress(Event("split", ""))
+        now[0] = 150.0
+        # when the next one has gone on for seven
+        progress(Event("hpo", ""))
+        now[0] = 157.0
+        # then the line says seven
+        assert stream.came.wait(10)
