@@ -7,40 +7,20 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from health_predict.adapters.files import disk_error, unpack_archive, whole_file
 from health_predict.adapters.storage import FolderStorage, S3Storage, Storage, open_storage
 from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(params=["folder", "s3", "s3 without a prefix"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "folder":
         return open_storage((tmp_path / "a folder").as_uri())
-    request.getfixturevalue("credentials")
     endpoint = request.getfixturevalue("s3_endpoint")
     import boto3
 
@@ -86,9 +66,7 @@ def test_keys_are_sorted_and_filtered_by_prefix(storage: Storage) -> None:
     assert storage.keys("") == ["a/10", "a/2", "ab/3", "b/1"]
 
 
-def test_more_keys_than_a_page_of_s3_are_all_listed(
-    credentials: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_keys_than_a_page_of_s3_are_all_listed(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # given pages of three keys
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     storage = S3Storage("many", "p", s3_endpoint)
@@ -104,9 +82,7 @@ def test_an_address_names_the_key(storage: Storage) -> None:
     assert storage.uri("a/b.bin").startswith(("file:///", "s3://bucket")) and storage.uri("a/b.bin").endswith("a/b.bin")
 
 
-def test_a_missing_bucket_and_a_dead_endpoint_are_named(
-    credentials: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_bucket_and_a_dead_endpoint_are_named(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreachableError, match=r"s3://none/x.*bucket"):
         open_storage("s3://none", s3_endpoint).write("x", b"")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

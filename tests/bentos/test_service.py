@@ -1187,27 +1187,17 @@ class TestShipping:
         assert max(worst) == 1
         assert sum(shipped) == 20
 
-    def test_a_bucket(self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from moto.server import ThreadedMotoServer
-
-        for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
-            monkeypatch.setenv(name, value)
-        server = ThreadedMotoServer("127.0.0.1", 0)
-        server.start()
-        try:
-            endpoint = "http://{}:{}".format(*server.get_host_and_port())
-            storage = S3Storage("bucket", "some/prefix", endpoint)
-            storage._client.create_bucket(Bucket="bucket")
-            file = tmp_path / self.NAME
-            file.write_text("line\n")
-            shipper = shipping.Shipper(tmp_path, storage, pause=0.01)
-            wait_for(lambda: not file.exists())
-            shipper.close()
-            # then what reads storage finds it
-            assert storage.keys("predictions/") == [self.KEY]
-            assert storage.read(self.KEY) == b"line\n"
-        finally:
-            server.stop()
+    def test_a_bucket(self, source: Source, tmp_path: Path, s3_endpoint: str) -> None:
+        storage = S3Storage("bucket", "some/prefix", s3_endpoint)
+        storage._client.create_bucket(Bucket="bucket")
+        file = tmp_path / self.NAME
+        file.write_text("line\n")
+        shipper = shipping.Shipper(tmp_path, storage, pause=0.01)
+        wait_for(lambda: not file.exists())
+        shipper.close()
+        # then what reads storage finds it
+        assert storage.keys("predictions/") == [self.KEY]
+        assert storage.read(self.KEY) == b"line\n"
 
     def test_an_unknown_storage(self, source: Source, tmp_path: Path) -> None:
         with open_client(source(), prediction_log=tmp_path, storage_uri="ftp://somewhere") as client:

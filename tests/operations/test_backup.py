@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from health_predict.errors import SettingsError, StateError, UnreachableError
 from health_predict.operations.backup import backup, backups, restore
@@ -31,8 +30,8 @@ esac
 
 @pytest.fixture
 def settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., Settings]
-) -> Iterator[Settings]:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., Settings], s3_endpoint: str
+) -> Settings:
     tool = tmp_path / "bin" / "kubectl"
     tool.parent.mkdir()
     tool.write_text(KUBECTL)
@@ -40,17 +39,9 @@ def settings(
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("BROKEN", "nothing is broken")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     bucket = f"bucket-{uuid.uuid4().hex}"  # servers of one process share their buckets
-    endpoint = f"http://{host}:{port}"
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
-    yield make_settings(storage_uri=f"s3://{bucket}/health-predict", s3_endpoint_url=endpoint)
-    server.stop()
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=bucket)
+    return make_settings(storage_uri=f"s3://{bucket}/health-predict", s3_endpoint_url=s3_endpoint)
 
 
 def test_a_dump_is_stored_beside_the_nightly_ones_and_put_back(settings: Settings, tmp_path: Path) -> None:

@@ -327,29 +327,18 @@ def test_a_kill_at_any_write_leaves_nothing_half_and_a_repeat_ends_the_same(
     }
 
 
-def test_s3_takes_the_same_files_as_a_folder(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_takes_the_same_files_as_a_folder(raw: Path, tmp_path: Path, s3_endpoint: str) -> None:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    service = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    service.start()
-    try:
-        host, port = service.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="hospital")
-        bucket = settings_of(tmp_path / "s3", raw, storage_uri="s3://hospital/data", s3_endpoint_url=endpoint)
-        # when
-        first, again = run(bucket, tmp_path / "out"), run(bucket, tmp_path / "out")
-        folder = run(settings_of(tmp_path / "folder", raw), tmp_path / "out folder")
-        # then
-        assert again.reused and first.dataset_digest == folder.dataset_digest
-        assert first.raw_uri.startswith("s3://hospital/data/raw/")
-        assert open_storage("s3://hospital/data", endpoint).keys("") == sorted(tree(tmp_path / "folder" / "storage"))
-    finally:
-        service.stop()
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="hospital")
+    bucket = settings_of(tmp_path / "s3", raw, storage_uri="s3://hospital/data", s3_endpoint_url=s3_endpoint)
+    # when
+    first, again = run(bucket, tmp_path / "out"), run(bucket, tmp_path / "out")
+    folder = run(settings_of(tmp_path / "folder", raw), tmp_path / "out folder")
+    # then
+    assert again.reused and first.dataset_digest == folder.dataset_digest
+    assert first.raw_uri.startswith("s3://hospital/data/raw/")
+    assert open_storage("s3://hospital/data", s3_endpoint).keys("") == sorted(tree(tmp_path / "folder" / "storage"))
 
 
 @pytest.mark.slow

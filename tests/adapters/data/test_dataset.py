@@ -368,30 +368,17 @@ class TestNamedSource:
         assert fetch(Settings(home=tmp_path, data_source=server.url)).sha256 == sha256
         assert len(files(tmp_path)) == 1
 
-    def test_an_s3_source_is_downloaded(
-        self, tmp_path: Path, csv_bytes: bytes, sha256: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # given an S3 service in this process
+    def test_an_s3_source_is_downloaded(self, tmp_path: Path, csv_bytes: bytes, sha256: str, s3_endpoint: str) -> None:
+        # given a file in an S3 service
         import boto3
-        from moto.server import ThreadedMotoServer
 
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        service = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        service.start()
-        try:
-            host, port = service.get_host_and_port()
-            endpoint = f"http://{host}:{port}"
-            boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="hospital")
-            open_storage("s3://hospital", endpoint).write("in/data.csv", csv_bytes)
-            settings = Settings(home=tmp_path, data_source="s3://hospital/in/data.csv", s3_endpoint_url=endpoint)
-            # then
-            assert fetch(settings).sha256 == sha256
-            with pytest.raises(DataError, match="does not exist"):
-                fetch(settings.model_copy(update={"data_source": "s3://hospital/none.csv"}))
-        finally:
-            service.stop()
+        boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="hospital")
+        open_storage("s3://hospital", s3_endpoint).write("in/data.csv", csv_bytes)
+        settings = Settings(home=tmp_path, data_source="s3://hospital/in/data.csv", s3_endpoint_url=s3_endpoint)
+        # then
+        assert fetch(settings).sha256 == sha256
+        with pytest.raises(DataError, match="does not exist"):
+            fetch(settings.model_copy(update={"data_source": "s3://hospital/none.csv"}))
 
     def test_generated_rows_are_recognised_under_any_name(self, tmp_path: Path) -> None:
         save_csv(synthesize(50, seed=1), tmp_path / "real.csv")
