@@ -29,10 +29,10 @@ from health_predict.adapters.storage import open_storage
 from health_predict.settings import Settings
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-PEAK_SECONDS, SHARE, CONNECTIONS = 5.0, 0.8, 32
+PEAK_SECONDS, SHARE, CONNECTIONS = 30.0, 0.8, 32
 ASKED_ROWS = 1000
-# A worker's caches and the prediction log's buffers fill up in the first seconds.
-SETTLED_SECONDS, SAMPLE_SECONDS = 15.0, 2.0
+# For the service's `traffic.timeout` of 40 s BentoML holds each request: so long a worker's memory fills up.
+SETTLED_SECONDS, SAMPLE_SECONDS = 45.0, 2.0
 GROWTH = 1.1
 ID = b'"prediction_id":"'
 

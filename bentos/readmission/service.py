@@ -45,6 +45,8 @@ PREDICTOR = Predictor(HERE, SETTINGS, [*ROUTES, *COUNTED, "other"])
         {"name": "BENTOML_DO_NOT_TRACK", "value": "true"},
         {"name": "ORT_DISABLE_TELEMETRY", "value": "1"},
     ],
+    # BentoML holds each answered request until then. The gate's own limits are shorter.
+    traffic={"timeout": 40},
     # Counted by the service itself, with bounded labels.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},

@@ -120,9 +120,11 @@ class ProcessTarget:
                 active = self.folder / ACTIVE_FILE
                 write_json(active, {**read_json(active), "state": "stopped"})
             return False
+        manager = self.place().get("pid")
         with contextlib.suppress(UnreachableError):
             self.ask("quit")
-        _until(lambda: not self._alive(), STOP_SECONDS, "the endpoint's manager does not end")
+        # It lets go of its lock a moment before it ends.
+        _until(lambda: not self._alive() and not _runs(manager), STOP_SECONDS, "the endpoint's manager does not end")
         return True
 
     # Versions
@@ -335,6 +337,16 @@ def _cause(log: Path, begin: int) -> str:
         lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Invalid\w*): ", line)]
     return f": {(raised or lines)[-1].strip()[:300]}" if lines else ""
+
+
+def _runs(pid: int | None) -> bool:
+    """Whether a process runs; one that ended and that nobody collected does not."""
+    import psutil
+
+    try:
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _until(done: Callable[[], bool], seconds: float, problem: str) -> None:
