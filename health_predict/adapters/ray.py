@@ -36,10 +36,10 @@ import health_predict
 from health_predict.core.model.search import (
     METRICS,
     FamilySearch,
-    Outcome,
     Point,
     Prepared,
     Trial,
+    TrialReport,
     libraries,
     run_trial,
     winner,
@@ -74,7 +74,7 @@ LONGEST_SOCKET = "/hp-1234567-12345678/ray/session_2026-01-01_00-00-00_000000_12
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes the one that is written to
 
 # Fits a point and reports how it does. Must be importable where trials run.
-RunTrial = Callable[[Point, Prepared, int, int, Callable[[Outcome], object]], None]
+RunTrial = Callable[[Point, Prepared, int, int, Callable[[TrialReport], object]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +298,8 @@ def _tune(points: Points, data: Prepared, resources: Resources, seed: int, run: 
 def _fit(config: dict[str, Any], data: Prepared, seed: int, threads: int, run: RunTrial) -> None:
     """One trial, in an actor."""
 
-    def report(outcome: Outcome) -> None:
-        tune.report({**outcome.metrics, "rungs": outcome.rungs})
+    def report(so_far: TrialReport) -> None:
+        tune.report({**so_far.metrics, "rungs": so_far.rungs})
 
     try:
         with threadpool_limits(threads):

@@ -114,7 +114,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MonthlyCost:
     """USD a month, with its parts."""
 
     parts: tuple[Part, ...]
@@ -137,12 +137,14 @@ def machine(instance_type: str) -> Machine:
     return found
 
 
-def host(region: str, instance_type: str, root_gib: int, data_gib: int, hours_a_week: float | None = None) -> Estimate:
+def host(
+    region: str, instance_type: str, root_gib: int, data_gib: int, hours_a_week: float | None = None
+) -> MonthlyCost:
     """The stack, always on, or running `hours_a_week`. Disks cost while it is stopped, its address does not."""
     prices = PRICES[region]
     hours = HOURS_A_MONTH if hours_a_week is None else hours_a_week * WEEKS_A_MONTH
     disks = root_gib + data_gib
-    return Estimate(
+    return MonthlyCost(
         (
             Part("host", f"{instance_type}, {hours:.0f} h", prices.machines[instance_type] * hours),
             Part("public IPv4", f"{hours:.0f} h", prices.ipv4 * hours),
@@ -154,10 +156,10 @@ def host(region: str, instance_type: str, root_gib: int, data_gib: int, hours_a_
     )
 
 
-def managed(region: str, data_gib: int) -> Estimate:
+def managed(region: str, data_gib: int) -> MonthlyCost:
     """What the stack replaces: EKS with three small nodes, a NAT gateway, a load balancer, managed Postgres."""
     prices = PRICES[region]
-    return Estimate(
+    return MonthlyCost(
         (
             Part("EKS control plane", f"{HOURS_A_MONTH:.0f} h", prices.eks * HOURS_A_MONTH),
             Part("nodes", f"{NODES} t3.large", NODES * prices.node * HOURS_A_MONTH),

@@ -65,5 +65,5 @@ def stack_file(file: Path) -> StackConfig:
     return read_config(own)
 
 
-def _plain(estimate: cost.Estimate) -> dict[str, Any]:
+def _plain(estimate: cost.MonthlyCost) -> dict[str, Any]:
     return {"usd": round(estimate.usd, 2), "parts": {part.name: round(part.usd, 2) for part in estimate.parts}}

@@ -61,7 +61,7 @@ class Promotion:
         return [f"{gate.name}: {gate.reason}" for gate in failed or self.gates]
 
 
-def decide(  # the rows, the models that are compared on them, and how
+def decide_promotion(  # the rows, the models that are compared on them, and how
     frame: pd.DataFrame,
     labels: Labels,
     patients: npt.ArrayLike,
@@ -101,33 +101,34 @@ def decide(  # the rows, the models that are compared on them, and how
     if champion is None:
         gates += [Gate(name, True, "there is no champion yet") for name in (_CHAMPION, _SUBGROUPS)]
     else:
-        found = ahead(champion.scores)
+        difference = ahead(champion.scores)
         gates.append(
             Gate(
                 _CHAMPION,
-                found.high >= 0 and found.value >= -CHAMPION_MARGIN,
-                f"AUC difference {found} on the same rows (allowed down to -{CHAMPION_MARGIN})",
+                difference.high >= 0 and difference.value >= -CHAMPION_MARGIN,
+                f"AUC difference {difference} on the same rows (allowed down to -{CHAMPION_MARGIN})",
             )
         )
         worse = []
         for (attribute, level), mask in subgroup_levels(frame).items():
             if 0 < labels[mask].sum() < mask.sum():
-                found = ahead(champion.scores, mask, 3)
-                if found.high < 0 and found.value < -SUBGROUP_MARGIN:
-                    worse.append(f"{attribute} {level}: AUC difference {found}")
+                difference = ahead(champion.scores, mask, 3)
+                if difference.high < 0 and difference.value < -SUBGROUP_MARGIN:
+                    worse.append(f"{attribute} {level}: AUC difference {difference}")
         gates.append(Gate(_SUBGROUPS, not worse, "; ".join(worse) or "none"))
     passed = all(gate.passed for gate in gates)
     return Promotion(Decision.PROMOTE if passed else Decision.REJECT, tuple(gates))
 
 
 def _beats_always_negative(labels: Labels, candidate: Scored) -> Gate:
-    found = metrics(labels, candidate.scores, candidate.threshold)
+    values = metrics(labels, candidate.scores, candidate.threshold)
     prevalence = float(np.mean(labels))
     constant = prevalence * (1 - prevalence)
     return Gate(
         "better than always negative",
-        bool(found["f1"] > 0 and found["brier"] < constant),
-        f"F1 {found['f1']:.3f} against 0, Brier {found['brier']:.4f} against {constant:.4f} of the constant prevalence",
+        bool(values["f1"] > 0 and values["brier"] < constant),
+        f"F1 {values['f1']:.3f} against 0, "
+        f"Brier {values['brier']:.4f} against {constant:.4f} of the constant prevalence",
     )
 
 
@@ -136,8 +137,8 @@ def _not_worse_than_baseline(
 ) -> Gate:
     if baseline is None:
         return Gate(_BASELINE, True, "the candidate is the logistic regression baseline")
-    found = compare(labels, candidate, baseline, patients, seed=seed, resamples=resamples)
-    auc, precision = found["auc"].difference, found["average_precision"].difference
+    comparison = compare(labels, candidate, baseline, patients, seed=seed, resamples=resamples)
+    auc, precision = comparison["auc"].difference, comparison["average_precision"].difference
     return Gate(
         _BASELINE,
         auc.high >= 0 and precision.high >= 0,
@@ -148,11 +149,11 @@ def _not_worse_than_baseline(
 def _calibrated(labels: Labels, candidate: Scored) -> Gate:
     """The question that monitoring asks of each batch of outcomes, asked of the validation rows."""
     rows = LabelledWindow.of(labels.astype(np.float64), np.asarray(candidate.scores, dtype=np.float64))
-    found, limits = assess_calibration([rows]), DEFAULT_LIMITS
+    calibration, limits = assess_calibration([rows]), DEFAULT_LIMITS
     return Gate(
         "calibrated",
-        not found.broken,
-        f"observed/expected {found.ratio.words(2)}, calibration slope {found.slope.words(2)}; refused when one is "
-        f"surely further from 1 than {limits.observed_expected_tolerance} and {limits.slope_tolerance}, as monitoring "
-        "asks it",
+        not calibration.broken,
+        f"observed/expected {calibration.ratio.words(2)}, calibration slope {calibration.slope.words(2)}; "
+        f"refused when one is surely further from 1 than {limits.observed_expected_tolerance} and "
+        f"{limits.slope_tolerance}, as monitoring asks it",
     )

@@ -153,12 +153,12 @@ def _cluster(settings: Settings) -> Iterator[Check]:
         "statefulset": cluster.apps.read_namespaced_stateful_set,
     }
     for kind, namespace, name in PARTS:
-        found = cluster.ask(read[kind], name, namespace, allowed=(NOT_FOUND,))
+        resource = cluster.ask(read[kind], name, namespace, allowed=(NOT_FOUND,))
         where = f"{kind} {name} in {namespace}"
-        if found is None:
+        if resource is None:
             yield _check(name, f"there is no {where}", fail="`make cluster-up`, or `make kind-up`")
         else:
-            ready = found.status.ready_replicas or 0
+            ready = resource.status.ready_replicas or 0
             remedy = "" if ready else f"kubectl -n {namespace} describe {kind} {name}"
             yield _check(name, f"{where}: {ready} pods ready", fail=remedy)
 
@@ -309,9 +309,9 @@ def _process(settings: Settings) -> Iterator[Check]:
 
 
 def _commit(settings: Settings) -> Iterator[Check]:
-    found = settings.git_commit or commit()
+    revision = settings.git_commit or commit()
     remedy = "install git and clone, or set HEALTH_PREDICT_GIT_COMMIT: else lineage ends at the data"
-    yield _check("git commit", found, warn=remedy if found == UNKNOWN else "")
+    yield _check("git commit", revision, warn=remedy if revision == UNKNOWN else "")
 
 
 def _existing(path: Path) -> Path:

@@ -100,11 +100,11 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     parts = _verify_dataset(open_storage(settings.storage, settings.s3_endpoint_url), run.tags[Tag.DATASET_DIGEST])
     yield run.tags[Tag.DATASET_DIGEST], f"raw file and rows of {parts} parts hashed again"
 
-    found = run.tags[Tag.GIT_COMMIT]
-    clean, _, dirty = found.partition("-")
+    revision = run.tags[Tag.GIT_COMMIT]
+    clean, _, dirty = revision.partition("-")
     known = {True: "found in this checkout", False: "not in this checkout", None: "no checkout to look it up in"}
     evidence = known[contains(clean)] + (", with uncommitted changes" if dirty else "")
-    yield found, "the code ran outside a checkout" if found == UNKNOWN else evidence
+    yield revision, "the code ran outside a checkout" if revision == UNKNOWN else evidence
 
 
 def _verify_dataset(storage: Storage, digest: str) -> int:
@@ -123,12 +123,12 @@ def _verify_dataset(storage: Storage, digest: str) -> int:
         file = Path(folder) / "part.parquet"
         for name, expected in rows.items():
             storage.download(keys.part(digest, name), file)
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
-            _same("the SHA-256", f"part {name}", found, "the manifest", files.get(f"{name}.parquet"), _SPLIT_AGAIN)
+            actual = hashlib.sha256(file.read_bytes()).hexdigest()
+            _same("the SHA-256", f"part {name}", actual, "the manifest", files.get(f"{name}.parquet"), _SPLIT_AGAIN)
             _same("the rows", f"part {name}", rows_digest(load_part(file)), "the manifest", expected, _SPLIT_AGAIN)
     return len(rows)
 
 
-def _same(what: str, here: str, found: object, there: str, expected: object, remedy: str = _DEPLOY_AGAIN) -> None:
-    if found is None or str(found) != str(expected):
-        raise StateError(f"{what} of {here} is {found}, of {there} {expected}", remedy)
+def _same(what: str, here: str, actual: object, there: str, expected: object, remedy: str = _DEPLOY_AGAIN) -> None:
+    if actual is None or str(actual) != str(expected):
+        raise StateError(f"{what} of {here} is {actual}, of {there} {expected}", remedy)

@@ -77,10 +77,10 @@ def _chosen(tracking: Tracking, version: str) -> ModelVersion:
     if version:
         return tracking.version(version)
     champion = tracking.by_alias(CHAMPION)
-    found = champion or max(tracking.versions(), key=lambda one: int(one.version), default=None)
-    if found is None:
+    chosen = champion or max(tracking.versions(), key=lambda one: int(one.version), default=None)
+    if chosen is None:
         raise StateError("no model version is registered yet", "`health-predict demo` trains and deploys one")
-    return found
+    return chosen
 
 
 def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list[tuple[str, str, str]]:
@@ -88,7 +88,7 @@ def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list
     number, dataset = version.version, version.tags.get(Tag.DATASET_DIGEST, "none")
     profile = copies.copy(keys.dataset(dataset, keys.PROFILE), keys.PROFILE)
     card, rollout = (copies.copy(keys.model(number, name), name) for name in (keys.CARD, keys.ROLLOUT))
-    found = [
+    pages = [
         ("Data profile", "who is in the data, what is missing, how they were split", profile),
         (
             "Search leaderboard",
@@ -102,8 +102,8 @@ def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list
         simulation = _SIMULATION.fullmatch(key)
         if simulation is not None:
             file = copies.copy(key, f"simulation-{simulation[1]}.html")
-            found.append((f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
-    return found
+            pages.append((f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
+    return pages
 
 
 def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str:
@@ -136,7 +136,7 @@ def _compared(tracking: Tracking, version: ModelVersion) -> str:
     """A version's AUC less that of the champion of its time, on the same rows."""
     content = evaluation(tracking, version) or {}
     return "; ".join(
-        f"{difference(found['metrics']['auc']['difference'])} against version {found['against']}, "
-        f"{number(found['rows'], 0)} encounters"
-        for found in content.get("comparisons", ())[:1]
+        f"{difference(comparison['metrics']['auc']['difference'])} against version {comparison['against']}, "
+        f"{number(comparison['rows'], 0)} encounters"
+        for comparison in content.get("comparisons", ())[:1]
     )

@@ -244,18 +244,18 @@ class _Search:
         scores = estimator.predict_proba(self.rows.validation_rows)[:, 1]
         # Of the rows that the compiled model will be proven on, none may lie where rounding flips it.
         threshold = clear_threshold(f1_threshold(labels, scores), scores, estimator.predict_proba(edges)[:, 1])
-        found = metrics(labels, scores, threshold)
+        values = metrics(labels, scores, threshold)
         run_id = self.tracking.log_best(
             self.parent,
             family.name,
             Pipeline([("features", self.features), ("estimator", estimator)]),
             {**self.tags, Tag.FAMILY: family.name, Tag.BASELINE: str(family.name == BASELINE).lower()},
             {**family.fixed, **best.parameters, "threshold": repr(threshold), "trial": best.index},
-            {f"validation_{name}": value for name, value in found.items()},
+            {f"validation_{name}": value for name, value in values.items()},
             {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on validation"}},
             {name: [(step[0], step[column]) for step in fitted.curve] for column, name in enumerate(_CURVES, start=1)},
         )
-        auc, f1 = found["auc"], found["f1"]
+        auc, f1 = values["auc"], values["f1"]
         log.info("Best_%s_Model: validation AUC %.4f, F1 %.4f (run %s)", family.name, auc, f1, run_id)
         return Scored(scores, threshold)
 
@@ -288,9 +288,9 @@ class _Search:
         curves = {run.run_id: [tracking.curve(run.run_id, name) for name in _CURVES] for run in winners.values()}
         page = leaderboard_page(tracking.run(self.parent), tracking.children(self.parent), curves)
         tracking.log_text(self.parent, LEADERBOARD, page)
-        found = _validation_metrics(best)
+        values = _validation_metrics(best)
         # Last: only a whole search counts as finished.
-        tracking.end_search(self.parent, {"best_f1": found["f1"], "best_auc": found["auc"]})
+        tracking.end_search(self.parent, {"best_f1": values["f1"], "best_auc": values["auc"]})
         return page
 
 
@@ -326,10 +326,10 @@ def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family,
 def best_runs(tracking: Tracking, parent: str) -> list[RunRecord]:
     """The finished `Best_` runs of a search, at most one a family. Raises StateError when there is none."""
     finished = [run for run in tracking.children(parent) if run.status == "FINISHED"]
-    found = [run for run in finished if run.tags.get(Tag.ROLE) == Role.BEST]
-    if not found:
+    winners = [run for run in finished if run.tags.get(Tag.ROLE) == Role.BEST]
+    if not winners:
         raise StateError(f"search {parent} has no finished Best_ run", "run the search again")
-    return found
+    return winners
 
 
 def chosen_run(tracking: Tracking, parent: str) -> RunRecord:

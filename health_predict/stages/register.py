@@ -36,7 +36,7 @@ from health_predict.core.model.calibration import uncalibrated
 from health_predict.core.model.clinical_scores import clinical_scores
 from health_predict.core.model.evaluation import Scored
 from health_predict.core.model.families import BASELINE
-from health_predict.core.promotion import Decision, decide
+from health_predict.core.promotion import Decision, decide_promotion
 from health_predict.core.statistics import Estimate, auc_estimate
 from health_predict.errors import StateError
 from health_predict.report.model_card import model_card_page
@@ -172,7 +172,7 @@ class _Judge:
     def _gates(self, champion: ModelVersion | None, frame: pd.DataFrame) -> dict[str, Any]:
         labels, candidate = target(frame), self.scored(frame)
         log.info("asking the gates on the %d newest validation encounters", len(frame))
-        promotion = decide(
+        promotion = decide_promotion(
             frame,
             labels,
             frame[PATIENT],

@@ -38,7 +38,7 @@ GOLDEN_FILE = "src/golden.json"  # in an unpacked Bento
 TOLERANCE = 1e-6
 
 
-class Outcome(StrEnum):
+class RolloutOutcome(StrEnum):
     """How a rollout ended."""
 
     DEPLOYED = "deployed"
@@ -50,7 +50,7 @@ class Outcome(StrEnum):
 class RolloutResult:
     """How the rollout ended, why, and where the endpoint answers."""
 
-    outcome: Outcome
+    outcome: RolloutOutcome
     reason: str
     url: str
 
@@ -74,16 +74,16 @@ def rollout(settings: Settings, *, image_uri: str, model_version: str, report: P
     try:
         if change.serves():
             change.promote()
-            result = change.result(Outcome.UNCHANGED, f"version {model_version} serves already")
+            result = change.result(RolloutOutcome.UNCHANGED, f"version {model_version} serves already")
         else:
             change.deploy()
             reason = f"version {model_version} answered as expected before and after the switch"
-            result = change.result(Outcome.DEPLOYED, reason)
+            result = change.result(RolloutOutcome.DEPLOYED, reason)
         challenger = change.tracking.by_alias(CHALLENGER)
         if challenger is not None and challenger.version == model_version:
             change.tracking.delete_alias(CHALLENGER)
     except HealthPredictError as error:
-        change.write(report, change.result(Outcome.UNDONE, error.problem))
+        change.write(report, change.result(RolloutOutcome.UNDONE, error.problem))
         log.error("rollout of version %s undone: %s", model_version, error.problem)
         raise
     change.write(report, result)
@@ -237,7 +237,7 @@ class _Change:
             worst = max(worst, difference)
         return f"{len(cases)} answers as expected, probabilities within {worst:.1g}"
 
-    def result(self, outcome: Outcome, reason: str) -> RolloutResult:
+    def result(self, outcome: RolloutOutcome, reason: str) -> RolloutResult:
         """How it ended."""
         return RolloutResult(outcome, reason, self.target.url)
 
@@ -256,6 +256,6 @@ class _Change:
             before=f"version {before.model_version}, since {before.since}" if before else "nothing",
         )
         write_file(report, page)
-        if result.outcome is not Outcome.UNCHANGED:
+        if result.outcome is not RolloutOutcome.UNCHANGED:
             storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
             storage.upload(report, keys.model(version.version, keys.ROLLOUT))

@@ -53,7 +53,7 @@ def monthly_cost(config: StackConfig) -> dict[str, Any]:
     }
 
 
-def stack_estimate(config: StackConfig) -> cost.Estimate:
+def stack_estimate(config: StackConfig) -> cost.MonthlyCost:
     """Estimate of the stack as configured."""
     hours = config.schedule.hours_a_week if config.schedule else None
     return cost.host(config.region, config.instance_type, config.root_gib, config.data_gib, hours)

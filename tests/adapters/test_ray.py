@@ -15,11 +15,11 @@ import pytest
 
 from health_predict.adapters import ray
 from health_predict.core.model.families import FAMILIES
-from health_predict.core.model.search import METRICS, FamilySearch, Outcome, Point, Prepared, Trial, winner
+from health_predict.core.model.search import METRICS, FamilySearch, Point, Prepared, Trial, TrialReport, winner
 from health_predict.errors import SettingsError, StateError, UnreachableError
 
 EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
-Report = Callable[[Outcome], object]
+Report = Callable[[TrialReport], object]
 
 
 def searches(*names: str, trials: int = 1, concurrency: int = 1) -> list[FamilySearch]:
@@ -37,7 +37,7 @@ def test_trials_run_in_processes_that_stay_each_on_its_cores() -> None:
         from threadpoolctl import threadpool_info
 
         used = max(pool["num_threads"] for pool in threadpool_info())
-        report(Outcome({**dict.fromkeys(METRICS, 0.6), "auc": os.getpid(), "f1": used}, ()))
+        report(TrialReport({**dict.fromkeys(METRICS, 0.6), "auc": os.getpid(), "f1": used}, ()))
 
     trials = searched(searches("XGBoost", "LightGBM", "LogisticRegression", trials=2), whose)
 
@@ -51,7 +51,7 @@ def test_a_trial_that_falls_short_is_stopped_and_learned_from() -> None:
     def worse(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
         auc = 0.9 - point.index / 10
         for rungs in ((auc,), (auc, auc), (auc, auc)):
-            report(Outcome({**dict.fromkeys(METRICS, 0.5), "auc": auc + len(rungs) / 100}, rungs))
+            report(TrialReport({**dict.fromkeys(METRICS, 0.5), "auc": auc + len(rungs) / 100}, rungs))
 
     seen: list[tuple[Trial, ray.Progress]] = []
     trials = searched(searches("XGBoost", trials=4), worse, done=lambda *event: seen.append(event))
@@ -81,7 +81,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
             raise MemoryError(f"no luck with {point.family}")
         if point.family == "RandomForest":
             os._exit(1)
-        report(Outcome(dict.fromkeys(METRICS, 0.6), ()))
+        report(TrialReport(dict.fromkeys(METRICS, 0.6), ()))
 
     ended: dict[str, Trial] = {}
     seen: list[ray.Progress] = []
@@ -102,7 +102,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on() -> None:
 
 def test_a_search_ends_with_what_could_not_be_written() -> None:
     def works(point: Point, data: Prepared, seed: int, threads: int, report: Report) -> None:
-        report(Outcome(dict.fromkeys(METRICS, 0.6), ()))
+        report(TrialReport(dict.fromkeys(METRICS, 0.6), ()))
 
     def fail(trial: Trial, progress: ray.Progress) -> None:
         raise UnreachableError("the disk is full", "")

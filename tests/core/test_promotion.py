@@ -11,7 +11,7 @@ import pytest
 
 from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.monitoring.performance import LabelledWindow, assess_calibration
-from health_predict.core.promotion import Decision, Promotion, decide
+from health_predict.core.promotion import Decision, Promotion, decide_promotion
 from health_predict.core.statistics import logit
 
 
@@ -38,7 +38,7 @@ def scored(world: SimpleNamespace, scores: np.ndarray) -> Scored:
 
 
 def ask(world: SimpleNamespace, candidate: np.ndarray, **others: Any) -> Promotion:
-    return decide(
+    return decide_promotion(
         world.frame,
         world.labels,
         world.patients,

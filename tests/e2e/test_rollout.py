@@ -26,7 +26,7 @@ from health_predict.errors import GateError, HealthPredictError, UnreachableErro
 from health_predict.operations.lineage import lineage
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.ecr_push import IDENTITY, ecr_push
-from health_predict.stages.rollout import Outcome, RolloutResult, rollout
+from health_predict.stages.rollout import RolloutOutcome, RolloutResult, rollout
 from health_predict.stages.split import split
 from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, deployment, kubectl
 from tests.e2e.faulty_api_server import in_front_of
@@ -206,7 +206,7 @@ def test_the_first_rollout_and_its_repetition(models: Models) -> None:
     # when
     result = models.rollout("1")
     # then it serves from the image that lineage names
-    assert result.outcome in (Outcome.DEPLOYED, Outcome.UNCHANGED)
+    assert result.outcome in (RolloutOutcome.DEPLOYED, RolloutOutcome.UNCHANGED)
     assert served() == models.champion() == "1"
     links = lineage(models.place.settings())
     assert [link.problem for link in links] == [""] * 7
@@ -226,7 +226,7 @@ def test_the_first_rollout_and_its_repetition(models: Models) -> None:
     )
     # and again changes nothing
     before = deployment()["metadata"]["generation"]
-    assert models.rollout("1").outcome is Outcome.UNCHANGED
+    assert models.rollout("1").outcome is RolloutOutcome.UNCHANGED
     assert deployment()["metadata"]["generation"] == before
     # and the cluster tells the story
     assert "RolloutStarted" in events() and "RolloutCommitted" in events()
@@ -235,7 +235,7 @@ def test_the_first_rollout_and_its_repetition(models: Models) -> None:
 def test_the_next_version_loses_no_request(first: Models, under_load: Load) -> None:
     begin = time.monotonic()
     # when version 2 is rolled out under load, and version 1 again
-    assert first.rollout("2").outcome is Outcome.DEPLOYED
+    assert first.rollout("2").outcome is RolloutOutcome.DEPLOYED
     assert served() == first.champion() == "2"
     first.rollout("1")
     under_load.ended.wait(max(0.0, begin + 60 - time.monotonic()))
@@ -301,7 +301,7 @@ def test_an_api_server_that_fails_for_a_while(first: Models, tmp_path: Path, mon
         count = iter(range(10**6))
         faults.status = lambda _method, _path: (429, 500, 503)[n % 9 // 3] if (n := next(count)) % 3 == 0 else 0
         # when version 2 is rolled out, then it takes a little longer
-        assert first.rollout("2").outcome is Outcome.DEPLOYED
+        assert first.rollout("2").outcome is RolloutOutcome.DEPLOYED
         assert {status for *_, status in faults.given} == {429, 500, 503} and served() == "2"
         faults.status = lambda _method, _path: 0
         first.rollout("1")
@@ -339,7 +339,7 @@ def test_what_a_killed_rollout_left_is_undone(first: Models) -> None:
     assert served() == "2"
     taken.lease._ended.set()  # nobody renews it any more
     # when somebody rolls out again
-    assert first.rollout("1").outcome in (Outcome.UNCHANGED, Outcome.DEPLOYED)
+    assert first.rollout("1").outcome in (RolloutOutcome.UNCHANGED, RolloutOutcome.DEPLOYED)
     # then
     active = target.active()
     assert active is not None and active.model_version == served() == "1"

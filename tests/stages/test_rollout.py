@@ -32,7 +32,7 @@ from health_predict.operations.status import status
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.ecr_push import ecr_push
-from health_predict.stages.rollout import Outcome, RolloutResult, rollout, unpacked
+from health_predict.stages.rollout import RolloutOutcome, RolloutResult, rollout, unpacked
 from health_predict.stages.split import split
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ def test_the_first_rollout_and_its_repetition(down: Built) -> None:
     # when it is rolled out
     result = down.rollout("1")
     # then it serves, is champion and no challenger any more, and the report tells each step
-    assert result.outcome is Outcome.DEPLOYED and result.url == f"http://127.0.0.1:{down.settings.serving_port}"
+    assert result.outcome is RolloutOutcome.DEPLOYED and result.url == f"http://127.0.0.1:{down.settings.serving_port}"
     assert down.served() == down.champion() == "1" and down.stage("1") == "Production"
     assert down.tracking.by_alias(CHALLENGER) is None
     page = down.report()
@@ -158,7 +158,7 @@ def test_the_first_rollout_and_its_repetition(down: Built) -> None:
     # and again changes nothing
     active = down.target.active()
     again = down.rollout("1")
-    assert again.outcome is Outcome.UNCHANGED and down.target.active() == active
+    assert again.outcome is RolloutOutcome.UNCHANGED and down.target.active() == active
     assert "Unchanged" in down.report()
 
 
@@ -166,7 +166,7 @@ def test_the_next_version_replaces_the_one_before(first: Built) -> None:
     # when
     result = first.rollout("2")
     # then
-    assert result.outcome is Outcome.DEPLOYED
+    assert result.outcome is RolloutOutcome.DEPLOYED
     assert first.served() == first.champion() == "2"
     assert (first.stage("1"), first.stage("2")) == ("Archived", "Production")
 

@@ -99,12 +99,12 @@ class ClusterPipelines:
         """The settings of the cluster's tasks, by their names in the environment."""
         cluster = Cluster(self._settings.kube_context)
         read = cluster.core.read_namespaced_config_map
-        found = cluster.ask(read, SETTINGS_MAP, NAMESPACE, allowed=(NOT_FOUND,))
-        if found is None:
+        config_map = cluster.ask(read, SETTINGS_MAP, NAMESPACE, allowed=(NOT_FOUND,))
+        if config_map is None:
             raise StateError(
                 f"the cluster has no ConfigMap {SETTINGS_MAP} in namespace {NAMESPACE}", "`make cluster-up` writes it"
             )
-        return dict(found.data or {})
+        return dict(config_map.data or {})
 
     def image(self) -> str:
         """Image of the tasks by its digest: the settings', or else the cluster's."""
@@ -154,28 +154,28 @@ class ClusterPipelines:
         while True:
             try:
                 with self._answering():
-                    found = self._client.get_run(run.run_id)
+                    kfp_run = self._client.get_run(run.run_id)
                 silent_since = time.monotonic()
             except UnreachableError:
                 if time.monotonic() - silent_since > PATIENCE_SECONDS:
                     raise
                 time.sleep(POLL_SECONDS)
                 continue
-            self._tell(found, run.pipeline, seen, tell)
-            if found.state in FINAL:
+            self._tell(kfp_run, run.pipeline, seen, tell)
+            if kfp_run.state in FINAL:
                 break
             if time.monotonic() > end:
                 raise UnreachableError(
                     f"run {run.run_id} is not done after {seconds:g} s", f"it goes on in the cluster: {run.url}"
                 )
             time.sleep(POLL_SECONDS)
-        if found.state != "SUCCEEDED":
-            raise self._reason(found, run)
+        if kfp_run.state != "SUCCEEDED":
+            raise self._reason(kfp_run, run)
         record = self._ends([run.run_id]).get(run.run_id, {})
-        return ClusterRun(run.run_id, run.pipeline, found.state, run.url, record.get("dataset_source", ""))
+        return ClusterRun(run.run_id, run.pipeline, kfp_run.state, run.url, record.get("dataset_source", ""))
 
-    def _tell(self, found: Any, pipeline: str, seen: dict[str, str], tell: Callable[[Event], None]) -> None:
-        details = found.run_details.task_details if found.run_details else None
+    def _tell(self, kfp_run: Any, pipeline: str, seen: dict[str, str], tell: Callable[[Event], None]) -> None:
+        details = kfp_run.run_details.task_details if kfp_run.run_details else None
         for task in details or ():
             name, state = task.display_name, task.state
             if not name or not state or seen.get(task.task_id) == state:
@@ -187,19 +187,19 @@ class ClusterPipelines:
                 message, level = _TOLD[state]
                 tell(Event(name, message, level))
 
-    def _reason(self, found: Any, run: ClusterRun) -> HealthPredictError:
+    def _reason(self, kfp_run: Any, run: ClusterRun) -> HealthPredictError:
         """What the failed stage said last."""
         with contextlib.suppress(HealthPredictError):
             error = failure(run.run_id, self._settings.kube_context)
             if error is not None:
                 return type(error)(error.problem, f"{error.remedy} ({run.url})")
-        return StateError(f"run {run.run_id} ended {found.state.lower()}", f"see {run.url}")
+        return StateError(f"run {run.run_id} ended {kfp_run.state.lower()}", f"see {run.url}")
 
     def runs(self, count: int = 20) -> list[dict[str, Any]]:
-        """The newest runs, as `adapters.kfp.list_runs` has them, with what the records of their ends say."""
+        """The newest runs, as `list_runs` of `local.py` has them, with what the records of their ends say."""
         with self._answering():
-            found = self._client.list_runs(page_size=count, sort_by="created_at desc", namespace=NAMESPACE).runs or []
-        ends = self._ends([str(run.run_id) for run in found])
+            newest = self._client.list_runs(page_size=count, sort_by="created_at desc", namespace=NAMESPACE).runs or []
+        ends = self._ends([str(run.run_id) for run in newest])
         return [
             {
                 "run_id": run.run_id,
@@ -210,7 +210,7 @@ class ClusterPipelines:
                 "outputs": {name: end[name] for name in ("champion", "dataset_source") if end.get(name)},
                 "error": end.get("error") or (run.error.message if run.error else ""),
             }
-            for run, end in ((run, ends.get(run.run_id, {})) for run in found)
+            for run, end in ((run, ends.get(run.run_id, {})) for run in newest)
         ]
 
     def _ends(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -286,14 +286,14 @@ class ClusterPipelines:
     def unschedule(self, name: str) -> int:
         """Delete the pipeline's schedules; how many there were."""
         with self._answering():
-            found = self._schedules(name)
-            for item in found:
+            schedules = self._schedules(name)
+            for item in schedules:
                 self._client.delete_recurring_run(item.recurring_run_id)
-        return len(found)
+        return len(schedules)
 
     def _schedules(self, name: str) -> list[Any]:
-        found = self._client.list_recurring_runs(page_size=100, namespace=NAMESPACE).recurring_runs or []
-        return [item for item in found if item.display_name == name]
+        recurring = self._client.list_recurring_runs(page_size=100, namespace=NAMESPACE).recurring_runs or []
+        return [item for item in recurring if item.display_name == name]
 
 
 def failure(run_id: str, context: str = "") -> HealthPredictError | None:

@@ -1,6 +1,6 @@
 """MLflow: runs of a search, and the model registry."""
 
-from health_predict.adapters.tracking.registry import (
+from health_predict.adapters.tracking.model_registry import (
     CHALLENGER,
     CHAMPION,
     REGISTERED,

@@ -138,13 +138,13 @@ class Connection:
         )(ask)
 
     def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment_name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self._client.restore_experiment(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(self._experiment_name)
+        if experiment is not None:
+            if experiment.lifecycle_stage == "deleted":
+                self._client.restore_experiment(experiment.experiment_id)
                 log.warning("experiment %s was deleted in MLflow: it is restored", self._experiment_name)
-            self._refuse_moved(found.artifact_location)
-            return str(found.experiment_id)
+            self._refuse_moved(experiment.artifact_location)
+            return str(experiment.experiment_id)
         location = self._artifacts if self._local else None
         try:
             return str(
@@ -154,10 +154,10 @@ class Connection:
             )
         except self._mlflow.MlflowException as error:
             # Another process created it in between.
-            found = self._client.get_experiment_by_name(self._experiment_name)
-            if found is None:
+            experiment = self._client.get_experiment_by_name(self._experiment_name)
+            if experiment is None:
                 raise error
-            return str(found.experiment_id)
+            return str(experiment.experiment_id)
 
     def _refuse_moved(self, location: str) -> None:
         """MLflow knows its files by absolute addresses."""

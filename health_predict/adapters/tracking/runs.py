@@ -66,8 +66,8 @@ class Runs(Connection):
 
         def read(again: bool) -> list[RunRecord]:
             newest = ["attributes.start_time DESC"]
-            found = self._client.search_runs([self._experiment_id], where, max_results=MOST_RUNS, order_by=newest)
-            return [_record(run) for run in found]
+            stored = self._client.search_runs([self._experiment_id], where, max_results=MOST_RUNS, order_by=newest)
+            return [_record(run) for run in stored]
 
         return self._insist(read)
 
@@ -78,14 +78,14 @@ class Runs(Connection):
     def finished_search(self, search_digest: str, page: str = "") -> RunRecord | None:
         """The newest finished parent run of the same search whose model is still there, and its page, if any."""
         where = f"{_same_search(search_digest)} and attributes.status = 'FINISHED'"
-        for found in self.runs(where):
+        for search in self.runs(where):
             try:
-                self.read_text(found.tags[Tag.CHOSEN], f"{MODEL}/MLmodel")
+                self.read_text(search.tags[Tag.CHOSEN], f"{MODEL}/MLmodel")
                 if page:
-                    self.read_text(found.run_id, page)
-                return found
+                    self.read_text(search.run_id, page)
+                return search
             except (KeyError, StateError) as error:
-                log.warning("the same search is there, run %s, but is not whole: %s", found.run_id, error)
+                log.warning("the same search is there, run %s, but is not whole: %s", search.run_id, error)
         return None
 
     def resume_search(self, search_digest: str) -> str | None:
@@ -160,10 +160,10 @@ class Runs(Connection):
         self._insist(write)
 
     def _by_name(self, parent_id: str) -> dict[str, list[RunRecord]]:
-        found: dict[str, list[RunRecord]] = {}
+        by_name: dict[str, list[RunRecord]] = {}
         for child in self.children(parent_id):
-            found.setdefault(child.name, []).append(child)
-        return found
+            by_name.setdefault(child.name, []).append(child)
+        return by_name
 
     def log_trial(
         self,

@@ -61,7 +61,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialReport:
     """Validation metrics of a trial's model as it is now, and its AUCs at the RUNGS that it has passed."""
 
     metrics: Mapping[str, float]
@@ -189,7 +189,7 @@ def libraries() -> dict[str, str]:
     return {name: version(name) for name in (*LIBRARIES, *sorted(ours))}
 
 
-def run_trial(point: Point, data: Prepared, seed: int, threads: int, report: Callable[[Outcome], object]) -> None:
+def run_trial(point: Point, data: Prepared, seed: int, threads: int, report: Callable[[TrialReport], object]) -> None:
     """Fit one point on the training rows, and report how it does at each of the RUNGS and at its end.
 
     The metrics are those at the threshold with the largest F1. What `report` raises ends the trial.
@@ -204,7 +204,7 @@ def run_trial(point: Point, data: Prepared, seed: int, threads: int, report: Cal
         found = metrics(data.validation_labels, exact, f1_threshold(data.validation_labels, exact))
         if rung:
             rungs.append(found["auc"])
-        report(Outcome({name: found[name] for name in METRICS}, tuple(rungs)))
+        report(TrialReport({name: found[name] for name in METRICS}, tuple(rungs)))
 
     def watch(rounds: int, score: Score) -> None:
         tell(score(data.validation_rows), rung=True)

@@ -18,10 +18,10 @@ from health_predict.core.model.search import (
     METRICS,
     RUNGS,
     FamilySearch,
-    Outcome,
     Point,
     Prepared,
     Trial,
+    TrialReport,
     fit_winner,
     run_trial,
     winner,
@@ -122,7 +122,7 @@ def test_a_trial_reports_on_its_way_and_can_be_stopped_there(name: str, data: Pr
     family = FAMILIES[name]
     point = Point(name, 0, {**family.first, **({"n_estimators": 40} if "n_estimators" in family.first else {})})
     # when a trial runs to its end
-    outcomes: list[Outcome] = []
+    outcomes: list[TrialReport] = []
     run_trial(point, data, 1, 1, outcomes.append)
     # then it told of each rung, and then of its end
     rungs = len(RUNGS) if family.rounds else 0
@@ -135,7 +135,7 @@ def test_a_trial_reports_on_its_way_and_can_be_stopped_there(name: str, data: Pr
     assert outcomes[-1].metrics == {metric: found[metric] for metric in METRICS}
 
     # when it is stopped where it tells of itself, it ends there
-    def stop(outcome: Outcome) -> None:
+    def stop(outcome: TrialReport) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):

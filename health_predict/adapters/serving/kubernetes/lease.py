@@ -42,13 +42,13 @@ class Lease:
         end = time.monotonic() + WAIT_SECONDS
         seen, since = "", time.monotonic()
         while True:
-            found = self._read()
+            lease = self._read()
             # By our own clock: how long nothing has changed, whatever the holder's says.
-            now = f"{found.spec.holder_identity} {found.spec.renew_time}" if found else ""
+            now = f"{lease.spec.holder_identity} {lease.spec.renew_time}" if lease else ""
             if now != seen:
                 seen, since = now, time.monotonic()
-            free = found is None or not found.spec.holder_identity or time.monotonic() - since > LEASE_SECONDS
-            if free and self._write(found, self._holder):
+            free = lease is None or not lease.spec.holder_identity or time.monotonic() - since > LEASE_SECONDS
+            if free and self._write(lease, self._holder):
                 break
             if time.monotonic() > end:
                 raise UnreachableError(
@@ -63,8 +63,8 @@ class Lease:
         self._ended.set()
         self._renewer.join()
         with contextlib.suppress(HealthPredictError):
-            if (found := self._read()) and found.spec.holder_identity == self._holder:
-                self._write(found, "")
+            if (lease := self._read()) and lease.spec.holder_identity == self._holder:
+                self._write(lease, "")
 
     def check(self) -> None:
         """Raises GateError when somebody else took over."""
@@ -75,28 +75,28 @@ class Lease:
         read = self._cluster.coordination.read_namespaced_lease
         return self._cluster.ask(read, self._name, self._namespace, allowed=(NOT_FOUND,))
 
-    def _write(self, found: Any, holder: str) -> bool:
+    def _write(self, lease: Any, holder: str) -> bool:
         """Whether the lease is written: not when somebody else changed it since it was read."""
         now = datetime.now(UTC)
         spec = client.V1LeaseSpec(
             holder_identity=holder, lease_duration_seconds=LEASE_SECONDS, renew_time=now, acquire_time=now
         )
         ask, leases = self._cluster.ask, self._cluster.coordination
-        if found is None:
+        if lease is None:
             new = client.V1Lease(metadata=client.V1ObjectMeta(name=self._name), spec=spec)
             return ask(leases.create_namespaced_lease, self._namespace, new, allowed=(CONFLICT,)) is not None
         # The resource version in it makes the server refuse what is not what was read.
-        found.spec = spec
-        written = ask(leases.replace_namespaced_lease, self._name, self._namespace, found, allowed=(CONFLICT,))
+        lease.spec = spec
+        written = ask(leases.replace_namespaced_lease, self._name, self._namespace, lease, allowed=(CONFLICT,))
         return written is not None
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             try:
-                found = self._read()
-                if found is None or found.spec.holder_identity != self._holder:
-                    self._lost = f"{found.spec.holder_identity or 'nobody' if found else 'nobody'} holds it"
+                lease = self._read()
+                if lease is None or lease.spec.holder_identity != self._holder:
+                    self._lost = f"{lease.spec.holder_identity or 'nobody' if lease else 'nobody'} holds it"
                     return
-                self._write(found, self._holder)
+                self._write(lease, self._holder)
             except Exception as error:  # whatever it is, the next attempt may do
                 log.warning("the lease could not be renewed: %s", error)

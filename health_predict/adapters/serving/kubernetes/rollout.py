@@ -71,8 +71,8 @@ class KubernetesRollout:
     def clean_up(self) -> None:
         """Undo what a rollout that was killed left: its candidate, and an image that was never committed."""
         selector = ",".join(f"{key}={value}" for key, value in CANDIDATE.items())
-        found = self.cluster.ask(self.cluster.core.list_namespaced_pod, self.namespace, label_selector=selector)
-        for pod in found.items:
+        pods = self.cluster.ask(self.cluster.core.list_namespaced_pod, self.namespace, label_selector=selector)
+        for pod in pods.items:
             self._delete_pod(pod.metadata.name)
         if image_of(self._before.spec.template) != self._committed() and not self._before.spec.paused:
             log.warning("a rollout was left half done: %s is undone", image_of(self._before.spec.template))
@@ -141,16 +141,16 @@ class KubernetesRollout:
 
     def _deployment(self) -> Any:
         read = self.cluster.apps.read_namespaced_deployment
-        found = self.cluster.ask(read, self.name, self.namespace, allowed=(NOT_FOUND,))
-        if found is None:
+        deployment = self.cluster.ask(read, self.name, self.namespace, allowed=(NOT_FOUND,))
+        if deployment is None:
             raise StateError(
                 f"there is no Deployment {self.name} in namespace {self.namespace}", "`make cluster-up` creates it"
             )
-        return found
+        return deployment
 
     def _annotations(self, deployment: Any) -> dict[str, str]:
-        found = deployment.metadata.annotations or {}
-        return {name: found[name] for name in (IMAGE, VERSION, SINCE, CAUSE, *ORIGIN) if name in found}
+        annotations = deployment.metadata.annotations or {}
+        return {name: annotations[name] for name in (IMAGE, VERSION, SINCE, CAUSE, *ORIGIN) if name in annotations}
 
     def _committed(self) -> str:
         return self._annotations(self._before).get(IMAGE, NO_IMAGE)
@@ -177,21 +177,21 @@ class KubernetesRollout:
         self.cluster.ask(patch, self.name, self.namespace, body, field_manager=MANAGER, force=True)
 
     def _scale_up(self) -> None:
-        found = self._deployment()
-        if not found.spec.replicas:
-            replicas = int((found.metadata.annotations or {}).get(REPLICAS, "1"))
+        deployment = self._deployment()
+        if not deployment.spec.replicas:
+            replicas = int((deployment.metadata.annotations or {}).get(REPLICAS, "1"))
             patch = self.cluster.apps.patch_namespaced_deployment
             self.cluster.ask(patch, self.name, self.namespace, {"spec": {"replicas": replicas}})
 
     def _wait_rolled_out(self) -> None:
         end = time.monotonic() + self.settings.rollout_timeout
         while True:
-            found = self._deployment()
-            image, status, wanted = image_of(found.spec.template), found.status, found.spec.replicas
-            pods = pods_of(self.cluster, found)
+            deployment = self._deployment()
+            image, status, wanted = image_of(deployment.spec.template), deployment.status, deployment.spec.replicas
+            pods = pods_of(self.cluster, deployment)
             counts = (status.updated_replicas, status.replicas, status.available_replicas)
             if (
-                (status.observed_generation or 0) >= found.metadata.generation
+                (status.observed_generation or 0) >= deployment.metadata.generation
                 and all((count or 0) == wanted for count in counts)
                 # One that is told to end answers until the Service has forgotten it.
                 and all(image_of(pod) == image for pod in pods)
@@ -247,10 +247,10 @@ class KubernetesRollout:
 
     def _pod(self) -> Any:
         read = self.cluster.core.read_namespaced_pod
-        found = self.cluster.ask(read, self.candidate, self.namespace, allowed=(NOT_FOUND,))
-        if found is None:
+        deployment = self.cluster.ask(read, self.candidate, self.namespace, allowed=(NOT_FOUND,))
+        if deployment is None:
             raise GateError(f"candidate pod {self.candidate} is gone", "somebody deleted it: run the stage again")
-        return found
+        return deployment
 
     def _wait_ready(self) -> Any:
         end = time.monotonic() + self.settings.rollout_timeout
@@ -319,10 +319,10 @@ class KubernetesRollout:
 def _origin(folder: Path) -> dict[str, str]:
     """The Bento's own word on where it comes from, as annotations. Without it a rollout goes on: people miss it."""
     try:
-        found = json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8"))
+        identity = json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: str(found[key]) for name, key in ORIGIN.items() if found.get(key)}
+    return {name: str(identity[key]) for name, key in ORIGIN.items() if identity.get(key)}
 
 
 def _labels(identity: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from health_predict.adapters.serving.kubernetes.cluster import NOT_FOUND, Cluster
 from health_predict.adapters.serving.kubernetes.lease import Lease
@@ -35,13 +36,18 @@ class KubernetesTarget:
     def url(self) -> str:
         return f"http://{self._settings.serving_host}:{self._settings.serving_port}"
 
+    def _deployment(self) -> Any:
+        """The Deployment as it is; None when there is none."""
+        read = self._cluster.apps.read_namespaced_deployment
+        return self._cluster.ask(read, *self._place, allowed=(NOT_FOUND,))
+
     def active(self) -> Active | None:
         """What was committed, while pods answer for it; None when nothing serves."""
-        found = self._cluster.ask(self._cluster.apps.read_namespaced_deployment, *self._place, allowed=(NOT_FOUND,))
-        annotations = (found.metadata.annotations or {}) if found else {}
-        if not annotations.get(IMAGE) or not found.status.ready_replicas:
+        deployment = self._deployment()
+        annotations = (deployment.metadata.annotations or {}) if deployment else {}
+        if not annotations.get(IMAGE) or not deployment.status.ready_replicas:
             return None
-        pods = [pod for pod in pods_of(self._cluster, found) if not pod.metadata.deletion_timestamp]
+        pods = [pod for pod in pods_of(self._cluster, deployment) if not pod.metadata.deletion_timestamp]
         return Active(
             image_uri=annotations[IMAGE],
             model_version=annotations.get(VERSION, ""),
@@ -53,13 +59,13 @@ class KubernetesTarget:
     def trouble(self) -> str:
         """Why no pod is ready although a version was committed; empty when all is well."""
         name, namespace = self._place
-        found = self._cluster.ask(self._cluster.apps.read_namespaced_deployment, *self._place, allowed=(NOT_FOUND,))
-        if found is None:
+        deployment = self._deployment()
+        if deployment is None:
             return f"there is no Deployment {name} in namespace {namespace}"
-        wanted = (found.metadata.annotations or {}).get(IMAGE) and found.spec.replicas
-        if not wanted or found.status.ready_replicas:
+        wanted = (deployment.metadata.annotations or {}).get(IMAGE) and deployment.spec.replicas
+        if not wanted or deployment.status.ready_replicas:
             return ""
-        pods = [pod for pod in pods_of(self._cluster, found) if not pod.metadata.deletion_timestamp]
+        pods = [pod for pod in pods_of(self._cluster, deployment) if not pod.metadata.deletion_timestamp]
         reasons = "; ".join(filter(None, map(problem_of, pods)))
         return f"no pod of {name} is ready{': ' if reasons else ''}{reasons}"
 
@@ -80,9 +86,9 @@ class KubernetesTarget:
     def stop(self) -> bool:
         """Scale to nothing; the next rollout scales back. False when nothing ran."""
         apps = self._cluster.apps
-        found = self._cluster.ask(apps.read_namespaced_deployment, *self._place, allowed=(NOT_FOUND,))
-        if found is None or not found.spec.replicas or found.spec.paused:
+        deployment = self._deployment()
+        if deployment is None or not deployment.spec.replicas or deployment.spec.paused:
             return False
-        body = {"metadata": {"annotations": {REPLICAS: str(found.spec.replicas)}}, "spec": {"replicas": 0}}
+        body = {"metadata": {"annotations": {REPLICAS: str(deployment.spec.replicas)}}, "spec": {"replicas": 0}}
         self._cluster.ask(apps.patch_namespaced_deployment, *self._place, body)
         return True

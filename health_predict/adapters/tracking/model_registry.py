@@ -114,9 +114,9 @@ class Tracking(Runs):
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
         with self._answering():
-            found = self._client.search_model_versions(f"name = '{self.registered_model}'")
+            stored = self._client.search_model_versions(f"name = '{self.registered_model}'")
         # A search leaves the aliases out; get each version whole.
-        return sorted((self.version(str(item.version)) for item in found), key=lambda item: -int(item.version))
+        return sorted((self.version(str(item.version)) for item in stored), key=lambda item: -int(item.version))
 
     def by_alias(self, alias: str) -> ModelVersion | None:
         """The version that an alias points to, None when there is none."""
@@ -132,11 +132,11 @@ class Tracking(Runs):
 
     def champion(self) -> ModelVersion:
         """The version with the alias `champion`. Raises StateError when there is none."""
-        found = self.by_alias(CHAMPION)
-        if found is None:
+        champion = self.by_alias(CHAMPION)
+        if champion is None:
             remedy = "`health-predict demo`, or `pipeline run readmission`, trains and deploys one"
             raise StateError("no model version is the champion", remedy)
-        return found
+        return champion
 
     def register(self, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
         """The version of a run's registered model (`log_registered`): the existing one, else a new one.
@@ -151,8 +151,8 @@ class Tracking(Runs):
             except self._mlflow.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = self._client.search_model_versions(f"name = '{self.registered_model}' and run_id = '{run_id}'")
-            number = str(min(int(item.version) for item in found)) if found else ""
+            stored = self._client.search_model_versions(f"name = '{self.registered_model}' and run_id = '{run_id}'")
+            number = str(min(int(item.version) for item in stored)) if stored else ""
             if not number:
                 model_id = self._logged_model(run_id, REGISTERED) or self._logged_model(run_id, MODEL)
                 created = self._client.create_model_version(
@@ -168,8 +168,8 @@ class Tracking(Runs):
 
     def _logged_model(self, run_id: str, name: str) -> str | None:
         """The id of a run's finished model of that name."""
-        found = self._logged_models(run_id)
-        return next((str(item.model_id) for item in found if item.name == name and item.status == "READY"), None)
+        models = self._logged_models(run_id)
+        return next((str(item.model_id) for item in models if item.name == name and item.status == "READY"), None)
 
     def _logged_models(self, run_id: str) -> list[Any]:
         return list(self._client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'"))
