@@ -137,8 +137,9 @@ def _not_worse_than_baseline(
 ) -> Gate:
     if baseline is None:
         return Gate(_BASELINE, True, "the candidate is the logistic regression baseline")
-    comparison = compare(labels, candidate, baseline, patients, seed=seed, resamples=resamples)
-    auc, precision = comparison["auc"].difference, comparison["average_precision"].difference
+    names = ("auc", "average_precision")
+    comparison = compare(labels, candidate, baseline, patients, names=names, seed=seed, resamples=resamples)
+    auc, precision = (comparison[name].difference for name in names)
     return Gate(
         _BASELINE,
         auc.high >= 0 and precision.high >= 0,

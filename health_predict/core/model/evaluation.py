@@ -7,7 +7,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,13 +99,14 @@ class _Ranked:
         # Index of the last row of each group of equal scores.
         self.ends = np.flatnonzero(np.append(self.scores[:-1] != self.scores[1:], True))
 
-    def metrics(self, threshold: float, weights: Floats) -> dict[str, float]:
+    def metrics(self, threshold: float, weights: Floats, slope: bool = True) -> dict[str, float]:
+        """All metrics, or all but the calibration slope, whose fit takes longer than the rest together."""
         w = weights[self.order]
         positive = w * self.labels
         total, positives = float(w.sum()), float(positive.sum())
         negatives = total - positives
         names = ["auc", "average_precision", "f1", "flag_rate", "precision", "recall", "brier", "ece"]
-        names += ["observed_expected", "calibration_slope"]
+        names += ["observed_expected", *(["calibration_slope"] if slope else [])]
         names += [f"{name}_top{int(share * 100)}" for share in TOP_SHARES for name in ("sensitivity", "ppv")]
         if total == 0 or positives == 0 or negatives == 0:
             return dict.fromkeys(names, math.nan)
@@ -129,8 +130,10 @@ class _Ranked:
             "brier": float((w * (self.scores - self.labels) ** 2).sum() / total),
             "ece": self._ece(w, positive, flagged, total),
             "observed_expected": positives / max(float((w * self.scores).sum()), 1e-12),
-            "calibration_slope": calibration_line(self.labels, self.scores, np.asarray(w, dtype=np.float64))[1],
         }
+        if slope:
+            line = calibration_line(self.labels, self.scores, np.asarray(w, dtype=np.float64))
+            values["calibration_slope"] = line[1]
         for share in TOP_SHARES:
             cut = int(np.searchsorted(flagged, share * total, side="left"))
             found, seen = float(hits[min(cut, len(hits) - 1)]), float(flagged[min(cut, len(hits) - 1)])
@@ -195,13 +198,22 @@ class Resampled:
 
 
 def resample(
-    labels: Labels, model: Scored, patients: npt.ArrayLike, *, seed: int = 0, resamples: int = 1000
+    labels: Labels,
+    model: Scored,
+    patients: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    slope: bool = True,
 ) -> Resampled:
-    """All `metrics` of a model and of its bootstrap samples over patients. Shapes (n,)."""
+    """All `metrics` of a model and of its bootstrap samples over patients. Shapes (n,).
+
+    Without `slope` the calibration slope is left out, whose fit takes longer than the rest together.
+    """
     ranked = _Ranked(labels, model.scores)
-    point = ranked.metrics(model.threshold, np.ones(len(labels)))
-    found = [ranked.metrics(model.threshold, w) for w in _patient_weights(patients, resamples, seed)]
-    return Resampled(point, {name: np.array([sample[name] for sample in found]) for name in point})
+    point = ranked.metrics(model.threshold, np.ones(len(labels)), slope)
+    samples = [ranked.metrics(model.threshold, w, slope) for w in _patient_weights(patients, resamples, seed)]
+    return Resampled(point, {name: np.array([sample[name] for sample in samples]) for name in point})
 
 
 def evaluate(
@@ -212,10 +224,11 @@ def evaluate(
     *,
     seed: int = 0,
     resamples: int = 1000,
+    slope: bool = True,
 ) -> dict[str, Estimate]:
-    """`metrics` with 95 % intervals over patients. All shapes (n,)."""
-    found = resample(labels, Scored(scores, threshold), patients, seed=seed, resamples=resamples)
-    return {name: found.estimate(name) for name in found.point}
+    """`metrics`, without `slope` all but that one, with 95 % intervals over patients. All shapes (n,)."""
+    resampled = resample(labels, Scored(scores, threshold), patients, seed=seed, resamples=resamples, slope=slope)
+    return {name: resampled.estimate(name) for name in resampled.point}
 
 
 # What two versions are compared by, wherever they are: discrimination, accuracy and calibration of the risks, and what
@@ -233,11 +246,21 @@ COMPARED = (
 
 
 def compare(
-    labels: Labels, one: Scored, other: Scored, patients: npt.ArrayLike, *, seed: int = 0, resamples: int = 1000
+    labels: Labels,
+    one: Scored,
+    other: Scored,
+    patients: npt.ArrayLike,
+    *,
+    names: Collection[str] = COMPARED,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> dict[str, Compared]:
-    """The metrics `COMPARED` of two models on the same rows, with paired intervals over patients. Shapes (n,)."""
-    first, second = (resample(labels, model, patients, seed=seed, resamples=resamples) for model in (one, other))
-    return {name: Compared(first.estimate(name), second.estimate(name), first.less(second, name)) for name in COMPARED}
+    """Some metrics of two models on the same rows, with paired intervals over patients. Shapes (n,)."""
+    slope = "calibration_slope" in names
+    first, second = (
+        resample(labels, model, patients, seed=seed, resamples=resamples, slope=slope) for model in (one, other)
+    )
+    return {name: Compared(first.estimate(name), second.estimate(name), first.less(second, name)) for name in names}
 
 
 def paired_difference(
@@ -279,14 +302,15 @@ def subgroups(
 ) -> list[Subgroup]:
     """Metrics of each group of `subgroup_levels` that has both outcomes."""
     ids = np.asarray(patients)
-    found = []
+    subgroups = []
     for (attribute, level), mask in subgroup_levels(frame).items():
         positives = int(labels[mask].sum())
         if 0 < positives < int(mask.sum()):
-            estimates = evaluate(labels[mask], scores[mask], threshold, ids[mask], seed=seed, resamples=resamples)
+            rows = labels[mask], scores[mask], threshold, ids[mask]
+            estimates = evaluate(*rows, seed=seed, resamples=resamples, slope=False)
             kept = {name: estimates[name] for name in ("auc", "observed_expected", "recall", "precision")}
-            found.append(Subgroup(attribute, level, int(mask.sum()), positives, kept))
-    return found
+            subgroups.append(Subgroup(attribute, level, int(mask.sum()), positives, kept))
+    return subgroups
 
 
 def as_plain(estimates: Mapping[str, Estimate | Compared]) -> dict[str, dict[str, Any]]:

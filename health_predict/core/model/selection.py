@@ -31,7 +31,11 @@ def select(
     F1 at each model's threshold orders them. Those whose paired 95 % interval against the best F1 includes 0 are tied;
     of these the largest average precision wins, then the smallest Brier score.
     """
-    found = {name: resample(labels, model, patients, seed=seed, resamples=resamples) for name, model in models.items()}
+    drawn = resamples if len(models) > 1 else 0  # the only one is compared with nothing
+    found = {
+        name: resample(labels, model, patients, seed=seed, resamples=drawn, slope=False)
+        for name, model in models.items()
+    }
     by_f1 = sorted(found, key=lambda name: -found[name].point["f1"])
     best = by_f1[0]
     tied = [name for name in by_f1 if name == best or found[name].less(found[best], "f1").high >= 0]
