@@ -87,43 +87,43 @@ compile: $(READY) ## Compile the pipelines to pipelines/compiled/
 	@$(RUN)health-predict pipeline compile
 
 bench-demo: $(READY) ## How long the demo takes, and a second one
-	@$(RUN)python benchmarks/demo.py
+	@$(RUN)python -m benchmarks.demo
 
 bench-drift: $(READY) ## Drift: false alarms, power, CPU beside Evidently, policies on the real stream
-	@$(RUN)python benchmarks/drift.py
+	@$(RUN)python -m benchmarks.drift
 
 bench-first-model: $(READY) ## Eight first models and their first window of outcomes: does monitoring condemn what the gates pass?
-	@$(RUN)python benchmarks/first_model.py
+	@$(RUN)python -m benchmarks.first_model
 
 bench-image: $(READY) ## The second model's image against a builder's; needs a registry on loopback
-	@$(RUN)python benchmarks/image.py
+	@$(RUN)python -m benchmarks.image
 
 bench: $(READY) ## Run every benchmark the README names
-	@for script in $(filter-out benchmarks/image.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN)python $$script || exit 1; done
+	@for name in $(filter-out image,$(basename $(notdir $(wildcard benchmarks/*.py)))); do echo "== $$name"; $(RUN)python -m benchmarks.$$name || exit 1; done
 
 mutants: $(READY) ## Spoil the Pulumi program and its host in 57 places; the tests must notice each
 	@$(RUN)python -m tests.infra.mutants
 
 bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours
-	@$(RUN)python benchmarks/serving.py
+	@$(RUN)python -m benchmarks.serving
 
 bench-search: $(READY) ## A search by the usual script, Optuna alone, halving, and ours
-	@$(RUN)python benchmarks/search.py
+	@$(RUN)python -m benchmarks.search
 
 fuzz-serving: $(READY) ## 20,000 hostile bodies, slow clients and Schemathesis against a running service
-	@$(RUN)python benchmarks/long/fuzz_serving.py
+	@$(RUN)python -m benchmarks.long.fuzz_serving
 
 soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTERM
-	@$(RUN)python benchmarks/long/soak_serving.py
+	@$(RUN)python -m benchmarks.long.soak_serving
 
 kill-search: $(READY) ## A search on a separate cluster, with an MLflow that dies, and killed with -9: the same winners
 	@$(RUN)python -m benchmarks.long.kill_search
 
 kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
-	@$(RUN)python benchmarks/long/kill_simulation.py
+	@$(RUN)python -m benchmarks.long.kill_simulation
 
 check-registry: $(READY) ## The registered model in an environment with only MLflow: it must answer like the endpoint
-	@$(RUN)python benchmarks/long/check_registry.py $(ARGS)
+	@$(RUN)python -m benchmarks.long.check_registry $(ARGS)
 
 reference: $(READY) ## Write docs/reference/ from the code
 	@$(RUN)python docs/generate_reference.py

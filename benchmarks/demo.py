@@ -9,8 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from parts import results, servers
+from benchmarks.parts import results, servers
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ stream is synthetic and says so.
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 
 import numpy as np
 
-from health_predict.core.choices import Policy
-from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort
-from health_predict.core.data.columns import PATIENT
-from health_predict.core.data.synthetic import synthesize
-from health_predict.core.monitoring.policy import Action
-from health_predict.core.statistics import delong
-
-sys.path.insert(0, str(Path(__file__).parent))
-from parts import drift_inputs, drift_scenarios, results
-from parts.drift_stream import (
+from benchmarks.parts import drift_inputs, drift_scenarios, results
+from benchmarks.parts.drift_stream import (
     BATCHES,
     Floats,
     Replay,
@@ -37,6 +28,12 @@ from parts.drift_stream import (
     replay,
     walk,
 )
+from health_predict.core.choices import Policy
+from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort
+from health_predict.core.data.columns import PATIENT
+from health_predict.core.data.synthetic import synthesize
+from health_predict.core.monitoring.policy import Action
+from health_predict.core.statistics import delong
 
 DRAWS = 400
 EVIDENTLY_DRAWS = 3

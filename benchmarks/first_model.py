@@ -9,13 +9,10 @@ Takes the raw data of the settings, the real ones by default.
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from parts import results
-
+from benchmarks.parts import results
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import load_part, target
 from health_predict.core.model.calibration import uncalibrated
@@ -54,7 +51,7 @@ def first_window(salt: str, home: Path) -> tuple[str, str, Calibration, Calibrat
     """Family and decision of a first training, and its first window of outcomes with and without the calibration."""
     settings = load_settings(home=home, salt=salt)
     files = {name: home / f"{name}.parquet" for name in ("train", "validation", "test", "batches", "profile")}
-    data = split(settings, labelled_batches=0, **files)
+    data = split(settings, labelled_batches=0, given=(), **files)
     search = hpo(
         settings,
         dataset_digest=data.dataset_digest,

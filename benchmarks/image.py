@@ -12,7 +12,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,9 +20,7 @@ from typing import IO, Any
 
 from sklearn.pipeline import Pipeline
 
-sys.path.insert(0, str(Path(__file__).parent))
-from parts import results
-
+from benchmarks.parts import results
 from health_predict.adapters.files import unpack_archive
 from health_predict.adapters.images import RemoteRegistry
 from health_predict.adapters.images.client import Repository

@@ -26,11 +26,9 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent))
-from parts import results
-from parts.processes import carries
-from parts.search_space import NAMES
-
+from benchmarks.parts import results
+from benchmarks.parts.processes import carries
+from benchmarks.parts.search_space import NAMES
 from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv, save_part
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import Settings
@@ -89,7 +87,7 @@ def prepare(folder: Path) -> None:
     source = os.environ.get("HEALTH_PREDICT_DATA_COPY", "")
     if source:
         files = {name: folder / name for name in ("train", "validation", "test", "batches", "profile")}
-        split(Settings(home=folder / "split", data_source=source), labelled_batches=0, **files)
+        split(Settings(home=folder / "split", data_source=source), labelled_batches=0, given=(), **files)
         for name in ("train", "validation"):
             save_csv(load_part(files[name]), folder / f"{name}.csv")
         return
@@ -105,8 +103,8 @@ def measure(contender: str, trials: int, folder: Path) -> Measured:
     mark = uuid.uuid4().hex
     home = Path(tempfile.mkdtemp(dir=folder))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEALTH_PREDICT_")}
-    script = "our_search.py" if contender == "ours" else "searches.py"
-    command = [sys.executable, str(Path(__file__).parent / "parts" / script)]
+    module = "our_search" if contender == "ours" else "searches"
+    command = [sys.executable, "-m", f"benchmarks.parts.{module}"]
     command += [contender, str(trials // len(NAMES)), str(folder), str(home)]
     began = time.monotonic()
     with (home / "output").open("w") as output:

@@ -27,9 +27,7 @@ import joblib
 import pandas as pd
 from mlflow.sklearn import save_model
 
-sys.path.insert(0, str(Path(__file__).parent))
-from parts import load, results, servers
-
+from benchmarks.parts import load, results, servers
 from health_predict.core.model.families import FAMILIES
 
 CLIENTS = (1, 8, 32)

@@ -29,7 +29,7 @@ PROGRAM = "health-predict"
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; a bar within a cell is escaped."""
-    lines = [list(head), *(list(row) for row in rows)]
+    lines: list[list[object]] = [list(head), *(list(row) for row in rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -98,9 +98,11 @@ def commands_page() -> str:
     root = get_command(cli.app)
     found = list(_commands(root, root.context_class(root, info_name=PROGRAM)))
     overview = [(f"[`{path}`](#{path.replace(' ', '-')})", _sentence(command.help or "")) for path, command, _ in found]
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = [kind for kind in classes if issubclass(kind, errors.HealthPredictError)]
     codes = [
         (0, "Done"),
-        *((kind.exit_code, _line(kind)) for kind in vars(errors).values() if isinstance(kind, type)),
+        *((kind.exit_code, _line(kind)) for kind in kinds),
         (cli.UNEXPECTED, "Unexpected; `--debug` shows where"),
         (130, "Interrupted"),
     ]

@@ -168,7 +168,7 @@ def _load(python: Path, settings: Settings, model: str, folder: Path) -> list[di
 
 def _serve(python: Path, settings: Settings, model: str, folder: Path, body: object) -> list[dict[str, Any]]:
     port = _free_port()
-    command = [python.parent / "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)]
+    command = [str(python.parent / "mlflow"), "models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)]
     with (folder / "serve.log").open("w") as log:
         server = subprocess.Popen(
             command, cwd=folder, env=_plain(python, settings), stdout=log, stderr=log, start_new_session=True

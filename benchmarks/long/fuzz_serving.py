@@ -17,9 +17,7 @@ from contextlib import ExitStack, suppress
 from itertools import cycle, islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from parts import hostile, load, servers
-
+from benchmarks.parts import hostile, load, servers
 from health_predict.core.data.columns import EXAMPLE
 
 BODIES, WARM_BODIES = 20_000, 5_000

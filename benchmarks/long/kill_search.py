@@ -274,6 +274,8 @@ def with_kills(folder: Path, kills: int, chance: random.Random, expected: dict[s
 
 def left_running() -> list[psutil.Process]:
     """What does not end in time."""
+    left: list[psutil.Process]
+    late: list[psutil.Process]
     _, left = psutil.wait_procs(marked(), timeout=LEAVE_SECONDS)
     agents = [process for process in left if process.name() in AGENTS]
     _, late = psutil.wait_procs(agents, timeout=AGENT_SECONDS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -20,9 +19,7 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from parts import load, servers
-
+from benchmarks.parts import load, servers
 from health_predict.adapters import keys
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
@@ -130,6 +127,7 @@ def main() -> None:
             )
         print(f"{len(ids)} answers, {len(logged)} lines in {len(storage.keys(keys.PREDICTIONS))} files of the log")
         long = [samples for samples in events.memory.values() if len(samples) >= 10]
+        growth = round(max((samples[-1] / samples[0] for samples in long), default=-1.0), 3)
         found = {
             "answers": len(ids),
             "errors": sum(count for status, count in result.statuses.items() if status != 200),
@@ -137,13 +135,13 @@ def main() -> None:
             "not_logged": len(set(ids) - set(logged)),
             "logged_twice": len(logged) - len(set(logged)),
             "logged_without_answer": len(set(logged) - set(ids)),
-            "memory_growth": round(max((samples[-1] / samples[0] for samples in long), default=-1.0), 3),
+            "memory_growth": growth,
             "events": events.happened,
             "restarts": restarts.restarts if restarts else -1,
         }
         print(json.dumps(found))
         wrong = [found[name] for name in ("errors", "lost", "not_logged", "logged_twice", "logged_without_answer")]
-        if any(wrong) or not 0 < found["memory_growth"] <= GROWTH or found["events"] != ["rollout", "SIGTERM"]:
+        if any(wrong) or not 0 < growth <= GROWTH or events.happened != ["rollout", "SIGTERM"]:
             raise SystemExit(1)
 
 

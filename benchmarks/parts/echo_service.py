@@ -54,6 +54,6 @@ class Echo:
     """Answers the same to everybody."""
 
     @bentoml.api(output_spec=Answer)
-    async def predict(self, encounter: Encounter, /) -> Any:  # type: ignore[valid-type]
+    async def predict(self, encounter: Encounter, /) -> Any:
         """Check and answer."""
         return Response(msgspec.json.encode(ANSWER), media_type="application/json")

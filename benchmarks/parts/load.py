@@ -52,7 +52,7 @@ class Result:
 
     def milliseconds(self, *percentiles: float) -> npt.NDArray[np.float64]:
         """Percentiles of the latencies."""
-        return np.percentile(np.array(self.latencies), percentiles) * 1000
+        return np.asarray(np.percentile(np.array(self.latencies), percentiles) * 1000, dtype=np.float64)
 
 
 class _Connection:

@@ -39,14 +39,14 @@ def to_frame(encounters: list[Any]) -> pd.DataFrame:
 
 
 @app.post("/predict")
-def predict(encounter: Encounter) -> dict[str, float]:  # type: ignore[valid-type]
+def predict(encounter: Encounter) -> dict[str, float]:
     """Score one encounter."""
     probability = float(model.predict_proba(to_frame([encounter]))[0, 1])
     return {"prediction": int(probability >= threshold), "probability_score": probability}
 
 
 @app.post("/predict/batch")
-def predict_batch(encounters: list[Encounter]) -> list[dict[str, float]]:  # type: ignore[valid-type]
+def predict_batch(encounters: list[Encounter]) -> list[dict[str, float]]:
     """Score many."""
     scores = model.predict_proba(to_frame(encounters))[:, 1]
     return [{"prediction": int(score >= threshold), "probability_score": float(score)} for score in scores]

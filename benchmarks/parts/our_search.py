@@ -9,8 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from search_space import NAMES, SEED
-
+from benchmarks.parts.search_space import NAMES, SEED
 from health_predict.stages.hpo import hpo
 from health_predict.stages.task import task
 

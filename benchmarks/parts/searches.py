@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from search_space import NAMES, SEED
 
+from benchmarks.parts.search_space import NAMES, SEED
 from health_predict.core.data.cohort import read_cohort, target
 from health_predict.core.model.evaluation import metrics
 from health_predict.core.model.families import FAMILIES, Choice, Range

@@ -115,7 +115,7 @@ class Server:
 
     def memory(self) -> float:
         """Megabytes of the tree, shared pages divided among those that share them (PSS)."""
-        return sum(process.memory_full_info().pss for process in self.tree()) / 1e6
+        return float(sum(process.memory_full_info().pss for process in self.tree()) / 1e6)
 
     def ask(self, path: str, body: bytes) -> Any:
         """One request and its answer as JSON."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bentoml
 
@@ -20,7 +21,12 @@ HERE = Path(__file__).resolve().parent
 REQUIREMENTS = (HERE / "requirements.txt").read_text(encoding="utf-8").split()
 WHEELS = [f"./wheels/{path.name}" for path in (HERE / "wheels").glob("*.whl")]
 SETTINGS = load_settings()
-Encounters = batch_of(SETTINGS.serving_batch_rows)
+if TYPE_CHECKING:
+    from pydantic import RootModel
+
+    Encounters = RootModel[list[Encounter]]
+else:
+    Encounters = batch_of(SETTINGS.serving_batch_rows)  # of a length that the settings limit
 ROUTES = {
     "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, explains=True),
     "/predict/batch": Route(Encounters, SETTINGS.serving_batch_mb * MEBIBYTE, seconds=30, most=WAITING_BATCHES),
@@ -88,4 +94,5 @@ class Readmission:
         PREDICTOR.close()
 
 
-Readmission.add_asgi_middleware(Gate, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)
+# BentoML's decorator has made a service of the class, which the type checker does not see.
+Readmission.add_asgi_middleware(Gate, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)  # type: ignore[attr-defined]
