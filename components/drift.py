@@ -1,3 +1,5 @@
+"""The drift stage as a KFP component."""
+
 from typing import NamedTuple
 
 from kfp import dsl
@@ -12,7 +14,7 @@ def drift(
     report: dsl.Output[dsl.HTML],
     evidently: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple(
+) -> NamedTuple(  # type: ignore[valid-type]
     "DriftOutputs",
     [
         ("verdict", str),
@@ -22,7 +24,7 @@ def drift(
         ("labelled_batches", int),
         ("dataset_source", str),
     ],
-):  # type: ignore[valid-type]
+):
     """Compare one batch with what the champion was trained on, and decide what to do about the model.
 
     Args:

@@ -1,3 +1,5 @@
+"""The ecr_push stage as a KFP component."""
+
 from kfp import dsl
 
 from health_predict.components.image import PIPELINE_IMAGE

@@ -1,3 +1,5 @@
+"""The hpo stage as a KFP component."""
+
 from typing import List, NamedTuple
 
 from kfp import dsl

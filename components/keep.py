@@ -1,3 +1,5 @@
+"""The gate's other branch as a KFP component: nothing changes."""
+
 from typing import NamedTuple
 
 from kfp import dsl

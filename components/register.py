@@ -1,3 +1,5 @@
+"""The register stage as a KFP component."""
+
 from typing import NamedTuple
 
 from kfp import dsl

@@ -1,3 +1,5 @@
+"""The rollout stage as a KFP component."""
+
 from typing import NamedTuple
 
 from kfp import dsl
@@ -6,9 +8,9 @@ from health_predict.components.image import PIPELINE_IMAGE
 
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
-def rollout(image_uri: str, model_version: str, report: dsl.Output[dsl.HTML]) -> NamedTuple(
+def rollout(image_uri: str, model_version: str, report: dsl.Output[dsl.HTML]) -> NamedTuple(  # type: ignore[valid-type]
     "RolloutOutputs", [("outcome", str)]
-):  # type: ignore[valid-type]
+):
     """Bring an image into service beside the running one, check it, and only then move the champion alias.
 
     Args:

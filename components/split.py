@@ -1,3 +1,5 @@
+"""The split stage as a KFP component."""
+
 from typing import NamedTuple
 
 from kfp import dsl
@@ -37,7 +39,7 @@ def split(  # KFP takes inputs one by one, and describes them in the docstring
         batches: Manifest of the data set, with the addresses of its future batches.
         profile: Data profile.
         dataset_digest: Digest of the data set.
-        dataset_source: uci, custom or synthetic.
+        dataset_source: What the data are: uci, custom or synthetic.
     """
     from pathlib import Path
 

@@ -1,8 +1,11 @@
+"""The deployment pipeline: from a model version to an endpoint that serves it."""
+
 from typing import Any, NamedTuple
 
 from kfp import dsl
 
 from health_predict.components import bento_build, ecr_push, keep, rollout
+from health_predict.pipelines.descriptions import described
 from health_predict.pipelines.wiring import name_gate, wire
 
 
@@ -13,15 +16,9 @@ class DeploymentOutputs(NamedTuple):
 
 
 @dsl.pipeline(name="deployment", description="Build the Bento of a model version, push its image, roll it out.")
+@described(bento_build, rollout)
 def deployment(model_version: str) -> DeploymentOutputs:
-    """bento_build, ecr_push, rollout.
-
-    Args:
-        model_version: Version of the registered model.
-
-    Returns:
-        outcome: deployed or unchanged; a rollout that was undone fails.
-    """
+    """bento_build, ecr_push, rollout."""
     bento = wire(bento_build(model_version=model_version), "Build the Bento", memory="1Gi", retries=1)
     image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "Push the image", retries=1)
     served = wire(rollout(image_uri=image.output, model_version=model_version), "Roll out", minutes=60, retries=0)

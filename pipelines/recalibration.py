@@ -1,9 +1,12 @@
+"""The recalibration pipeline: the champion's calibration and threshold fitted anew, then deployment."""
+
 from typing import NamedTuple
 
 from kfp import dsl
 
-from health_predict.components import recalibrate, register
+from health_predict.components import recalibrate, register, rollout
 from health_predict.pipelines.deployment import deployed_if_promoted
+from health_predict.pipelines.descriptions import described
 from health_predict.pipelines.wiring import wire
 
 
@@ -20,18 +23,9 @@ class RecalibrationOutputs(NamedTuple):
     name="recalibration",
     description="Fit the champion's map from score to risk anew and, when it passes its gates, bring it into service.",
 )
+@described(recalibrate, register, rollout)
 def recalibration(labelled_batches: int) -> RecalibrationOutputs:
-    """recalibrate, register, then deployment when the decision is `promote`.
-
-    Args:
-        labelled_batches: How many batches have known outcomes.
-
-    Returns:
-        model_version: Version in MLflow's registry.
-        decision: promote or reject.
-        dataset_source: What data the champion stands on: uci, custom or synthetic.
-        outcome: deployed or unchanged; a rollout that was undone fails.
-    """
+    """recalibrate, register, then deployment when the decision is `promote`."""
     renewed = wire(recalibrate(labelled_batches=labelled_batches), "Recalibrate the champion", memory="1Gi", retries=1)
     registered = wire(
         register(

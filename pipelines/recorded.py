@@ -1,3 +1,5 @@
+"""The end of a run in a cluster is recorded by an exit handler around its pipeline."""
+
 import inspect
 from typing import Any
 

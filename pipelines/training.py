@@ -1,8 +1,11 @@
+"""The training pipeline: data, search, model version."""
+
 from typing import List, NamedTuple
 
 from kfp import dsl
 
 from health_predict.components import hpo, register, split
+from health_predict.pipelines.descriptions import described
 from health_predict.pipelines.wiring import wire
 
 
@@ -15,7 +18,8 @@ class TrainingOutputs(NamedTuple):
 
 
 @dsl.pipeline(name="training", description="Split the data, search over the model families, register the best.")
-def training(  # KFP takes inputs one by one, and describes them in the docstring
+@described(split, hpo, register)
+def training(  # KFP takes inputs one by one
     data_source: str = "",
     replace_data: bool = False,
     initial_share: str = "",
@@ -26,25 +30,7 @@ def training(  # KFP takes inputs one by one, and describes them in the docstrin
     trials: str = "",
     seed: str = "",
 ) -> TrainingOutputs:
-    """split, hpo, register.
-
-    Args:
-        data_source: Path or URI of the raw CSV; empty is as in the settings, else the champion's, else UCI's.
-        replace_data: Whether other data than the champion's may take their place; false is as the settings say.
-        initial_share: Share of encounters that train the first model; empty is as in the settings or, with labelled
-            batches, in the champion's dataset.
-        future_batches: How many batches the remaining encounters make; empty likewise.
-        salt: Salt of the patient split; empty likewise.
-        labelled_batches: How many batches have labels by now.
-        families: Model families to search; empty is as in the settings.
-        trials: Trials of each family; empty is as in the settings.
-        seed: Seed of the search; empty is as in the settings.
-
-    Returns:
-        model_version: Version in MLflow's registry.
-        decision: promote or reject.
-        dataset_source: What the data are: uci, custom or synthetic.
-    """
+    """split, hpo, register."""
     data = wire(
         split(
             data_source=data_source,
