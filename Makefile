@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install infra demo test check format compile bench bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install infra demo test check format compile bench bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full cluster-coverage images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -25,6 +25,10 @@ endif
 ifeq ($(shell [ -w "$$HOME" ] && echo writable),)
 export UV_CACHE_DIR ?= $(CURDIR)/.tools/cache
 endif
+
+# Data of their own: `make test` deletes what is called `.coverage.*`. What runs in the cluster's pods is not measured.
+E2E := COVERAGE_FILE=$(CURDIR)/.coverage-e2e $(RUN)python -m pytest -n 0 --cov --cov-report=
+CLUSTER_ADAPTERS := */adapters/serving/kubernetes/*,*/adapters/pipelines/kubeflow.py
 
 help: ## Show this list
 	@if [ -t 1 ]; then bold='\033[1m' plain='\033[0m'; fi; awk -v bold="$$bold" -v plain="$$plain" \
@@ -50,10 +54,14 @@ test: $(READY) $(CHECKOV) ## Every check and every test
 	@$(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 3 --dist loadfile --ignore=tests/e2e $(ARGS)
 
 e2e: $(READY) ## End-to-end tests on the cluster that KUBECONFIG names, without the ones that take minutes
-	@$(RUN)python -m pytest -n 0 -m "e2e and not full" tests/e2e $(ARGS)
+	@$(E2E) -m "e2e and not full" tests/e2e $(ARGS)
 
 e2e-full: $(READY) ## All end-to-end tests
-	@$(RUN)python -m pytest -n 0 tests/e2e $(ARGS)
+	@$(E2E) tests/e2e $(ARGS)
+
+cluster-coverage: $(READY) ## Coverage of the cluster's adapters, by the last `make test` and `make e2e` together
+	@$(RUN)coverage combine --quiet --keep --data-file=.coverage-all $(wildcard .coverage .coverage-e2e)
+	@$(RUN)coverage report --data-file=.coverage-all --include='$(CLUSTER_ADAPTERS)' --omit='tests/*' --skip-empty
 
 images: ## Build the pipeline's and MLflow's images and push them
 	@k8s/images
@@ -139,7 +147,7 @@ down: $(READY) ## Stop the endpoint
 
 clean: ## Stop the endpoint and delete what the demo wrote (not the environment)
 	@if [ "$$(cat $(READY) 2>/dev/null)" = "$$(pwd -P)" ]; then $(RUN)health-predict down; fi
-	rm -rf .health-predict .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.*
+	rm -rf .health-predict .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.* .coverage-*
 
 distclean: clean ## Delete the environment too
 	rm -rf .venv .tools

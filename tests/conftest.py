@@ -45,9 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting and no cluster of the person or machine that runs the tests reaches them, unless they ask for it.
 
-    Nor does coverage reach their processes, whose imports it slows by half, but those that run what no test does.
+    Nor does coverage reach their processes, whose imports it slows by half, but those that run what no test does, and
+    the end-to-end tests', which spend their time in the cluster.
     """
-    foreign = (PREFIX,) if request.node.get_closest_marker("measured") else FOREIGN
+    followed = any(request.node.get_closest_marker(name) for name in ("measured", "e2e"))
+    foreign = (PREFIX,) if followed else FOREIGN
     for name in list(os.environ):
         if name.startswith(foreign):
             monkeypatch.delenv(name)

@@ -16,7 +16,7 @@ from health_predict.serving.pages import PATHS, pages
 from health_predict.serving.predictor import MEBIBYTE, Predictor
 from health_predict.settings import load_settings
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).parent
 # Exact versions, and the library itself.
 REQUIREMENTS = (HERE / "requirements.txt").read_text(encoding="utf-8").split()
 WHEELS = [f"./wheels/{path.name}" for path in (HERE / "wheels").glob("*.whl")]
