@@ -81,10 +81,11 @@ cluster-up: ## Bring the platform onto the cluster that KUBECONFIG names
 rotate: ## A new password for the cluster's Postgres
 	@k8s/rotate
 
-check: $(READY) ## Formatting, lint, types, layers
+check: $(READY) ## Formatting, lint, types, dead code, layers
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
 	$(RUN)mypy
+	$(RUN)vulture
 	$(RUN)lint-imports --no-cache
 
 format: $(READY) ## Format the code and sort its imports

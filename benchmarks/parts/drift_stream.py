@@ -40,7 +40,7 @@ FAMILY = "LightGBM"
 SALT = "readmission"
 BATCHES = 16
 INITIAL_SHARE = 0.2
-TRAIN, VALIDATION, TEST = range(3)
+TRAIN, VALIDATION, _ = range(3)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ class Result:
     statuses: Counter[int] = field(default_factory=Counter)
     lost: int = 0
     """Requests that were sent and never answered."""
-    reconnects: int = 0
 
     @property
     def answered(self) -> int:
@@ -134,7 +133,6 @@ class _Pool:
         self._epoll.unregister(descriptor)
         del self._by_descriptor[descriptor]
         connection.socket.close()
-        self._result.reconnects += 1
         self._open()
 
     def send(self, request: bytes, due: float) -> None:

@@ -24,22 +24,21 @@ SMALLEST_VCPU, SMALLEST_GIB = 4, 16
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """An x86 instance type and its size."""
+    """An x86 instance type: its memory, and whether it is slowed down after a while of full load."""
 
-    vcpu: int
     gib: int
     burstable: bool
 
 
 MACHINES: Mapping[str, Machine] = {
-    "t3a.xlarge": Machine(4, 16, True),
-    "t3.xlarge": Machine(4, 16, True),
-    "m6a.xlarge": Machine(4, 16, False),
-    "m6i.xlarge": Machine(4, 16, False),
-    "t3a.2xlarge": Machine(8, 32, True),
-    "t3.2xlarge": Machine(8, 32, True),
-    "m6a.2xlarge": Machine(8, 32, False),
-    "m6i.2xlarge": Machine(8, 32, False),
+    "t3a.xlarge": Machine(16, True),
+    "t3.xlarge": Machine(16, True),
+    "m6a.xlarge": Machine(16, False),
+    "m6i.xlarge": Machine(16, False),
+    "t3a.2xlarge": Machine(32, True),
+    "t3.2xlarge": Machine(32, True),
+    "m6a.2xlarge": Machine(32, False),
+    "m6i.2xlarge": Machine(32, False),
 }
 
 
