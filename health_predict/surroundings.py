@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 
 # Python reads the first two when it starts. Text is UTF-8 and letters are letters in every language; the folder in
-# which a command is called is no place to import from.
-FIXED = {"PYTHONUTF8": "1", "PYTHONSAFEPATH": "1", "LC_ALL": "C.UTF-8"}
+# which a command is called is no place to import from. The last one is read when Ray is imported: without clusters a
+# Ray of our own lives on loopback, as on macOS, and asks the network neither for its address nor for anything else.
+FIXED = {
+    "PYTHONUTF8": "1",
+    "PYTHONSAFEPATH": "1",
+    "LC_ALL": "C.UTF-8",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

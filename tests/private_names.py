@@ -27,7 +27,7 @@ from typing import Any
 
 # The standard library documents these.
 DOCUMENTED = {
-    *("os._exit", "sys._MEIPASS", "sys.tracebacklimit"),
+    *("os._exit", "sys._MEIPASS", "sys.tracebacklimit", "tempfile.tempdir"),
     *("_asdict", "_fields", "_field_defaults", "_make", "_replace"),  # of named tuples
 }
 OWN = {"health_predict", "components", "pipelines", "service", "infra", "policy"}

@@ -7,13 +7,19 @@ import glob
 import json
 import os
 import secrets
+import shutil
 import tarfile
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from health_predict.errors import UnreachableError
+from health_predict.errors import StateError, UnreachableError
+
+# The path of a socket may have so many characters (macOS; Linux allows 107), and these are where it can be.
+SOCKET_CHARACTERS = 103
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes the one that is written to
 
 
 @contextmanager
@@ -60,13 +66,68 @@ def write_file(path: Path, content: str | bytes, remedy: str = "") -> None:
 def _sweep(path: Path) -> None:
     """Remove what processes that were killed while they wrote `path` left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        process = left.name.removeprefix(f".{path.name}.").partition(".")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
+        if gone(left.name.removeprefix(f".{path.name}.").partition(".")[0]):
             left.unlink(missing_ok=True)
-        except (ValueError, OverflowError, PermissionError):
-            continue
+
+
+def gone(process: str) -> bool:
+    """Whether this is the number of a process of this machine that has ended."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        return False
+    return False
+
+
+@contextmanager
+def temporary_files(home: Path) -> Iterator[None]:
+    """Temporary files of this process, and of what it starts, lie below the home until the block ends.
+
+    Those of processes that were killed are removed. Raises UnreachableError when the home is not writable.
+    """
+    folder = writable(home / "tmp")
+    for left in folder.iterdir():
+        if gone(left.name.partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    before, named = tempfile.tempdir, os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=folder, ignore_cleanup_errors=True) as own:
+        os.environ["TMPDIR"] = tempfile.tempdir = own
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            del os.environ["TMPDIR"]
+            os.environ.update({} if named is None else {"TMPDIR": named})
+
+
+def short_folder(prefix: str, longest: str, places: Sequence[str] = ()) -> str:
+    """A new folder for sockets, in the first of `places` and the system's where that can be.
+
+    `longest` is the longest path of a socket below these. Raises StateError when there is no such place.
+    """
+    room = SOCKET_CHARACTERS - len(f"/{prefix}12345678") - len(longest)
+    for place in (*places, *SHORT_FOLDERS):
+        if place.isascii() and len(place) <= room and os.access(place, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix=prefix, dir=place)
+    raise StateError(
+        f"there is no writable folder for sockets, with a path of {room} plain characters at most",
+        f"make one of {', '.join(SHORT_FOLDERS)} writable, or name another as RAY_TMPDIR",
+    )
+
+
+def writable(folder: Path, remedy: str = "") -> Path:
+    """The folder, made where it is missing. Raises UnreachableError when it cannot be written to.
+
+    `remedy` is for a folder that the person has named.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise disk_error(error, folder, remedy) from error
+    return folder
 
 
 def disk_error(error: OSError, path: Path, remedy: str = "") -> Exception:
@@ -80,9 +141,23 @@ def disk_error(error: OSError, path: Path, remedy: str = "") -> Exception:
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         remedy = remedy or "a file has the folder's name: move it away"
         return UnreachableError(f"{path} has no folder to be in", remedy)
+    if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
+        remedy = remedy or "set HEALTH_PREDICT_HOME to another folder"
+        return UnreachableError(f"{path} cannot be made: {error.strerror}", remedy)
     if error.errno == errno.EISDIR:
         return UnreachableError(f"{path} is a folder", remedy or "move it away")
     return error
+
+
+def named_file(path: Path, remedy: str) -> Path:
+    """The file that a person has named to be written, looked at before the work whose result it gets.
+
+    Raises UnreachableError with `remedy` when it could not be written.
+    """
+    writable(path.parent, remedy)
+    if path.is_dir():
+        raise disk_error(IsADirectoryError(errno.EISDIR, ""), path, remedy)
+    return path
 
 
 def unpack_archive(file: Path, folder: Path) -> None:

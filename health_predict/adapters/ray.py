@@ -14,17 +14,16 @@ import shlex
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir, mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import ray
 from ray import tune
 from ray.tune.search import Searcher
@@ -33,6 +32,7 @@ from ray.util.queue import Empty, Queue
 from threadpoolctl import threadpool_limits
 
 import health_predict
+from health_predict.adapters.files import gone, short_folder
 from health_predict.core.model.search import (
     METRICS,
     FamilySearch,
@@ -68,10 +68,10 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a search as if it were whole
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
-# The path of a socket may have so many characters (macOS; Linux allows 107), and this is what Ray puts into its folder.
-SOCKET_CHARACTERS = 103
-LONGEST_SOCKET = "/hp-1234567-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes the one that is written to
+# Where its home has this file, Ray does not ask the addresses of three clouds whether it runs in one of them.
+CLOUD_FILE = "ray_bootstrap_config.yaml"
+# The longest path that Ray puts into its folder.
+LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 
 # Fits a point and reports how it does. Must be importable where trials run.
 RunTrial = Callable[[Point, Prepared, int, int, Callable[[TrialReport], object]], None]
@@ -279,7 +279,7 @@ def _tune(points: Points, data: Prepared, resources: Resources, seed: int, run: 
     os.environ.update(TUNE_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(resources.room))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     fit = tune.with_parameters(_fit, data=data, seed=seed, threads=resources.trial_cpus, run=run)
-    with tempfile.TemporaryDirectory(prefix="hp-tune-") as folder:
+    with TemporaryDirectory(prefix="hp-tune-") as folder:
         tune.Tuner(
             tune.with_resources(fit, resources.of_a_trial),
             tune_config=tune.TuneConfig(search_alg=points, num_samples=-1, reuse_actors=True),
@@ -332,16 +332,18 @@ def _started(resources: Resources) -> Iterator[None]:
     """Ray, of our own or the cluster that is there already; it ends with the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     room = resources.room
+    if not resources.address:
+        _check_shared_memory()
     folder = _short_folder()
     # For the workers to work in: theirs is a folder to import from, and would be the person's own.
-    nowhere = tempfile.mkdtemp(dir=folder)
+    nowhere = mkdtemp(dir=folder)
     try:
         try:
             if resources.address:
                 _connect(resources.address, nowhere)
             else:
                 os.environ["RAY_TMPDIR"] = folder  # the argument of `ray.init` for it is a private one
-                _start(room * resources.trial_cpus, nowhere)
+                _start(room * resources.trial_cpus, folder, nowhere)
         except Exception as error:
             remedy = "check HEALTH_PREDICT_RAY_ADDRESS" if resources.address else "see `health-predict doctor`"
             raise UnreachableError(f"Ray did not start: {_first_line(error)}", remedy) from error
@@ -355,20 +357,43 @@ def _started(resources: Resources) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(cpus: int, nowhere: str) -> None:
+@contextmanager
+def _home(folder: str) -> Iterator[None]:
+    """The home of the processes that Ray starts meanwhile."""
+    (Path(folder) / CLOUD_FILE).write_text("{}\n", encoding="utf-8")
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        os.environ.update({} if before is None else {"HOME": before})
+
+
+def _check_shared_memory() -> None:
+    """Ray looks for it on Linux, however little there is."""
+    if sys.platform == "linux" and not os.access("/dev/shm", os.R_OK | os.W_OK):  # noqa: S108 - Ray writes there
+        raise StateError(
+            "there is no /dev/shm that can be written to, which Ray needs",
+            "mount it (`mount -t tmpfs tmpfs /dev/shm`), or name a Ray cluster as HEALTH_PREDICT_RAY_ADDRESS",
+        )
+
+
+def _start(cpus: int, folder: str, nowhere: str) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())  # else Ray keeps one in the person's home
     for left in reversed(range(START_ATTEMPTS)):
         try:
-            ray.init(
-                address="local",  # whatever RAY_ADDRESS says
-                num_cpus=cpus,
-                # Ray puts the program into a shell line as it is.
-                runtime_env={"working_dir": nowhere, "py_executable": shlex.quote(sys.executable)},
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            with _home(folder):
+                ray.init(
+                    address="local",  # whatever RAY_ADDRESS says
+                    num_cpus=cpus,
+                    # Ray puts the program into a shell line as it is.
+                    runtime_env={"working_dir": nowhere, "py_executable": shlex.quote(sys.executable)},
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         except Exception as error:
             ray.shutdown()
@@ -391,19 +416,12 @@ def _connect(address: str, nowhere: str) -> None:
 
 
 def _short_folder() -> str:
-    """A new folder in which Ray's sockets have paths that the system takes."""
-    for folder in (tempfile.gettempdir(), *SHORT_FOLDERS):
-        fits = folder.isascii() and len(folder) + len(LONGEST_SOCKET) <= SOCKET_CHARACTERS
-        if fits and os.access(folder, os.W_OK):
-            for left in Path(folder).glob("hp-[0-9]*-*"):
-                process = left.name.split("-")[1]
-                if process.isdecimal() and not psutil.pid_exists(int(process)):  # of a search that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-            return tempfile.mkdtemp(prefix=f"hp-{os.getpid()}-", dir=folder)
-    raise StateError(
-        f"Ray needs a temporary folder with a path of {SOCKET_CHARACTERS - len(LONGEST_SOCKET)} characters at most",
-        f"make one of {', '.join(SHORT_FOLDERS)} writable, or name another as TMPDIR",
-    )
+    """A new folder in which Ray's sockets have paths that the system takes; those of killed searches are removed."""
+    folder = short_folder(f"hp-{os.getpid()}-", LONGEST_SOCKET, (os.environ.get("RAY_TMPDIR", ""), gettempdir()))
+    for left in Path(folder).parent.glob("hp-[0-9]*-*"):
+        if gone(left.name.split("-")[1]):
+            shutil.rmtree(left, ignore_errors=True)
+    return folder
 
 
 def _check_memory(resources: Resources) -> None:

@@ -17,9 +17,11 @@ def commit() -> str:
     # Installed into site-packages of some other repository, git would name that one's commit.
     if not (folder / "pyproject.toml").is_file():
         return UNKNOWN
+    # With its optional lock git would write into the checkout what it found out.
+    command = ["git", "--no-optional-locks", "-C", str(folder), "describe", "--always", "--abbrev=40"]
     try:
         found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            [*command, "--dirty", "--exclude=*"],
             capture_output=True,
             text=True,
             timeout=10,

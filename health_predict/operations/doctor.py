@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ def _machine(_: Settings) -> Iterator[Check]:
         free = shutil.disk_usage(shared).free / 2**30
         remedy = "" if free >= NEEDED_SHARED_MEMORY_GIB else "Ray is slow without; in a container: --shm-size=1g"
         yield _check("shared memory", f"{shared}: {free:.2f} GiB free", warn=remedy)
+    elif sys.platform == "linux":
+        yield _check("shared memory", f"there is no {shared}, which Ray needs", fail=f"mount -t tmpfs tmpfs {shared}")
 
 
 def _cluster(settings: Settings) -> Iterator[Check]:

@@ -166,7 +166,6 @@ def test_what_a_killed_search_left_is_removed_by_the_next(tmp_path: Path, monkey
     # given the folders of a process that is gone and of one that lives
     gone = subprocess.Popen(["true"])
     gone.wait()
-    monkeypatch.setattr(ray, "SHORT_FOLDERS", ("/tmp",))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = [Path(tempfile.mkdtemp(prefix=f"hp-{pid}-", dir="/tmp")) for pid in (gone.pid, os.getpid())]
     # when a search begins

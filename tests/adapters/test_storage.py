@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from health_predict.adapters.files import disk_error, unpack_archive, whole_file
+from health_predict.adapters.files import disk_error, temporary_files, unpack_archive, whole_file
 from health_predict.adapters.storage import FolderStorage, S3Storage, Storage, open_storage
 from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
 
@@ -185,3 +186,24 @@ def test_a_file_that_a_person_named_gets_a_remedy_of_its_own(tmp_path: Path) -> 
         # then the remedy is about that name, and not about the home
         with pytest.raises(UnreachableError, match="name another file"), whole_file(path, "name another file") as part:
             part.write_text("x")
+
+
+def test_temporary_files_lie_in_the_home_and_go_with_their_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that was killed in the middle
+    program = (
+        "import os, pathlib, signal, tempfile\nfrom health_predict.adapters.files import temporary_files\n"
+        "with temporary_files(pathlib.Path('.')): tempfile.mkdtemp(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path).returncode < 0
+    [left] = (tmp_path / "tmp").iterdir()
+    # when another begins
+    with temporary_files(tmp_path):
+        # then what is left is gone, and its own lie there, too, as do those of what it starts
+        assert not left.exists()
+        assert Path(tempfile.gettempdir()).parent == tmp_path / "tmp" == Path(os.environ["TMPDIR"]).parent
+        tempfile.mkdtemp()
+    # and nothing stays
+    assert list((tmp_path / "tmp").iterdir()) == [] and os.environ["TMPDIR"] == str(tmp_path)

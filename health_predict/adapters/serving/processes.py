@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +22,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from health_predict.adapters.files import disk_error, read_json, write_json
+from health_predict.adapters.files import disk_error, read_json, short_folder, writable, write_json
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.serving.target import Active, service_environment
 from health_predict.errors import GateError, StateError, UnreachableError
@@ -262,7 +261,9 @@ class ProcessTarget:
         shutil.rmtree(read_json(self.folder / MANAGER_FILE).get("control", ""), ignore_errors=True)  # if it was killed
         (self.folder / MANAGER_FILE).unlink(missing_ok=True)
         # The path of a socket may have some hundred characters: the home's may be longer.
-        control = tempfile.mkdtemp(prefix="health-predict-", dir="/tmp")
+        control = short_folder("health-predict-", "/control")
+        # It outlives the command, whose temporary files go with it.
+        environment = {**os.environ, "TMPDIR": str(writable(self.folder / "tmp"))}
         place = (self._settings.serving_host, self._settings.serving_port, self._settings.serving_workers)
         command = [sys.executable, "-P", "-m", "health_predict.adapters.serving.manager", str(self.folder), control]
         try:
@@ -273,6 +274,7 @@ class ProcessTarget:
                     stdout=log,
                     stderr=log,
                     cwd=self.folder,
+                    env=environment,
                     start_new_session=True,
                     check=True,
                 )
