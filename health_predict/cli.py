@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from health_predict.adapters.files import temporary_files
 from health_predict.commands import data, operate, pipeline, report
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
+from health_predict.commands.progress import console_of, working
 from health_predict.commands.simulate import simulate
 from health_predict.errors import HealthPredictError
+from health_predict.settings import load_settings
 
 app = typer.Typer(
     name="health-predict",
@@ -59,7 +64,10 @@ def options(
 @app.command()
 def demo(replace_data: pipeline.ReplaceData = False) -> None:
     """From the raw data to a trained, deployed, answering model, on this machine."""
-    from health_predict.commands.demo import demo as run  # takes seconds to import
+    console = console_of()
+    console.print("[bold]demo        [/bold]begins")
+    with working(console, "beginning"):
+        from health_predict.commands.demo import demo as run  # takes seconds to import
 
     run(replace_data)
 
@@ -82,7 +90,8 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, interrupt)
     try:
-        app()
+        with _temporary_files():
+            app()
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if interrupts:  # whatever came of it: a library that is interrupted while it is imported raises what it likes
             command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
@@ -99,3 +108,12 @@ def main() -> None:
         where = "run again with `--debug` before the command to see where"
         console.print(f"[bold red]unexpected:[/bold red] {said} -> {where}")
         sys.exit(UNEXPECTED)
+
+
+def _temporary_files() -> AbstractContextManager[None]:
+    """Temporary files in the home, where there is one; a command that makes it does so itself."""
+    try:
+        home = load_settings().home
+    except HealthPredictError:  # the command says it, where it asks for settings
+        return nullcontext()
+    return temporary_files(home) if home.is_dir() and os.access(home, os.W_OK) else nullcontext()

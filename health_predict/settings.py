@@ -119,7 +119,10 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         # Stages run in other working folders than the command that started them.
-        return value.expanduser().absolute()
+        path = value.expanduser().absolute()
+        if not _is_text(str(path)):
+            raise ValueError("the folder's path is no UTF-8: rename it, or name another")
+        return path
 
     @field_validator("data_source", "data_copy")
     @classmethod
@@ -184,6 +187,14 @@ PROFILE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "replay": False,
     },
 }
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -122,19 +122,23 @@ def real_data() -> Path:
     return Path(REAL_DATA)
 
 
-@pytest.fixture
-def awkward(tmp_path: Path) -> Path:
-    """The interpreter of a virtual environment like this one, in a folder of all that its name may hold.
-
-    That is all but a colon and a slash.
-    """
-    folder = tmp_path / "a b  !\"#$%&'()*+,;<=>?@[\\]^`{|}~ü"
+def environment_in(folder: Path) -> Path:
+    """The interpreter of a virtual environment like this one in another folder."""
     (folder / "bin").mkdir(parents=True)
     for name in ("python", "python3"):
         (folder / "bin" / name).symlink_to(sys.executable)
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     (folder / "pyvenv.cfg").write_bytes((Path(sys.prefix) / "pyvenv.cfg").read_bytes())
     return folder / "bin" / "python3"
+
+
+@pytest.fixture
+def awkward(tmp_path: Path) -> Path:
+    """The interpreter of a virtual environment like this one, in a folder of all that its name may hold.
+
+    That is all but a colon and a slash.
+    """
+    return environment_in(tmp_path / "a b  !\"#$%&'()*+,;<=>?@[\\]^`{|}~ü")
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def test_bad_data_is_refused_in_one_line(
     ("arguments", "settings", "code", "words"),
     [
         (("pipeline", "run", "trainng"), {}, 2, "choose from training"),
+        (("pipeline", "run", "[/red]"), {}, 2, r"unknown pipeline '\[/red\]'"),
         (("pipeline", "run", "training", "-p", "trails=3"), {}, 2, "has no parameter 'trails'"),
         (("pipeline", "run", "training", "-p", "trials=x"), {}, 2, "parameter trials: .* integer"),
         (("pipeline", "run", "training", "-p", "initial_share=2"), {}, 2, "parameter initial_share: .* less than 1"),
@@ -120,6 +121,12 @@ def test_bad_data_is_refused_in_one_line(
         (("serve",), {}, 4, "health-predict demo"),
         (("simulate", "--pipelines"), {"profile": "kind"}, 2, "leave it out"),
         (("data", "fetch"), {"data_sha256": "0" * 64}, 3, "checksum|SHA-256"),
+        (("predict", "none.csv", "--out", "/proc/none/a.csv"), {}, 5, "/proc/none .* name another file with --out"),
+        (("predict", "none.csv", "--out", "/proc"), {}, 5, "name another file with --out"),
+        (("data", "profile", "--out", "/proc/none/a.html"), {}, 5, "name another file with --out"),
+        (("data", "synthesize", "--out", "/proc/none/a.csv"), {}, 5, "name another file with --out"),
+        (("pipeline", "compile", "--out", "/proc/none"), {}, 5, "name another folder with --out"),
+        (("report", "build", "--to", "/proc/none"), {}, 5, "name another folder with --to"),
     ],
 )
 def test_wrong_use_is_refused_in_one_line(
@@ -128,6 +135,14 @@ def test_wrong_use_is_refused_in_one_line(
     found, _, error = run(*arguments, **{"data_source": csv, **settings})
     assert found == code
     assert re.search(words, one_line(error))
+
+
+def test_every_command_speaks_before_it_imports_what_takes_seconds() -> None:
+    # when the command line is ready to show a sign of life
+    program = "import sys, health_predict.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    # then nothing is loaded that makes it wait
+    assert {"bentoml", "kfp", "matplotlib", "mlflow", "numpy", "pandas", "ray", "sklearn"} & {*loaded} == set()
 
 
 def test_a_taken_port_is_named_before_anything_is_trained(run: Run, csv: Path, tmp_path: Path) -> None:
@@ -274,7 +289,8 @@ def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) ->
 
 
 @pytest.fixture
-def mlflow_pages(mlflow_database: Path, tmp_path: Path) -> Iterator[str]:
+def mlflow_pages(mlflow_database: Path, tmp_path: Path, awkward: Path) -> Iterator[str]:
+    """MLflow's pages by an interpreter whose path holds a percent sign, too."""
     import shutil
 
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
@@ -283,7 +299,7 @@ def mlflow_pages(mlflow_database: Path, tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     server = subprocess.Popen(
-        [sys.executable, "-m", "health_predict", "mlflow-ui", "--port", str(port)],
+        [awkward, "-m", "health_predict", "mlflow-ui", "--port", str(port)],
         env={**plain, f"{PREFIX}HOME": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

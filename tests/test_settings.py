@@ -69,6 +69,8 @@ def test_settings_survive_the_way_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp
         ("HEALTH_PREDICT_TRIALS", "many", "HEALTH_PREDICT_TRIALS"),
         ("HEALTH_PREDICT_INITIAL_SHARE", "1.5", "less than 1"),
         ("HEALTH_PREDICT_SERVING_PORT", "99999", "65535"),
+        ("HEALTH_PREDICT_REGISTERED_MODEL", "it's", "pattern"),
+        ("HEALTH_PREDICT_REGISTERED_MODEL", "a/b", "pattern"),
         ("HEALTH_PREDICT_PROFILE", "moon", "'local', 'kind' or 'aws'"),
         ("HEALTH_PREDICT_FAMILIES", "XGBoost", "JSON"),
     ],

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import console_of, working
@@ -23,7 +24,7 @@ def backup(on: On = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in made]))
     else:
-        console.print("\n".join(item.uri for item in made))
+        console.print("\n".join(item.uri for item in made), markup=False)
 
 
 def restore(
@@ -38,10 +39,10 @@ def restore(
     settings = settings_on(on)
     console = console_of()
     if not name:
-        console.print("\n".join(item.name for item in backups(settings)))
+        console.print("\n".join(item.name for item in backups(settings)), markup=False)
         return
     if not yes:
         typer.confirm(f"replace what the database holds now by {name}?", abort=True)
-    with working(console, f"restoring {name}"):
+    with working(console, f"restoring {escape(name)}"):
         run(settings, name)
-    console.print(f"restored {name}")
+    console.print(f"restored {name}", markup=False)

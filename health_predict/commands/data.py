@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from health_predict.adapters.files import whole_file, write_file
+from health_predict.adapters.files import named_file, whole_file, write_file
 from health_predict.commands.operate import AsJson
 from health_predict.commands.progress import console_of, working
 from health_predict.core.choices import Scenario
@@ -20,6 +20,7 @@ from health_predict.settings import Settings, load_settings
 if TYPE_CHECKING:
     from health_predict.adapters.data.dataset import RawData
 
+ANOTHER_FILE = "name another file with --out"
 SHOWN = 5  # lines that are named where the same thing is wrong in many
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
@@ -61,11 +62,11 @@ def check(
 
     With --json every cell by itself. Labelled data must also be enough to train a model with the settings.
     """
-    from health_predict.core.data import cohort
-    from health_predict.core.data.columns import PATIENT
-    from health_predict.core.data.partition import Parameters, partition
-
     with working(console_of(as_json), "reading and checking"):
+        from health_predict.core.data import cohort  # these take a second
+        from health_predict.core.data.columns import PATIENT
+        from health_predict.core.data.partition import Parameters, partition
+
         frame = cohort.read_cohort(file, labelled=not unlabelled)
         violations = cohort.validate(frame, labelled=not unlabelled)
     if as_json:
@@ -102,15 +103,15 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="HTML file to write; by default in the home folder")] = None,
 ) -> None:
     """Write the data profile: who is in the cohort, what is missing, levels, and what changes over time."""
-    from health_predict.core.data import cohort
-    from health_predict.core.data.partition import Parameters, partition
-    from health_predict.report.data_profile import data_profile_page
-
     settings = load_settings(data_source=str(file.absolute()), data_sha256="") if file else load_settings()
-    target = out or settings.home / "data-profile.html"
+    target = named_file(out, ANOTHER_FILE) if out else settings.home / "data-profile.html"
     console = console_of()
-    raw = _bring(settings, console, stand_in=False)
     with working(console, "reading and checking"):
+        from health_predict.core.data import cohort  # these take seconds
+        from health_predict.core.data.partition import Parameters, partition
+        from health_predict.report.data_profile import data_profile_page
+
+        raw = _bring(settings, console, stand_in=False)
         frame = cohort.read_cohort(raw.path)
         cohort.check(frame, name=str(file or raw.path))
     with working(console, "profiling"):
@@ -118,7 +119,7 @@ def profile(
         page = data_profile_page(
             frame, partition(frame, parameters), parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
         )
-        write_file(target, page)
+        write_file(target, page, ANOTHER_FILE if out else "")
     typer.echo(target)
 
 
@@ -135,15 +136,16 @@ def synthesize(
     ] = None,
 ) -> None:
     """Write a cohort of patients who do not exist, like the real one in its columns, levels and risks."""
-    from health_predict.core.data.cohort import save_csv
-    from health_predict.core.data.synthetic import inject, synthesize
-
+    named_file(out, ANOTHER_FILE)
     with working(console_of(), "synthesizing"):
+        from health_predict.core.data.cohort import save_csv  # these take a second
+        from health_predict.core.data.synthetic import inject, synthesize
+
         frame = synthesize(rows, seed)
         if scenario is not None:
             frame, truth = inject(frame, scenario.value, rows // 2 if from_row is None else from_row, seed)
-            write_file(out.with_suffix(".truth.json"), json.dumps(asdict(truth), indent=1) + "\n")
-        with whole_file(out) as temporary:
+            write_file(out.with_suffix(".truth.json"), json.dumps(asdict(truth), indent=1) + "\n", ANOTHER_FILE)
+        with whole_file(out, ANOTHER_FILE) as temporary:
             save_csv(frame, temporary)
     typer.echo(
         f"{out}: {rows:,} synthetic encounters" + (f", {scenario.value} from row {truth.from_row}" if scenario else "")

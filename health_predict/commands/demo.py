@@ -16,7 +16,7 @@ from rich.markup import escape
 from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
-from health_predict.adapters.files import write_file
+from health_predict.adapters.files import temporary_files, write_file
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.source_control import commit
@@ -41,10 +41,18 @@ def demo(replace_data: bool = False) -> None:
     settings = load_settings(**({"replace_data": True} if replace_data else {}))
     target = ProcessTarget(settings)
     target.check_port()
+    with temporary_files(settings.home):
+        source = _demonstrate(settings, target, console)
+    console.print(f"\ndone in {time.monotonic() - began:.0f} s")
+    say_source(console, source)
+
+
+def _demonstrate(settings: Settings, target: ProcessTarget, console: Console) -> str:
+    """All of it; what the data are."""
     with working(console, "looking for the data"):
         data = raw_data(settings, champion_origin(settings), console, stand_in=True)
-    console.print(f"[bold]data        [/bold]{escape(str(data.path))} ({data.source})")
-    inputs = _inputs(settings, data.sha256)
+        console.print(f"[bold]data        [/bold]{escape(str(data.path))} ({data.source})")
+        inputs = _inputs(settings, data.sha256)
     version = _unchanged(settings, target, inputs, console)
     if version is None:
         # The very data that were chosen here, also where the synthetic cohort stands in.
@@ -56,11 +64,11 @@ def demo(replace_data: bool = False) -> None:
     serving = target.active()
     if serving is None:
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
-    source = _report(console, settings, version, serving.model_version, target.url)
+    with working(console, "asking what serves"):
+        source = _report(console, settings, version, serving.model_version, target.url)
     done = {"inputs": inputs, "version": version, "serving": serving.model_version}
     write_file(settings.home / DONE, json.dumps(done))
-    console.print(f"\ndone in {time.monotonic() - began:.0f} s")
-    say_source(console, source)
+    return source
 
 
 def _serve_champion(settings: Settings, version: str) -> None:
@@ -101,9 +109,9 @@ def _unchanged(settings: Settings, target: ProcessTarget, inputs: str, console: 
     active = target.active()
     if last["inputs"] != inputs or active is None or active.model_version != last["serving"]:
         return None
-    from health_predict.operations.lineage import lineage  # with MLflow and pandas: seconds
-
     with working(console, "same inputs as before: verifying what serves"):
+        from health_predict.operations.lineage import lineage  # with MLflow and pandas: seconds
+
         broken = next((link for link in lineage(settings) if link.problem), None)
     if broken is not None:
         console.print(f"[bold]lineage     [/bold]{broken.name}: {escape(broken.problem)}")
@@ -121,12 +129,12 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     record = tracking.version(serving)
     evaluation = tracking.read_json(record.run_id, EVALUATION)
     tested = evaluation["on_test"]
-    console.rule(f"version {serving} serves: {record.tags[Tag.FAMILY]}")
+    console.rule(f"version {serving} serves: {escape(record.tags[Tag.FAMILY])}")
     if version != serving:
         reasons = tracking.read_json(tracking.version(version).run_id, EVALUATION)["reasons"]
         console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}", markup=False)
     say_source(console, record.tags[Tag.DATASET_SOURCE])
-    console.print(evaluation["chosen_because"])
+    console.print(evaluation["chosen_because"], markup=False)
     console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted")
     for name in SHOWN:
         console.print(f"  {LABELS[name]:<38} {Estimate(**tested['metrics'][name])}")

@@ -40,11 +40,11 @@ def serve(
     if logs:
         typer.echo(settings.home / "serving" / "serving.log")
         return
-    from health_predict.adapters.tracking import Tracking
-    from health_predict.stages.rollout import serve as roll_out
-
     console = console_of(as_json)
     with working(console, "starting the champion"):
+        from health_predict.adapters.tracking import Tracking  # with MLflow: seconds
+        from health_predict.stages.rollout import serve as roll_out
+
         champion = Tracking(settings).champion()
         result = roll_out(settings, champion)
     if as_json:
@@ -65,7 +65,7 @@ def down(on: On = None) -> None:
 def status(on: On = None, as_json: AsJson = False) -> None:
     """Which model serves, since when, its metrics, the last drift verdict, and what is waiting."""
     console = console_of(as_json)
-    with console.status("asking the endpoint, the registry and the storage"):
+    with working(console, "asking the endpoint, the registry and the storage"):
         from health_predict.operations.status import status as ask  # with pandas and MLflow: seconds
 
         found = ask(settings_on(on))
@@ -131,10 +131,10 @@ def _beside(champion: str, beside: Mapping[str, Any]) -> Table:
 
 def lineage(on: On = None, as_json: AsJson = False) -> None:
     """From the serving process back to data and commit; each link verified. A broken link gives exit code 4."""
-    from health_predict.operations.lineage import lineage as trace
-
     console = console_of(as_json)
     with working(console, "verifying every link"):
+        from health_predict.operations.lineage import lineage as trace  # with MLflow and pandas: seconds
+
         links = trace(settings_on(on))
     broken = [link for link in links if link.problem]
     if as_json:
@@ -153,11 +153,11 @@ def lineage(on: On = None, as_json: AsJson = False) -> None:
 
 def doctor(on: On = None, as_json: AsJson = False) -> None:
     """What is installed, reachable, writable and free, each with a remedy. Exit code 1 when something fails."""
-    from health_predict.operations.doctor import Health
-    from health_predict.operations.doctor import doctor as examine
-
     console = console_of(as_json)
     with working(console, "examining") as shown:
+        from health_predict.operations.doctor import Health
+        from health_predict.operations.doctor import doctor as examine
+
         checks = list(examine(settings_on(on), lambda name: shown.update(f"examining: {name}")))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks]))

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from health_predict.adapters.files import writable
 from health_predict.adapters.pipelines.local import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
 from health_predict.commands.operate import AsJson, On
@@ -52,8 +53,11 @@ def compile_(
     ] = COMPILED,
 ) -> None:
     """Compile every pipeline to YAML, the contract with a cluster."""
-    for name, pipeline in _pipelines().PIPELINES.items():
-        compile_pipeline(_pipelines().recorded(pipeline), out / f"{name}.yaml")
+    writable(out, "name another folder with --out")
+    with working(console_of(), "compiling"):
+        pipelines = _pipelines()
+    for name, pipeline in pipelines.PIPELINES.items():
+        compile_pipeline(pipelines.recorded(pipeline), out / f"{name}.yaml")
         typer.echo(out / f"{name}.yaml")
 
 
@@ -195,15 +199,11 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
             f"pipelines of profile {settings.profile.value} run in their cluster",
             "unset HEALTH_PREDICT_PROFILE to run on this machine",
         )
-    console.print(f"[bold]pipeline    [/bold]{name}")
+    console.print(f"[bold]pipeline    [/bold]{escape(name)}")
     with PipelineProgress(console) as progress:
         arguments = _arguments(settings, name, given)
         settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
-        try:
-            return run_locally(_pipelines().PIPELINES[name], arguments, settings, progress)
-        except KeyboardInterrupt:
-            console.print("what was finished stays: the same command goes on from there")
-            raise
+        return run_locally(_pipelines().PIPELINES[name], arguments, settings, progress)
 
 
 def _run_in_cluster(

@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from health_predict.adapters.files import write_file
+from health_predict.adapters.files import named_file, write_file
 from health_predict.commands.progress import console_of, heartbeat, working
 from health_predict.settings import load_settings
 
 PORTION = 1000
+ANOTHER_FILE = "name another file with --out"
 COLUMNS = ["prediction", "probability_score", "risk_group", "model_version", "prediction_id"]
 
 
@@ -32,20 +33,20 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
     """Score every encounter of a file through the endpoint and write a CSV, in the order of the file."""
-    import pandas as pd
-
-    from health_predict.adapters.serving.endpoint import Endpoint
-    from health_predict.adapters.serving.target import open_target
-    from health_predict.core.data import cohort
-    from health_predict.core.data.columns import ENCOUNTER
-
     settings, console, begin = load_settings(), console_of(as_json), time.monotonic()
+    name = re.sub(r"(\.csv)?(\.(gz|bz2|xz|zip))?$", "", file.name)
+    target = named_file(output or Path(f"{name}.predictions.csv"), ANOTHER_FILE)
     with working(console, "reading and checking the file"):
+        import pandas as pd  # these take seconds
+
+        from health_predict.adapters.serving.endpoint import Endpoint
+        from health_predict.adapters.serving.target import open_target
+        from health_predict.core.data import cohort
+        from health_predict.core.data.columns import ENCOUNTER
+
         frame = cohort.read_cohort(file, labelled=False)
         cohort.check(frame, labelled=False, name=str(file))
     bodies = cohort.as_requests(frame)
-    name = re.sub(r"(\.csv)?(\.(gz|bz2|xz|zip))?$", "", file.name)
-    target = output or Path(f"{name}.predictions.csv")
     portion, answers = min(PORTION, settings.serving_batch_rows), []
     with Endpoint(url or open_target(settings).url) as endpoint, heartbeat(console_of(as_json=True), lambda: "scoring"):
         portions = math.ceil(len(bodies) / portion)
@@ -53,7 +54,7 @@ def predict(
             answers += some
     found = pd.DataFrame(answers, columns=COLUMNS)
     found.insert(0, ENCOUNTER, frame[ENCOUNTER].to_numpy())
-    write_file(target, found.to_csv(index=False, lineterminator="\n"), "name another file with --out")
+    write_file(target, found.to_csv(index=False, lineterminator="\n"), ANOTHER_FILE)
     versions = [*dict.fromkeys(found["model_version"])]
     result = {
         "file": str(target),

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from health_predict.adapters.files import writable
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import console_of, working
+from health_predict.errors import UnreachableError
 from health_predict.settings import settings_on
 
 app = typer.Typer(no_args_is_help=True, help="One page about a model version, with all its reports.")
@@ -41,7 +43,11 @@ def open_(
 ) -> None:
     """Build the page and serve it on loopback until interrupted."""
     page = _build(version, None, on, quiet=False)
-    with ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(page.parent))) as server:
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(page.parent)))
+    except OSError as error:
+        raise UnreachableError(f"port {port} cannot be had: {error.strerror}", "leave out --port") from None
+    with server:
         url = f"http://127.0.0.1:{server.server_address[1]}/"
         typer.echo(f"{url} (Ctrl-C ends it)")
         if browser:
@@ -50,9 +56,11 @@ def open_(
 
 
 def _build(version: str, to: Path | None, on: Any, quiet: bool) -> Path:
-    from health_predict.operations.overview import build_overview  # with MLflow: seconds
-
     with working(console_of(quiet), "collecting the reports"):
+        from health_predict.operations.overview import build_overview  # with MLflow: seconds
+
+        if to:
+            writable(to, "name another folder with --to")
         return build_overview(settings_on(on), version, to)
 
 

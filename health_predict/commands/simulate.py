@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from health_predict.adapters.files import temporary_files
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.serving.target import open_target
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.pipeline import run_pipeline
-from health_predict.commands.progress import console_of, heartbeat, say_source
+from health_predict.commands.progress import console_of, heartbeat, say_source, working
 from health_predict.core.choices import Policy, Scenario
 from health_predict.errors import HealthPredictError, SettingsError
 from health_predict.settings import Profile, Settings, settings_on
@@ -53,14 +55,15 @@ def simulate(  # each parameter is an option of the command
     Begins with the model of the initial data, whatever serves now; what served before serves again at the end. Killed,
     the same command goes on.
     """
-    from health_predict.adapters.source_control import commit
-    from health_predict.simulation.in_service import put_back
-    from health_predict.simulation.monitoring import monitoring
-    from health_predict.simulation.plan import Plan
-    from health_predict.simulation.replay import begin, play
-    from health_predict.simulation.timeline import moment, publish, timeline
+    settings, console = settings_on(on), console_of(as_json)
+    with working(console, "beginning"):  # these take seconds
+        from health_predict.adapters.source_control import commit
+        from health_predict.simulation.in_service import put_back
+        from health_predict.simulation.monitoring import monitoring
+        from health_predict.simulation.plan import Plan
+        from health_predict.simulation.replay import begin, play
+        from health_predict.simulation.timeline import moment, publish, timeline
 
-    settings = settings_on(on)
     if pipelines and settings.profile is not Profile.LOCAL:
         raise SettingsError("--pipelines runs pipelines on this machine", "leave it out beside a model in a cluster")
     evidently = settings.evidently if "evidently" in settings.model_fields_set else "never"
@@ -75,14 +78,17 @@ def simulate(  # each parameter is an option of the command
         batches=batches,
         seed=seed,
     )
-    console = console_of(as_json)
 
     def as_pipeline(own: Settings, number: int) -> None:
         run_pipeline(own, "monitoring", {"batch": number}, console)
 
-    console.print(f"[bold]simulation  [/bold]{plan.name}")
+    console.print(f"[bold]simulation  [/bold]{escape(plan.name)}")
     _show_stages(console)
-    with only_one(settings.home / "simulations", 1.0), heartbeat(console, lambda: "simulation"):  # one endpoint for all
+    with (
+        temporary_files(settings.home),
+        only_one(settings.home / "simulations", 1.0),  # one endpoint for all
+        heartbeat(console, lambda: "simulation"),
+    ):
         with _put_back_on_failure(settings, keep):
             replay = begin(settings, plan, keep=keep)
             for number in play(replay, as_pipeline if pipelines else monitoring):

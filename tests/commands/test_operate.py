@@ -58,7 +58,7 @@ def test_status_for_scripts_and_for_people(settings: Settings) -> None:
     version = tracking.register(run, {"dataset_source": "synthetic", "family": "XGBoost"}, "").version
     tracking.set_alias(CHAMPION, version)
     # when
-    found = json.loads(call("status", "--json").output)
+    found = json.loads(call("status", "--json").stdout)
     text = call("status").output
     # then both say the same
     assert found["champion"] == version and found["serving"] is None and found["synthetic"]
@@ -77,9 +77,11 @@ def test_doctor_fails_only_when_something_does_not_work(settings: Settings, monk
     monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", "synthetic")
     ready = call("doctor")
     assert ready.exit_code == 0 and "uvloop" in ready.output
+    # and says it whole, however narrow the terminal is
+    assert "…" not in ready.output
     # when the port is taken
     with socket.create_server(("127.0.0.1", settings.serving_port)):
         broken = call("doctor", "--json")
     # then that is told, and the exit code says so
-    failed = {check["name"] for check in json.loads(broken.output) if check["health"] == "fail"}
+    failed = {check["name"] for check in json.loads(broken.stdout) if check["health"] == "fail"}
     assert broken.exit_code == 1 and failed == {"endpoint"}

@@ -190,14 +190,25 @@ def quiet_mlflow() -> Any:
     return mlflow
 
 
+def libraries_without_percent() -> str:
+    """A path of the libraries that has no percent sign; empty where theirs has none.
+
+    MLflow gives its own path to ConfigParser, to which such a sign means something. The path is there as long as this
+    process lives, also when it becomes another program, and leads its children there, too.
+    """
+    site = get_path("purelib")
+    if "%" not in site:
+        return ""
+    folder = os.open(site, os.O_RDONLY)
+    os.set_inheritable(folder, True)
+    return f"/proc/{os.getpid()}/fd/{folder}"
+
+
 @contextmanager
 def _without_percent() -> Iterator[None]:
-    """Import by a path that has no percent sign: MLflow gives its own to ConfigParser, to which one means something."""
-    site = get_path("purelib")
-    if "%" not in site or "mlflow" in sys.modules:
+    if "mlflow" in sys.modules or not (alias := libraries_without_percent()):
         yield
         return
-    alias = f"/proc/self/fd/{os.open(site, os.O_RDONLY)}"  # open as long as the process lives
     sys.path.insert(0, alias)
     try:
         yield
