@@ -39,25 +39,40 @@ def test_they_are_the_same_once_they_are_set_and_lead_to_loopback_directly(
     assert {*lower, *upper} - {""} <= {*found["no_proxy"].split(",")} or found["no_proxy"] == "*"
 
 
-@pytest.mark.parametrize("locale", ["C", "tr_TR.UTF-8", "tr_TR.ISO-8859-9", "de_DE.ISO-8859-1", "nonsense"])
-def test_a_command_does_the_same_everywhere(tmp_path: Path, locale: str) -> None:
-    # given a locale that this machine may have or not, a folder of files that are named like modules, a proxy that
-    # answers nobody, and a user without name and home
+@pytest.mark.parametrize(
+    ("locale", "zone", "umask", "files"),
+    [
+        ("C", "UTC", "022", "1024"),
+        ("tr_TR.UTF-8", "Europe/Istanbul", "077", "256"),
+        ("tr_TR.ISO-8859-9", "nonsense", "000", "256"),
+        ("de_DE.ISO-8859-1", "Pacific/Kiritimati", "077", "1024"),
+        ("nonsense", "", "022", "256"),
+    ],
+)
+def test_a_command_does_the_same_everywhere(tmp_path: Path, locale: str, zone: str, umask: str, files: str) -> None:
+    # given a locale that this machine may have or not, a folder of files that are named like modules, packages of
+    # another project with names of ours, a proxy that answers nobody, and a user without name and home
     for name in ("token", "typing", "health_predict"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('mine')")
+    for name in ("pipelines", "components"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        (tmp_path / "other" / name / "__init__.py").write_text("raise RuntimeError('mine')")
     (tmp_path / "data.csv").write_text("ü,:x:,[red]\n1,2,3\n", encoding="utf-8")
     environment = {
         "PATH": os.environ["PATH"],
         "LC_ALL": locale,
+        "TZ": zone,
+        "PYTHONPATH": str(tmp_path / "other"),
         "http_proxy": "http://127.0.0.1:9",
         f"{PREFIX}HOME": str(tmp_path / "ü #%'"),
         f"{PREFIX}DATA_SOURCE": "data.csv",
     }
     nobody = ["unshare", "--user", "--map-user=12345"]  # where the system permits it
     known = subprocess.run([*nobody, "true"], capture_output=True).returncode
+    narrow = ["sh", "-c", f'umask {umask}; ulimit -n {files}; exec "$@"', "sh"]
     # when a pipeline is run, then its first stage comes as far as the data
     done = subprocess.run(
-        [*([] if known else nobody), COMMAND, "pipeline", "run", "training"],
+        [*narrow, *([] if known else nobody), COMMAND, "pipeline", "run", "training"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

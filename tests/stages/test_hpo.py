@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.model.calibration import CalibratedClassifier
 from health_predict.core.model.families import FAMILIES, choose
 from health_predict.core.model.search import METRICS
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.stages.hpo import hpo, search_digest
 from tests.conftest import Parts
@@ -102,6 +104,16 @@ def test_a_search_is_logged_whole_and_done_once(
     assert again.best_metrics == result.best_metrics
     assert (tmp_path / "board.html").read_bytes() == page_of_the_search
     assert len(tracking.children(result.parent_run_id)) == len(found)
+
+    # when its files are gone, then it is searched again
+    shutil.rmtree(settings.home / "mlartifacts")
+
+    def search(*arguments: object, **values: object) -> None:
+        raise StateError("it searches", "")
+
+    monkeypatch.setattr(ray, "search", search)
+    with pytest.raises(StateError, match="it searches"):
+        run(settings, parts, tmp_path)
 
 
 def test_a_search_that_was_killed_among_its_winners_goes_on_there(

@@ -168,7 +168,13 @@ def _locked(database: Path) -> sqlite3.Connection:
     return connection
 
 
+def _of_another_version(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("update alembic_version set version_num = 'ffffffffffff'")
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
+    "of another version of MLflow": _of_another_version,
     "not MLflow's": lambda database: database.write_text("no database at all" * 100),
     "held by another program": _locked,
 }
