@@ -18,10 +18,10 @@ def commit() -> str:
     if not (folder / "pyproject.toml").is_file():
         return UNKNOWN
     # With its optional lock git would write into the checkout what it found out.
-    command = ["git", "--no-optional-locks", "-C", str(folder), "describe", "--always", "--abbrev=40"]
+    command = ["git", "--no-optional-locks", "-C", str(folder), "status", "--porcelain=v2"]
     try:
         found = subprocess.run(
-            [*command, "--dirty", "--exclude=*"],
+            [*command, "--branch", "--untracked-files=no"],
             capture_output=True,
             text=True,
             timeout=10,
@@ -29,7 +29,11 @@ def commit() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN
-    return found.stdout.strip() or UNKNOWN
+    lines = found.stdout.splitlines()
+    oid = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), UNKNOWN)
+    if oid == "(initial)":
+        return UNKNOWN
+    return f"{oid}-dirty" if any(not line.startswith("#") for line in lines) else oid
 
 
 def contains(found: str) -> bool | None:
