@@ -104,7 +104,7 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
         **{tag: best.tags[tag] for tag in TAGS if tag in best.tags},
     }
     version = tracking.register(best.run_id, identity, f"{best.tags[Tag.FAMILY]} of search {parent_run_id}")
-    champion = tracking.by_alias(CHAMPION)
+    champion = _comparable(tracking, tracking.by_alias(CHAMPION))
     content = _Judge(settings, tracking, version, best, pipeline).judgement(champion, validation, test)
     decision = Decision(content["decision"])
     write_file(card, tracking.read_text(best.run_id, CARD))
@@ -284,6 +284,14 @@ class _Judge:
 
 def _scored(pipeline: Any, frame: pd.DataFrame, threshold: str) -> Scored:
     return Scored(pipeline.predict_proba(frame)[:, 1].astype(np.float64), float(threshold))
+
+
+def _comparable(tracking: Tracking, champion: ModelVersion | None) -> ModelVersion | None:
+    """The champion, unless its model was deleted: nothing can stand beside it then."""
+    if champion is None or tracking.has_model(champion.run_id):
+        return champion
+    log.warning("the model of the champion, version %s, was deleted: nothing is compared with it", champion.version)
+    return None
 
 
 def _champion_scored(tracking: Tracking, champion: ModelVersion, frame: pd.DataFrame) -> Scored:

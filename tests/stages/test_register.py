@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -201,3 +202,16 @@ def test_a_search_that_was_killed_before_its_choice_is_refused(
     Tracking(settings).tag_run(parent, {Tag.CHOSEN: ""})
     with pytest.raises(StateError, match="names no model"):
         run(settings, parent, parts, tmp_path)
+
+
+def test_a_champion_whose_model_was_deleted_stands_in_nobody_s_way(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    # given a champion whose files were deleted
+    tracking = Tracking(settings)
+    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    tracking.set_alias(CHAMPION, first.model_version)
+    shutil.rmtree(settings.home / "mlartifacts")
+    # when another version is registered, then it is judged without it
+    second = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    assert tracking.version(second.model_version).tags["decided_against"] == "none"

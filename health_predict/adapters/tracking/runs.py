@@ -79,14 +79,22 @@ class Runs(Connection):
         """The newest finished parent run of the same search whose model is still there, and its page, if any."""
         where = f"{_same_search(search_digest)} and attributes.status = 'FINISHED'"
         for search in self.runs(where):
-            try:
-                self.read_text(search.tags[Tag.CHOSEN], f"{MODEL}/MLmodel")
-                if page:
-                    self.read_text(search.run_id, page)
+            chosen = search.tags.get(Tag.CHOSEN, "")
+            if chosen and self.has_model(chosen) and (not page or self._has_file(search.run_id, page)):
                 return search
-            except (KeyError, StateError) as error:
-                log.warning("the same search is there, run %s, but is not whole: %s", search.run_id, error)
+            log.warning("the same search is there, run %s, but its files are not: searching again", search.run_id)
         return None
+
+    def has_model(self, run_id: str) -> bool:
+        """Whether the fitted model of a `Best_` run is still there."""
+        return self._has_file(run_id, f"{MODEL}/MLmodel")
+
+    def _has_file(self, run_id: str, path: str) -> bool:
+        try:
+            self.read_text(run_id, path)
+        except StateError:
+            return False
+        return True
 
     def resume_search(self, search_digest: str) -> str | None:
         """Reopen the newest unfinished parent run of this search, None when there is none.
