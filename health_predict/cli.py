@@ -65,7 +65,7 @@ def options(
 def demo(replace_data: pipeline.ReplaceData = False) -> None:
     """From the raw data to a trained, deployed, answering model, on this machine."""
     console = console_of()
-    console.print("[bold]demo        [/bold]begins")
+    console.print("[bold]demo        [/bold]from the raw data to an answering model")
     with working(console, "beginning"):
         from health_predict.commands.demo import demo as run  # takes seconds to import
 

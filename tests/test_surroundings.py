@@ -42,11 +42,9 @@ def test_they_are_the_same_once_they_are_set_and_lead_to_loopback_directly(
 @pytest.mark.parametrize(
     ("locale", "zone", "umask", "files"),
     [
-        ("C", "UTC", "022", "1024"),
-        ("tr_TR.UTF-8", "Europe/Istanbul", "077", "256"),
-        ("tr_TR.ISO-8859-9", "nonsense", "000", "256"),
-        ("de_DE.ISO-8859-1", "Pacific/Kiritimati", "077", "1024"),
-        ("nonsense", "", "022", "256"),
+        ("C", "Pacific/Kiritimati", "077", "1024"),
+        ("tr_TR.UTF-8", "nonsense", "022", "256"),
+        ("de_DE.ISO-8859-1", "", "000", "256"),
     ],
 )
 def test_a_command_does_the_same_everywhere(tmp_path: Path, locale: str, zone: str, umask: str, files: str) -> None:

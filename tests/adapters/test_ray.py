@@ -162,6 +162,13 @@ def test_ray_s_folder_is_short(folder: str, expected: str, monkeypatch: pytest.M
     assert found.startswith(expected)
 
 
+def test_a_machine_without_shared_memory_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/dev/shm" and access(path, mode))
+    with pytest.raises(StateError, match=r"no /dev/shm .* mount"):
+        searched(searches("XGBoost"), None)
+
+
 def test_what_a_killed_search_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given the folders of a process that is gone and of one that lives
     gone = subprocess.Popen(["true"])
