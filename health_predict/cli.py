@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, suppress
 from typing import Annotated
 
 import typer
@@ -110,10 +109,11 @@ def main() -> None:
         sys.exit(UNEXPECTED)
 
 
-def _temporary_files() -> AbstractContextManager[None]:
-    """Temporary files in the home, where there is one; a command that makes it does so itself."""
-    try:
+def _temporary_files() -> ExitStack:
+    """Temporary files in the home, where there is one and it takes them; a command that makes it does so itself."""
+    entered = ExitStack()
+    with suppress(HealthPredictError):  # the command says it, where it asks for settings or writes
         home = load_settings().home
-    except HealthPredictError:  # the command says it, where it asks for settings
-        return nullcontext()
-    return temporary_files(home) if home.is_dir() and os.access(home, os.W_OK) else nullcontext()
+        if home.is_dir():
+            entered.enter_context(temporary_files(home))
+    return entered
