@@ -49,9 +49,10 @@ infra: | $(UV) ## The locked environment of the Pulumi program, in pulumi/.venv
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
 	@$(RUN)health-predict demo
 
+# One native thread for each of the three workers: threads that wait for each other's processor spin.
 test: $(READY) $(CHECKOV) ## Every check and every test
 	@$(MAKE) --no-print-directory check
-	@$(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 3 --dist loadfile --ignore=tests/e2e $(ARGS)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN)python -m pytest --cov --cov-report=term --cov-fail-under=90 -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/e2e $(ARGS)
 
 e2e: $(READY) ## End-to-end tests on the cluster that KUBECONFIG names, without the ones that take minutes
 	@$(E2E) -m "e2e and not full" tests/e2e $(ARGS)
