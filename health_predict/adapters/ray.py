@@ -55,11 +55,13 @@ POLL_SECONDS = 1.0
 ATTEMPTS = 2  # of a trial whose process died: a node may be lost, too
 DIED = f"its process died {ATTEMPTS} times: it may have been out of memory"
 # Ray would phone home and print what users cannot act on; and it would give way to everything else that runs here, so
-# that a search beside other work would stand still.
+# that a search beside other work would stand still. The workers that it starts ahead have no runtime environment, so
+# that no trial could run in them.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with it, `verbose=0` would print all the same
