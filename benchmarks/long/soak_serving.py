@@ -78,7 +78,7 @@ class Events(threading.Thread):
                     self.memory.setdefault(worker, []).append(used)
 
 
-def main() -> None:
+def main() -> None:  # long: one service from its start to its end, and what is counted on the way
     """Serve, ask, change the version, end a worker, count."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -77,7 +77,7 @@ def diagnosis(code: str) -> str:
     return "other"
 
 
-def usual(trials: int, folder: Path, home: Path) -> float:
+def usual(trials: int, folder: Path, home: Path) -> float:  # long: a script, as its libraries' tutorials write one
     """The script of the tutorials: every trial reads, prepares, fits and logs for itself."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray import tune

@@ -27,6 +27,7 @@ class AlarmsArgs:
 class Alarms(pulumi.ComponentResource):
     """A topic, and the alarms that write to it."""
 
+    # Long, since it is a list: one alarm after the other.
     def __init__(self, name: str, args: AlarmsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("health-predict:infra:Alarms", name, None, opts)
         inside = pulumi.ResourceOptions(parent=self)
@@ -38,7 +39,7 @@ class Alarms(pulumi.ComponentResource):
                 opts=inside,
             )
 
-        def alarm(
+        def alarm(  # what an alarm of CloudWatch takes
             kind: str,
             metric: str,
             description: str,

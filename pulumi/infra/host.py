@@ -40,6 +40,7 @@ class HostArgs:
 class Host(pulumi.ComponentResource):
     """Instance with IMDSv2 and encrypted disks. Replacing it reattaches the same data volume."""
 
+    # Long, since it is a list: one resource after the other, each with its arguments.
     def __init__(self, name: str, args: HostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("health-predict:infra:Host", name, None, opts)
         self.volume = aws.ebs.Volume(
