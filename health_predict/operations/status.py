@@ -11,7 +11,8 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.data.records import BatchDecision
 from health_predict.adapters.reachable import must_answer
-from health_predict.adapters.serving.target import Active, open_target
+from health_predict.adapters.serving.port import Active
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tag, Tracking
 from health_predict.errors import StateError
 from health_predict.settings import Settings

@@ -24,7 +24,8 @@ from health_predict.adapters import keys
 from health_predict.adapters.files import write_file
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.serving.endpoint import ask
-from health_predict.adapters.serving.target import Active, Rollout, open_target
+from health_predict.adapters.serving.port import Active, Rollout
+from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, ModelVersion, Tag, Tracking, VersionStage
 from health_predict.errors import GateError, HealthPredictError, StateError

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from health_predict.adapters.files import disk_error, read_json, short_folder, writable, write_json
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.serving.target import Active, service_environment
+from health_predict.adapters.serving.port import Active, service_environment
 from health_predict.errors import GateError, StateError, UnreachableError
 from health_predict.settings import Settings
 
@@ -283,7 +283,7 @@ class ProcessTarget:
 
 
 class ProcessRollout:
-    """One change of version (`target.Rollout`)."""
+    """One change of version (`port.Rollout`)."""
 
     def __init__(self, target: ProcessTarget) -> None:
         self._target = target

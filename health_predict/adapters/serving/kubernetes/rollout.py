@@ -55,7 +55,7 @@ CRASHES = 3
 
 
 class KubernetesRollout:
-    """One change of version (`target.Rollout`). What `stack` holds ends with the candidate."""
+    """One change of version (`port.Rollout`). What `stack` holds ends with the candidate."""
 
     def __init__(self, settings: Settings, cluster: Cluster, lease: Lease, stack: contextlib.ExitStack) -> None:
         self.settings = settings

@@ -19,13 +19,13 @@ from health_predict.adapters.serving.kubernetes.rollout import (
     problem_of,
     restarts_of,
 )
-from health_predict.adapters.serving.target import Active
+from health_predict.adapters.serving.port import Active
 from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings
 
 
 class KubernetesTarget:
-    """Serving by the Deployment that the settings name (`target.Target`)."""
+    """Serving by the Deployment that the settings name (`port.Target`)."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
