@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install infra demo test check format compile bench bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-simulation check-registry e2e e2e-full cluster-coverage images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install infra demo test check format compile bench bench-arrivals bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-month kill-simulation check-registry e2e e2e-full cluster-coverage images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -117,6 +117,9 @@ mutants: $(READY) ## Spoil the Pulumi program and its host in 57 places; the tes
 bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours
 	@$(RUN)python -m benchmarks.serving
 
+bench-arrivals: $(READY) ## A month of 1,000,000 arrivals: taken in night by night, and judged
+	@$(RUN)python -m benchmarks.arrivals
+
 bench-search: $(READY) ## A search by the usual script, Optuna alone, halving, and ours
 	@$(RUN)python -m benchmarks.search
 
@@ -128,6 +131,9 @@ soak-serving: $(READY) ## 10 minutes at 80 % of peak, with a rollout and a SIGTE
 
 kill-search: $(READY) ## A search on a separate cluster, with an MLflow that dies, and killed with -9: the same winners
 	@$(RUN)python -m benchmarks.long.kill_search
+
+kill-month: $(READY) ## Kill a month of monitoring with -9 at random moments; it must end like an undisturbed one
+	@$(RUN)python -m benchmarks.long.kill_month
 
 kill-simulation: $(READY) ## Kill a simulation with -9 at random moments; it must end like an undisturbed one
 	@$(RUN)python -m benchmarks.long.kill_simulation

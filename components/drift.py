@@ -9,7 +9,6 @@ from health_predict.components.image import PIPELINE_IMAGE
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def drift(
-    batch: int,
     policy: str,
     report: dsl.Output[dsl.HTML],
     evidently: dsl.Output[dsl.HTML],
@@ -25,10 +24,9 @@ def drift(
         ("dataset_source", str),
     ],
 ):
-    """Compare one batch with what the champion was trained on, and decide what to do about the model.
+    """Take in what arrived, compare the batch that is due with what the champion learned from, decide what to do.
 
     Args:
-        batch: Number of the batch, from 0; -1 takes the next one that was not handled.
         policy: never, every, scheduled or drift; empty takes the one of the settings.
 
     Returns:
@@ -37,8 +35,8 @@ def drift(
         metrics: The figures behind the verdict.
         verdict: steady, recalibrate or retrain: what the batch says.
         action: none, recalibrate or retrain: what the policy makes of it.
-        batch: Number of the batch; -1 when none waited.
-        batch_digest: Digest of its encounters.
+        batch: Number of the batch; -1 when nothing was due.
+        batch_digest: Digest of what was looked at.
         labelled_batches: How many batches have known outcomes.
         dataset_source: What data the champion stands on: uci, custom or synthetic.
     """
@@ -50,7 +48,6 @@ def drift(
     with task("drift", policy=policy) as settings:
         result = stage(
             settings,
-            batch=int(batch) if batch >= 0 else None,
             report=Path(report.path),
             evidently=Path(evidently.path),
             metrics=Path(metrics.path),

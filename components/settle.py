@@ -9,15 +9,15 @@ from health_predict.components.image import PIPELINE_IMAGE
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def settle(batch: int, batch_digest: str, done: str) -> NamedTuple("SettleOutputs", [("outcome", str)]):  # type: ignore[valid-type]
-    """Close a batch: it is never handled again.
+    """End the look at a batch: it is never repeated.
 
     Args:
-        batch: Number of the batch; -1 when none waited.
-        batch_digest: Digest of its encounters.
+        batch: Number of the batch; -1 when nothing was due.
+        batch_digest: Digest of what was looked at.
         done: Outcome of the action, which this step waits for.
 
     Returns:
-        outcome: deployed, unchanged, lost (the challenger did not pass) or quarantined.
+        outcome: deployed, unchanged or lost (the challenger did not pass).
     """
     from health_predict.stages.settle import settle as stage
     from health_predict.stages.task import task

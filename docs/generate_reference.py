@@ -70,7 +70,7 @@ def settings_page() -> str:
 
 def _shown(value: Any) -> str:
     value = getattr(value, "value", value)
-    return "" if value in ("", ()) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return "" if value in ("", (), None) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _allowed(schema: Mapping[str, Any], name: str) -> str:
@@ -79,7 +79,11 @@ def _allowed(schema: Mapping[str, Any], name: str) -> str:
         found = schema["$defs"][found["$ref"].rpartition("/")[2]]
     if "enum" in found:
         return ", ".join(found["enum"])
+    # Of what may be absent, the kind that it has where it is there.
+    found = next(one for one in found.get("anyOf", [found]) if one["type"] != "null")
     kind = {"string": "text", "array": "list of texts"}.get(found["type"], found["type"])
+    if found.get("format") == "date-time":
+        kind = "date and time with its zone"
     limits = [
         f"{word} {found[key]:,}"
         for key, word in (
@@ -272,6 +276,12 @@ README = ROOT / "README.md"
 FIRST, LAST = "<!-- figures: written by `make reference` from benchmarks/results/ -->", "<!-- end of figures -->"
 # The benchmark, what it measured, the figure, and the command that measures it again. One without results is left out.
 FIGURES = [
+    (
+        "arrivals",
+        "a month of {arrivals[rows]:,.0f} arrivals: the night that closes and judges it; all other nights; memory",
+        "{arrivals[last_night]:.0f} s; {arrivals[other_nights]:.0f} s; {arrivals[gib]:.1f} GiB",
+        "bench-arrivals",
+    ),
     (
         "demo",
         "first `make demo`, after installation; a second one, which verifies every link and changes nothing",

@@ -11,14 +11,16 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pydantic_settings
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from health_predict.core.choices import Policy
@@ -63,8 +65,18 @@ class Settings(BaseSettings):
     salt: str = Field("readmission", min_length=1, description="Salt of the patient split")
 
     stream: str = Field("live", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the batches and watermarks")
-    follow_up_days: float = Field(30, ge=0, description="Days until a prediction's outcome counts; 0: when delivered")
-    replay: bool = Field(True, description="Where nothing was delivered, the dataset's future batches stand in")
+    window: str = Field(
+        "week",
+        pattern=r"^(day|week|month|[1-9][0-9]*)$",
+        description="What makes a batch: day, week, month, or a count",
+    )
+    time_zone: str = Field("UTC", description="Time zone of the days, such as Europe/Berlin")
+    follow_up_days: float = Field(30, ge=0, description="Days until an arrival's outcome counts; 0: when delivered")
+    derive_outcomes: bool = Field(False, description="Take outcomes from later arrivals of the same patient")
+    keep_arrivals_days: int = Field(0, ge=0, description="Days that arrivals of judged batches are kept; 0: for ever")
+    keep_outcomes_days: int = Field(0, ge=0, description="Days that taken files of outcomes are kept; 0: for ever")
+    keep_quarantine_days: int = Field(0, ge=0, description="Days that what was set aside is kept; 0: for ever")
+    as_of: AwareDatetime | None = Field(None, description="What monitoring takes for now, with its zone; empty: now")
     policy: Policy = Field(Policy.DRIFT, description="What changes the model: never, every, scheduled or drift")
     policy_interval: int = Field(4, ge=1, description="Batches between the retrainings of the policy scheduled")
     training_window: int = Field(0, ge=0, description="Newest labelled encounters that a model learns from; 0: all")
@@ -115,6 +127,15 @@ class Settings(BaseSettings):
     kfp_host: str = Field("", description="Kubeflow Pipelines API")
     git_commit: str = Field("", description="Commit of the code that runs; empty: asked from git")
 
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"there is no time zone {value}") from None
+        return value
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -135,6 +156,11 @@ class Settings(BaseSettings):
     @classmethod
     def _profile_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**PROFILE_DEFAULTS.get(values.get("profile", ""), {}), **values}
+
+    @property
+    def now(self) -> datetime:
+        """The present moment, or the one that the settings name."""
+        return self.as_of or datetime.now(UTC)
 
     # Derived defaults: one property a place, so that a stage never builds a path itself.
 
@@ -184,7 +210,6 @@ PROFILE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "serving_target": ServingTarget.KUBERNETES,
         "rollout_timeout": 300.0,
         "rollout_observation": 75.0,
-        "replay": False,
     },
 }
 
@@ -222,6 +247,13 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
-def settings_on(place: Profile | None) -> Settings:
-    """Settings with the defaults of a place that a command line names; None: of the environment's profile."""
-    return load_settings(**({"profile": place} if place else {}))
+def settings_on(place: Profile | None, as_of: datetime | None = None) -> Settings:
+    """Settings with the defaults of a place that a command line names, else of the environment's profile.
+
+    `as_of`: what counts as now; without a zone, it is the settings'.
+    """
+    settings = load_settings(**({"profile": place} if place else {}))
+    if as_of is None:
+        return settings
+    zoned = as_of if as_of.tzinfo else as_of.replace(tzinfo=ZoneInfo(settings.time_zone))
+    return settings.model_copy(update={"as_of": zoned})

@@ -1,8 +1,11 @@
+"""The monitoring pipeline: what arrived is judged, and what follows from that is done."""
+
 from typing import List, NamedTuple
 
 from kfp import dsl
 
 from health_predict.components import drift, keep, settle
+from health_predict.pipelines.descriptions import described
 from health_predict.pipelines.readmission import readmission
 from health_predict.pipelines.recalibration import recalibration
 from health_predict.pipelines.wiring import name_gate, wire
@@ -19,31 +22,17 @@ class MonitoringOutputs(NamedTuple):
 
 @dsl.pipeline(
     name="monitoring",
-    description="Judge one batch, and recalibrate or retrain when that is what the policy makes of the verdict.",
+    description="Judge what arrived, and recalibrate or retrain when that is what the policy makes of the verdict.",
 )
+@described(settle, drift, readmission)
 def monitoring(
-    batch: int = -1,
     policy: str = "",
     families: List[str] = [],  # noqa: B006 (KFP reads the default and does not share it)
     trials: str = "",
     seed: str = "",
 ) -> MonitoringOutputs:
-    """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle.
-
-    Args:
-        batch: Number of the batch, from 0; -1 takes the next one that was not handled.
-        policy: never, every, scheduled or drift; empty takes the one of the settings.
-        families: Model families to search; empty is as in the settings.
-        trials: Trials of each family; empty is as in the settings.
-        seed: Seed of the search; empty is as in the settings.
-
-    Returns:
-        verdict: steady, recalibrate or retrain.
-        action: none, recalibrate or retrain.
-        outcome: deployed, unchanged, lost or quarantined.
-        dataset_source: What data the champion that judged stands on: uci, custom or synthetic.
-    """
-    watched = wire(drift(batch=batch, policy=policy), "Judge the batch", memory="1Gi")
+    """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle."""
+    watched = wire(drift(policy=policy), "Judge what arrived", memory="1Gi")
     with dsl.If(watched.outputs["action"] == "retrain", name="retrain"):
         retrained = readmission(
             labelled_batches=watched.outputs["labelled_batches"],

@@ -174,12 +174,15 @@ def test_a_demo_that_was_killed_ends_like_any_other(shell: Shell, demo: str) -> 
     assert "is in storage and whole" in demo
     assert "serves" in demo
     assert "test set" in demo
+    assert "health-predict data add FILE, then health-predict pipeline run monitoring" in demo
     assert re.search(r"AUC +0\.\d+ \[0\.\d+, 0\.\d+\]", demo)
     # and the curl line works when it is pasted
     [line] = [line for line in demo.splitlines() if line.startswith("curl ")]
     answer = json.loads(subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout)
     assert answer["prediction"] in (0, 1)
     assert 0 < answer["probability_score"] < 1
+    # and what was tried out does not count as an encounter
+    assert "log=false" in line
     # and nothing half-done is left: no part files, no run that still seems to go on
     parts = [
         path for path in shell.home.rglob("*.part") if path.parent.name != "predictions"
@@ -296,15 +299,34 @@ def test_a_killed_server_comes_back(shell: Shell, demo: str) -> None:
         assert json.load(response)["model_version"] == "1"
 
 
+def arrive(shell: Shell, number: int) -> dict[str, object]:
+    """Add a future batch of the champion's dataset with its outcomes; the settings by which it is one to be judged."""
+    (file,) = (shell.home / "storage" / "datasets").glob(f"*/batches/0{number}.parquet")
+    added = shell.json("data", "add", str(file))
+    assert added["rows"] == added["outcomes"] > 1000 and added["quarantined"] == 0
+    return {"WINDOW": added["rows"], "FOLLOW_UP_DAYS": 0}
+
+
+def test_where_nothing_arrived_monitoring_does_nothing(shell: Shell, demo: str) -> None:
+    outputs = last_line(shell.run("pipeline", "run", "monitoring", "--json"))["outputs"]
+    assert (outputs["verdict"], outputs["action"], outputs["outcome"]) == ("steady", "none", "unchanged")
+    found = shell.json("status")
+    assert (found["drift"], found["arrivals"]["total"]) == (None, 0)
+
+
 def test_monitoring_recalibrates_and_redeploys_when_that_is_the_verdict(shell: Shell, demo: str) -> None:
-    # given a batch with more readmissions than this champion expects, the next one that waits
-    outputs = last_line(shell.ask("pipeline", "run", "monitoring", "--json"))["outputs"]
+    # given encounters with more readmissions than this champion expects, at the door with their outcomes
+    window = arrive(shell, 0)
+    assert shell.json("status")["arrivals"]["at_door"] == 1
+    # when what arrived is judged
+    outputs = last_line(shell.run("pipeline", "run", "monitoring", "--json", **window))["outputs"]
     # then the verdict led to a new version of the same estimator, and it serves
     found = {"verdict": "recalibrate", "action": "recalibrate", "outcome": "deployed", "dataset_source": "custom"}
     assert outputs == found
     found = shell.json("status")
     assert (found["champion"], found["serving"]["model_version"]) == ("2", "2")
     assert (found["drift"]["batch"], found["drift"]["verdict"], found["monitored"]) == (0, "recalibrate", 1)
+    assert (found["arrivals"]["total"], found["arrivals"]["outcomes"]["taken"]) == (window["WINDOW"],) * 2
     assert shell.json("lineage")["intact"]
 
 
@@ -328,11 +350,16 @@ def test_a_simulation_that_was_killed_goes_on_and_does_nothing_twice(shell: Shel
 
 
 def test_a_retraining_goes_on_with_the_data_of_the_champion(shell: Shell, demo: str, data: Path) -> None:
+    # given further encounters
+    window = arrive(shell, 1)
     # when every batch leads to a retraining, in a shell that names no data and without network
     parameters = ("-p", "policy=every", "-p", "trials=1", "-p", "families=LogisticRegression")
-    outputs = last_line(shell.ask("pipeline", "run", "monitoring", *parameters, "--json"))["outputs"]
-    # then it is one on the champion's patients, whoever won
+    outputs = last_line(shell.run("pipeline", "run", "monitoring", *parameters, "--json", **window))["outputs"]
+    # then it is one on the champion's patients and on all that have arrived, whoever won
     assert (outputs["action"], outputs["dataset_source"]) == ("retrain", "custom")
+    manifests = [json.loads(file.read_text()) for file in (shell.home / "storage" / "datasets").glob("*/manifest.json")]
+    (learned,) = [one for one in manifests if "arrivals" in one]
+    assert [one["batch"] for one in learned["arrivals"]] == [0, 1]
     assert data_of(shell, data)
     assert shell.json("lineage")["intact"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,26 @@ def test_a_profile_sets_defaults_that_the_environment_may_change(monkeypatch: py
 
 
 @pytest.mark.parametrize("place", [Profile.KIND, Profile.AWS])
-def test_on_aws_monitoring_is_about_deliveries_only(monkeypatch: pytest.MonkeyPatch, place: Profile) -> None:
+def test_the_settings_of_a_place_are_valid(monkeypatch: pytest.MonkeyPatch, place: Profile) -> None:
     # given the settings that the pods of a place get
     overlay = Path(__file__).parents[1] / "k8s" / "overlays" / place.value / "settings.env"
     for name, value in (line.split("=", 1) for line in overlay.read_text().splitlines()):
         monkeypatch.setenv(name, value)
-    # then a schedule there does not replay the future part of a file, night by night
-    assert load_settings().replay is (place is Profile.KIND)
-    # and a command from outside sees the same
-    monkeypatch.delenv("HEALTH_PREDICT_REPLAY", raising=False)
-    assert settings_on(place).replay is (place is Profile.KIND)
+    # then none of them is unknown, and a command from outside looks at the same stream in the same windows
+    inside = load_settings()
+    monkeypatch.undo()
+    assert [getattr(settings_on(place), name) for name in ("stream", "window", "time_zone")] == [
+        getattr(inside, name) for name in ("stream", "window", "time_zone")
+    ]
+
+
+def test_a_day_given_as_now_begins_where_the_hospital_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEALTH_PREDICT_TIME_ZONE", "Europe/Berlin")
+    assert settings_on(None, datetime(2026, 2, 1)).now == datetime(2026, 1, 31, 23, tzinfo=UTC)
+    # and one with a zone stays what it is; without one, now is now
+    given = datetime(2026, 2, 1, tzinfo=UTC)
+    assert settings_on(None, given).now == given
+    assert abs(settings_on(None).now - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_a_wrong_parameter_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +82,11 @@ def test_settings_survive_the_way_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp
         ("HEALTH_PREDICT_SERVING_PORT", "99999", "65535"),
         ("HEALTH_PREDICT_REGISTERED_MODEL", "it's", "pattern"),
         ("HEALTH_PREDICT_REGISTERED_MODEL", "a/b", "pattern"),
+        ("HEALTH_PREDICT_WINDOW", "fortnight", "HEALTH_PREDICT_WINDOW"),
+        ("HEALTH_PREDICT_WINDOW", "0", "HEALTH_PREDICT_WINDOW"),
+        ("HEALTH_PREDICT_TIME_ZONE", "Mars/Olympus", "no time zone Mars/Olympus"),
+        ("HEALTH_PREDICT_AS_OF", "2026-02-01T00:00:00", "timezone"),
+        ("HEALTH_PREDICT_REPLAY", "false", "unknown setting"),
         ("HEALTH_PREDICT_PROFILE", "moon", "'local', 'kind' or 'aws'"),
         ("HEALTH_PREDICT_FAMILIES", "XGBoost", "JSON"),
     ],

@@ -1,8 +1,9 @@
 """Kills a simulation with -9 at random moments and runs it on: the end must be that of an undisturbed one.
 
 Both simulations begin beside a version in service, on a small synthetic cohort, with a real endpoint each. Compared are
-the verdict, action, outcome and figures of every batch, the versions and what became of them, how often each search and
-each recalibration was finished, and what serves afterwards: the version before. Last line: one JSON object.
+what arrived, the verdict, action, outcome and figures of every batch, the versions and what became of them, how often
+each search and each recalibration was finished, and what serves afterwards: the version before. Last line: one JSON
+object.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from health_predict.adapters import keys
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
@@ -147,13 +150,19 @@ class Home:
         """What the simulation left."""
         tracking, storage = Tracking(self.settings), open_storage(self.settings.storage)
         found = json.loads(storage.read(keys.simulation(NAME, keys.FIGURES)))
+        stream = keys.simulation_stream(NAME)
+        batches = Batches(self.settings.model_copy(update={"stream": stream}))
+        arrivals = batches.arrivals.state()
         finished = tracking.runs("attributes.status = 'FINISHED' and tags.role = 'search'")
         champion, active = tracking.by_alias("champion"), open_target(self.settings).active()
         return {
             "batches": found["moments"],
             "detection": found["detection"],
-            "watermarks": [key.rpartition("/")[2] for key in storage.keys(keys.records(f"sim-{NAME}", keys.SETTLED))],
-            "policy": storage.read(keys.policy(f"sim-{NAME}")).decode(),
+            "arrivals": [arrivals.arrived, arrivals.repeated, arrivals.quarantined, arrivals.unknown],
+            "outcomes": asdict(arrivals.outcomes),
+            "windows": [len(batches.arrivals.window(number)) for number in batches.numbers()],
+            "looks": [key.rpartition("/")[2] for key in storage.keys(keys.records(stream, keys.SETTLED))],
+            "progress": storage.read(keys.progress(stream)).decode(),
             "versions": [
                 {name: version.tags.get(name) for name in TAGS} | {"aliases": version.aliases}
                 for version in tracking.versions()

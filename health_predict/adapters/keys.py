@@ -6,10 +6,11 @@ RAW_FILE = "diabetic_data.csv"
 MANIFEST, PROFILE = "manifest.json", "profile.html"  # of a dataset
 CARD, ROLLOUT = "card.html", "rollout.html"  # of a model version
 REPORT = "report.html"  # of a batch
-DECISIONS, SETTLED, PREDICTED = "decisions", "settled", "predictions"  # kinds of records of batches
+DECISIONS, SETTLED = "decisions", "settled"  # kinds of records of batches
 PLAN, TIMELINE, FIGURES = "plan.json", "timeline.html", "timeline.json"  # of a simulation
 # What `Storage.keys` lists as a whole.
-PREDICTIONS, OUTCOMES, SIMULATIONS, RUNS = "predictions/", "outcomes/", "simulations/", "runs/"
+PREDICTIONS, SIMULATIONS, RUNS = "predictions/", "simulations/", "runs/"
+_SIMULATED = "sim-"
 SERVED_BEFORE = f"{SIMULATIONS}served-before.json"
 
 
@@ -43,21 +44,88 @@ def drift_reference(version: str) -> str:
     return f"drift/{version}/reference.json"
 
 
-def delivered(stream: str) -> str:
-    """Folder of a stream's batches: encounters as the endpoint scored them, with their prediction ids."""
-    return f"batches/{stream}/"
-
-
 def batch(folder: str, number: int) -> str:
-    """A batch, in the folder `delivered` or among the batches of a dataset or a simulation."""
+    """A batch of a dataset or a simulation, in their folder."""
     return f"{folder}{number:02d}.parquet"
 
 
-def records(stream: str, kind: str) -> str:
-    """Folder of a stream's records of one kind: what was decided, what was predicted, and how each batch ended.
+def simulation_stream(name: str) -> str:
+    """The stream of a simulation."""
+    return f"{_SIMULATED}{name}"
 
-    The last is the watermark: a batch that has one is never handled again.
-    """
+
+def is_simulation(stream: str) -> bool:
+    """Whether a stream is a simulation's, whose predictions are not in the service's log."""
+    return stream.startswith(_SIMULATED)
+
+
+def door(stream: str) -> str:
+    """Folder of encounters that were added and are not taken in yet."""
+    return f"arrivals/{stream}/door/"
+
+
+def at_door(stream: str, digest: str) -> str:
+    """Added encounters, by the digest of their rows."""
+    return f"{door(stream)}{digest}.parquet"
+
+
+def refused(stream: str, digest: str = "") -> str:
+    """How many rows of added encounters were set aside, until that is counted; without a digest the folder."""
+    return f"arrivals/{stream}/refused/" + (f"{digest}.json" if digest else "")
+
+
+def added(stream: str, digest: str) -> str:
+    """What came of adding encounters, by the digest of all their rows."""
+    return f"arrivals/{stream}/added/{digest}.json"
+
+
+def arrivals(stream: str, part: str = "") -> str:
+    """A part of the arrivals, `<day>/<number>`; of a name that ends with / or nothing, the folder."""
+    return f"arrivals/{stream}/days/{part}" + (".parquet" if part and not part.endswith("/") else "")
+
+
+def arrivals_state(stream: str) -> str:
+    """How far a stream has been taken in: the watermark, what is open, and counts."""
+    return f"arrivals/{stream}/state.json"
+
+
+def quarantine(stream: str, name: str) -> str:
+    """What broke the contract on its way in, or the report about it."""
+    return f"arrivals/{stream}/quarantine/{name}"
+
+
+def window(stream: str, number: int) -> str:
+    """A closed window: the rows of the batch of that number."""
+    return f"batches/{stream}/{number:04d}/window.json"
+
+
+def window_outcomes(stream: str, number: int) -> str:
+    """The known outcomes of a batch, by prediction id."""
+    return f"batches/{stream}/{number:04d}/outcomes.json"
+
+
+def outcomes_door(stream: str) -> str:
+    """Folder of delivered files of outcomes that are not taken yet."""
+    return f"arrivals/{stream}/outcomes/" if is_simulation(stream) else "outcomes/"
+
+
+def outcomes(stream: str, name: str) -> str:
+    """A delivered file of outcomes."""
+    return f"{outcomes_door(stream)}{name}.csv"
+
+
+def taken_outcomes(stream: str, name: str) -> str:
+    """A file of outcomes that was taken."""
+    return f"arrivals/{stream}/taken/{name}"
+
+
+def forgotten() -> str:
+    """What was removed on purpose: when, how much, and which models had learned from it."""
+    return "forgotten.json"
+
+
+def records(stream: str, kind: str) -> str:
+    """Folder of a stream's records of one kind: what was decided, and how it ended."""
     return f"monitoring/{stream}/{kind}/"
 
 
@@ -71,19 +139,14 @@ def report(stream: str, batch_key: str, name: str) -> str:
     return f"{records(stream, 'reports')}{batch_key}/{name}"
 
 
-def policy(stream: str) -> str:
-    """What the policy remembers of a stream."""
-    return f"monitoring/{stream}/policy.json"
+def progress(stream: str) -> str:
+    """How far monitoring has come with a stream, and what its policy remembers."""
+    return f"monitoring/{stream}/progress.json"
 
 
 def prediction_file(day: str, name: str) -> str:
     """A file of the prediction log, shipped by the service; `day` as YYYY-MM-DD."""
     return f"{PREDICTIONS}{day}/{name}"
-
-
-def outcomes(name: str) -> str:
-    """A file of outcomes (prediction_id,readmitted), delivered whenever they are known."""
-    return f"{OUTCOMES}{name}.csv"
 
 
 def simulation(name: str, file: str) -> str:

@@ -39,6 +39,9 @@ class Storage(Protocol):
     def download(self, key: str, file: Path) -> None:
         """Write the object to a file, atomically. Raises StateError when there is none."""
 
+    def delete(self, key: str) -> None:
+        """Delete the object, if there is one."""
+
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with a prefix, sorted."""
 
@@ -84,10 +87,14 @@ class FolderStorage:
         with whole_file(file) as temporary:
             shutil.copyfile(source, temporary)
 
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
     def keys(self, prefix: str) -> list[str]:
-        if not self.root.is_dir():
+        folder = self._path(prefix.rpartition("/")[0])
+        if not folder.is_dir():
             return []
-        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
         return sorted(key for key in found if key.startswith(prefix) and not key.endswith(".part"))
 
 
@@ -149,6 +156,10 @@ class S3Storage:
     def download(self, key: str, file: Path) -> None:
         with whole_file(file) as temporary, self._translated(key):
             self._client.download_file(self.bucket, self._key(key), str(temporary))
+
+    def delete(self, key: str) -> None:
+        with self._translated(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
     def keys(self, prefix: str) -> list[str]:
         with self._translated(prefix):

@@ -1,4 +1,4 @@
-"""`health-predict data`: fetch, check, profile and synthesize the raw data."""
+"""`health-predict data`: the raw data, encounters and outcomes that arrive, and what is to be forgotten."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 
 from health_predict.adapters.files import named_file, whole_file, write_file
-from health_predict.commands.operate import AsJson
+from health_predict.commands.operate import AsJson, AsOf, On
 from health_predict.commands.progress import console_of, working
 from health_predict.core.choices import Scenario
 from health_predict.errors import DataError
-from health_predict.settings import Settings, load_settings
+from health_predict.settings import Settings, load_settings, settings_on
 
 if TYPE_CHECKING:
     from health_predict.adapters.data.dataset import RawData
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ANOTHER_FILE = "name another file with --out"
 SHOWN = 5  # lines that are named where the same thing is wrong in many
 
-app = typer.Typer(no_args_is_help=True, help="Fetch, check, profile and synthesize the raw data.")
+app = typer.Typer(no_args_is_help=True, help="The raw data; encounters and outcomes that arrive.")
 
 
 @app.command()
@@ -91,9 +91,93 @@ def check(
         typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")
 
 
-def _named(lines: list[int]) -> str:
+@app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="CSV (plain or packed) or Parquet file of encounters")],
+    as_of: AsOf = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score encounters by the champion and let them arrive, as if they had come through the endpoint.
+
+    The identifiers and `discharge_date` may be absent; a column `readmitted` counts as delivered outcomes. Rows that
+    break the data contract are set aside with a report. The same file twice changes nothing.
+    """
+    console = console_of(as_json)
+    with working(console, "scoring and adding"):
+        from health_predict.operations.feed import add_encounters  # with pandas and MLflow: seconds
+
+        added, outcomes = add_encounters(settings_on(on, as_of), file)
+    if as_json:
+        typer.echo(json.dumps({**asdict(added), "outcomes": outcomes}))
+    elif added.before:
+        said = f"; {_many(outcomes, 'outcome')} delivered" if outcomes else ", nothing changes"
+        typer.echo(f"{file}: was added before{said}")
+    else:
+        said = f", {_many(outcomes, 'outcome')} delivered" if outcomes else ""
+        typer.echo(f"{file}: {_many(added.rows, 'encounter')} added{said}")
+        for one in added.refusals:
+            typer.echo(f"  {_named(list(one.lines), one.count)}, {one.column}: {one.rule}")
+        if added.quarantined:
+            typer.echo(f"  {_many(added.quarantined, 'row')} set aside: {added.report}")
+    if added.quarantined and not added.rows:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def outcomes(
+    file: Annotated[Path, typer.Argument(help="CSV file of outcomes")],
+    as_of: AsOf = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver outcomes: `readmitted` (1 or 0) by prediction_id, by encounter_id, or by patient_nbr,discharge_date."""
+    console = console_of(as_json)
+    with working(console, "reading"):
+        from health_predict.operations.feed import add_outcomes
+
+        found = add_outcomes(settings_on(on, as_of), file)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        typer.echo(f"{file}: {_many(found.outcomes, 'outcome')} by {found.key}, matched by the next monitoring")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+@app.command()
+def forget(
+    patient: Annotated[str, typer.Option(help="The patient's number (`patient_nbr`)")],
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove every copy of a patient's encounters: log, arrivals, outcomes, datasets. Says which models learned from
+    them.
+
+    The raw file of the first training is not rewritten; whether it holds the patient is said.
+    """
+    console = console_of(as_json)
+    with working(console, "looking through storage"):
+        from health_predict.operations.forget import forget as remove
+
+        found = remove(settings_on(on), patient)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    rows = f"{found.encounters:,} encounters and {found.outcomes:,} outcomes removed"
+    typer.echo(f"{rows}, and rows of {len(found.datasets)} datasets")
+    if found.versions:
+        typer.echo(f"learned from: version {', '.join(found.versions)} of the model; the next retraining will not")
+    for sha256 in found.raw:
+        typer.echo(f"still in the raw file with SHA-256 {sha256[:12]}: train on a corrected file with --replace-data")
+
+
+def _named(lines: list[int], count: int | None = None) -> str:
     shown = ", ".join(map(str, lines[:SHOWN]))
-    more = f" and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
+    others = (len(lines) if count is None else count) - len(lines[:SHOWN])
+    more = f" and {others:,} more" if others else ""
     return f"line{'s' if len(lines) > 1 else ''} {shown}{more}"
 
 

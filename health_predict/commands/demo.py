@@ -144,13 +144,14 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     profile = storage.uri(keys.dataset(record.tags[Tag.DATASET_DIGEST], keys.PROFILE))
     console.rule("try it")
     for line in (
-        f"curl -s {url}/predict -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",
-        f"  answers {json.dumps(ask(f'{url}/predict', EXAMPLE).json())}",
+        f"curl -s '{url}/predict?log=false' -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",
+        f"  answers {json.dumps(ask(f'{url}/predict?log=false', EXAMPLE).json())}",
         f"API page         {url}/",
         "MLflow's pages   make mlflow-ui",
         f"model card       {storage.uri(keys.model(serving, keys.CARD))}",
         f"data profile     {profile}",
-        "next             health-predict status | lineage | pipeline run monitoring | simulate",
+        "next             health-predict status | lineage | simulate",
+        "what comes in    health-predict data add FILE, then health-predict pipeline run monitoring",
         "stop             make down",
     ):
         console.print(line, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,10 +20,14 @@ from health_predict.errors import StateError
 from health_predict.settings import Profile, settings_on
 
 if TYPE_CHECKING:
-    from health_predict.operations.status import Status
+    from health_predict.operations.status import Arrived, Status
 
 On = Annotated[
     Profile | None, typer.Option("--on", help="Where: local, kind or aws; else HEALTH_PREDICT_PROFILE says it")
+]
+AsOf = Annotated[
+    datetime | None,
+    typer.Option("--as-of", help="What counts as now, such as 2026-02-01: for trying out what time brings"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 FAILED = 1
@@ -62,13 +67,13 @@ def down(on: On = None) -> None:
     console.print("the endpoint is down" if stopped else "nothing was running")
 
 
-def status(on: On = None, as_json: AsJson = False) -> None:
+def status(on: On = None, as_of: AsOf = None, as_json: AsJson = False) -> None:
     """Which model serves, since when, its metrics, the last drift verdict, and what is waiting."""
     console = console_of(as_json)
     with working(console, "asking the endpoint, the registry and the storage"):
         from health_predict.operations.status import status as ask  # with pandas and MLflow: seconds
 
-        found = ask(settings_on(on))
+        found = ask(settings_on(on, as_of))
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:
@@ -105,12 +110,32 @@ def _print_status(console: Console, found: Status) -> None:
         row("  report", found.drift.report)
     else:
         row("drift", "no batch was monitored yet")
-    row("monitored", f"{found.monitored} of {found.batches} batches")
+    row("arrivals", _arrivals(found.arrivals))
+    row("outcomes", _outcomes(found.arrivals.outcomes))
+    row("judged", f"{found.monitored} of {found.batches} batches")
     row("waiting", "\n".join(found.waiting) or "nothing")
     console.print(table)
     for beside in found.comparisons:
         console.print(_beside(found.champion, beside))
     say_source(console, "synthetic" if found.synthetic else "")
+
+
+def _arrivals(arrived: Arrived) -> str:
+    said = f"{arrived.total:,}, of these {arrived.open:,} in the open window" if arrived.total else "none yet"
+    for count, what in (
+        (arrived.without_patient, "without a patient, never learned from"),
+        (arrived.repeated, "repeated and left out"),
+        (arrived.quarantined, "set aside"),
+    ):
+        said += f"; {count:,} {what}" if count else ""
+    return said
+
+
+def _outcomes(counts: Mapping[str, Any]) -> str:
+    said = f"{counts['taken']:,} known"
+    for name in ("late", "repeated", "contradicting", "unknown"):
+        said += f"; {counts[name]:,} {name}" if counts[name] else ""
+    return said
 
 
 def _beside(champion: str, beside: Mapping[str, Any]) -> Table:

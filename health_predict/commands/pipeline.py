@@ -20,7 +20,7 @@ from rich.table import Table
 from health_predict.adapters.files import writable
 from health_predict.adapters.pipelines.local import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
-from health_predict.commands.operate import AsJson, On
+from health_predict.commands.operate import AsJson, AsOf, On
 from health_predict.commands.progress import PipelineProgress, console_of, say_source, working
 from health_predict.errors import HealthPredictError, SettingsError
 from health_predict.settings import PREFIX, SYNTHETIC_SOURCE, Profile, Settings, load_settings, settings_on
@@ -67,12 +67,13 @@ def run(
     parameter: Parameters = None,
     replace_data: ReplaceData = False,
     on: On = None,
+    as_of: AsOf = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="In a cluster: do not wait for the end")] = False,
     timeout: Annotated[float, typer.Option(help="In a cluster: seconds to wait for the end")] = 6 * 3600,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON at the end")] = False,
 ) -> None:
     """Run a pipeline on this machine or, with the same functions, in a cluster."""
-    settings = settings_on(on)
+    settings = settings_on(on, as_of)
     console = console_of(as_json)
     given = _parameters(parameter or []) | ({"replace_data": "true"} if replace_data else {})
     if settings.profile is Profile.LOCAL:
@@ -82,6 +83,8 @@ def run(
         lines.append(f"artifacts and log: {result.folder}")
         source = str(result.outputs.get("dataset_source", ""))
     else:
+        if as_of:
+            raise SettingsError("a cluster's runs go by its own clock", "leave --as-of out")
         done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
         record, lines, source = asdict(done), [f"{done.state.lower()}: {done.url}"], done.dataset_source
     if as_json:

@@ -32,7 +32,10 @@ def predict(
     url: Annotated[str, typer.Option(help="Base URL of the endpoint; default: the one of the settings")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON")] = False,
 ) -> None:
-    """Score every encounter of a file through the endpoint and write a CSV, in the order of the file."""
+    """Score every encounter of a file through the endpoint and write a CSV, in the order of the file.
+
+    They arrive with their numbers, so that outcomes find them by `encounter_id` too.
+    """
     settings, console, begin = load_settings(), console_of(as_json), time.monotonic()
     name = re.sub(r"(\.csv)?(\.(gz|bz2|xz|zip))?$", "", file.name)
     target = named_file(output or Path(f"{name}.predictions.csv"), ANOTHER_FILE)
@@ -42,11 +45,11 @@ def predict(
         from health_predict.adapters.serving.endpoint import Endpoint
         from health_predict.adapters.serving.target import open_target
         from health_predict.core.data import cohort
-        from health_predict.core.data.columns import ENCOUNTER
+        from health_predict.core.data.columns import BY_NAME, ENCOUNTER, FEATURES, PATIENT
 
         frame = cohort.read_cohort(file, labelled=False)
         cohort.check(frame, labelled=False, name=str(file))
-    bodies = cohort.as_requests(frame)
+    bodies = cohort.as_requests(frame, [*FEATURES, BY_NAME[ENCOUNTER], BY_NAME[PATIENT]])
     portion, answers = min(PORTION, settings.serving_batch_rows), []
     with Endpoint(url or open_target(settings).url) as endpoint, heartbeat(console_of(as_json=True), lambda: "scoring"):
         portions = math.ceil(len(bodies) / portion)

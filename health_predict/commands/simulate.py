@@ -79,8 +79,8 @@ def simulate(  # each parameter is an option of the command
         seed=seed,
     )
 
-    def as_pipeline(own: Settings, number: int) -> None:
-        run_pipeline(own, "monitoring", {"batch": number}, console)
+    def as_pipeline(own: Settings) -> None:
+        run_pipeline(own, "monitoring", {}, console)
 
     console.print(f"[bold]simulation  [/bold]{escape(plan.name)}")
     _show_stages(console)

@@ -97,8 +97,8 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     _same("the status", "the run", run.status, "a run that ended well", "FINISHED")
     yield f"{run.name} {run.run_id}", "finished, tags equal to the version's"
 
-    parts = _verify_dataset(open_storage(settings.storage, settings.s3_endpoint_url), run.tags[Tag.DATASET_DIGEST])
-    yield run.tags[Tag.DATASET_DIGEST], f"raw file and rows of {parts} parts hashed again"
+    digest = run.tags[Tag.DATASET_DIGEST]
+    yield digest, _verify_dataset(open_storage(settings.storage, settings.s3_endpoint_url), digest)
 
     revision = run.tags[Tag.GIT_COMMIT]
     clean, _, dirty = revision.partition("-")
@@ -107,13 +107,14 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     yield revision, "the code ran outside a checkout" if revision == UNKNOWN else evidence
 
 
-def _verify_dataset(storage: Storage, digest: str) -> int:
-    """Hash the raw file and every part again; how many parts there are."""
+def _verify_dataset(storage: Storage, digest: str) -> str:
+    """Hash the raw file and every part again; the evidence, with what was removed on purpose and what arrived."""
     try:
         manifest = json.loads(storage.read(keys.dataset(digest, keys.MANIFEST)))
         parameters = Parameters.from_json(manifest["parameters"])
         rows = {name: str(part["rows_sha256"]) for name, part in manifest["parts"].items()}
         files, raw = dict(manifest["files"]), str(manifest["raw_sha256"])
+        forgotten = dict(manifest.get("forgotten", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"the manifest of dataset {digest} cannot be read: {error!r}", _SPLIT_AGAIN) from None
     _same("the digest", "the manifest", dataset_digest(raw, parameters, rows), "the run", digest, _SPLIT_AGAIN)
@@ -125,8 +126,15 @@ def _verify_dataset(storage: Storage, digest: str) -> int:
             storage.download(keys.part(digest, name), file)
             actual = hashlib.sha256(file.read_bytes()).hexdigest()
             _same("the SHA-256", f"part {name}", actual, "the manifest", files.get(f"{name}.parquet"), _SPLIT_AGAIN)
-            _same("the rows", f"part {name}", rows_digest(load_part(file)), "the manifest", expected, _SPLIT_AGAIN)
-    return len(rows)
+            left = forgotten.get(name, {}).get("rows_sha256", expected)
+            _same("the rows", f"part {name}", rows_digest(load_part(file)), "the manifest", left, _SPLIT_AGAIN)
+    said = f"raw file and rows of {len(rows)} parts hashed again"
+    if arrivals := manifest.get("arrivals"):
+        count = sum(one["rows"] for one in arrivals)
+        said += f"; {count:,} encounters are of arrivals, batches {arrivals[0]['batch']} to {arrivals[-1]['batch']}"
+    if forgotten:
+        said += f"; {sum(one['rows'] for one in forgotten.values()):,} encounters were removed on purpose since"
+    return said
 
 
 def _same(what: str, here: str, actual: object, there: str, expected: object, remedy: str = _DEPLOY_AGAIN) -> None:

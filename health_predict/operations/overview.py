@@ -62,7 +62,7 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
         serves=champion is not None and champion.version == chosen.version,
         evaluation=evaluation(tracking, chosen),
         links=_reports(tracking, copies, chosen),
-        batches=_batches(Batches(settings, champion or chosen), copies),
+        batches=_batches(Batches(settings), copies),
         family=[
             {"version": one.version, "tags": one.tags, "compared": _compared(tracking, one)}
             for one in sorted(tracking.versions(), key=lambda one: -int(one.version))
@@ -121,11 +121,11 @@ def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str
 
 def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
     """The decision about each batch that monitoring judged, with how it ended and its report."""
-    ended = {one.batch: str(one.outcome) for one in batches.settled()}
+    ended = {one.key: str(one.outcome) for one in batches.settled()}
     return [
         {
             "decision": one,
-            "ended": ended.get(one.batch, "under way"),
+            "ended": ended.get(one.key, "under way"),
             "file": copies.copy(batches.report_key(one.key, keys.REPORT), f"batch-{one.key}.html"),
         }
         for one in batches.decisions()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.raw_data import origin_of
-from health_predict.adapters.data.records import BatchDecision
+from health_predict.adapters.data.records import Progress
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.port import Active
 from health_predict.adapters.serving.target import open_target
@@ -30,6 +30,20 @@ class LastDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrived:
+    """What came in: all since the stream began, but for what is `open` or `at_door`."""
+
+    total: int
+    open: int  # in no batch yet
+    at_door: int  # files that the next monitoring takes in
+    without_patient: int  # judged and never learned from
+    repeated: int  # of the same encounter: left out
+    quarantined: int
+    outcomes: Mapping[str, Any]
+    """How many were taken, late, repeated, contradicting and unknown; files that were damaged."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What an operator wants to know at a glance."""
 
@@ -44,7 +58,8 @@ class Status:
     comparisons: tuple[Mapping[str, Any], ...]
     """The champion beside the one before it on the same rows: its own, and the former ones of replaced data."""
     drift: LastDrift | None
-    batches: int  # batches of the stream that are there
+    arrivals: Arrived
+    batches: int  # batches of the stream that are closed
     monitored: int
     waiting: tuple[str, ...]  # what somebody or some pipeline should do next
 
@@ -56,14 +71,17 @@ def status(settings: Settings) -> Status:
     active = target.active()
     tracking = Tracking(settings)
     champion = tracking.by_alias(CHAMPION)
-    batches = Batches(settings, champion)
-    numbers, open_batches, decisions = batches.numbers(), batches.waiting(), batches.decisions()
+    batches = Batches(settings)
+    progress, arrived = batches.progress(), _arrived(batches)
+    closed = len(batches.numbers())
     waiting = [*_rollouts(tracking, active, champion, target.trouble())]
-    if open_batches:
-        waiting.append(f"{len(open_batches)} of {len(numbers)} batches are not monitored yet, next: {open_batches[0]}")
-    if champion is not None and batches.silence:
-        waiting.append(batches.silence)
-    waiting += _outcomes(batches, decisions)
+    if arrived.at_door == 1:
+        waiting.append("1 file at the door: the next monitoring takes it in")
+    elif arrived.at_door:
+        waiting.append(f"{arrived.at_door:,} files at the door: the next monitoring takes them in")
+    if progress.settled < closed:
+        waiting.append(f"{closed - progress.settled} of {closed} batches are not judged yet, next: {progress.settled}")
+    waiting += _outcomes(batches, progress, arrived)
     if before := under_way(settings):
         again = f", which brings back version {before.version} at its end" if before.version else ""
         waiting.append(f"simulation {before.simulation} was begun and its model serves: give its command again{again}")
@@ -79,9 +97,10 @@ def status(settings: Settings) -> Status:
         data=origin_of(batches.storage, champion).data if champion else "",
         on_test={name: tested[name] for name in ("rows", "positives", "metrics")} if tested else {},
         comparisons=tuple(judged.get("comparisons", ())),
-        drift=_last(batches, decisions),
-        batches=len(numbers),
-        monitored=len(numbers) - len(open_batches),
+        drift=_last(batches, progress),
+        arrivals=arrived,
+        batches=closed,
+        monitored=progress.settled,
         waiting=tuple(waiting),
     )
 
@@ -101,20 +120,33 @@ def _rollouts(tracking: Tracking, active: Active | None, champion: ModelVersion 
     return found
 
 
-def _outcomes(batches: Batches, decisions: list[BatchDecision]) -> list[str]:
+def _arrived(batches: Batches) -> Arrived:
+    state = batches.arrivals.state()
+    return Arrived(
+        total=state.arrived,
+        open=state.windows.waiting,
+        at_door=len([key for key in batches.arrivals.at_door() if key not in state.taken]),
+        without_patient=state.without_patient,
+        repeated=state.repeated,
+        quarantined=state.quarantined,
+        outcomes={**asdict(state.outcomes), "unknown": state.unknown},
+    )
+
+
+def _outcomes(batches: Batches, progress: Progress, arrived: Arrived) -> list[str]:
     """What the outcomes of batches wait for that were judged without them, and files that cannot be read."""
-    matured = {number for one in decisions for number in one.matured}
     found = []
-    for number in sorted(batches.handled - matured):
-        joined = batches.labelled(batches.batch(number)).joined
-        found.append(f"outcomes of batch {number}: {joined.waiting or 'known, judged with the next batch'}")
-    return found + [f"left out: {problem}" for problem in batches.damaged]
+    for number in progress.waiting:
+        joined = batches.outcomes(number)
+        matured = "known, judged by the next monitoring" if joined.matured else joined.waiting
+        found.append(f"outcomes of batch {number}: {matured}")
+    return found + [f"set aside: {problem}" for problem in arrived.outcomes["damaged"]]
 
 
-def _last(batches: Batches, decisions: list[BatchDecision]) -> LastDrift | None:
-    if not decisions:
+def _last(batches: Batches, progress: Progress) -> LastDrift | None:
+    last = batches.decision(progress.pending or progress.last) if progress.pending or progress.last else None
+    if last is None:
         return None
-    last = decisions[-1]
     return LastDrift(
         last.batch, last.verdict, last.reasons, batches.storage.uri(batches.report_key(last.key, keys.REPORT))
     )

@@ -19,7 +19,9 @@ from health_predict.core.data.columns import (
     BY_NAME,
     EXAMPLE,
     FEATURES,
+    IDENTIFIERS,
     MAXIMUM_CODE,
+    MAXIMUM_NUMBER,
     MAXIMUM_TEXT,
     MISSING,
     WORDS_FOR_MISSING,
@@ -41,13 +43,17 @@ NO_VALUE = "|".join(re.sub("[a-z]", lambda at: f"[{at[0]}{at[0].upper()}]", word
 
 def _type_of(column: Column) -> Any:
     missing = [MISSING] if column.nullable else []
+    pattern = "|".join([column.pattern, *(f"[{text}]" for text in missing)])
     if column.kind is Kind.COUNT:
         kind: Any = Annotated[int, Field(ge=column.minimum, le=column.maximum)]
     elif column.kind is Kind.LEVEL:
         kind = Literal[(*column.levels, *missing)]
     elif column.kind is Kind.ICD9:
-        pattern = "|".join([column.pattern, *(f"[{text}]" for text in missing)])
         kind = Annotated[str, Field(pattern=f"^({pattern})$")]
+    elif column.kind is Kind.IDENTIFIER:
+        kind = Annotated[int, Field(ge=1, le=MAXIMUM_NUMBER)] | Annotated[str, Field(pattern=f"^({pattern})$")]
+    elif column.kind is Kind.DATE:
+        kind = Annotated[str, Field(pattern=f"^({pattern})$"), AfterValidator(partial(_held, column))]
     elif column.is_code:
         kind = Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^{column.pattern}$")]
     else:
@@ -71,6 +77,7 @@ def _description(column: Column) -> str:
         f"{column.description}."
         f"{known if column.kind is Kind.OPEN_LEVEL and column.levels else ''}"
         f"{' null, ? or absent when unknown.' if column.nullable else ''}"
+        f"{'' if column.is_feature else ' Logged, so that the outcome finds it; never scored.'}"
     )
 
 
@@ -88,13 +95,14 @@ Encounter: Any = create_model(  # type: ignore[call-overload]
             Field(
                 None if column.nullable else ...,
                 description=_description(column),
-                json_schema_extra={"example": EXAMPLE[column.name]},
+                json_schema_extra={"example": EXAMPLE.get(column.name)},
             ),
         )
-        for column in FEATURES
+        for column in (*FEATURES, *IDENTIFIERS)
     },
 )
-"""`vars` of an instance gives the values by column, in the order of `columns.FEATURES`."""
+"""`vars` of an instance gives the values by column: those of `columns.FEATURES` in their order, then the identifiers,
+which are logged and never scored."""
 
 
 class Contribution(BaseModel):
@@ -183,6 +191,7 @@ class Problem(BaseModel):
     detail: str
 
 
+_ALLOWED = {column.name: column.allowed for column in (*FEATURES, *IDENTIFIERS)}
 MESSAGES = {
     "json_invalid": "is not valid JSON in UTF-8",
     "model_type": "must be an object with one field for each column",
@@ -240,5 +249,5 @@ def _message(kind: str, field: tuple[str | int, ...]) -> str:
         return "is not sent with a request; remove it"
     if kind in MESSAGES:
         return MESSAGES[kind]
-    allowed = BY_NAME[str(field[0])].allowed
+    allowed = _ALLOWED[str(field[0])]
     return f"is required: {allowed}" if kind == "missing" else f"must be {allowed}"

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from health_predict.core.data.columns import EXAMPLE, FEATURES
+from health_predict.core.data.columns import EXAMPLE, FEATURES, IDENTIFIERS
 from health_predict.serving.metrics import CONTENT_TYPE
 from health_predict.serving.predictor import Predictor
 
@@ -34,7 +34,7 @@ document.querySelector('form').addEventListener('submit', async event => {
   event.preventDefault();
   const output = document.querySelector('output pre');
   try {
-    const answer = await fetch('predict', {method: 'POST', headers: {'content-type': 'application/json'},
+    const answer = await fetch('predict?log=false', {method: 'POST', headers: {'content-type': 'application/json'},
       body: document.querySelector('textarea').value});
     output.textContent = answer.status + '\\n' + JSON.stringify(await answer.json(), null, 2);
   } catch (error) { output.textContent = String(error); }
@@ -68,7 +68,8 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
         for method, operation in methods.items()
     ]
     fields = [
-        (column.name, "" if column.nullable else "yes", column.allowed, f"{column.description}.") for column in FEATURES
+        (column.name, "" if column.nullable else "yes", column.allowed, f"{column.description}.")
+        for column in (*FEATURES, *IDENTIFIERS)
     ]
     health = predictor.health()
     warning = predictor.warning or predictor.problem
@@ -82,7 +83,7 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
 <p>{escape(document["info"]["description"])}</p>
 <h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
 <p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
-<h2>Try it</h2><form><label for="body">POST /predict</label>
+<h2>Try it</h2><form><label for="body">POST /predict?log=false, so that a try counts as nobody</label>
 <textarea id="body" spellcheck="false">{escape(json.dumps(EXAMPLE, indent=2))}</textarea>
 <p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
 <h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}

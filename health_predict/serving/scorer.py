@@ -78,7 +78,7 @@ class Scorer:
         unseen: Counter[str] = Counter()
         for start in range(0, len(encounters), PORTION):
             columns = zip(*(vars(one).values() for one in encounters[start : start + PORTION]), strict=True)
-            rows, new = self._encoder.encode_columns(list(columns))
+            rows, new = self._encoder.encode_columns([*columns][: len(FEATURES)])
             predictions += self.predictions(self._score(rows).tolist())
             unseen.update(new)
         return predictions, unseen

@@ -39,12 +39,12 @@ def version_of(settings: Settings, simulation: Begun) -> tuple[str, bool]:
     A step half done is repeated from the version that it began with: so it ends as if it had never been killed.
     """
     batches = Batches(settings.model_copy(update={"stream": simulation.stream}))
-    settled = batches.settled()
-    closed = {one.batch for one in settled}
-    for one in batches.decisions():
-        if one.batch not in closed and one.action is not Action.NONE:
-            return one.model_version, True
-    return (settled[-1].version_after if settled else simulation.first_version), False
+    progress = batches.progress()
+    decision = batches.decision(progress.pending) if progress.pending else None
+    if decision is not None and decision.action is not Action.NONE:
+        return decision.model_version, True
+    last = batches.settlement(progress.last) if progress.last else None
+    return (last.version_after if last else simulation.first_version), False
 
 
 def under_way(settings: Settings) -> ServedBefore | None:

@@ -23,12 +23,12 @@ from health_predict.stages.settle import settle
 from health_predict.stages.split import SplitResult, split
 
 
-def monitoring(settings: Settings, batch: int) -> None:
+def monitoring(settings: Settings) -> None:
     """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle."""
     with tempfile.TemporaryDirectory(prefix="health-predict-monitoring-") as folder:
         work = Path(folder)
         pages = {"report": work / "drift.html", "evidently": work / "evidently.html", "metrics": work / "drift.json"}
-        watched = drift(settings, batch=batch, **pages)
+        watched = drift(settings, **pages)
         if watched.action is Action.RETRAIN:
             readmission(settings, watched.labelled_batches, work)
         elif watched.action is Action.RECALIBRATE:

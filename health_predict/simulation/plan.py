@@ -33,7 +33,7 @@ class Plan:
     @property
     def stream(self) -> str:
         """Name under which its batches and watermarks are kept."""
-        return f"sim-{self.name}"
+        return keys.simulation_stream(self.name)
 
     def due(self, number: int) -> int:
         """The batch after whose arrival the outcomes of batch `number` are delivered."""

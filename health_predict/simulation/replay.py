@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from health_predict.adapters import keys
+from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.outcome_files import outcomes_of
 from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.data.raw_data import champion_origin, origin_of, raw_data
 from health_predict.adapters.serving.endpoint import Endpoint
@@ -27,12 +29,13 @@ from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracki
 from health_predict.core.choices import Policy, Scenario
 from health_predict.core.data.cohort import as_requests, part_bytes, read_cohort, target
 from health_predict.core.data.columns import ENCOUNTER, TARGET
-from health_predict.core.data.outcomes import write_outcomes
+from health_predict.core.data.encounters import complete
+from health_predict.core.data.outcomes import PREDICTION_ID, write_outcomes
 from health_predict.core.data.partition import BATCHES, Parameters, batch_bounds, partition
 from health_predict.core.data.sources import Source
 from health_predict.core.data.synthetic import GroundTruth, inject
 from health_predict.core.promotion import Decision
-from health_predict.errors import GateError, SettingsError, StateError, UnreachableError
+from health_predict.errors import GateError, SettingsError, StateError
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import remember, version_of
 from health_predict.simulation.monitoring import dataset, monitoring, readmission
@@ -42,7 +45,6 @@ from health_predict.stages.rollout import serve
 log = logging.getLogger(__name__)
 
 PORTION = 1000  # encounters in a request
-LOG_SECONDS = 120.0  # until the service has shipped what it logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,10 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
         update={
             "data_source": str(raw.path),
             **{name: getattr(parameters, name) for name in ("initial_share", "future_batches", "salt")},
-            # Time is made fast: outcomes come by the count of batches, and the log is shipped at once.
+            # Time is made fast: outcomes come by the count of batches.
             "stream": plan.stream,
             "policy": Policy(plan.policy),
             "follow_up_days": 0.0,
-            "prediction_log_seconds": 1,
         }
     )
     data = {"raw_sha256": raw.sha256, "parameters": parameters.to_json()}
@@ -104,8 +105,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
             raise StateError(
                 f"simulation {plan.name} was begun with another {', '.join(wrong)}", "give this one another --name"
             )
-        settled = {one.batch for one in Batches(settings).settled()}
-        if keep or not settled >= set(range(plan.batches)):
+        if keep or Batches(settings).progress().settled < plan.batches:
             _go_on(settings, known, anew=remember(settings, plan.name))
         return Replay(known, settings, synthetic)
     truths = _write_batches(storage, plan, read_cohort(raw.path), parameters)
@@ -171,48 +171,44 @@ def _go_on(settings: Settings, simulation: Begun, *, anew: bool) -> None:
         serve(settings, tracking.version(expected))
 
 
-def play(replay: Replay, monitor: Callable[[Settings, int], object] = monitoring) -> Iterator[int]:
+def play(replay: Replay, monitor: Callable[[Settings], object] = monitoring) -> Iterator[int]:
     """Send each batch, deliver what outcomes are due, and `monitor` it; gives the number of each that ended."""
-    settings, simulation = replay.settings, replay.simulation
+    simulation = replay.simulation
     for number in range(simulation.batches):
-        batches = Batches(settings)
-        if not any(one.batch == number for one in batches.settled()):
-            if not batches.delivered(number):
-                _send(replay, batches, number)
-            _await_log(Batches(settings), number)
+        batches = Batches(replay.settings)
+        if batches.progress().settled <= number:
+            frame = replay.batch(number)
+            if number not in batches.numbers() and not batches.arrivals.at_door():
+                _send(replay, batches, number, frame)
             deliver_outcomes(replay, number)
-            monitor(settings, number)
+            # Each batch is a window of its own.
+            monitor(replay.settings.model_copy(update={"window": str(len(frame))}))
         yield number
 
 
-def _send(replay: Replay, batches: Batches, number: int) -> None:
-    frame = replay.batch(number).drop(columns=[TARGET])
+def _send(replay: Replay, batches: Batches, number: int, frame: pd.DataFrame) -> None:
+    """Have the endpoint score a batch, and leave it at the door with what it answered."""
     log.info("batch %d: sending %d encounters", number, len(frame))
     portion = min(PORTION, replay.settings.serving_batch_rows)
     with Endpoint(open_target(replay.settings).url) as endpoint:
-        answers = [answer for some in endpoint.predict(as_requests(frame), portion) for answer in some]
-    # Only now the batch exists: what a killed attempt sent before has ids that nobody asks for.
-    batches.deliver(number, frame, [answer["prediction_id"] for answer in answers])
-
-
-def _await_log(batches: Batches, number: int) -> None:
-    end = time.monotonic() + LOG_SECONDS
-    batch = batches.batch(number)
-    while missing := len(batch.ids) - len(batches.predictions(batch)):
-        if time.monotonic() > end:
-            raise UnreachableError(
-                f"{missing} predictions of batch {number} are not in the shipped log after {LOG_SECONDS:g} s",
-                "see `health-predict serve --logs` and HEALTH_PREDICT_STORAGE_URI",
-            )
-        time.sleep(0.3)
+        # Not logged by the service: a simulation is no part of the live stream.
+        answers = [answer for some in endpoint.predict(as_requests(frame), portion, log=False) for answer in some]
+    # Only now they have arrived: of what a killed attempt sent before, nobody knows.
+    meta = {
+        PREDICTION_ID: [answer["prediction_id"] for answer in answers],
+        TIME: replay.settings.now.astimezone(UTC).isoformat(timespec="microseconds"),
+        VERSION: [answer["model_version"] for answer in answers],
+        PROBABILITY: [repr(float(answer["probability_score"])) for answer in answers],
+    }
+    batches.arrivals.land(complete(frame.drop(columns=[TARGET]), f"batch {number}").assign(**meta))
 
 
 def deliver_outcomes(replay: Replay, number: int) -> None:
     """Deliver the outcomes that are due once batch `number` has arrived, each batch's once."""
-    batches, simulation = Batches(replay.settings), replay.simulation
+    simulation, storage = replay.simulation, replay.storage
     for earlier in range(number + 1):
-        key = keys.outcomes(f"{simulation.stream}-{earlier:02d}")
-        if simulation.due(earlier) <= number and not batches.storage.exists(key):
+        if simulation.due(earlier) <= number and not outcomes_of(storage, simulation.stream, earlier):
             log.info("the outcomes of batch %d are known", earlier)
-            ids = batches.batch(earlier).ids
-            batches.storage.write(key, write_outcomes(ids, target(replay.batch(earlier))))
+            frame = replay.batch(earlier)
+            file = write_outcomes(ENCOUNTER, frame[ENCOUNTER], target(frame))
+            storage.write(keys.outcomes(simulation.stream, f"{earlier:04d}"), file)

@@ -20,6 +20,7 @@ from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.files import write_file
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target
+from health_predict.core.data.columns import ENCOUNTER
 from health_predict.core.monitoring.input_drift import ColumnFinding, QualityFinding
 from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.statistics import Estimate, auc_estimate, observed_expected
@@ -114,14 +115,13 @@ def moment(replay: Replay, number: int) -> Moment:
     batch = batches.batch(number)
     settled, decision = batches.settlement(batch.key), batches.decision(batch.key)
     assert settled is not None and decision is not None
-    predictions = batches.predictions(batch)
-    scores = np.array([predictions[one]["probability"] for one in batch.ids], dtype=np.float64)
-    labels = target(replay.batch(number)).astype(np.float64)
+    sent = replay.batch(number).set_index(ENCOUNTER).loc[batch.frame[ENCOUNTER]]
+    scores, labels = batch.scores, target(sent).astype(np.float64)
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),
         readmitted=int(labels.sum()),
-        served_by=", ".join(sorted({str(predictions[one]["model_version"]) for one in batch.ids})),
+        served_by=", ".join(sorted({*batch.versions})),
         auc=auc_estimate(labels, scores),
         observed_expected=observed_expected(labels, scores),
         reasons=decision.reasons,

@@ -54,7 +54,7 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     """
     tracking = Tracking(settings)
     champion = tracking.champion()
-    batches = Batches(settings, champion)
+    batches = Batches(settings)
     origin = origin_of(batches.storage, champion)
     refuse_other_data(settings, origin)
     # An estimator is older than its map, and the next map may see again what this one saw.
@@ -92,7 +92,7 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
 def _newest(batches: Batches, first: int, labelled_batches: int) -> pd.DataFrame:
     frames: list[pd.DataFrame] = []
     events = 0
-    for number in sorted((one for one in batches.handled if first <= one < labelled_batches), reverse=True):
+    for number in reversed([one for one in batches.learnable(labelled_batches) if one >= first]):
         frames.insert(0, batches.with_outcomes(number))
         events += int(target(frames[0]).sum())
         if events >= LEAST_EVENTS:

@@ -1,4 +1,4 @@
-"""settle: a batch is closed once what was decided about it is done; from then on it is never handled again."""
+"""settle: a look at a batch ends once what was decided about it is done; from then on it is never repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
-    """Write the watermark of a batch that `drift` judged, and what the policy remembers; how the batch ended.
+    """End the look at a batch that `drift` decided, and keep what the policy remembers; how the look ended.
 
     Whether a new version came into service is seen by the champion alone, so that a run that was killed after its
     rollout ends like any other. A repeat gives the stored end. Raises StateError when the batch was not judged.
@@ -24,19 +24,16 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     if batch < 0:
         return Settlement.UNCHANGED
     champion = Tracking(settings).by_alias(CHAMPION)
-    batches = Batches(settings, champion)
+    batches = Batches(settings)
     key = batch_key(batch, batch_digest)
-    known = batches.settlement(key)
-    if known is not None:
+    known, decision, progress = batches.settlement(key), batches.decision(key), batches.progress()
+    if known is not None and progress.pending != key:
         return known.outcome
-    decision = batches.decision(key)
     if decision is None:
-        raise StateError(f"batch {batch} was not judged", f"`health-predict pipeline run monitoring -p batch={batch}`")
+        raise StateError(f"batch {batch} was not judged", "`health-predict pipeline run monitoring`")
     after = champion.version if champion else ""
-    state = batches.policy_state(batches.series)
-    if decision.quarantined:
-        outcome = Settlement.QUARANTINED
-    elif decision.action is Action.NONE:
+    state = progress.policy
+    if decision.action is Action.NONE:
         outcome = Settlement.UNCHANGED
     else:
         assert decision.state is not None  # of what was judged
@@ -45,7 +42,6 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
     record = SettledBatch(
         batch=decision.batch,
         batch_digest=decision.batch_digest,
-        series=batches.series,
         verdict=decision.verdict,
         action=decision.action,
         labelled_batches=decision.labelled_batches,
@@ -53,6 +49,6 @@ def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
         version_before=decision.model_version,
         version_after=after,
     )
-    batches.settle(record, state)
+    batches.settle(record, progress.after(decision, state))
     log.info("batch %d: %s", batch, outcome.value)
     return outcome

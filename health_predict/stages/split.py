@@ -1,6 +1,6 @@
 """split: the raw file to initial data by patient and future batches by time, under one digest.
 
-Labelled batches join the initial data: those that were delivered, with their outcomes, else the first of the future.
+Batches of arrivals whose outcomes have matured join the initial data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from health_predict.adapters.data.raw_data import champion_origin, raw_data
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.data.cohort import check, part_bytes, read_cohort, target
-from health_predict.core.data.columns import ENCOUNTER, PATIENT
+from health_predict.core.data.columns import ENCOUNTER, MISSING, PATIENT
 from health_predict.core.data.partition import (
     BATCHES,
     Parameters,
@@ -81,11 +81,11 @@ def split(  # each path is an artifact of the pipeline
     if labelled_batches and origin is not None:
         cut |= {name: getattr(origin.parameters, name) for name in _CUT if name not in given}
     parameters = Parameters(**cut, labelled_batches=labelled_batches, window=settings.training_window)
-    delivered = _delivered(Batches(settings), labelled_batches)
+    delivered, arrivals = _delivered(Batches(settings), labelled_batches)
     inputs = inputs_digest(raw.sha256, parameters, "" if delivered is None else rows_digest(delivered))
     index = keys.dataset_by_inputs(inputs)
     stored = _stored(storage, index)
-    manifest, files = stored or _build(storage, raw, parameters, delivered)
+    manifest, files = stored or _build(storage, raw, parameters, delivered, arrivals)
     digest = str(manifest["digest"])
     if stored:
         log.info("dataset %s is in storage and whole", digest[:12])
@@ -100,21 +100,26 @@ def split(  # each path is an artifact of the pipeline
     return SplitResult(digest, str(raw.source), storage.uri(keys.raw(raw.sha256)), manifest, stored is not None)
 
 
-def _delivered(batches: Batches, labelled_batches: int) -> pd.DataFrame | None:
-    """The encounters of the labelled batches with their outcomes, None where none were delivered."""
-    if not labelled_batches or not batches.have_arrived:
-        return None
-    numbers = [number for number in batches.numbers() if number < labelled_batches and number not in batches.passed]
-    frames = [frame for frame in map(batches.with_outcomes, numbers) if len(frame)]
+def _delivered(batches: Batches, labelled_batches: int) -> tuple[pd.DataFrame | None, list[dict[str, Any]]]:
+    """The encounters of the labelled batches with their outcomes, None without such batches, and where they lie."""
+    if not labelled_batches:
+        return None, []
+    frames, arrivals = [], []
+    for number in batches.learnable(labelled_batches):
+        frame = batches.with_outcomes(number)
+        if len(frame):
+            frames.append(frame)
+            rows = [[one.part, one.first, one.last] for one in batches.arrivals.window(number).rows]
+            arrivals.append({"batch": number, "rows": len(frame), "rows_sha256": rows_digest(frame), "of": rows})
     if not frames:
         raise StateError(
-            f"none of the first {labelled_batches} batches of stream {batches.stream} has outcomes",
+            f"none of the first {labelled_batches} batches of stream {batches.stream} has outcomes of known patients",
             "wait for outcomes: `health-predict status` shows what is waiting",
         )
-    log.info("%d delivered batches with outcomes join the initial encounters", len(frames))
-    delivered = pd.concat(frames, ignore_index=True).drop_duplicates(ENCOUNTER, keep="last", ignore_index=True)
-    check(delivered, labelled=False, name=f"the batches of stream {batches.stream}")
-    return delivered
+    log.info("%d batches with outcomes join the initial encounters", len(frames))
+    delivered = pd.concat(frames, ignore_index=True)
+    named = delivered[ENCOUNTER] != MISSING
+    return delivered[~named | ~delivered[ENCOUNTER].duplicated(keep="last")].reset_index(drop=True), arrivals
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -139,7 +144,13 @@ def _stored(storage: Storage, index: str) -> Dataset | None:
     return None
 
 
-def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd.DataFrame | None) -> Dataset:
+def _build(
+    storage: Storage,
+    raw: RawData,
+    parameters: Parameters,
+    delivered: pd.DataFrame | None,
+    arrivals: list[dict[str, Any]],
+) -> Dataset:
     frame = read_cohort(raw.path)
     check(frame, name=str(raw.path))
     log.info("checked %d encounters against the contract", len(frame))
@@ -160,6 +171,7 @@ def _build(storage: Storage, raw: RawData, parameters: Parameters, delivered: pd
         "excluded": dict(cut.excluded),
         "parameters": parameters.to_json(),
         "parts": described,
+        **({"arrivals": arrivals} if arrivals else {}),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     # From here on there are effects, each whole: the raw file, the parts, and last the manifest that vouches for them.

@@ -44,7 +44,7 @@ from health_predict.adapters.serving.bentoml import SOURCE, BentoStore, bento_ta
 from health_predict.adapters.storage import FolderStorage, S3Storage
 from health_predict.cli import app as cli
 from health_predict.core.data.cohort import save_csv, target
-from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, MISSING, Kind
+from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, IDENTIFIERS, MISSING, Kind
 from health_predict.core.data.raw_encounters import read_encounters
 from health_predict.core.model.contributions import Explainer
 from health_predict.core.model.families import FAMILIES
@@ -71,6 +71,8 @@ IDENTITY: dict[str, Any] = {
 }
 JSON = {"content-type": "application/json"}
 REQUIRED = [column.name for column in FEATURES if not column.nullable]
+ASKED = (*FEATURES, *IDENTIFIERS)
+IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "2026-02-28"}
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +223,7 @@ class TestPredict:
         groups = [one.risk_group for one in client.predictor.scorer.predictions(scores)]
         assert groups == ["low", "low", "medium", "medium", "high", "high", "very high", "very high"]
 
-    @pytest.mark.parametrize("column", [column.name for column in FEATURES if column.nullable])
+    @pytest.mark.parametrize("column", [column.name for column in ASKED if column.nullable])
     def test_unknown_is_null_or_a_question_mark_or_absent(
         self, client: Client, valid: dict[str, Any], column: str
     ) -> None:
@@ -229,6 +231,20 @@ class TestPredict:
         answers = [client.predict(body) for body in (absent, {**valid, column: None}, {**valid, column: "?"})]
         assert [answer.status_code for answer in answers] == [200, 200, 200]
         assert len({answer.json()["probability_score"] for answer in answers}) == 1
+
+    def test_who_it_is_about_changes_no_score(self, client: Client, valid: dict[str, Any]) -> None:
+        # given an encounter with and without its identifiers
+        bodies = [valid, {**valid, **IDENTIFIED}, *({**valid, name: value} for name, value in IDENTIFIED.items())]
+        # when they are scored one by one, together, and explained
+        singly = [client.predict(body) for body in bodies]
+        together = client.post("/predict/batch", json=bodies)
+        explained = [client.post("/predict?explain=true", json=body) for body in bodies]
+        # then all scores are the same, and no identifier contributes or comes back
+        answers = [*(one.json() for one in (*singly, *explained)), *together.json()]
+        assert len({answer["probability_score"] for answer in answers}) == 1
+        assert len({json.dumps(one.json()["explanation"]) for one in explained}) == 1
+        for answer in (*singly, together, *explained):
+            assert not any(f'"{name}"' in answer.text for name in IDENTIFIED)
 
     def test_codes_are_numbers_or_their_digits(self, client: Client, valid: dict[str, Any]) -> None:
         names = ("admission_type_id", "discharge_disposition_id", "admission_source_id")
@@ -270,7 +286,7 @@ class TestViolations:
         del valid[name]
         assert violated(client.predict(valid)) == {name: "missing"}
 
-    @pytest.mark.parametrize("name", [column.name for column in FEATURES])
+    @pytest.mark.parametrize("name", [column.name for column in ASKED])
     @pytest.mark.parametrize("wrong", [True, 1.5, [], {}, -1, ""])
     def test_a_wrong_type_is_named(self, client: Client, valid: dict[str, Any], name: str, wrong: Any) -> None:
         assert set(violated(client.predict({**valid, name: wrong}))) == {name}
@@ -297,6 +313,14 @@ class TestViolations:
             ("diag_1", "٢٥٠", "string_pattern_mismatch"),
             ("medical_specialty", "", "string_too_short"),
             ("medical_specialty", "x" * 101, "string_too_long"),
+            ("encounter_id", 0, "greater_than_equal"),
+            ("encounter_id", 10**18, "less_than_equal"),
+            ("patient_nbr", "01", "string_pattern_mismatch"),
+            ("patient_nbr", "9" * 19, "string_pattern_mismatch"),
+            ("discharge_date", "2026-02-30", "value_error"),
+            ("discharge_date", "28.02.2026", "string_pattern_mismatch"),
+            ("discharge_date", "2026-02-28T10:00:00", "string_pattern_mismatch"),
+            ("discharge_date", 20260228, "string_type"),
         ],
     )
     def test_an_impossible_value_is_named(
@@ -316,7 +340,7 @@ class TestViolations:
 
     def test_all_are_listed_at_once(self, client: Client, valid: dict[str, Any]) -> None:
         # given five different mistakes
-        valid |= {"age": "[200-210)", "num_procedures": -1, "num_medications": 2.5, "patient_nbr": 1}
+        valid |= {"age": "[200-210)", "num_procedures": -1, "num_medications": 2.5, "readmitted": "NO"}
         del valid["gender"]
         # then there are five violations
         assert violated(client.predict(valid)) == {
@@ -324,7 +348,7 @@ class TestViolations:
             "age": "literal_error",
             "num_procedures": "greater_than_equal",
             "num_medications": "int_type",
-            "patient_nbr": "extra_forbidden",
+            "readmitted": "extra_forbidden",
         }
 
     @pytest.mark.parametrize(
@@ -342,7 +366,7 @@ class TestViolations:
     def test_no_value_comes_back(self, client: Client, valid: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         secret = "Jane-Doe-1234"
-        bodies = [{**valid, column.name: secret} for column in FEATURES]
+        bodies = [{**valid, column.name: secret} for column in ASKED]
         answers = [client.predict(body) for body in bodies]
         answers.append(client.post("/predict/batch", json=bodies))
         assert all(secret not in answer.text for answer in answers)
@@ -375,7 +399,8 @@ class TestViolations:
         if found:
             assert all(len(item.loc) == 2 for item in found), found
         else:
-            texts = [MISSING if value is None else str(value) for value in vars(Encounter(**json.loads(body))).values()]
+            features = [*vars(Encounter(**json.loads(body))).values()][: len(FEATURES)]
+            texts = [MISSING if value is None else str(value) for value in features]
             assert read_encounters(pd.DataFrame([json.loads(body)])).iloc[0].tolist() == texts
 
 
@@ -718,6 +743,24 @@ class TestClients:
         assert told["positives"] == (written["prediction"] == "1").sum()
         assert told["model_versions"] == ["7"]
 
+    def test_a_file_arrives_with_its_numbers(
+        self, url: str, file: Path, cohort: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a service whose requests are watched
+        post, bodies = http.client.HTTPConnection.request, []
+
+        def request(connection: Any, method: str, path: str, body: bytes, *arguments: Any) -> None:
+            bodies.append(json.loads(body))
+            post(connection, method, path, body, *arguments)
+
+        monkeypatch.setattr(http.client.HTTPConnection, "request", request)
+        # when a file is scored
+        CliRunner().invoke(cli, ["predict", str(file), "--url", url, "-o", str(tmp_path / "out.csv")])
+        # then outcomes will find its encounters by their numbers
+        sent = [(one["encounter_id"], one["patient_nbr"]) for some in bodies for one in some]
+        expected = cohort.head(2500)[["encounter_id", "patient_nbr"]].itertuples(index=False, name=None)
+        assert sent == [*expected]
+
     def test_the_default_name(self, url: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         answer = CliRunner().invoke(cli, ["predict", str(file), "--url", url])
@@ -758,6 +801,24 @@ class TestClients:
         monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.0)
         with endpoint.Endpoint(url) as asked:
             assert [len(answers) for answers in asked.predict([valid] * 3, portion=2)] == [2, 1]
+
+    @pytest.mark.parametrize(("log", "path"), [(True, "/predict/batch"), (False, "/predict/batch?log=false")])
+    def test_a_client_may_ask_not_to_be_logged(
+        self, url: str, valid: dict[str, Any], monkeypatch: pytest.MonkeyPatch, log: bool, path: str
+    ) -> None:
+        # given a client whose requests are watched
+        post, asked = http.client.HTTPConnection.request, []
+
+        def request(connection: Any, method: str, path: str, *arguments: Any) -> None:
+            asked.append(path)
+            post(connection, method, path, *arguments)
+
+        monkeypatch.setattr(http.client.HTTPConnection, "request", request)
+        # when
+        with endpoint.Endpoint(url) as client:
+            assert len([*client.predict([valid] * 3, portion=2, log=log)]) == 2
+        # then every portion says so
+        assert asked == [path, path]
 
     def test_another_server_is_told_apart(self, url: str, valid: dict[str, Any]) -> None:
         with endpoint.Endpoint(f"{url}/elsewhere") as asked, pytest.raises(UnreachableError, match="answers 404"):
@@ -916,7 +977,7 @@ class TestAboutItself:
         body = predict["requestBody"]["content"]["application/json"]
         assert client.predict(body["example"]).status_code == 200
         schema = document["components"]["schemas"]["Encounter"]
-        assert list(schema["properties"]) == [column.name for column in FEATURES]
+        assert list(schema["properties"]) == [column.name for column in ASKED]
         assert schema["required"] == REQUIRED
         assert schema["properties"]["time_in_hospital"]["maximum"] == 14
         assert set(BY_NAME["age"].levels) == set(schema["properties"]["age"]["enum"])
@@ -930,7 +991,9 @@ class TestAboutItself:
         assert page.headers["content-type"].startswith("text/html")
         assert "http://" not in page.text
         assert "https://" not in page.text
-        assert all(column.name in page.text for column in FEATURES)
+        assert all(column.name in page.text for column in ASKED)
+        # and what is tried out on it does not count as an encounter
+        assert "fetch('predict?log=false'" in page.text
 
 
 class TestPredictionLog:
@@ -952,8 +1015,25 @@ class TestPredictionLog:
         assert [{name: line[name] for name in answers[0]} for line in lines] == answers
         moments = [datetime.fromisoformat(line["time"]) for line in lines]
         assert before <= moments[0] <= moments[-1] <= datetime.now(UTC)
-        assert {**dict.fromkeys(EXAMPLE), **rows[0]} == lines[0]["features"] == lines[1]["features"]
+        asked = dict.fromkeys(column.name for column in ASKED)
+        assert {**asked, **rows[0]} == lines[0]["features"] == lines[1]["features"]
         assert not list((tmp_path / "log").glob("*.part"))
+
+    def test_who_it_is_about_is_logged(self, source: Source, valid: dict[str, Any], tmp_path: Path) -> None:
+        # given encounters with identifiers, and without
+        bodies = [{**valid, **IDENTIFIED}, {**valid, "patient_nbr": 9}, valid]
+        # when
+        with open_client(source(), prediction_log=tmp_path / "log") as client:
+            assert client.predict(bodies[0]).status_code == 200
+            assert client.post("/predict/batch", json=bodies).status_code == 200
+            document = client.get("/docs.json").json()
+        # then each line says what its request did
+        found = [{name: line["features"][name] for name in IDENTIFIED} for line in self.lines(tmp_path / "log")]
+        none = dict.fromkeys(IDENTIFIED)
+        assert found == [IDENTIFIED, IDENTIFIED, {**none, "patient_nbr": 9}, none]
+        # and the document says what a day looks like
+        day = document["components"]["schemas"]["Encounter"]["properties"]["discharge_date"]
+        assert any("[12][0-9]{3}-" in kind.get("pattern", "") for kind in day["anyOf"])
 
     @staticmethod
     def append(log: PredictionLog, number: int, times: int = 1, specialty: str = "Cardiology") -> None:
@@ -1293,7 +1373,7 @@ def test_bentoml_serve(compiled: CompiledModel, golden: list[dict[str, Any]], tm
         # and BentoML tells of the same API
         schema = httpx.get(f"{url}/schema.json").json()
         assert [route["route"] for route in schema["routes"]] == ["/predict", "/predict/batch"]
-        assert list(schema["routes"][0]["input"]["properties"]) == list(EXAMPLE)
+        assert list(schema["routes"][0]["input"]["properties"]) == [column.name for column in ASKED]
         # and what a client sends too much of is refused, not cut off
         assert httpx.post(f"{url}/predict", content=b" " * 3_000_000, headers=JSON).status_code == 413
     finally:

@@ -1,18 +1,22 @@
-"""`health-predict data`: fetch, check, profile, synthesize."""
+"""`health-predict data`: fetch, check, add, outcomes, profile, synthesize."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
+from health_predict.adapters.data.arrivals import Added
 from health_predict.adapters.data.dataset import UCI_SHA256
 from health_predict.commands.data import app
 from health_predict.core.data.cohort import read_cohort, save_csv, validate
+from health_predict.core.data.encounters import Refusal
 from health_predict.errors import DataError
+from health_predict.operations import feed
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +134,59 @@ class TestFetch:
         monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", str(real_data))
         content = json.loads(invoke("fetch", "--json").stdout)
         assert content["source"] == "uci" and content["sha256"] == UCI_SHA256 and Path(content["path"]).is_file()
+
+
+class TestAdd:
+    ADDED = Added(28, 0, (), "")
+
+    @pytest.fixture
+    def result(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Added, int]]:
+        """What comes of the next files."""
+        results: list[tuple[Added, int]] = []
+        monkeypatch.setattr(feed, "add_encounters", lambda settings, file: results.pop(0))
+        return results
+
+    def test_it_says_what_came_of_a_file(self, result: list[tuple[Added, int]]) -> None:
+        # given a file with outcomes, one without, one that was added before, and one with two wrong rows
+        wrong = (
+            Refusal("age", "must be one of [0-10)", 7, (5, 6, 7, 8, 9)),
+            Refusal("diag_1", "must be a code", 1, (9,)),
+        )
+        result += [
+            (self.ADDED, 28),
+            (self.ADDED, 0),
+            (replace(self.ADDED, before=True), 0),
+            (replace(self.ADDED, before=True), 28),
+            (replace(self.ADDED, quarantined=8, refusals=wrong, report="file:///report.json"), 0),
+            (replace(self.ADDED, rows=0, quarantined=8, refusals=wrong, report="file:///report.json"), 0),
+        ]
+        said = [invoke("add", "a.csv") for _ in range(len(result))]
+        # then
+        assert said[0].output == "a.csv: 28 encounters added, 28 outcomes delivered\n"
+        assert said[1].output == "a.csv: 28 encounters added\n"
+        assert said[2].output == "a.csv: was added before, nothing changes\n"
+        assert said[3].output == "a.csv: was added before; 28 outcomes delivered\n"
+        assert said[4].output.splitlines()[1:] == [
+            "  lines 5, 6, 7, 8, 9 and 2 more, age: must be one of [0-10)",
+            "  line 9, diag_1: must be a code",
+            "  8 rows set aside: file:///report.json",
+        ]
+        # and only a file of which nothing arrived is a failure
+        assert [one.exit_code for one in said] == [0, 0, 0, 0, 0, 3]
+
+    def test_json_carries_the_same(self, result: list[tuple[Added, int]]) -> None:
+        result.append((self.ADDED, 5))
+        found = json.loads(invoke("add", "a.csv", "--json").output)
+        assert (found["rows"], found["outcomes"], found["before"], found["refusals"]) == (28, 5, False, [])
+
+    def test_outcomes_wait_for_the_next_monitoring(self, tmp_path: Path, home: Path) -> None:
+        (tmp_path / "known.csv").write_text("patient_nbr,discharge_date,readmitted\n7,2026-01-05,1\n")
+        said = invoke("outcomes", tmp_path / "known.csv")
+        assert "1 outcome by patient_nbr, discharge_date, matched by the next monitoring" in said.output
+        assert len([*(home / "storage" / "outcomes").glob("*-known.csv")]) == 1
+        # and a file that is none is refused at once
+        (tmp_path / "known.csv").write_text("patient_nbr,readmitted\n7,1\n")
+        assert "has the columns" in error_of(invoke("outcomes", tmp_path / "known.csv")).problem
 
 
 class TestProfile:

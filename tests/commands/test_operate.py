@@ -15,6 +15,7 @@ from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.commands import operate
 from health_predict.core.model.evaluation import COMPARED
 from health_predict.errors import StateError
+from health_predict.operations.status import Arrived
 from health_predict.settings import Settings
 
 
@@ -39,6 +40,7 @@ def test_a_fresh_home(settings: Settings) -> None:
     assert "nothing was running" in call("down").output
     answer = call("status")
     assert "nothing" in answer.output and "no champion yet" in answer.output
+    assert "none yet" in answer.output and "0 of 0 batches" in answer.output
     refused = call("serve")
     assert isinstance(refused.exception, StateError) and "champion" in str(refused.exception)
     assert call("serve", "--logs").output.strip() == str(settings.home / "serving" / "serving.log")
@@ -70,6 +72,15 @@ def test_status_for_scripts_and_for_people(settings: Settings) -> None:
     # and what cannot be served is refused with the next step
     refused = call("serve")
     assert isinstance(refused.exception, StateError) and "pipeline run deployment" in refused.exception.remedy
+
+
+def test_what_arrived_is_told_in_a_line() -> None:
+    counts = {"taken": 1200, "late": 0, "repeated": 3, "contradicting": 1, "unknown": 7, "damaged": ()}
+    arrived = Arrived(1500, 300, 2, 40, 5, 0, counts)
+    assert operate._arrivals(arrived) == (
+        "1,500, of these 300 in the open window; 40 without a patient, never learned from; 5 repeated and left out"
+    )
+    assert operate._outcomes(counts) == "1,200 known; 3 repeated; 1 contradicting; 7 unknown"
 
 
 def test_doctor_fails_only_when_something_does_not_work(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from health_predict.adapters.pipelines.kubeflow import ClusterPipelines, ClusterRun
+from health_predict.core.data.partition import Parameters, partition
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
 from tests.e2e import platform
@@ -36,6 +37,8 @@ STORAGE = f"s3://{BUCKET}/e2e-{secrets.token_hex(4)}"
 TASK_BASE_IMAGE = os.environ.get("E2E_TASK_BASE_IMAGE", BASE_IMAGE)
 # Every cohort and every search is small: it is the way that is examined, not the model.
 SMALL = ("initial_share=0.8", "future_batches=2", "families=LogisticRegression,LightGBM", "trials=1")
+COHORT = synthesize(14_000, seed=11)
+FUTURE = partition(COHORT, Parameters(0.8, 2, "any")).batches
 
 pytestmark = [pytest.mark.full]
 
@@ -52,10 +55,12 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pipelines")
     platform.down()
     platform.prepare(folder)
-    given = {"data_source": f"s3://{BUCKET}/{KEY}", "storage_uri": STORAGE, "rollout_observation": "5"}
+    # What arrives is judged at once, as many encounters at a time as are added first.
+    windows = {"window": str(len(FUTURE[0])), "follow_up_days": "0"}
+    given = {"data_source": f"s3://{BUCKET}/{KEY}", "storage_uri": STORAGE, "rollout_observation": "5", **windows}
     platform.up(folder, base_image=TASK_BASE_IMAGE, **given)
     credentials = object_store_keys()
-    synthesize(14_000, seed=11).to_csv(folder / "cohort.csv", index=False)
+    COHORT.to_csv(folder / "cohort.csv", index=False)
     client = boto3.client(
         "s3",
         endpoint_url=OBJECT_STORE,
@@ -139,10 +144,13 @@ def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: P
     assert cluster.unschedule("training") == 0
 
 
-def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[str, str]) -> None:
-    # given the model of the first run, whose risks do not fit the first batch
+def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[str, str], tmp_path: Path) -> None:
+    # given the model of the first run, and encounters with outcomes that its risks do not fit
     before = command(shell, "status")
-    # when that batch is judged
+    FUTURE[0].to_csv(tmp_path / "future.csv", index=False)
+    added = command(shell, "data", "add", str(tmp_path / "future.csv"))
+    assert added["rows"] == added["outcomes"] == len(FUTURE[0])
+    # when they are judged
     run = command(shell, "pipeline", "run", "monitoring", "--timeout", "2000")
     # then a new version was made, passed its gates, and serves
     assert run["state"] == "SUCCEEDED"
@@ -153,10 +161,26 @@ def test_a_badly_calibrated_batch_leads_to_a_new_version_in_service(shell: dict[
     assert [link["problem"] for link in command(shell, "lineage")["links"] if link["problem"]] == []
 
 
-def test_a_simulation_is_served_by_the_cluster_and_finds_its_log(shell: dict[str, str]) -> None:
+def test_what_the_pods_answer_arrives(shell: dict[str, str], tmp_path: Path) -> None:
+    # given encounters that are scored over HTTP
+    FUTURE[1].to_csv(tmp_path / "later.csv", index=False)
+    before = command(shell, "status")["arrivals"]["total"]
+    command(shell, "predict", str(tmp_path / "later.csv"), "--out", str(tmp_path / "out.csv"))
+    # when what the pods logged has come to storage, and monitoring runs
+    sent = time.monotonic() + 90  # more than a file of the log waits to be shipped
+    until(lambda: time.monotonic() > sent and command(shell, "status")["arrivals"]["at_door"], 240)
+    run = command(shell, "pipeline", "run", "monitoring", "--timeout", "2000")
+    # then each of them has arrived, once
+    assert run["state"] == "SUCCEEDED"
+    after = command(shell, "status")
+    assert after["arrivals"]["total"] == before + len(FUTURE[1])
+    assert (after["arrivals"]["repeated"], after["arrivals"]["quarantined"]) == (0, 0)
+
+
+def test_a_simulation_is_served_by_the_cluster(shell: dict[str, str]) -> None:
     # when a batch of the champion's data passes through the endpoint
     found = command(shell, "simulate", "--batches", "1", "--policy", "never", "--delay", "0")
-    # then what its pods logged came to storage, and was judged against the outcomes
+    # then what its pods answered was judged against the outcomes
     (moment,) = found["moments"]
     assert (moment["served_by"], moment["outcome"]) == (found["first_version"], "unchanged")
     assert moment["rows"] > 1000

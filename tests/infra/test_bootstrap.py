@@ -317,7 +317,7 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     assert {file.name for file in (machine.upper / "var/lib").glob("stub-enabled-health-predict-port*")} == {
         "stub-enabled-health-predict-port@3000.socket"
     }
-    # and each night what was delivered is monitored, with the settings that the cluster has by then
+    # and each night what arrived is monitored, with the settings that the cluster has by then
     job = yaml.safe_load((machine.state / "register.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert 'pipeline schedule monitoring --cron "$MONITOR"' in container["args"][0]

@@ -51,8 +51,8 @@ def version(settings: Settings, tracking: Tracking, champion: str) -> str:
     )
     batches = Batches(settings)
     batches.decide(decision)
-    batches.settle(ended, PolicyState())
-    storage.write(f"monitoring/live/reports/03-{'b' * 12}/report.html", b"<title>batch 3</title>")
+    batches.settle(ended, batches.progress().after(decision, PolicyState()))
+    storage.write(f"monitoring/live/reports/0003-{'b' * 12}/report.html", b"<title>batch 3</title>")
     return champion
 
 
@@ -66,7 +66,7 @@ def test_the_champion_and_all_reports_about_it(settings: Settings, version: str)
     assert "40 % more readmissions &lt;than&gt; expected" in html and "1 (this one)" in html and "LightGBM" in html
     # and each of its links leads to a copy beside it, of the report it says
     names = re.findall(r'href="([^"#:]+)"', html)
-    assert names == ["profile.html", "card.html", "rollout.html", f"batch-03-{'b' * 12}.html"]
+    assert names == ["profile.html", "card.html", "rollout.html", f"batch-0003-{'b' * 12}.html"]
     assert (page.parent / "card.html").read_text() == "<title>models/1/card.html</title>"
     assert "Search leaderboard (not made)" in html
 

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from health_predict.core.data.cohort import validate
-from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, MISSING, Column, Kind
+from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, IDENTIFIERS, MISSING, Column, Kind
+from health_predict.core.data.encounters import as_text, complete, refused
 from health_predict.core.data.raw_encounters import read_encounters
 from health_predict.errors import DataError
 from health_predict.serving.contract import Encounter, violations
@@ -90,9 +91,29 @@ def test_a_code_of_icd_9_is_read(code: str) -> None:
     assert BY_NAME["diag_1"].holds(code)
 
 
+DAYS = ["2026-02-28", "2026-02-30", "2026-2-3", "20260203", "2026-02-03T00:00:00", "0999-01-01", "3000-01-01"]
+NUMBERS = ["1", "0", "01", "9" * 18, "9" * 19, "-1", "1.0", "1e3", " 1", "A1"]
+
+
+@given(st.sampled_from(IDENTIFIERS), st.sampled_from([*DAYS, *NUMBERS, *WORDS]) | st.text(max_size=8))
+def test_an_identifier_is_read_by_the_service_as_in_a_file(column: Column, text: str) -> None:
+    # given identifiers, which are no part of the published file's contract in this form
+    frame = complete(as_text(pd.DataFrame([{**EXAMPLE, column.name: text}])), "a file")
+    wrong, _ = refused(frame, [1])
+    # then the service takes what may arrive in a file, and nothing else
+    assert asked(column, text) == (not wrong[0]) == column.holds(text)
+
+
+@pytest.mark.parametrize("column", IDENTIFIERS, ids=lambda column: column.name)
+def test_an_identifier_that_is_refused_is_not_repeated(column: Column) -> None:
+    for value in ("Jane-Doe", "2026-02-30", 10**18, 1.5, True, ["x"]):
+        (found,) = violations(Encounter, json.dumps({**EXAMPLE, column.name: value}).encode())
+        assert found.loc == ["body", column.name] and found.msg == f"must be {column.allowed}"
+
+
 def test_a_column_that_is_not_asked_for_is_told_from_one_that_does_not_exist() -> None:
-    found = violations(Encounter, json.dumps({**EXAMPLE, "encounter_id": 1, "shoe_size": 41}).encode())
+    found = violations(Encounter, json.dumps({**EXAMPLE, "readmitted": "NO", "shoe_size": 41}).encode())
     assert {one.loc[1]: one.msg for one in found} == {
-        "encounter_id": "is not sent with a request; remove it",
+        "readmitted": "is not sent with a request; remove it",
         "shoe_size": "is not a column of the contract; remove it",
     }

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from health_predict.adapters.data.batches import Batches
-from health_predict.adapters.data.records import BatchDecision, SettledBatch
+from health_predict.adapters.data.records import BatchDecision, Progress, SettledBatch
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER
 from health_predict.commands.simulate import _put_back_on_failure
-from health_predict.core.monitoring.policy import Action, PolicyState, Settlement
+from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.operations.status import status
 from health_predict.simulation.in_service import put_back, remember, under_way, version_of
 from health_predict.simulation.plan import Begun, begun
@@ -34,7 +34,7 @@ def simulated(built: Built, name: str, version: str, **decision: Any) -> Begun:
         record = SettledBatch(
             batch=0, batch_digest="abc", outcome=Settlement.DEPLOYED, version_before="1", version_after=version
         )
-        batches.settle(record, PolicyState())
+        batches.settle(record, Progress(settled=1, last=record.key))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
+from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import load_part, read_cohort, target
-from health_predict.core.data.columns import TARGET
+from health_predict.core.data.columns import ENCOUNTER, TARGET
+from health_predict.core.data.encounters import complete
+from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
 from health_predict.core.data.synthetic import GroundTruth, synthesize
 from health_predict.core.model.features import EncounterFeatures
@@ -164,17 +168,15 @@ class Played:
         found = Replay(begun, settings, False)
         for number in range(plan.batches):
             frame = found.batch(number)
-            ids = [f"{plan.name}-{number}-{row}" for row in range(len(frame))]
-            scores = pipeline.predict_proba(frame)[:, 1].tolist()
-            usual = {"time": f"2020-01-0{number + 1}T00:00:00+00:00", "model_version": version}
-            lines = [
-                json.dumps({**usual, "prediction_id": one, "probability_score": score})
-                for one, score in zip(ids, scores, strict=True)
-            ]
-            storage.write(f"predictions/2020-01-01/{plan.name}-{number}.jsonl", "\n".join(lines).encode())
-            Batches(settings).deliver(number, frame.drop(columns=[TARGET]), ids)
+            meta = {
+                PREDICTION_ID: [str(uuid.uuid5(uuid.NAMESPACE_OID, f"{plan.name}-{row}")) for row in frame[ENCOUNTER]],
+                TIME: f"2020-01-0{number + 1}T00:00:00+00:00",
+                VERSION: version,
+                PROBABILITY: [repr(score) for score in pipeline.predict_proba(frame)[:, 1].tolist()],
+            }
+            Batches(settings).arrivals.land(complete(frame.drop(columns=[TARGET]), "a batch").assign(**meta))
             deliver_outcomes(found, number)
-            monitoring(settings, number)
+            monitoring(settings.model_copy(update={"window": str(len(frame))}))
         begun.write(storage)
         return found
 

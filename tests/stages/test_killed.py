@@ -10,15 +10,18 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
+from health_predict.core.data.cohort import load_part
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.drift import drift
@@ -27,6 +30,7 @@ from health_predict.stages.register import register
 from health_predict.stages.settle import settle
 from health_predict.stages.split import split
 from tests.conftest import Parts
+from tests.feed import logged
 
 STAGES: Mapping[str, Callable[..., Any]] = {
     "split": split,
@@ -133,7 +137,7 @@ def test_register_bento_build_ecr_push_and_drift(
     parent = log_search(settings, "LogisticRegression")
     dataset = f"datasets/{tracking.run(parent).tags['dataset_digest']}"
     storage = open_storage(settings.storage)
-    for name, file in (("train", parts.train), ("validation", parts.validation), ("batches/00", parts.test)):
+    for name, file in (("train", parts.train), ("validation", parts.validation)):
         storage.upload(file, f"{dataset}/{name}.parquet")
 
     # register: one version, one decision, no run left open
@@ -162,10 +166,15 @@ def test_register_bento_build_ecr_push_and_drift(
     open_registry(settings).verify(pushed)
     assert tracking.version(version.version).tags["image_uri"] == pushed
 
-    # drift: one decision, one watermark when it is settled, and the reports it stands for
+    # drift: what arrived is there once, one decision, one end of it, and the reports it stands for
     tracking.set_alias(CHAMPION, version.version)
     outputs = {name: tmp_path / name for name in ("report", "evidently", "metrics")}
-    watched = run_with_deaths("drift", settings, {"batch": 0, **outputs})
+    batch = load_part(parts.test)
+    logged(storage, "log", batch, datetime.now(UTC))
+    settings = settings.model_copy(update={"window": str(len(batch))})
+    watched = run_with_deaths("drift", settings, outputs)
+    state = Batches(settings).arrivals.state()
+    assert (state.arrived, state.repeated, state.windows.number) == (len(batch), 0, 1)
     assert len(storage.keys("monitoring/live/decisions/")) == 1
     assert settle(settings, batch=0, batch_digest=watched.batch_digest) == "unchanged" or watched.action != "none"
     assert len(storage.keys("monitoring/live/settled/")) == 1

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.records import PROGRESS, Progress
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv
@@ -25,6 +28,7 @@ from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.split import SplitResult, split
 from tests.conftest import as_if_real
+from tests.feed import logged
 
 CUT = ("initial_share", "future_batches", "salt")
 NAMES = ("train", "validation", "test", "batches", "profile")
@@ -43,6 +47,22 @@ def settings_of(home: Path, raw: Path, **values: object) -> Settings:
 
 def run(settings: Settings, out: Path, labelled_batches: int = 0) -> SplitResult:
     return split(settings, labelled_batches=labelled_batches, **{name: out / name for name in NAMES})
+
+
+def arrive(settings: Settings, *batches: pd.DataFrame, known: int | None = None) -> list[list[str]]:
+    """Let batches arrive and be judged, each a window of its own, with the outcomes of the first `known` of each.
+
+    Gives the prediction ids of each batch.
+    """
+    storage, ids = open_storage(settings.storage), []
+    for number, frame in enumerate(batches):
+        ids.append(logged(storage, f"{number}", frame, datetime(2020, 1, 1 + number, tzinfo=UTC)))
+        readmitted = frame["readmitted"] == "<30"
+        file = write_outcomes("prediction_id", ids[-1][:known], readmitted[:known])
+        storage.write(keys.outcomes(settings.stream, f"{number}"), file)
+        Batches(settings.model_copy(update={"window": str(len(frame))})).arrivals.collect()
+    storage.write(keys.progress(settings.stream), PROGRESS.dump_json(Progress(settled=len(batches))))
+    return ids
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -114,6 +134,7 @@ def test_each_parameter_and_the_data_name_another_dataset(raw: Path, tmp_path: P
     home = tmp_path / "home"
     other = tmp_path / "other.csv"
     save_csv(synthesize(1_500, seed=22), other)
+    arrive(settings_of(home, raw), as_if_real(synthesize(50, seed=23)))
     results = [
         run(settings_of(home, raw), tmp_path / "out"),
         run(settings_of(home, raw, salt="other"), tmp_path / "out"),
@@ -126,17 +147,27 @@ def test_each_parameter_and_the_data_name_another_dataset(raw: Path, tmp_path: P
     assert not any(result.reused for result in results)
 
 
-def test_labelled_batches_join_the_splits_and_stay_batches(raw: Path, tmp_path: Path) -> None:
-    # when
+def test_the_future_of_the_file_may_arrive_and_stays_its_future(raw: Path, tmp_path: Path) -> None:
+    # given two of the file's future batches that arrived
     settings = settings_of(tmp_path / "home", raw)
-    first, later = (run(settings, tmp_path / f"out{k}", labelled_batches=k) for k in (0, 2))
-    # then
+    first = run(settings, tmp_path / "out0")
+    folder = tmp_path / "home" / "storage" / "datasets" / first.dataset_digest
+    arrive(settings, *(load_part(folder / "batches" / f"0{number}.parquet") for number in (0, 1)))
+    # when they join the initial encounters
+    later = run(settings, tmp_path / "out2", labelled_batches=2)
+    # then each of them is counted once
     rows = {
         k: sum(result.manifest["parts"][name]["rows"] for name in NAMES[:3]) for k, result in ((0, first), (2, later))
     }
     joined = [first.manifest["parts"][f"batches/0{number}"] for number in (0, 1)]
     assert rows[2] == rows[0] + sum(part["rows"] for part in joined)
     assert [later.manifest["parts"][f"batches/0{number}"] for number in (0, 1)] == joined
+    # and the manifest says where they lie
+    assert [(one["batch"], one["rows"]) for one in later.manifest["arrivals"]] == [
+        (number, part["rows"]) for number, part in enumerate(joined)
+    ]
+    assert later.manifest["arrivals"][0]["of"] == [["2020-01-01/000000", 0, joined[0]["rows"]]]
+    assert "arrivals" not in first.manifest
 
 
 @pytest.fixture
@@ -152,7 +183,9 @@ def continued(raw: Path, tmp_path: Path, mlflow_database: Path) -> Settings:
 
 
 def test_what_continues_the_champions_dataset_is_cut_as_that_was(continued: Settings, tmp_path: Path) -> None:
-    # when one batch has labels by now, and nothing else is said
+    # given a batch that has arrived and has labels by now
+    arrive(continued, as_if_real(synthesize(50, seed=76)))
+    # when nothing else is said
     parameters = run(continued, tmp_path / "out", labelled_batches=1).manifest["parameters"]
     assert [parameters[name] for name in CUT] == [0.5, 3, "its own"] and parameters["labelled_batches"] == 1
     # then what is given to this very run counts all the same, what the settings say in general does not
@@ -165,21 +198,10 @@ def test_what_continues_the_champions_dataset_is_cut_as_that_was(continued: Sett
     assert [parameters[name] for name in CUT] == [0.2, 7, "given"]
 
 
-def test_what_was_delivered_is_learned_from_and_not_the_future_of_the_file(
-    continued: Settings, raw: Path, tmp_path: Path
-) -> None:
+def test_what_arrived_is_learned_from_once_its_outcome_is_known(continued: Settings, tmp_path: Path) -> None:
     # given two batches of other patients that the endpoint scored, of whom some outcomes are known
     patients = as_if_real(synthesize(600, seed=77))
-    batches = Batches(continued)
-    for number in range(2):
-        frame = patients[300 * number : 300 * (number + 1)].reset_index(drop=True)
-        ids = [f"{number}-{row}" for row in range(len(frame))]
-        scored = {"time": "2020-01-01T00:00:00+00:00", "model_version": "1", "probability_score": 0.1}
-        log = "\n".join(json.dumps({**scored, "prediction_id": one}) for one in ids)
-        batches.storage.write(f"predictions/2020-01-0{number + 1}/log.jsonl", log.encode())
-        batches.deliver(number, frame.drop(columns="readmitted"), ids)
-        readmitted = frame["readmitted"] == "<30"
-        batches.storage.write(f"outcomes/{number}.csv", write_outcomes(ids[:280], readmitted[:280]))
+    ids = arrive(continued, patients[:300], patients[300:].reset_index(drop=True), known=280)
     first = json.loads((tmp_path / "first" / "batches").read_text())
     # when the champion's dataset is continued with both
     result = run(continued, tmp_path / "out", labelled_batches=2)
@@ -192,20 +214,37 @@ def test_what_was_delivered_is_learned_from_and_not_the_future_of_the_file(
     assert set(joined.loc[joined["readmitted"] == "<30", "encounter_id"]) == set(
         kept.loc[kept["readmitted"] == "<30", "encounter_id"]
     )
-    # and the same again is the same dataset, another outcome another
+    assert sum(one["rows"] for one in result.manifest["arrivals"]) == len(kept)
+    # and the same again is the same dataset, with another outcome it is another
     assert run(continued, tmp_path / "out", labelled_batches=2).reused
-    batches.storage.write("outcomes/late.csv", write_outcomes(["0-299"], [1]))
+    storage = open_storage(continued.storage)
+    storage.write(keys.outcomes(continued.stream, "late"), write_outcomes("prediction_id", ids[0][280:], [1] * 20))
+    Batches(continued).arrivals.collect()
     assert run(continued, tmp_path / "out", labelled_batches=2).dataset_digest != result.dataset_digest
     # and a stream may be longer than the future of the file
-    batches.deliver(9, patients[:5].drop(columns="readmitted").reset_index(drop=True), ["a", "b", "c", "d", "e"])
     assert run(continued, tmp_path / "out", labelled_batches=10).manifest["parameters"]["labelled_batches"] == 10
 
 
-def test_deliveries_without_outcomes_are_waited_for(continued: Settings, tmp_path: Path) -> None:
-    frame = synthesize(5, seed=1).drop(columns="readmitted")
-    Batches(continued).deliver(0, frame, list("abcde"))
+def test_who_has_no_patient_is_never_learned_from(continued: Settings, tmp_path: Path) -> None:
+    # given a batch in which somebody is not known
+    patients = as_if_real(synthesize(300, seed=78))
+    patients.loc[:99, "patient_nbr"] = "?"
+    arrive(continued, patients)
+    # when
+    run(continued, tmp_path / "out", labelled_batches=1)
+    # then the others are learned from
+    parts = pd.concat([load_part(tmp_path / "out" / name) for name in NAMES[:3]])
+    assert not (parts["patient_nbr"] == "?").any()
+    known = exclude_not_readmittable(patients[100:])
+    assert set(known["encounter_id"]) <= set(parts["encounter_id"])
+    assert not set(patients["encounter_id"][:100]) & set(parts["encounter_id"])
+
+
+@pytest.mark.parametrize("labelled_batches", [-1, 1, 4])
+def test_arrivals_without_outcomes_are_waited_for(continued: Settings, tmp_path: Path, labelled_batches: int) -> None:
+    arrive(continued, as_if_real(synthesize(5, seed=1)), known=0)
     with pytest.raises(StateError, match="has outcomes") as caught:
-        run(continued, tmp_path / "out", labelled_batches=1)
+        run(continued, tmp_path / "out", labelled_batches=labelled_batches)
     assert "health-predict status" in caught.value.remedy
 
 
@@ -268,11 +307,6 @@ def test_bad_data_are_refused_without_any_effect(change: object, message: str, r
         run(settings_of(tmp_path / "home", bad), tmp_path / "out")
     # then
     assert not (tmp_path / "home").exists() and not (tmp_path / "out").exists()
-
-
-def test_impossible_labelled_batches_are_refused(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="0 to 3"):
-        run(settings_of(tmp_path / "home", raw), tmp_path / "out", labelled_batches=4)
 
 
 KILLED = """

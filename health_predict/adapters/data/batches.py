@@ -1,9 +1,7 @@
-"""The batches that monitoring watches: where they lie, what was predicted for them, what became of the patients.
+"""The batches that monitoring watches: closed windows of arrivals, with what became of the patients.
 
-All of it in storage (`keys`), so that runs on other machines find it. A stream is a sequence of numbered batches.
-Where none were delivered, the future batches of the champion's dataset stand in for them, unless HEALTH_PREDICT_REPLAY
-says no. They hold their outcomes and need no log. A record is about the series of batches that it names: when delivered
-ones come, or other data with another future, monitoring begins with their first.
+All of it in storage (`keys`), so that runs on other machines find it. A look at a batch reads that batch, the one
+before, and those whose outcomes are waited for: what it costs does not grow with the length of the stream.
 """
 
 from __future__ import annotations
@@ -11,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import TypeVar
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -24,36 +21,54 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from health_predict.adapters import keys
+from health_predict.adapters.data.arrivals import IDENTITY, PROBABILITY, TIME, VERSION, Arrivals
+from health_predict.adapters.data.outcome_files import outcomes_of
 from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.data.raw_data import origin_of
-from health_predict.adapters.data.records import DECISION, SETTLED, BatchDecision, BatchRecord, SettledBatch, batch_key
-from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.data.records import (
+    DECISION,
+    PROGRESS,
+    SETTLED,
+    BatchDecision,
+    BatchRecord,
+    Progress,
+    SettledBatch,
+    batch_key,
+)
+from health_predict.adapters.storage import Storage
 from health_predict.adapters.tracking import ModelVersion, Tag
-from health_predict.core.data.cohort import part_bytes, target
-from health_predict.core.data.columns import COLUMNS, NEGATIVE, POSITIVE, TARGET
-from health_predict.core.data.outcomes import PREDICTION_ID, Joined, join, read_outcomes
-from health_predict.core.data.partition import BATCHES, rows_digest
-from health_predict.core.monitoring.policy import PolicyState
-from health_predict.errors import DataError, StateError
+from health_predict.core.data.cohort import exclude_not_readmittable
+from health_predict.core.data.columns import COLUMNS, DATE, DISCHARGE, MISSING, NEGATIVE, PATIENT, POSITIVE, TARGET
+from health_predict.core.data.outcomes import PREDICTION_ID, Joined, derived, join
+from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.windows import Window, start_of
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-DELIVERED = "delivered"
+LAPSE_DAYS = 90  # after its follow-up, the outcomes of a batch are waited for no longer
+_COHORT = [column.name for column in COLUMNS if column.name != TARGET]
 _Record = TypeVar("_Record", bound=BatchRecord)
-_NUMBER = re.compile(r"/(\d+)(?:-[0-9a-f]+)?\.(?:parquet|json)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as it arrived. `digest` names its encounters, whatever their prediction ids and their file."""
+    """A batch as it arrived. `digest` names its encounters, whatever their prediction ids."""
 
     number: int
     digest: str
     frame: pd.DataFrame
-    """Cohort columns, with or without the outcome."""
+    """Cohort columns, without the outcome (n, columns), of those who can be readmitted."""
     ids: tuple[str, ...]
-    """Prediction ids; empty when the batch did not pass through the endpoint."""
+    """Prediction ids (n,)."""
+    times: tuple[datetime, ...]
+    """When each arrived (n,): the day of its date, else its receipt."""
+    scores: npt.NDArray[np.float64]
+    """What was predicted (n,)."""
+    versions: tuple[str, ...]
+    """By which version of the model (n,)."""
+    window: Window
 
     @property
     def key(self) -> str:
@@ -63,232 +78,173 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A batch with what is known of its outcomes, and what was predicted for it: scores (n,), NaN where unknown."""
+    """A batch with what is known of its outcomes."""
 
     batch: Batch
     joined: Joined
-    scores: npt.NDArray[np.float64]
-    versions: tuple[str, ...]
-    """Model version of each prediction; empty where unknown."""
+
+    @property
+    def digest(self) -> str:
+        """Names the encounters and their outcomes."""
+        outcomes = self.joined.outcomes.astype("<f8").tobytes()
+        return hashlib.sha256(self.batch.digest.encode() + outcomes).hexdigest()
 
 
 class Batches:
-    """The batches of the settings' stream. `champion` names the dataset that stands in for them."""
+    """The batches of the settings' stream."""
 
-    def __init__(self, settings: Settings, champion: ModelVersion | None = None, now: datetime | None = None) -> None:
-        self.storage: Storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    def __init__(self, settings: Settings) -> None:
+        self.arrivals = Arrivals(settings)
+        self.storage: Storage = self.arrivals.storage
         self.stream = settings.stream
         self._follow_up_days = settings.follow_up_days
-        self._now = now or datetime.now(UTC)
-        self._champion = champion
-        self._replay = settings.replay
+        self._derive = settings.derive_outcomes
+        self._now = settings.now
+        self._zone = ZoneInfo(settings.time_zone)
 
-    # Arrivals
-
-    @cached_property
-    def have_arrived(self) -> bool:
-        """Whether batches were delivered: else those of the champion's dataset stand in, if they may."""
-        return bool(self.storage.keys(keys.delivered(self.stream)))
-
-    @property
-    def silence(self) -> str:
-        """That nothing was delivered, where nothing may stand in for it; else empty."""
-        if self.have_arrived or self._replay:
-            return ""
-        return f"no encounters were delivered to {self.storage.uri(keys.delivered(self.stream))}"
-
-    @cached_property
-    def _folder(self) -> str:
-        if self.have_arrived or not self._replay or self._champion is None:
-            return keys.delivered(self.stream)
-        return keys.dataset(self._champion.tags.get(Tag.DATASET_DIGEST, "none"), BATCHES)
-
-    @cached_property
-    def series(self) -> str:
-        """What the batches are: `delivered`, or the digest of those that stand in; empty where that is not known."""
-        if self.have_arrived:
-            return DELIVERED
-        return origin_of(self.storage, self._champion).future if self._champion else ""
-
-    def numbers(self) -> list[int]:
-        """Numbers of the batches that are there, in order."""
-        return _numbers(self.storage.keys(self._folder))
-
-    @cached_property
-    def handled(self) -> frozenset[int]:
-        """Numbers of the batches that were judged: without those that were passed over."""
-        return frozenset(one.batch for one in self.decisions()) - self.passed
-
-    @cached_property
-    def passed(self) -> frozenset[int]:
-        """Numbers of the batches that were not judged: the quarantined ones and the repetitions."""
-        return frozenset(one.batch for one in self.decisions() if one.quarantined or one.repeats)
-
-    def waiting(self) -> list[int]:
-        """Those that were not handled yet."""
-        done = {one.batch for one in self.settled()}
-        return [number for number in self.numbers() if number not in done]
-
-    def deliver(self, number: int, frame: pd.DataFrame, ids: Sequence[str]) -> None:
-        """Store a batch that the endpoint has scored: cohort frame (n, columns) without outcomes, and ids (n,)."""
-        self.storage.write(
-            keys.batch(keys.delivered(self.stream), number), part_bytes(frame.assign(**{PREDICTION_ID: ids}))
-        )
-
-    def delivered(self, number: int) -> bool:
-        """Whether the batch is there."""
-        return self.storage.exists(keys.batch(keys.delivered(self.stream), number))
+    def numbers(self) -> range:
+        """Numbers of the closed batches."""
+        return range(self.arrivals.state().windows.number)
 
     def batch(self, number: int) -> Batch:
-        """A batch by its number, not checked against the contract.
+        """A batch by its number. Raises StateError when it is not there."""
+        window = self.arrivals.window(number)
+        frame = exclude_not_readmittable(self.arrivals.rows(window.rows))
+        inputs = frame[_COHORT]
+        return Batch(
+            number=number,
+            digest=rows_digest(inputs),
+            frame=inputs,
+            ids=tuple(frame[PREDICTION_ID]),
+            times=self._times(frame),
+            scores=frame[PROBABILITY].to_numpy(dtype=np.float64),
+            versions=tuple(frame[VERSION]),
+            window=window,
+        )
 
-        Raises StateError when it is not there; DataError, of a batch that is a file of something else, with
-        the digest of the file in its problem.
-        """
-        key = keys.batch(self._folder, number)
-        if not self.storage.exists(key):
-            numbers = self.numbers()
-            if not numbers:
-                raise StateError(f"{self.storage.uri(self._folder)} has no batches", "deliver one: docs/monitoring.md")
-            raise StateError(f"there is no batch {number}", f"batches are numbered {numbers[0]} to {numbers[-1]}")
-        frame = self._parquet(key)
-        ids = tuple(frame.pop(PREDICTION_ID)) if PREDICTION_ID in frame else ()
-        inputs = frame.drop(columns=[TARGET], errors="ignore")
-        return Batch(number, rows_digest(inputs), frame, ids)
+    def _times(self, frame: pd.DataFrame) -> tuple[datetime, ...]:
+        days = {day: start_of(day, self._zone) for day in frame[DATE].unique() if day != MISSING}
+        received = (datetime.fromisoformat(one) for one in frame[TIME])
+        return tuple(days.get(day) or time for day, time in zip(frame[DATE], received, strict=True))
 
-    def file_digest(self, number: int) -> str:
-        """SHA-256 of the bytes of a batch that cannot be read."""
-        return hashlib.sha256(self.storage.read(keys.batch(self._folder, number))).hexdigest()
-
-    def _parquet(self, key: str) -> pd.DataFrame:
-        try:
-            return read_frame(self.storage, key)
-        except DataError:
-            raise DataError(
-                f"{self.storage.uri(key)} is not a readable Parquet file", "deliver the batch again"
-            ) from None
-
-    # Predictions and outcomes
+    # Outcomes
 
     def labelled(self, batch: Batch) -> Labelled:
-        """What was predicted for the batch and is known of its outcomes by now."""
-        size = len(batch.frame)
-        if not batch.ids:
-            known = target(batch.frame).astype(np.float64) if TARGET in batch.frame else np.full(size, np.nan)
-            unknown = int(np.isnan(known).sum())
-            return Labelled(batch, Joined(known, 0, 0, unknown), np.full(size, np.nan), ("",) * size)
-        found = self.predictions(batch)
-        times = [datetime.fromisoformat(found[one]["time"]) if one in found else None for one in batch.ids]
-        joined = join(times, batch.ids, self.outcomes, now=self._now, follow_up_days=self._follow_up_days)
-        scores = np.array([found[one]["probability"] if one in found else np.nan for one in batch.ids])
-        versions = tuple(str(found[one]["model_version"]) if one in found else "" for one in batch.ids)
-        return Labelled(batch, joined, scores, versions)
+        """What is known of a batch's outcomes by now."""
+        return Labelled(batch, self._joined(batch.window, batch.ids, batch.times))
+
+    def outcomes(self, number: int) -> Joined:
+        """The same by number, without reading the encounters."""
+        window = self.arrivals.window(number)
+        identity = exclude_not_readmittable(self.arrivals.rows(window.rows, [*IDENTITY, TIME, DISCHARGE]))
+        return self._joined(window, tuple(identity[PREDICTION_ID]), self._times(identity))
+
+    def _joined(self, window: Window, ids: Sequence[str], times: Sequence[datetime]) -> Joined:
+        known: Mapping[str, int] = outcomes_of(self.storage, self.stream, window.number)
+        if self._derive:
+            known = {**self._derived(window), **known}
+        return join(times, ids, known, now=self._now, follow_up_days=self._follow_up_days)
+
+    def _derived(self, window: Window) -> dict[str, int]:
+        """Outcomes that follow from who came again, by prediction id; what was delivered goes before them."""
+        identity = self.arrivals.rows(window.rows, IDENTITY)
+        days = [day for day in identity[DATE] if day != MISSING]
+        if not days:
+            return {}
+        first, last = (date.fromisoformat(day) for day in (min(days), max(days)))
+        span = (last - first).days + int(np.ceil(self._follow_up_days))
+        later = [self._day((first + timedelta(days=ahead)).isoformat()) for ahead in range(span + 1)]
+        return derived(identity, pd.concat(later, ignore_index=True), self._follow_up_days)
+
+    def _day(self, day: str) -> pd.DataFrame:
+        folder = keys.arrivals(self.stream, f"{day}/")
+        frames = [read_frame(self.storage, key, [PATIENT, DATE]) for key in self.storage.keys(folder)]
+        return pd.concat([pd.DataFrame(columns=[PATIENT, DATE], dtype="str"), *frames], ignore_index=True)
+
+    def lapses(self, number: int) -> bool:
+        """Whether the outcomes of a batch need not be waited for any more."""
+        end = start_of(self.arrivals.window(number).end, self._zone)
+        return self._now >= end + timedelta(days=self._follow_up_days + LAPSE_DAYS)
 
     def with_outcomes(self, number: int) -> pd.DataFrame:
-        """The encounters of a batch whose outcomes are known by now, with them: cohort frame (n, columns)."""
+        """What may be learned from a batch: encounters of known patients and outcomes, cohort frame (n, columns)."""
         labelled = self.labelled(self.batch(number))
-        known = np.isfinite(labelled.joined.outcomes)
-        outcomes = np.where(labelled.joined.outcomes[known] > 0, POSITIVE, NEGATIVE)
-        frame = labelled.batch.frame[known].assign(**{TARGET: outcomes})
-        return frame[[column.name for column in COLUMNS]].astype(str).reset_index(drop=True)
+        frame, outcomes = labelled.batch.frame, labelled.joined.outcomes
+        known = np.isfinite(outcomes) & (frame[PATIENT] != MISSING).to_numpy()
+        readmitted = np.where(outcomes[known] > 0, POSITIVE, NEGATIVE)
+        frame = frame[known].assign(**{TARGET: readmitted})
+        return frame[[column.name for column in COLUMNS]].astype("str").reset_index(drop=True)
 
-    def predictions(self, batch: Batch) -> dict[str, dict[str, Any]]:
-        """Time, model version and probability of the batch's predictions, by id, as far as the log was shipped."""
-        kept = keys.record(self.stream, keys.PREDICTED, batch.key)
-        wanted = set(batch.ids)
-        if self.storage.exists(kept):
-            stored: dict[str, dict[str, Any]] = json.loads(self.storage.read(kept))
-            if wanted <= stored.keys():
-                return stored
-        found: dict[str, dict[str, Any]] = {}
-        for key in reversed(self.storage.keys(keys.PREDICTIONS)):  # names begin with the time: the newest first
-            if not key.endswith(".jsonl"):
-                continue
-            for line in self.storage.read(key).splitlines():
-                entry = json.loads(line)
-                prediction_id = entry.get("prediction_id")  # services of an earlier version gave it another name
-                if prediction_id in wanted:
-                    found[prediction_id] = {
-                        "time": entry["time"],
-                        "model_version": entry["model_version"],
-                        "probability": entry["probability_score"],
-                    }
-            if len(found) == len(wanted):
-                # Once complete, no older part of the log has to be read for this batch again.
-                self.storage.write(kept, json.dumps(found).encode())
-                break
-        return found
-
-    @cached_property
-    def outcomes(self) -> dict[str, int]:
-        """All outcomes that were delivered, by prediction id; of two for the same id, the later file's.
-
-        A file that cannot be read is left out and named in the log and in `damaged`.
-        """
-        found: dict[str, int] = {}
-        for key in self.storage.keys(keys.OUTCOMES):
-            try:
-                found |= read_outcomes(self.storage.read(key), self.storage.uri(key))
-            except DataError as error:
-                log.warning("left out: %s", error.problem)
-                self.damaged.append(error.problem)
-        return found
-
-    @cached_property
-    def damaged(self) -> list[str]:
-        """Outcome files that were left out, and why."""
-        return []
+    def learnable(self, before: int) -> list[int]:
+        """Numbers of the batches before one whose outcomes have matured; those of a look that has not ended, too."""
+        progress = self.progress()
+        if progress.pending and (decision := self.decision(progress.pending)):
+            progress = progress.after(decision, progress.policy)
+        gone = {*progress.waiting, *progress.lapsed}
+        return [number for number in range(min(before, progress.settled)) if number not in gone]
 
     # Records
 
+    def progress(self) -> Progress:
+        """How far monitoring has come. Raises StateError when it cannot be read."""
+        key = keys.progress(self.stream)
+        if not self.storage.exists(key):
+            return Progress()
+        return _read(PROGRESS, self.storage, key)
+
     def decision(self, batch_key: str) -> BatchDecision | None:
         """What was decided about a batch, None before. Raises StateError for a record that cannot be read."""
-        return next(iter(self._records(DECISION, keys.record(self.stream, keys.DECISIONS, batch_key))), None)
+        return self._record(DECISION, keys.DECISIONS, batch_key)
 
     def decide(self, record: BatchDecision) -> None:
-        """Store what was found and decided, whole, before it is acted on."""
+        """Store what was found and decided, whole, before it is acted on: the next look is this one until it ends."""
         self.storage.write(keys.record(self.stream, keys.DECISIONS, record.key), record.to_json())
+        self._write_progress(replace(self.progress(), pending=record.key))
 
     def decisions(self) -> list[BatchDecision]:
-        """All decisions about these batches, by number of the batch. Raises StateError as `decision` does."""
-        return self._records(DECISION, *self.storage.keys(keys.records(self.stream, keys.DECISIONS)))
+        """All looks at these batches, by number of the batch. Raises StateError as `decision` does."""
+        return self._records(DECISION, keys.DECISIONS)
 
     def settled(self) -> list[SettledBatch]:
-        """How each handled batch ended, by number of the batch. Raises StateError as `decision` does."""
-        return self._records(SETTLED, *self.storage.keys(keys.records(self.stream, keys.SETTLED)))
+        """How each look ended, by number of the batch. Raises StateError as `decision` does."""
+        return self._records(SETTLED, keys.SETTLED)
 
     def settlement(self, batch_key: str) -> SettledBatch | None:
-        """How a batch ended, None before. Raises StateError as `decision` does."""
-        return next(iter(self._records(SETTLED, keys.record(self.stream, keys.SETTLED, batch_key))), None)
+        """How a look ended, None before. Raises StateError as `decision` does."""
+        return self._record(SETTLED, keys.SETTLED, batch_key)
 
-    def settle(self, record: SettledBatch, policy: PolicyState) -> None:
-        """Store how a batch ended. The policy's state comes first: a repeat makes the same of the decision."""
-        self.storage.write(keys.policy(self.stream), json.dumps({**asdict(policy), "series": record.series}).encode())
+    def settle(self, record: SettledBatch, progress: Progress) -> None:
+        """Store how a look ended; the progress comes last, and it alone says that it did."""
         self.storage.write(keys.record(self.stream, keys.SETTLED, record.key), record.to_json())
+        self._write_progress(progress)
 
-    def policy_state(self, series: str) -> PolicyState:
-        """What the policy remembers of a series of batches."""
-        key = keys.policy(self.stream)
-        record = json.loads(self.storage.read(key)) if self.storage.exists(key) else {}
-        return PolicyState(**record) if _same(record.pop("series", ""), series) else PolicyState()
+    def _write_progress(self, progress: Progress) -> None:
+        self.storage.write(keys.progress(self.stream), PROGRESS.dump_json(progress, indent=1))
 
     def report_key(self, batch_key: str, name: str) -> str:
         """Key of a file of the batch's report."""
         return keys.report(self.stream, batch_key, name)
 
-    def _records(self, kind: TypeAdapter[_Record], *names: str) -> list[_Record]:
-        """Those of the records that are there and about these batches, by number of the batch."""
-        found = []
-        for key in names:
-            if self.storage.exists(key):
-                try:
-                    found.append(kind.validate_python(json.loads(self.storage.read(key))))
-                except ValueError as error:
-                    raise StateError(
-                        f"{self.storage.uri(key)} cannot be read as a record of a batch: {error}",
-                        "restore it from a backup, or begin a stream of another name: HEALTH_PREDICT_STREAM",
-                    ) from None
-        return sorted((one for one in found if _same(one.series, self.series)), key=lambda one: one.batch)
+    def _record(self, kind: TypeAdapter[_Record], name: str, batch_key: str) -> _Record | None:
+        key = keys.record(self.stream, name, batch_key)
+        return _read(kind, self.storage, key) if self.storage.exists(key) else None
+
+    def _records(self, kind: TypeAdapter[_Record], name: str) -> list[_Record]:
+        found = [_read(kind, self.storage, key) for key in self.storage.keys(keys.records(self.stream, name))]
+        return sorted(found, key=lambda one: one.batch)
+
+
+_Read = TypeVar("_Read")
+
+
+def _read(kind: TypeAdapter[_Read], storage: Storage, key: str) -> _Read:
+    try:
+        return kind.validate_python(json.loads(storage.read(key)))
+    except ValueError as error:
+        raise StateError(
+            f"{storage.uri(key)} cannot be read as a record of a batch: {error}",
+            "restore it from a backup, or begin a stream of another name: HEALTH_PREDICT_STREAM",
+        ) from None
 
 
 def trained_through(storage: Storage, version: ModelVersion) -> int:
@@ -297,12 +253,3 @@ def trained_through(storage: Storage, version: ModelVersion) -> int:
         return int(version.tags[Tag.LABELLED_BATCHES])
     manifest = origin_of(storage, version).manifest
     return int(manifest["parameters"]["labelled_batches"]) if manifest else 0
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two series are the same; one that is not known counts as such."""
-    return one == other or not (one and other)
-
-
-def _numbers(keys: Sequence[str]) -> list[int]:
-    return sorted(int(found[1]) for key in keys if (found := _NUMBER.search(key)))

@@ -1,4 +1,7 @@
-"""What monitoring keeps of a batch: what was decided about it, and how it ended."""
+"""What monitoring keeps of a batch: what was decided about it, and how it ended; and how far it has come.
+
+A batch is looked at twice: when it is closed, by its inputs, and when its outcomes have matured.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,22 @@ from health_predict.core.monitoring.input_drift import InputFindings
 from health_predict.core.monitoring.performance import LabelledWindow
 from health_predict.core.monitoring.policy import Action, PolicyState, Settlement
 
-FORMAT = 2  # of what is kept of a reference and of a labelled window: it changes with their fields
+KEPT_WINDOWS = 32  # evidence about a version rests on the newest; a year of weeks adds nothing to it
+FORMAT = 3  # of what is kept of a reference and of a labelled window: it changes with their fields
 
 
 def batch_key(number: int, digest: str) -> str:
     """How the records of a batch are named, by its number and the digest of its encounters."""
-    return f"{number:02d}-{digest[:12]}"
+    return f"{number:04d}-{digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """What both records of a batch say; `series` is what it is one of (`Batches.series`)."""
+    """What both records of a look at a batch say. `batch_digest` is of its encounters or, when its outcomes are looked
+    at, of these too."""
 
     batch: int
     batch_digest: str
-    series: str = ""
     verdict: Verdict = Verdict.STEADY
     action: Action = Action.NONE
     labelled_batches: int = 0  # how many batches a retraining may use
@@ -40,28 +44,33 @@ class BatchRecord:
 
     def to_json(self) -> bytes:
         """As it is stored. What was not asked is left out."""
-        stored = {name: value for name, value in asdict(self).items() if value is not None or name == "window"}
-        return json.dumps(stored, indent=1).encode()
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None}, indent=1).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptWindow:
+    """What is kept of the outcomes of a batch, by which a version was judged."""
+
+    batch: int
+    model_version: str
+    window: LabelledWindow
+    format: int = FORMAT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchDecision(BatchRecord):
-    """What was found about a batch and decided, before anything is done about it.
-
-    The fields from `findings` on are None where it was not judged; nothing but its number, digest and reasons is known
-    of a batch that is `quarantined` or `repeats` another one, whose number that is.
-    """
+    """What was found about a batch and decided, before anything is done about it."""
 
     model_version: str
     dataset_digest: str
-    quarantined: bool = False
-    repeats: str | None = None
+    outcomes_alone: bool = False  # its inputs were judged before
     reasons: tuple[str, ...] = ()  # sentences
     alarms: tuple[Alarm, ...] = ()
     waiting: Mapping[int, str] = field(default_factory=dict)  # what the outcomes of other batches wait for
-    matured: tuple[int, ...] = ()  # batches whose outcomes are known
+    matured: tuple[int, ...] = ()  # batches whose outcomes are known since the last look
+    lapsed: tuple[int, ...] = ()  # batches whose outcomes are not waited for any more
     metrics: Mapping[str, float] = field(default_factory=dict)
-    window: Mapping[str, Any] | None = None  # of the outcomes that it was judged by (`kept_window`)
+    windows: tuple[KeptWindow, ...] = ()  # of the outcomes that were new to it; it was judged by the last
     findings: Mapping[str, Any] | None = None  # `DriftFindings.to_json`
     evidently: Mapping[str, float] | None = None
     state: PolicyState | None = None  # of the policy, before the decision
@@ -69,16 +78,7 @@ class BatchDecision(BatchRecord):
     @property
     def judged(self) -> int | None:
         """The batch whose outcomes the verdict rests on, None where none were known."""
-        return int(self.window["batch"]) if self.window else None
-
-    @property
-    def labelled_window(self) -> LabelledWindow | None:
-        """What is kept of these outcomes; None where there were none, or another format kept them."""
-        values = dict(self.window or {})
-        if values.pop("format", None) != FORMAT:
-            return None
-        values.pop("batch")
-        return LabelledWindow(**values)
+        return self.windows[-1].batch if self.windows else None
 
     def inputs(self, against: Literal["training", "before"]) -> InputFindings:
         """The inputs against the training data or the batch before, which the first one has not; unjudged: nothing."""
@@ -96,10 +96,33 @@ class SettledBatch(BatchRecord):
     version_after: str
 
 
-DECISION, SETTLED = TypeAdapter(BatchDecision), TypeAdapter(SettledBatch)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far monitoring has come with a stream: all that the next look needs of the ones before."""
+
+    settled: int = 0  # batches whose inputs were judged: all before this number
+    waiting: tuple[int, ...] = ()  # of these, those whose outcomes have not matured
+    lapsed: tuple[int, ...] = ()  # of these, those whose outcomes never did
+    windows: tuple[KeptWindow, ...] = ()  # of the newest outcomes, oldest first
+    policy: PolicyState = field(default_factory=PolicyState)
+    last: str = ""  # key of the last look's records
+    pending: str = ""  # of a look that was decided and has not ended
+
+    def after(self, decision: BatchDecision, policy: PolicyState) -> Progress:
+        """Once a look has ended. The same look once more changes nothing."""
+        gone = {*decision.matured, *decision.lapsed}
+        new = () if decision.outcomes_alone or decision.batch < self.settled else (decision.batch,)
+        judged = {one.batch for one in decision.windows}
+        kept = (*(one for one in self.windows if one.batch not in judged), *decision.windows)
+        return Progress(
+            settled=max(self.settled, decision.batch + 1),
+            waiting=tuple(number for number in (*self.waiting, *new) if number not in gone),
+            lapsed=tuple(sorted({*self.lapsed, *decision.lapsed})),
+            windows=kept[-KEPT_WINDOWS:],
+            policy=policy,
+            last=decision.key,
+        )
+
+
+DECISION, SETTLED, PROGRESS = TypeAdapter(BatchDecision), TypeAdapter(SettledBatch), TypeAdapter(Progress)
 _INPUTS = TypeAdapter(InputFindings)
-
-
-def kept_window(batch: int, window: LabelledWindow) -> dict[str, Any]:
-    """What is kept of the outcomes of a batch."""
-    return {"format": FORMAT, "batch": batch, **asdict(window)}

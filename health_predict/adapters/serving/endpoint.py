@@ -39,16 +39,18 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def predict(self, encounters: Sequence[dict[str, Any]], portion: int) -> Iterator[list[dict[str, Any]]]:
-        """Answers in order, `portion` encounters at a time.
+    def predict(
+        self, encounters: Sequence[dict[str, Any]], portion: int, *, log: bool = True
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Answers in order, `portion` encounters at a time; with `log` they come into the prediction log.
 
         Raises DataError when the service refuses an encounter, UnreachableError when it does not answer.
         """
         for start in range(0, len(encounters), portion):
-            yield self._batch(encounters[start : start + portion], start)
+            yield self._batch(encounters[start : start + portion], start, log)
 
-    def _batch(self, encounters: Sequence[dict[str, Any]], start: int) -> list[dict[str, Any]]:
-        status, body = self._post("/predict/batch", json.dumps(encounters).encode())
+    def _batch(self, encounters: Sequence[dict[str, Any]], start: int, log: bool) -> list[dict[str, Any]]:
+        status, body = self._post(f"/predict/batch{'' if log else '?log=false'}", json.dumps(encounters).encode())
         if status == http.HTTPStatus.UNPROCESSABLE_ENTITY:
             found = json.loads(body)["detail"]
             shown = "; ".join(f"encounter {_place(item['loc'], start)}: {item['msg']}" for item in found[:SHOWN])

@@ -19,6 +19,7 @@ import pandas as pd
 from health_predict.core.data.columns import (
     BY_NAME,
     COLUMNS,
+    DISCHARGE,
     ENCOUNTER,
     FEATURES,
     MISSING,
@@ -26,6 +27,7 @@ from health_predict.core.data.columns import (
     POSITIVE,
     TARGET,
     WORDS_FOR_MISSING,
+    Column,
     Kind,
 )
 from health_predict.core.data.csv_file import read_table
@@ -172,25 +174,25 @@ def check(frame: pd.DataFrame, *, labelled: bool = True, name: str = "the data")
         )
 
 
-def as_requests(frame: pd.DataFrame) -> list[dict[str, str | int | None]]:
-    """The encounters of a valid cohort frame as bodies of `POST /predict`: counts as numbers, `?` as None."""
+def as_requests(frame: pd.DataFrame, columns: Sequence[Column] = FEATURES) -> list[dict[str, str | int | None]]:
+    """Some columns of a valid cohort frame as bodies of `POST /predict`: counts as numbers, `?` as None."""
     return [
         {
             column.name: int(value) if column.kind is Kind.COUNT else None if value == MISSING else value
-            for column, value in zip(FEATURES, row, strict=True)
+            for column, value in zip(columns, row, strict=True)
         }
-        for row in frame[[column.name for column in FEATURES]].itertuples(index=False, name=None)
+        for row in frame[[column.name for column in columns]].itertuples(index=False, name=None)
     ]
 
 
 def exclude_not_readmittable(frame: pd.DataFrame) -> pd.DataFrame:
     """The encounters whose patient can come back: without those who died or went to hospice. Index from 0."""
-    return frame[~frame["discharge_disposition_id"].isin(NOT_READMITTABLE)].reset_index(drop=True)
+    return frame[~frame[DISCHARGE].isin(NOT_READMITTABLE)].reset_index(drop=True)
 
 
 def exclusions(frame: pd.DataFrame) -> Mapping[str, int]:
     """How many encounters `exclude_not_readmittable` removes, by discharge code, in the order of the codes."""
-    counts = frame["discharge_disposition_id"].value_counts()
+    counts = frame[DISCHARGE].value_counts()
     return {code: int(counts[code]) for code in NOT_READMITTABLE if code in counts.index}
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from enum import StrEnum
 
 MISSING = "?"
@@ -20,7 +21,10 @@ POSITIVE = "<30"
 NEGATIVE = "NO"  # of somebody of whom no more is known than that he did not come back within 30 days
 PATIENT = "patient_nbr"
 ENCOUNTER = "encounter_id"
+DATE = "discharge_date"
+DISCHARGE = "discharge_disposition_id"
 
+MAXIMUM_NUMBER = 10**18 - 1  # of an identifier: fits 64 bits
 MAXIMUM_CODE = 999  # of `admission_type_id` and its like
 MAXIMUM_TEXT = 100  # characters of a level that is free
 # What is written for a missing value by mistake, in any case: `str(None)`, pandas, R, SQL.
@@ -35,6 +39,7 @@ class Kind(StrEnum):
     LEVEL = "level"  # one of `levels` and nothing else
     OPEN_LEVEL = "open level"  # usually one of `levels`; a new one is scored and counted
     ICD9 = "icd9"  # a diagnosis code
+    DATE = "date"  # a day, which orders encounters; never a feature
     OUTCOME = "outcome"  # the label
 
 
@@ -43,6 +48,7 @@ class Kind(StrEnum):
 _PATTERNS = {
     Kind.IDENTIFIER: "[1-9][0-9]{0,17}",  # fits 64 bits
     Kind.COUNT: "0|[1-9][0-9]{0,8}",
+    Kind.DATE: "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
     # Numbers may lack leading zeros. E and V codes have the digits and the range of ICD-9-CM, so that ICD-10's E11.9,
     # which is diabetes, is not taken for an injury. Source: ICD-9-CM, E800-E999 and V01-V91.
     Kind.ICD9: r"[0-9]{1,3}(\.[0-9]{1,2})?|E[89][0-9]{2}(\.[0-9])?|V(0[1-9]|[1-8][0-9]|9[01])(\.[0-9]{1,2})?",
@@ -66,7 +72,7 @@ class Column:
     @property
     def is_feature(self) -> bool:
         """Whether a prediction may use it."""
-        return self.kind not in (Kind.IDENTIFIER, Kind.OUTCOME)
+        return self.kind not in (Kind.IDENTIFIER, Kind.DATE, Kind.OUTCOME)
 
     @property
     def is_code(self) -> bool:
@@ -78,6 +84,8 @@ class Column:
         """What a cell may hold unless it is missing, in words."""
         if self.kind is Kind.IDENTIFIER:
             return "a positive whole number of at most 18 digits"
+        if self.kind is Kind.DATE:
+            return "a day as YYYY-MM-DD"
         if self.kind is Kind.COUNT:
             return f"a whole number from {self.minimum} to {self.maximum}"
         if self.kind in (Kind.LEVEL, Kind.OUTCOME):
@@ -110,9 +118,19 @@ class Column:
             return False
         if self.kind is Kind.COUNT:
             return self.minimum <= int(text) <= self.maximum
+        if self.kind is Kind.DATE:
+            return _is_day(text)
         if self.kind is Kind.OPEN_LEVEL and not self.is_code:
             return len(text) <= MAXIMUM_TEXT and text.lower() not in WORDS_FOR_MISSING
         return True
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _id_levels(*codes: int) -> tuple[str, ...]:
@@ -177,7 +195,7 @@ COLUMNS: tuple[Column, ...] = (
         _id_levels(*range(1, 9)),
     ),
     Column(
-        "discharge_disposition_id",
+        DISCHARGE,
         Kind.OPEN_LEVEL,
         "Where the patient went: 1 home, 3 skilled nursing, 6 home with service, 18 unknown, and others",
         _id_levels(*range(1, 31)),
@@ -221,6 +239,12 @@ COLUMNS: tuple[Column, ...] = (
 )
 BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
 FEATURES: tuple[Column, ...] = tuple(column for column in COLUMNS if column.is_feature)
+# What an arrival may say of itself beside its features: who it is about, and when. The published file has no dates.
+IDENTIFIERS: tuple[Column, ...] = (
+    replace(BY_NAME[ENCOUNTER], nullable=True),
+    replace(BY_NAME[PATIENT], nullable=True),
+    Column(DATE, Kind.DATE, "Day of discharge", nullable=True),
+)
 
 # A made-up encounter as a request's body, for documentation and first tries.
 EXAMPLE: dict[str, str | int | None] = {

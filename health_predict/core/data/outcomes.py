@@ -1,4 +1,4 @@
-"""Outcomes that arrive later: joined to the predictions by prediction id, and only when they can be known.
+"""Outcomes that arrive later: joined to the arrivals that they belong to, and only when they can be known.
 
 Whether a patient came back within 30 days is known 30 days after discharge at the earliest, and for the readmitted
 sooner than for the others. Scoring whatever is there would count the readmitted first; so a prediction counts only
@@ -8,17 +8,20 @@ once it is older than the follow-up window.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
 from health_predict.errors import DataError
 
 PREDICTION_ID, READMITTED = "prediction_id", "readmitted"
+# What an outcome may name its encounter by: our id, or the hospital's own.
+KEYS: tuple[tuple[str, ...], ...] = ((PREDICTION_ID,), (ENCOUNTER,), (PATIENT, DATE))
 MATURED_SHARE = 0.9  # of a batch's outcomes; some patients are lost to follow-up for ever
 
 
@@ -27,8 +30,6 @@ class Joined:
     """Outcomes (n,) of a batch, 1, 0, or NaN where there is none yet, and what the others wait for."""
 
     outcomes: npt.NDArray[np.float64]
-    not_logged: int
-    """Predictions that the shipped log does not hold (yet)."""
     in_follow_up: int
     without_outcome: int
     """Old enough, but no outcome file names them."""
@@ -44,49 +45,91 @@ class Joined:
         parts = (
             (self.in_follow_up, "within the follow-up window"),
             (self.without_outcome, "without an outcome"),
-            (self.not_logged, "not in the shipped prediction log"),
         )
         return ", ".join(f"{count:,} {what}" for count, what in parts if count)
 
 
-def read_outcomes(data: bytes, name: str) -> dict[str, int]:
-    """A CSV file with the columns `prediction_id` and `readmitted` (1 or 0): outcome by id.
+Values = tuple[str, ...]  # of one of `KEYS`
+Outcomes = Mapping[tuple[str, ...], Mapping[Values, int]]
+"""Outcomes, 1 or 0, by key and by its values."""
+
+
+def merged(outcomes: Outcomes, later: Outcomes) -> Outcomes:
+    """Both; the later ones where both have some."""
+    return {key: {**outcomes.get(key, {}), **later.get(key, {})} for key in KEYS if key in outcomes or key in later}
+
+
+def matched(outcomes: Outcomes, identity: pd.DataFrame) -> tuple[dict[str, int], Outcomes]:
+    """Those of some arrivals by prediction id, and the others. `identity`: text (n, prediction id and `KEYS`)."""
+    found: dict[str, int] = {}
+    left: dict[tuple[str, ...], Mapping[Values, int]] = {}
+    for key, known in outcomes.items():
+        here = dict(zip(zip(*(identity[name] for name in key), strict=True), identity[PREDICTION_ID], strict=True))
+        both = {values for values in known.keys() & here.keys() if MISSING not in values}
+        found |= {here[values]: known[values] for values in both}
+        if others := {values: outcome for values, outcome in known.items() if values not in both}:
+            left[key] = others
+    return found, left
+
+
+def read_outcomes(data: bytes, name: str) -> Outcomes:
+    """A CSV file with the column `readmitted` (1 or 0) and those of one of `KEYS`.
 
     Raises DataError that names the first wrong line; header is line 1.
     """
+    remedy = f"write one of {'; '.join(','.join((*key, READMITTED)) for key in KEYS)}"
     try:
         frame = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own are ValueErrors
-        raise DataError(f"{name} is no CSV file: {error}", "write prediction_id,readmitted") from None
-    if list(frame.columns) != [PREDICTION_ID, READMITTED]:
-        raise DataError(f"{name} has the columns {', '.join(frame.columns)}", f"write {PREDICTION_ID},{READMITTED}")
-    wrong = np.flatnonzero(~frame[READMITTED].isin(("0", "1")) | (frame[PREDICTION_ID] == ""))
+        raise DataError(f"{name} is no CSV file: {error}", remedy) from None
+    key = next((key for key in KEYS if {*frame.columns} == {*key, READMITTED}), None)
+    if key is None:
+        raise DataError(f"{name} has the columns {', '.join(map(str, frame.columns))[:200]}", remedy)
+    wrong = np.flatnonzero(~frame[READMITTED].isin(("0", "1")) | (frame[list(key)] == "").any(axis=1))
     if len(wrong):
-        row = frame.iloc[wrong[0]]
-        raise DataError(f"{name}, line {wrong[0] + 2}: {row.to_list()} is no outcome", "write an id and 1 or 0")
-    return dict(zip(frame[PREDICTION_ID], frame[READMITTED].astype(int), strict=True))
+        raise DataError(f"{name}, line {wrong[0] + 2} is no outcome", "write an id and 1 or 0")
+    values = zip(*(frame[column] for column in key), strict=True)
+    return {key: dict(zip(values, frame[READMITTED].astype(int).tolist(), strict=True))}
 
 
-def write_outcomes(ids: Sequence[str], readmitted: npt.ArrayLike) -> bytes:
-    """The file that `read_outcomes` reads."""
-    frame = pd.DataFrame({PREDICTION_ID: list(ids), READMITTED: np.asarray(readmitted, dtype=np.int64)})
+def write_outcomes(key: str, values: Iterable[str], readmitted: npt.ArrayLike) -> bytes:
+    """The file that `read_outcomes` reads, by a key of one column."""
+    frame = pd.DataFrame({key: list(values), READMITTED: np.asarray(readmitted, dtype=np.int64)})
     return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 def join(
-    times: Sequence[datetime | None], ids: Sequence[str], known: dict[str, int], *, now: datetime, follow_up_days: float
+    times: Sequence[datetime], ids: Sequence[str], known: Mapping[str, int], *, now: datetime, follow_up_days: float
 ) -> Joined:
-    """Outcomes of predictions `ids`, made at `times` (None: not in the log), from the outcomes `known` at `now`."""
+    """Outcomes of the arrivals `ids` at `times`, from the outcomes `known` at `now`."""
     youngest = now - timedelta(days=follow_up_days)
     outcomes = np.full(len(ids), np.nan)
-    not_logged = in_follow_up = without = 0
+    in_follow_up = without = 0
     for at, (time, identifier) in enumerate(zip(times, ids, strict=True)):
-        if time is None:
-            not_logged += 1
-        elif time > youngest:
+        if time > youngest:
             in_follow_up += 1
         elif identifier not in known:
             without += 1
         else:
             outcomes[at] = known[identifier]
-    return Joined(outcomes, not_logged, in_follow_up, without)
+    return Joined(outcomes, in_follow_up, without)
+
+
+def derived(identity: pd.DataFrame, arrivals: pd.DataFrame, follow_up_days: float) -> dict[str, int]:
+    """Outcomes that follow from later arrivals: 1 for a patient who arrives again within the follow-up, else 0.
+
+    `identity`: text (n, prediction id, patient, date) of those asked about; `arrivals`: text (m, patient, date) of all
+    days from their first to the end of their follow-up. An arrival is later when its date is: a second one of the same
+    day is no readmission. Who has no patient or date gets no outcome.
+    """
+    dates: dict[str, list[date]] = {}
+    for patient, day in zip(arrivals[PATIENT], arrivals[DATE], strict=True):
+        if MISSING not in (patient, day):
+            dates.setdefault(patient, []).append(date.fromisoformat(day))
+    found = {}
+    for one, patient, day in zip(identity[PREDICTION_ID], identity[PATIENT], identity[DATE], strict=True):
+        if MISSING not in (patient, day):
+            begin = date.fromisoformat(day)
+            ahead = (other - begin for other in dates.get(patient, ()))
+            found[one] = int(any(timedelta(0) < distance <= timedelta(days=follow_up_days) for distance in ahead))
+    return found

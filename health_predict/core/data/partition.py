@@ -2,8 +2,8 @@
 
 Encounters are ordered by `encounter_id`. The first share is the initial data, the rest is cut into batches that
 play the future. Encounters that cannot be readmitted are left out everywhere. The initial data, and with it the
-batches whose labels are known by now, go to train, validation and test by a salted hash of the patient, so a
-patient stays in the same part however many batches join.
+arrivals whose outcomes are known by now, go to train, validation and test by a salted hash of the patient, so a
+patient stays in the same part however many arrivals join.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.data.cohort import exclude_not_readmittable, exclusions, target
-from health_predict.core.data.columns import ENCOUNTER, NOT_READMITTABLE, PATIENT
+from health_predict.core.data.columns import ENCOUNTER, MISSING, NOT_READMITTABLE, PATIENT
 from health_predict.errors import DataError
 
 FORMAT = 1  # changes when the same data and parameters give other parts
@@ -30,6 +30,7 @@ VALIDATION_SHARE = 0.15  # the test set takes what is left
 # Patients with, and patients without a readmission that a part must have. Those of training are parted into five folds;
 # of the others two give an AUC with an interval.
 LEAST_PATIENTS = {"train": 5, "validation": 2, "test": 2}
+_PORTION = 10_000  # rows
 ENOUGH_PATIENTS = 40  # of either kind before they are parted: 2 of 40 come into a part of 15 % in 99 cases of 100
 
 
@@ -71,7 +72,7 @@ class Partition:
     train: pd.DataFrame
     validation: pd.DataFrame
     test: pd.DataFrame
-    batches: tuple[pd.DataFrame, ...]  # in order of time; all of them, those with known labels too
+    batches: tuple[pd.DataFrame, ...]  # in order of time
     joined: pd.DataFrame  # the encounters with known labels that joined the initial ones
     initial_rows: int  # before the exclusion
     excluded: Mapping[str, int]  # encounters by discharge code, of all rows
@@ -101,16 +102,10 @@ def patient_share(salt: str, patient: str) -> float:
 def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None = None) -> Partition:
     """Cut a valid cohort frame into its parts.
 
-    `delivered` are the encounters of the labelled batches, in order of time, where they came from elsewhere than from
-    the future of this cohort. Raises DataError for more labelled batches than batches, and when a part has too few
-    patients of either outcome or a batch none; it says how many would do, or with which share of initial encounters.
+    `delivered` are the encounters of the labelled batches of arrivals, in order of time. Raises DataError when a part
+    has too few patients of either outcome or a batch none; it says how many would do, or with which share of initial
+    encounters.
     """
-    batches = parameters.future_batches
-    if delivered is None and not 0 <= parameters.labelled_batches <= batches:
-        raise DataError(
-            f"{parameters.labelled_batches} labelled batches of {batches} are not possible",
-            f"ask for 0 to {batches} of them",
-        )
     result = _cut(frame, parameters, delivered)
     if sum(result.excluded.values()) == len(frame):
         raise DataError(
@@ -130,9 +125,10 @@ def _cut(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | 
     ordered = frame.iloc[order].reset_index(drop=True)
     bounds = batch_bounds(len(ordered), parameters)
     cuts = tuple(exclude_not_readmittable(ordered.iloc[start:end]) for start, end in itertools.pairwise(bounds))
-    joined = ordered.iloc[bounds[0] : bounds[parameters.labelled_batches]] if delivered is None else delivered
+    joined = ordered.iloc[:0] if delivered is None else delivered
     labelled = pd.concat([ordered.iloc[: bounds[0]], joined], ignore_index=True)
-    labelled = labelled.drop_duplicates(ENCOUNTER, keep="last")  # what was delivered may be of the file too
+    # What was delivered may be of the file too; an arrival may have no number.
+    labelled = labelled[(labelled[ENCOUNTER] == MISSING) | ~labelled[ENCOUNTER].duplicated(keep="last")]
     labelled = exclude_not_readmittable(labelled.tail(parameters.window) if parameters.window else labelled)
     place = places(parameters.salt, labelled[PATIENT])
     train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
@@ -193,10 +189,12 @@ def rows_digest(frame: pd.DataFrame) -> str:
 
     It depends on nothing else: not on the library that holds the frame, nor on the file it came from.
     """
-    digest = hashlib.sha256()
-    for row in (tuple(frame.columns), *zip(*(frame[name].tolist() for name in frame.columns), strict=True)):
-        # Cells of a valid frame hold no control characters, so the separators are unambiguous.
-        digest.update(("\x1f".join(row) + "\x1e").encode())
+    digest = hashlib.sha256(("\x1f".join(frame.columns) + "\x1e").encode())
+    for start in range(0, len(frame), _PORTION):  # text as Python has it takes ten times the memory
+        portion = frame.iloc[start : start + _PORTION]
+        for row in zip(*(portion[name].tolist() for name in frame.columns), strict=True):
+            # Cells of a valid frame hold no control characters, so the separators are unambiguous.
+            digest.update(("\x1f".join(row) + "\x1e").encode())
     return digest.hexdigest()
 
 

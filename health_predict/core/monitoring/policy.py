@@ -31,7 +31,6 @@ class Settlement(StrEnum):
     DEPLOYED = "deployed"
     UNCHANGED = "unchanged"  # nothing was to be done, or no batch waited
     LOST = "lost"  # a gate, the champion or the rollout stood against the challenger: everything is as it was
-    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ def ids(frame: pd.DataFrame) -> list[int]:
     return frame["encounter_id"].astype("int64").tolist()
 
 
+def delivered(labelled: int, parameters: Parameters) -> pd.DataFrame:
+    """The first of the file's future batches, as if they had arrived with their outcomes."""
+    return pd.concat([FRAME.iloc[:0], *partition(FRAME, parameters).batches[:labelled]], ignore_index=True)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     share=st.floats(0.4, 0.9),  # fewer may leave a part without a readmission
@@ -50,12 +55,13 @@ def ids(frame: pd.DataFrame) -> list[int]:
 def test_no_patient_is_in_two_parts_and_no_encounter_is_lost(
     share: float, batches: int, salt: str, labelled: int, order: int
 ) -> None:
-    # given the rows in any order
+    # given the rows in any order, and the first batches of their future, arrived
     rows = list(range(len(FRAME)))
     random.Random(order).shuffle(rows)
     labelled = min(labelled, batches)
+    parameters = Parameters(share, batches, salt, labelled)
     # when
-    cut = partition(FRAME.iloc[rows].reset_index(drop=True), Parameters(share, batches, salt, labelled))
+    cut = partition(FRAME.iloc[rows].reset_index(drop=True), parameters, delivered(labelled, parameters))
     # then patients are in one split each
     patients = [set(part["patient_nbr"]) for part in splits(cut)]
     assert not patients[0] & patients[1] and not patients[0] & patients[2] and not patients[1] & patients[2]
@@ -92,7 +98,10 @@ def test_the_hash_of_a_patient_never_changes() -> None:
 
 
 def test_a_patient_stays_in_the_same_part_when_batches_join() -> None:
-    first, later = (partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=k)) for k in (0, 3))
+    # given the same data, with and without arrivals
+    first = partition(FRAME, PARAMETERS)
+    later = partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=3), delivered(3, PARAMETERS))
+    # then
     for before, after in zip(splits(first), splits(later), strict=True):
         assert set(ids(before)) < set(ids(after))
     assert [rows_digest(batch) for batch in first.batches] == [rows_digest(batch) for batch in later.batches]
@@ -126,10 +135,19 @@ def test_the_digest_of_rows_depends_on_text_alone() -> None:
     assert digests == {hashlib.sha256(b"a\x1fb\x1e1\x1fx\x1e?\x1fNone\x1e").hexdigest()}
 
 
-@pytest.mark.parametrize("labelled", [-1, 5])
-def test_impossible_numbers_of_labelled_batches_are_refused(labelled: int) -> None:
-    with pytest.raises(DataError, match="0 to 4"):
-        partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=labelled))
+def test_what_arrived_joins_once_and_as_it_is_known_by_now() -> None:
+    # given arrivals: one of the file's initial encounters with another outcome, two without a number, and a new one
+    initial = partition(FRAME, PARAMETERS).train
+    known = initial.head(1).assign(readmitted="<30" if initial["readmitted"][0] != "<30" else "NO")
+    new = FRAME.tail(3).assign(patient_nbr=["1", "2", "3"], encounter_id=["?", "?", "999999999"])
+    arrived = pd.concat([known, new], ignore_index=True)
+    # when
+    cut = partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=1), arrived)
+    # then each is there once, with the outcome that is known by now
+    everything = pd.concat(splits(cut))
+    assert len(everything) == sum(map(len, splits(partition(FRAME, PARAMETERS)))) + len(exclude_not_readmittable(new))
+    [outcome] = everything.loc[everything["encounter_id"] == known["encounter_id"][0], "readmitted"]
+    assert outcome == known["readmitted"][0]
 
 
 FEW = {
@@ -186,8 +204,9 @@ def test_a_trip_through_csv_changes_no_digest(tmp_path: Path) -> None:
 
 def test_a_window_keeps_the_newest_labelled_encounters(cohort: pd.DataFrame) -> None:
     # given the same labelled batches, with and without a window
-    whole = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2))
-    windowed = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2, window=800))
+    arrived = pd.concat(partition(cohort, Parameters(0.5, 4, "s")).batches[:2], ignore_index=True)
+    whole = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2), arrived)
+    windowed = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2, window=800), arrived)
     # then the newest encounters are left, each in the part where it was
     for name in ("train", "validation", "test"):
         part, newest = getattr(whole, name), getattr(windowed, name)

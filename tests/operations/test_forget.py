@@ -1,0 +1,70 @@
+"""A patient is removed from every copy, the others stay where they are, and what is gone is said."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from health_predict.adapters import keys
+from health_predict.adapters.data.arrivals import Arrivals
+from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.parts import read_frame
+from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tracking import Tracking
+from health_predict.core.data.cohort import exclude_not_readmittable, part_bytes
+from health_predict.core.data.columns import ENCOUNTER, PATIENT, TARGET
+from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.synthetic import synthesize
+from health_predict.operations.forget import forget
+from health_predict.settings import Settings
+from tests.feed import dated, logged
+
+DAY = datetime(2026, 1, 5, tzinfo=UTC)
+HIS = "987654321"
+
+
+def test_nothing_of_a_patient_is_left(settings: Settings, tracking: Tracking, champion: str) -> None:
+    # given a patient with encounters in a closed batch, at the door, in quarantine, and in a dataset
+    settings = settings.model_copy(update={"as_of": DAY + timedelta(days=7), "window": "week"})
+    storage, arrivals = open_storage(settings.storage), Arrivals(settings)
+    cohort = exclude_not_readmittable(synthesize(40, seed=5))
+    cohort.loc[[3, 12, 21, 33], PATIENT] = HIS
+    days = [(DAY + timedelta(days=at % 7)).date().isoformat() for at in range(10)]
+    logged(storage, "predictions-0", dated(cohort[:10], days), DAY + timedelta(days=7))
+    ids = cohort[ENCOUNTER][:10]
+    rows = "\n".join(["encounter_id,readmitted", *(f"{one},1" for one in ids)])
+    storage.write(keys.outcomes("live", "a"), rows.encode())
+    storage.write(keys.outcomes("live", "b"), f"patient_nbr,discharge_date,readmitted\n{HIS},2026-02-01,1\n".encode())
+    arrivals.collect()
+    before = Batches(settings).batch(0)
+    logged(storage, "predictions-1", cohort[10:15], DAY)
+    added = dated(cohort[20:25].drop(columns=TARGET), days[:5])
+    arrivals.add(added, "a file", lambda text: (np.zeros(len(text)), "1"))
+    line = {"features": {PATIENT: int(HIS), "age": "?"}, "prediction_id": "x"}
+    storage.write(keys.quarantine("live", "broken.jsonl"), json.dumps(line).encode() + b"\n{torn\n")
+    digest = "d" * 64
+    part = cohort[30:].reset_index(drop=True)
+    storage.write(keys.part(digest, "train"), part_bytes(part))
+    manifest = {"parts": {"train": {"rows_sha256": rows_digest(part)}}, "files": {"train.parquet": "-"}}
+    storage.write(keys.dataset(digest, keys.MANIFEST), json.dumps(manifest).encode())
+    # when the patient is to be forgotten
+    found = forget(settings, HIS)
+    # then no object in storage holds the number, and who learned from it is named
+    assert (found.encounters, found.datasets, found.versions) == (4, (digest,), (champion,))
+    assert found.outcomes == 1
+    for key in storage.keys(""):
+        assert HIS.encode() not in storage.read(key), key
+        if key.endswith(".parquet"):
+            assert HIS not in {*read_frame(storage, key)[PATIENT]}
+    # and the others are where they were
+    after = Batches(settings).batch(0)
+    assert [*after.ids] == [one for one, his in zip(before.ids, before.frame[PATIENT] == HIS, strict=True) if not his]
+    assert Batches(settings).arrivals.collect().arrived == 10 + 4 + 4
+    # and what is gone is said, once
+    entries = json.loads(storage.read(keys.forgotten()))
+    assert [entry["encounters"] for entry in entries] == [4]
+    again = forget(settings, HIS)
+    assert (again.encounters, again.datasets) == (0, ())
+    assert len(json.loads(storage.read(keys.forgotten()))) == 1
