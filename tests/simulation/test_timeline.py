@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -170,7 +171,7 @@ class Played:
             frame = found.batch(number)
             meta = {
                 PREDICTION_ID: [str(uuid.uuid5(uuid.NAMESPACE_OID, f"{plan.name}-{row}")) for row in frame[ENCOUNTER]],
-                TIME: f"2020-01-0{number + 1}T00:00:00+00:00",
+                TIME: datetime.now(UTC).isoformat(timespec="microseconds"),
                 VERSION: version,
                 PROBABILITY: [repr(score) for score in pipeline.predict_proba(frame)[:, 1].tolist()],
             }
