@@ -134,7 +134,8 @@ def _arrivals(arrived: Arrived) -> str:
 def _outcomes(counts: Mapping[str, Any]) -> str:
     said = f"{counts['taken']:,} known"
     for name in ("late", "repeated", "contradicting", "unknown"):
-        said += f"; {counts[name]:,} {name}" if counts[name] else ""
+        what = "for nobody in a batch yet" if name == "unknown" else name
+        said += f"; {counts[name]:,} {what}" if counts[name] else ""
     return said
 
 

@@ -80,7 +80,7 @@ def test_what_arrived_is_told_in_a_line() -> None:
     assert operate._arrivals(arrived) == (
         "1,500, of these 300 in the open window; 40 without a patient, never learned from; 5 repeated and left out"
     )
-    assert operate._outcomes(counts) == "1,200 known; 3 repeated; 1 contradicting; 7 unknown"
+    assert operate._outcomes(counts) == "1,200 known; 3 repeated; 1 contradicting; 7 for nobody in a batch yet"
 
 
 def test_doctor_fails_only_when_something_does_not_work(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
