@@ -128,7 +128,7 @@ def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
             "ended": ended.get(one.key, "under way"),
             "file": copies.copy(batches.report_key(one.key, keys.REPORT), f"batch-{one.key}.html"),
         }
-        for one in batches.decisions()
+        for one in sorted(batches.decisions(), key=lambda one: (one.batch, one.outcomes_alone))
     ]
 
 

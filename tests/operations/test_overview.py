@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import urllib.request
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def version(settings: Settings, tracking: Tracking, champion: str) -> str:
     batches = Batches(settings)
     batches.decide(decision)
     batches.settle(ended, batches.progress().after(decision, PolicyState()))
+    batches.decide(replace(decision, batch_digest="c" * 64, outcomes_alone=True, reasons=("nothing moved",)))
     storage.write(f"monitoring/live/reports/0003-{'b' * 12}/report.html", b"<title>batch 3</title>")
     return champion
 
@@ -63,6 +65,7 @@ def test_the_champion_and_all_reports_about_it(settings: Settings, version: str)
     html = page.read_text()
     assert "Model version 1" in html and "XGBoost, serving now" in html and "Promoted" in html
     assert "beats the baseline by .01" in html and "0.629 to 0.700" in html and "2,922 encounters" in html
+    assert "3, its outcomes" in html and "nothing moved" in html
     assert "40 % more readmissions &lt;than&gt; expected" in html and "1 (this one)" in html and "LightGBM" in html
     # and each of its links leads to a copy beside it, of the report it says
     names = re.findall(r'href="([^"#:]+)"', html)
