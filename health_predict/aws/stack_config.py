@@ -166,7 +166,7 @@ class StackConfig(BaseModel):
     first_run: bool = Field(True, description="Train and deploy a first model when there is no champion")
     monitor: _Cron = Field(
         "",
-        description="When the cluster judges delivered encounters, and recalibrates or retrains where that follows: "
+        description="When the cluster judges what has arrived, and recalibrates or retrains where that follows: "
         "second minute hour day month weekday, in UTC; empty: never",
     )
     keep_data: bool = Field(True, description="Protect volume, bucket and images against deletion")
