@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.parts import results
+from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION, Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
@@ -52,9 +53,9 @@ def prepare(home: Path) -> None:
     cohort = exclude_not_readmittable(synthesize(20_000, seed=2))
     train, validation = cohort[:14_000].reset_index(drop=True), cohort[14_000:17_000].reset_index(drop=True)
     for name, frame in (("train", train), ("validation", validation), ("test", validation)):
-        storage.write(f"datasets/{DATASET}/{name}.parquet", part_bytes(frame))
+        storage.write(keys.part(DATASET, name), part_bytes(frame))
     manifest = {"raw_sha256": "a" * 64, "source": "synthetic", "parameters": Parameters(0.4, 4, "s").to_json()}
-    storage.write(f"datasets/{DATASET}/manifest.json", json.dumps(manifest).encode())
+    storage.write(keys.dataset(DATASET, keys.MANIFEST), json.dumps(manifest).encode())
     features = EncounterFeatures()
     baseline = FAMILIES[BASELINE]
     pipeline = Pipeline([("features", features), ("estimator", baseline.build(baseline.first, 17, 1))])

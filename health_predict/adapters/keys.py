@@ -10,6 +10,7 @@ DECISIONS, SETTLED = "decisions", "settled"  # kinds of records of batches
 PLAN, TIMELINE, FIGURES = "plan.json", "timeline.html", "timeline.json"  # of a simulation
 # What `Storage.keys` lists as a whole.
 PREDICTIONS, SIMULATIONS, RUNS = "predictions/", "simulations/", "runs/"
+RAW, DATASETS, ARRIVALS = "raw/", "datasets/", "arrivals/"
 _SIMULATED = "sim-"
 SERVED_BEFORE = f"{SIMULATIONS}served-before.json"
 

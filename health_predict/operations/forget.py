@@ -55,7 +55,7 @@ def forget(settings: Settings, patient: str) -> Forgotten:
     versions = tuple(
         version.version for version in Tracking(settings).versions() if version.tags.get(Tag.DATASET_DIGEST) in datasets
     )
-    raw = tuple(key.split("/")[1] for key in storage.keys("raw/") if _holds(storage.read(key), patient))
+    raw = tuple(key.split("/")[1] for key in storage.keys(keys.RAW) if _holds(storage.read(key), patient))
     result = Forgotten(encounters, outcomes, datasets, versions, raw)
     if encounters or datasets:
         _record(storage, settings, patient, result)
@@ -206,12 +206,12 @@ def _holds(raw: bytes, patient: str) -> bool:
 
 
 def _streams(storage: Storage) -> Iterable[str]:
-    return {key.split("/")[1] for key in storage.keys("arrivals/")}
+    return {key.split("/")[1] for key in storage.keys(keys.ARRIVALS)}
 
 
 def _datasets(storage: Storage) -> list[str]:
     suffix = f"/{keys.MANIFEST}"
-    return [key.split("/")[1] for key in storage.keys("datasets/") if key.endswith(suffix)]
+    return [key.split("/")[1] for key in storage.keys(keys.DATASETS) if key.endswith(suffix)]
 
 
 def _record(storage: Storage, settings: Settings, patient: str, result: Forgotten) -> None:

@@ -53,7 +53,9 @@ def _type_of(column: Column) -> Any:
     elif column.kind is Kind.IDENTIFIER:
         kind = Annotated[int, Field(ge=1, le=MAXIMUM_NUMBER)] | Annotated[str, Field(pattern=f"^({pattern})$")]
     elif column.kind is Kind.DATE:
-        kind = Annotated[str, Field(pattern=f"^({pattern})$"), AfterValidator(partial(_held, column))]
+        # Not every text of the pattern is a day of the calendar: `format` says so.
+        day = Field(pattern=f"^({column.pattern})$", json_schema_extra={"format": "date"})
+        kind = Annotated[str, day, AfterValidator(partial(_held, column))] | Literal[MISSING]
     elif column.is_code:
         kind = Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^{column.pattern}$")]
     else:

@@ -320,7 +320,7 @@ class TestViolations:
             ("discharge_date", "2026-02-30", "value_error"),
             ("discharge_date", "28.02.2026", "string_pattern_mismatch"),
             ("discharge_date", "2026-02-28T10:00:00", "string_pattern_mismatch"),
-            ("discharge_date", 20260228, "string_type"),
+            ("discharge_date", 20260228, "literal_error"),
         ],
     )
     def test_an_impossible_value_is_named(

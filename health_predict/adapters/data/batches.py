@@ -162,9 +162,10 @@ class Batches:
         return pd.concat([pd.DataFrame(columns=[PATIENT, DATE], dtype="str"), *frames], ignore_index=True)
 
     def lapses(self, number: int) -> bool:
-        """Whether the outcomes of a batch need not be waited for any more."""
-        end = start_of(self.arrivals.window(number).end, self._zone)
-        return self._now >= end + timedelta(days=self._follow_up_days + LAPSE_DAYS)
+        """Whether the outcomes of a batch need not be waited for any more: of a history, its closing counts."""
+        window = self.arrivals.window(number)
+        begin = max(start_of(window.end, self._zone), window.closed)
+        return self._now >= begin + timedelta(days=self._follow_up_days + LAPSE_DAYS)
 
     def with_outcomes(self, number: int) -> pd.DataFrame:
         """What may be learned from a batch: encounters of known patients and outcomes, cohort frame (n, columns)."""

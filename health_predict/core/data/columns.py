@@ -54,7 +54,10 @@ _PATTERNS = {
     Kind.ICD9: r"[0-9]{1,3}(\.[0-9]{1,2})?|E[89][0-9]{2}(\.[0-9])?|V(0[1-9]|[1-8][0-9]|9[01])(\.[0-9]{1,2})?",
 }
 _CODE = "[1-9][0-9]{0,2}"
-_TEXT = r"[^\x00-\x1f\x7f\s]([^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\s])?"  # without outer blanks and control characters
+# Without outer blanks and control characters, each by its number: what a blank is differs from one language to another.
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_BLANK = r"\x20\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_TEXT = rf"[^{_CONTROL}{_BLANK}]([^{_CONTROL}]*[^{_CONTROL}{_BLANK}])?"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,13 +61,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A closed window. `end` is the first day after it; `late` arrivals are of days whose window was closed before."""
+    """A window that was `closed` at a moment. `end` is the first day after it; `late` arrivals are of days whose window
+    was closed before."""
 
     number: int
     begin: str
     end: str
     rows: tuple[Rows, ...]
     late: int
+    closed: datetime
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
@@ -103,7 +105,7 @@ class Windows:
             taken, left = _split(windows.open, count)
             days = sorted(rows.day for rows in taken)
             end = (date.fromisoformat(days[-1]) + timedelta(days=1)).isoformat()
-            window = Window(windows.number, days[0], end, taken, 0)
+            window = Window(windows.number, days[0], end, taken, 0, windows.watermark)
             windows = replace(windows, number=windows.number + 1, closed=max(windows.closed, end), open=left)
             yield windows, window
 
@@ -117,7 +119,7 @@ class Windows:
             taken = tuple(rows for rows in windows.open if rows.day < end)
             left = tuple(rows for rows in windows.open if rows.day >= end)
             late = sum(len(rows) for rows in taken if rows.day < windows.closed)
-            window = Window(windows.number, max(begin, windows.closed), end, taken, late)
+            window = Window(windows.number, max(begin, windows.closed), end, taken, late, windows.watermark)
             windows = replace(windows, number=windows.number + 1, closed=end, open=left)
             yield windows, window
 
