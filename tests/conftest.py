@@ -31,8 +31,8 @@ from health_predict.settings import PREFIX, Settings
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-# Of the environment, what no process of a test should see: settings, and coverage.
-FOREIGN = (PREFIX, "COVERAGE_PROCESS_")
+# Of the environment, what no process of a test should see: settings, coverage, and what another test's settings set.
+FOREIGN = (PREFIX, "COVERAGE_PROCESS_", "MPLCONFIGDIR")
 REAL_DATA = os.environ.get(f"{PREFIX}DATA_COPY", "")
 
 

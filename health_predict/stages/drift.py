@@ -27,6 +27,7 @@ from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.data.records import FORMAT, BatchDecision, KeptWindow, Progress
 from health_predict.adapters.files import write_file
+from health_predict.adapters.locks import only_one
 from health_predict.adapters.storage import Storage
 from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy
@@ -47,6 +48,9 @@ Floats = npt.NDArray[np.float64]
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
 EVIDENTLY, EVIDENTLY_JSON, METRICS = "evidently.html", "evidently.json", "metrics.json"
 NO_BATCH = -1
+COLLECT_SECONDS = (
+    600.0  # that another run on this machine may take in arrivals; a cluster's schedule runs one at a time
+)
 EARLIER = 16  # batches since the model was trained that a refit learns from, the newest ones
 
 
@@ -80,8 +84,9 @@ def drift(settings: Settings, *, report: Path, evidently: Path, metrics: Path) -
     refuse_other_data(settings, origin_of(batches.storage, champion))
     source = champion.tags.get(Tag.DATASET_SOURCE, "")
     progress = batches.progress()
-    state = batches.arrivals.collect(progress.waiting)
-    batches.arrivals.expire([*progress.waiting, *batches.numbers()[max(0, progress.settled - 1) :]])
+    with only_one(settings.home / "arrivals", COLLECT_SECONDS, problem="another run has been taking in arrivals"):
+        state = batches.arrivals.collect(progress.waiting)
+        batches.arrivals.expire([*progress.waiting, *batches.numbers()[max(0, progress.settled - 1) :]])
     if progress.pending:
         record = batches.decision(progress.pending)
         assert record is not None  # written before it was named
