@@ -20,6 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
 from health_predict.adapters import keys
@@ -33,7 +35,7 @@ from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
 from health_predict.core.data.synthetic import synthesize
-from health_predict.core.model.families import BASELINE, FAMILIES
+from health_predict.core.model.families import BASELINE
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.settings import Settings
 from health_predict.stages.drift import drift
@@ -46,8 +48,6 @@ FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
 def prepare(home: Path) -> None:
     """A champion with its dataset, and the month's encounters, one file a night, beside the door."""
-    from sklearn.pipeline import Pipeline
-
     settings = Settings(home=home, git_commit="abc")
     storage, tracking = open_storage(settings.storage), Tracking(settings)
     cohort = exclude_not_readmittable(synthesize(20_000, seed=2))
@@ -56,9 +56,8 @@ def prepare(home: Path) -> None:
         storage.write(keys.part(DATASET, name), part_bytes(frame))
     manifest = {"raw_sha256": "a" * 64, "source": "synthetic", "parameters": Parameters(0.4, 4, "s").to_json()}
     storage.write(keys.dataset(DATASET, keys.MANIFEST), json.dumps(manifest).encode())
-    features = EncounterFeatures()
-    baseline = FAMILIES[BASELINE]
-    pipeline = Pipeline([("features", features), ("estimator", baseline.build(baseline.first, 17, 1))])
+    estimator = LogisticRegression(C=0.01, max_iter=1000)
+    pipeline = Pipeline([("features", EncounterFeatures()), ("estimator", estimator)])
     pipeline.fit(train, target(train))
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc", "family": BASELINE}
     parent = tracking.start_search("search", tags, {})
