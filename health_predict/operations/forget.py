@@ -215,8 +215,7 @@ def _datasets(storage: Storage) -> list[str]:
 
 
 def _record(storage: Storage, settings: Settings, patient: str, result: Forgotten) -> None:
-    """Write down what was done. Of the patient only a hash with the salt of the split, to answer whether it was done.
-    Write down what was done. Of the patient only a hash with the salt of the split, to answer whether it was done."""
+    """Write down what was done; of the patient only a hash with the salt of the split, to answer whether it was."""
     key = keys.forgotten()
     known = json.loads(storage.read(key)) if storage.exists(key) else []
     who = hashlib.sha256(f"{settings.salt}:{patient}".encode()).hexdigest()[:16]

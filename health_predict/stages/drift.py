@@ -145,12 +145,13 @@ class _Look:
 def _due(batches: Batches, progress: Progress) -> _Look | None:
     """The next look, None when nothing is due."""
     newest = next(iter(batches.numbers()[progress.settled :]), None)
-    asked = [*progress.waiting, *([] if newest is None else [newest])]
-    joined = {number: batches.outcomes(number) for number in asked}
-    ready = [number for number in asked if joined[number].matured]
+    joined = {number: batches.outcomes(number) for number in progress.waiting}
+    read = {} if newest is None else {newest: batches.batch(newest)}
+    joined |= {number: batches.labelled(batch).joined for number, batch in read.items()}
+    ready = [number for number, one in joined.items() if one.matured]
     if newest is None and not ready:
         return None
-    read = {number: batches.batch(number) for number in sorted({*ready, *([] if newest is None else [newest])})}
+    read |= {number: batches.batch(number) for number in ready if number not in read}
     open_still = {number: one for number, one in joined.items() if number not in ready}
     lapsed = tuple(number for number in open_still if batches.lapses(number))
     return _Look(

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from health_predict.adapters import keys
 from health_predict.adapters.data.outcome_files import OutcomeCounts, OutcomeMatch
-from health_predict.adapters.data.parts import read_frame
+from health_predict.adapters.data.parts import read_frame, read_record
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.data.cohort import part_bytes
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
@@ -102,26 +102,18 @@ class Arrivals:
     def state(self) -> State:
         """What was taken in by now. Raises StateError when it cannot be read."""
         key = keys.arrivals_state(self.stream)
-        if not self.storage.exists(key):
-            return State()
-        try:
-            return _STATE.validate_json(self.storage.read(key))
-        except ValueError as error:
-            raise StateError(
-                f"{self.storage.uri(key)} cannot be read: {error}",
-                "restore it from a backup, or begin a stream of another name: HEALTH_PREDICT_STREAM",
-            ) from None
+        return read_record(_STATE, self.storage, key) if self.storage.exists(key) else State()
 
     def write(self, state: State) -> None:
         """Replace the state, whole."""
         self.storage.write(keys.arrivals_state(self.stream), _STATE.dump_json(state, indent=1))
 
     def window(self, number: int) -> Window:
-        """A closed window. Raises StateError when there is none of that number."""
+        """A closed window. Raises StateError when there is none of that number, or it cannot be read."""
         key = keys.window(self.stream, number)
         if not self.storage.exists(key):
             raise StateError(f"there is no batch {number}", "`health-predict status` says what there is")
-        return _WINDOW.validate_json(self.storage.read(key))
+        return read_record(_WINDOW, self.storage, key)
 
     def rows(self, wanted: Sequence[Rows], columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Arrivals (n, columns) in their order, without those that were forgotten or whose time to be kept is over."""
@@ -280,7 +272,7 @@ class Arrivals:
         frame = as_text(pd.DataFrame(found, columns=[*NAMES, *META]))
         wrong, refusals = self._refused(frame, at, [datetime.fromisoformat(one) for one in frame[TIME]])
         if torn:
-            refusals = [Refusal("", "is no line of the prediction log", len(torn), tuple(torn[:5])), *refusals]
+            refusals = [Refusal.of("", "is no line of the prediction log", torn), *refusals]
         bad = {*torn, *(at[row] for row in np.flatnonzero(wrong))}
         if bad:
             name = key.removeprefix(keys.PREDICTIONS).replace("/", "-")
@@ -298,9 +290,8 @@ class Arrivals:
         ahead = (frame[DATE] != MISSING).to_numpy() & (frame[DATE].to_numpy(dtype=object) > np.array(latest, object))
         ahead &= ~wrong
         if ahead.any():
-            rows = np.flatnonzero(ahead)
-            first = tuple(int(lines[row]) for row in rows[:5])
-            refusals.append(Refusal(DATE, "must not lie in the future", len(rows), first))
+            late = [lines[row] for row in np.flatnonzero(ahead).tolist()]
+            refusals.append(Refusal.of(DATE, "must not lie in the future", late))
         return wrong | ahead, refusals
 
     def _set_aside(self, name: str, origin: str, refusals: Sequence[Refusal]) -> str:

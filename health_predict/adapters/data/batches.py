@@ -7,11 +7,10 @@ before, and those whose outcomes are waited for: what it costs does not grow wit
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
@@ -23,7 +22,7 @@ from pydantic import TypeAdapter
 from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import IDENTITY, PROBABILITY, TIME, VERSION, Arrivals
 from health_predict.adapters.data.outcome_files import outcomes_of
-from health_predict.adapters.data.parts import read_frame
+from health_predict.adapters.data.parts import read_frame, read_record
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.data.records import (
     DECISION,
@@ -42,22 +41,18 @@ from health_predict.core.data.columns import COLUMNS, DATE, DISCHARGE, MISSING, 
 from health_predict.core.data.outcomes import PREDICTION_ID, Joined, derived, join
 from health_predict.core.data.partition import rows_digest
 from health_predict.core.data.windows import Window, start_of
-from health_predict.errors import StateError
 from health_predict.settings import Settings
-
-log = logging.getLogger(__name__)
 
 LAPSE_DAYS = 90  # after its follow-up, the outcomes of a batch are waited for no longer
 _COHORT = [column.name for column in COLUMNS if column.name != TARGET]
 _Record = TypeVar("_Record", bound=BatchRecord)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
-    """A batch as it arrived. `digest` names its encounters, whatever their prediction ids."""
+    """A batch as it arrived."""
 
     number: int
-    digest: str
     frame: pd.DataFrame
     """Cohort columns, without the outcome (n, columns), of those who can be readmitted."""
     ids: tuple[str, ...]
@@ -69,6 +64,11 @@ class Batch:
     versions: tuple[str, ...]
     """By which version of the model (n,)."""
     window: Window
+
+    @cached_property
+    def digest(self) -> str:
+        """Names its encounters, whatever their prediction ids. Of a million it takes seconds."""
+        return rows_digest(self.frame)
 
     @property
     def key(self) -> str:
@@ -110,11 +110,9 @@ class Batches:
         """A batch by its number. Raises StateError when it is not there."""
         window = self.arrivals.window(number)
         frame = exclude_not_readmittable(self.arrivals.rows(window.rows))
-        inputs = frame[_COHORT]
         return Batch(
             number=number,
-            digest=rows_digest(inputs),
-            frame=inputs,
+            frame=frame[_COHORT],
             ids=tuple(frame[PREDICTION_ID]),
             times=self._times(frame),
             scores=frame[PROBABILITY].to_numpy(dtype=np.float64),
@@ -189,9 +187,7 @@ class Batches:
     def progress(self) -> Progress:
         """How far monitoring has come. Raises StateError when it cannot be read."""
         key = keys.progress(self.stream)
-        if not self.storage.exists(key):
-            return Progress()
-        return _read(PROGRESS, self.storage, key)
+        return read_record(PROGRESS, self.storage, key) if self.storage.exists(key) else Progress()
 
     def decision(self, batch_key: str) -> BatchDecision | None:
         """What was decided about a batch, None before. Raises StateError for a record that cannot be read."""
@@ -228,24 +224,11 @@ class Batches:
 
     def _record(self, kind: TypeAdapter[_Record], name: str, batch_key: str) -> _Record | None:
         key = keys.record(self.stream, name, batch_key)
-        return _read(kind, self.storage, key) if self.storage.exists(key) else None
+        return read_record(kind, self.storage, key) if self.storage.exists(key) else None
 
     def _records(self, kind: TypeAdapter[_Record], name: str) -> list[_Record]:
-        found = [_read(kind, self.storage, key) for key in self.storage.keys(keys.records(self.stream, name))]
+        found = [read_record(kind, self.storage, key) for key in self.storage.keys(keys.records(self.stream, name))]
         return sorted(found, key=lambda one: one.batch)
-
-
-_Read = TypeVar("_Read")
-
-
-def _read(kind: TypeAdapter[_Read], storage: Storage, key: str) -> _Read:
-    try:
-        return kind.validate_python(json.loads(storage.read(key)))
-    except ValueError as error:
-        raise StateError(
-            f"{storage.uri(key)} cannot be read as a record of a batch: {error}",
-            "restore it from a backup, or begin a stream of another name: HEALTH_PREDICT_STREAM",
-        ) from None
 
 
 def trained_through(storage: Storage, version: ModelVersion) -> int:

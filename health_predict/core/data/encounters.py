@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ class Refusal:
     rule: str
     count: int
     lines: tuple[int, ...]
+
+    @classmethod
+    def of(cls, column: str, rule: str, lines: Sequence[int]) -> Self:
+        """Of rows with these line numbers."""
+        return cls(column, rule, len(lines), tuple(lines[:_SHOWN]))
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +94,7 @@ def refused(frame: pd.DataFrame, lines: Sequence[int]) -> tuple[npt.NDArray[np.b
         for rule in dict.fromkeys(filter(None, problems)):
             rows = np.flatnonzero(np.array([problem == rule for problem in problems])[codes])
             wrong[rows] = True
-            found.append(Refusal(column.name, rule, len(rows), tuple(int(lines[row]) for row in rows[:_SHOWN])))
+            found.append(Refusal.of(column.name, rule, [lines[row] for row in rows.tolist()]))
     return wrong, found
 
 
