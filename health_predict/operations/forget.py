@@ -29,6 +29,8 @@ from health_predict.core.data.outcomes import KEYS, PREDICTION_ID, READMITTED
 from health_predict.core.data.partition import rows_digest
 from health_predict.settings import Settings
 
+LEARNED = {"train", "validation"}  # parts that a model is fitted and chosen on: the others only judge it
+
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
@@ -37,7 +39,7 @@ class Forgotten:
     encounters: int  # that had arrived, or waited at the door or in quarantine
     outcomes: int
     datasets: tuple[str, ...]  # digests of those that lost rows
-    versions: tuple[str, ...]  # of the model, which had learned from these
+    versions: tuple[str, ...]  # of the model, which had learned from rows of their dataset
     raw: tuple[str, ...]  # SHA-256 of raw files that still hold the patient
 
 
@@ -48,16 +50,18 @@ def forget(settings: Settings, patient: str) -> Forgotten:
     for stream in {settings.stream, *_streams(storage)}:
         found = _Stream(settings.model_copy(update={"stream": stream}), patient).forget()
         encounters, outcomes = encounters + found[0], outcomes + found[1]
-    datasets = tuple(digest for digest in _datasets(storage) if _shrink(storage, digest, patient))
+    lost = {digest: parts for digest in _datasets(storage) if (parts := _shrink(storage, digest, patient))}
     for key in storage.keys(keys.SIMULATIONS):
         if key.endswith(".parquet"):
             _without(storage, key, patient)
     versions = tuple(
-        version.version for version in Tracking(settings).versions() if version.tags.get(Tag.DATASET_DIGEST) in datasets
+        version.version
+        for version in Tracking(settings).versions()
+        if LEARNED & lost.get(version.tags.get(Tag.DATASET_DIGEST, ""), set())
     )
     raw = tuple(key.split("/")[1] for key in storage.keys(keys.RAW) if _holds(storage.read(key), patient))
-    result = Forgotten(encounters, outcomes, datasets, versions, raw)
-    if encounters or datasets:
+    result = Forgotten(encounters, outcomes, tuple(lost), versions, raw)
+    if encounters or lost:
         _record(storage, settings, patient, result)
     return result
 
@@ -181,23 +185,23 @@ def _without(storage: Storage, key: str, patient: str) -> pd.DataFrame | None:
     return frame[his]
 
 
-def _shrink(storage: Storage, digest: str, patient: str) -> bool:
-    """Remove a patient from the parts of a dataset; the manifest says which parts lost how many rows."""
+def _shrink(storage: Storage, digest: str, patient: str) -> set[str]:
+    """Remove a patient from the parts of a dataset; which lost rows now. The manifest says how many each has lost."""
     key = keys.dataset(digest, keys.MANIFEST)
     manifest: dict[str, Any] = json.loads(storage.read(key))
-    lost = dict(manifest.get("forgotten", {}))
+    lost, now = dict(manifest.get("forgotten", {})), set()
     for name in manifest["parts"]:
         gone = _without(storage, keys.part(digest, name), patient)
         if gone is not None:
             data = storage.read(keys.part(digest, name))
             rows = read_frame(storage, keys.part(digest, name))
+            now.add(name)
             before = lost.get(name, {}).get("rows", 0)
             lost[name] = {"rows": before + len(gone), "rows_sha256": rows_digest(rows)}
             manifest["files"][f"{name}.parquet"] = hashlib.sha256(data).hexdigest()
-    if lost == manifest.get("forgotten", {}):
-        return False
-    storage.write(key, (json.dumps({**manifest, "forgotten": lost}, indent=1, sort_keys=True) + "\n").encode())
-    return True
+    if now:
+        storage.write(key, (json.dumps({**manifest, "forgotten": lost}, indent=1, sort_keys=True) + "\n").encode())
+    return now
 
 
 def _holds(raw: bytes, patient: str) -> bool:

@@ -68,3 +68,18 @@ def test_nothing_of_a_patient_is_left(settings: Settings, tracking: Tracking, ch
     again = forget(settings, HIS)
     assert (again.encounters, again.datasets) == (0, ())
     assert len(json.loads(storage.read(keys.forgotten()))) == 1
+
+
+def test_who_only_waited_in_the_future_was_not_learned_from(
+    settings: Settings, tracking: Tracking, champion: str
+) -> None:
+    # given a patient who is in no part of the dataset but a future batch
+    storage = open_storage(settings.storage)
+    part = exclude_not_readmittable(synthesize(20, seed=5))
+    part.loc[3, PATIENT] = HIS
+    storage.write(keys.part("d" * 64, "batches/00"), part_bytes(part))
+    manifest = {"parts": {"batches/00": {"rows_sha256": rows_digest(part)}}, "files": {}}
+    storage.write(keys.dataset("d" * 64, keys.MANIFEST), json.dumps(manifest).encode())
+    # when the patient is forgotten, then the dataset loses a row, and no version is said to have learned from it
+    found = forget(settings, HIS)
+    assert (found.datasets, found.versions) == (("d" * 64,), ())
