@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.killed_home import KilledHome
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.serving.target import open_target
@@ -29,10 +26,9 @@ from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import save_csv
 from health_predict.core.data.synthetic import synthesize
-from health_predict.settings import PREFIX, Settings
 
 MONTH = Path(__file__).parents[2] / "docs" / "examples" / "month.py"
-ROWS, DEADLINE = 14_000, 1800.0
+ROWS = 14_000
 TAGS = ("decision", "stage", "family", "threshold", "dataset_digest", "labelled_batches")
 MONITOR = ("pipeline", "run", "monitoring", "--as-of")
 
@@ -56,63 +52,8 @@ def steps(folder: Path) -> list[tuple[str, ...]]:
     ]
 
 
-class Home:
-    """A home with its endpoint."""
-
-    def __init__(self, folder: Path, data: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.settings = Settings(home=folder)
-        values = {
-            "HOME": folder,
-            "SERVING_PORT": port,
-            "TRIALS": 1,
-            "FAMILIES": '["LogisticRegression", "LightGBM"]',
-            "INITIAL_SHARE": 0.8,
-            "FUTURE_BATCHES": 2,
-            "GIT_COMMIT": "0" * 40,
-        }
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        self._environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
-        self._data = data
-        self._log = folder.with_suffix(".log")
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command."""
-        with self._log.open("ab") as log:
-            log.write(f"$ {' '.join(arguments)}\n".encode())
-            log.flush()
-            return subprocess.Popen(
-                [sys.executable, "-m", "health_predict", *arguments],
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def run(self, *arguments: str) -> float:
-        """To its end; the seconds that it took."""
-        begin = time.monotonic()
-        if self.start(*arguments).wait(DEADLINE):
-            raise SystemExit(f"{' '.join(arguments)} failed:\n{self._log.read_text()[-3000:]}")
-        return time.monotonic() - begin
-
-    def serve(self) -> None:
-        """Train a version and bring it into service."""
-        self._environment[f"{PREFIX}DATA_SOURCE"] = str(self._data)
-        self.run("pipeline", "run", "readmission")
-        del self._environment[f"{PREFIX}DATA_SOURCE"]
-
-    def run_with_kills(self, kills: int, step: tuple[str, ...], seconds: float, chance: random.Random) -> None:
-        """Kill a command at random moments of what an undisturbed one takes, then let it end."""
-        for _ in range(kills):
-            process = self.start(*step)
-            try:
-                process.wait(chance.uniform(0.5, seconds))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-        self.run(*step)
+class Home(KilledHome):
+    """A home, and what the month leaves in it."""
 
     def state(self) -> dict[str, Any]:
         """What the month left."""
@@ -147,7 +88,7 @@ def main() -> None:
         data = folder / "cohort.csv"
         save_csv(synthesize(ROWS, seed=11), data)
         subprocess.run([sys.executable, str(MONTH), str(folder)], check=True)
-        calm, killed = Home(folder / "calm", data), Home(folder / "killed", data)
+        calm, killed = (Home(folder / name, data, INITIAL_SHARE=0.8, FUTURE_BATCHES=2) for name in ("calm", "killed"))
         planned = steps(folder)
         at = [chance.randrange(len(planned)) for _ in range(chosen.kills)]
         try:
@@ -155,7 +96,9 @@ def main() -> None:
                 home.serve()
             for number, step in enumerate(planned):
                 seconds = calm.run(*step)
-                killed.run_with_kills(at.count(number), step, seconds, chance)
+                for _ in range(at.count(number)):
+                    killed.kill(step, chance.uniform(0.5, seconds))
+                killed.run(*step)
                 print(f"{' '.join(step[:3])}: {seconds:.0f} s, killed {at.count(number)} times", flush=True)
             one, other = calm.state(), killed.state()
         finally:

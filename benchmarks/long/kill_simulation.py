@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.killed_home import KilledHome
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.serving.target import open_target
@@ -29,11 +25,12 @@ from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import save_csv
 from health_predict.core.data.synthetic import synthesize
-from health_predict.settings import PREFIX, Settings
 
 NAME, FIRST = "killed", "1"
 BATCHES, ROWS = 4, 16_000
-DEADLINE = 3600.0
+# A change of prevalence, a lost ranking, outcomes a batch late.
+SCENARIOS = ("--scenario", "prevalence-up", "--scenario", "concept-flip", "--from-batch", "1")
+SIMULATE = ("simulate", "--batches", str(BATCHES), "--name", NAME, *SCENARIOS)
 # Of a run's identity, what two homes cannot share.
 TAGS = ("decision", "stage", "family", "threshold", "dataset_digest", "recalibrates", "labelled_batches")
 
@@ -47,20 +44,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="health-predict-kill-") as folder:
         data = Path(folder) / "cohort.csv"
         save_csv(synthesize(ROWS, seed=11), data)
-        calm = Home(Path(folder) / "calm", data)
-        killed = Home(Path(folder) / "killed", data)
+        values = {"DATA_SOURCE": data, "INITIAL_SHARE": 0.5, "FUTURE_BATCHES": BATCHES}
+        calm, killed = (Home(Path(folder) / name, data, **values) for name in ("calm", "killed"))
         try:
             for home in (calm, killed):
                 home.serve()
-            begin = time.monotonic()
-            calm.run()
-            seconds = time.monotonic() - begin
+            seconds = calm.run(*SIMULATE)
             print(f"undisturbed: {seconds:.0f} s", flush=True)
             deaths = killed.run_with_kills(chosen.kills, seconds, random.Random(chosen.seed))
             one, other = calm.state(), killed.state()
         finally:
-            calm.command("down").wait()
-            killed.command("down").wait()
+            calm.start("down").wait()
+            killed.start("down").wait()
     different = sorted(name for name in one if one[name] != other[name])
     for name in different:
         print(f"{name} differs:\n  undisturbed {one[name]}\n  killed      {other[name]}")
@@ -75,76 +70,18 @@ def main() -> None:
     sys.exit(1 if different or not found["put_back"] else 0)
 
 
-class Home:
-    """A home with its endpoint, and the simulation in it."""
-
-    def __init__(self, folder: Path, data: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.settings = Settings(home=folder)
-        values = {
-            "HOME": folder,
-            "DATA_SOURCE": data,
-            "SERVING_PORT": port,
-            "TRIALS": 1,
-            "FAMILIES": '["LogisticRegression", "LightGBM"]',
-            "INITIAL_SHARE": 0.5,
-            "FUTURE_BATCHES": BATCHES,
-            "GIT_COMMIT": "0" * 40,
-        }
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        self._environment = {**plain, **{PREFIX + name: str(value) for name, value in values.items()}}
-        self._log = folder.with_suffix(".log")
-
-    def command(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command."""
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "health_predict", *arguments],
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start the simulation, or go on with it: a change of prevalence, a lost ranking, outcomes a batch late."""
-        scenarios = ("--scenario", "prevalence-up", "--scenario", "concept-flip", "--from-batch", "1")
-        return self.command("simulate", "--batches", str(BATCHES), "--name", NAME, *scenarios)
-
-    def serve(self) -> None:
-        """Train a version and bring it into service."""
-        if self.command("pipeline", "run", "readmission").wait(DEADLINE):
-            raise SystemExit(f"the pipeline failed:\n{self._log.read_text()[-3000:]}")
-
-    def run(self) -> None:
-        """To the end."""
-        if self.start().wait(DEADLINE):
-            raise SystemExit(f"the simulation failed:\n{self._log.read_text()[-3000:]}")
+class Home(KilledHome):
+    """A home, and the simulation in it."""
 
     def run_with_kills(self, kills: int, seconds: float, chance: random.Random) -> int:
         """Kill it at random moments of what an undisturbed one takes, then let it end; how often it was killed."""
         deaths = 0
-        while deaths < kills:
-            process = self.start()
-            try:
-                # Each start spends its first seconds on imports, and a third is enough to get a search done.
-                code = process.wait(chance.uniform(5, seconds / 3))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                deaths += 1
-                print(f"kill {deaths}: {self._last_line()}", flush=True)
-                continue
-            if code:
-                raise SystemExit(f"the simulation failed:\n{self._log.read_text()[-3000:]}")
-            break
-        self.run()
+        # Each start spends its first seconds on imports, and a third is enough to get a search done.
+        while deaths < kills and self.kill(SIMULATE, chance.uniform(5, seconds / 3)):
+            deaths += 1
+            print(f"kill {deaths}: {self.last_line()}", flush=True)
+        self.run(*SIMULATE)
         return deaths
-
-    def _last_line(self) -> str:
-        lines = self._log.read_text().strip().splitlines()
-        return lines[-1][:100] if lines else ""
 
     def state(self) -> dict[str, Any]:
         """What the simulation left."""

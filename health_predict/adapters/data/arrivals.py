@@ -290,8 +290,8 @@ class Arrivals:
         ahead = (frame[DATE] != MISSING).to_numpy() & (frame[DATE].to_numpy(dtype=object) > np.array(latest, object))
         ahead &= ~wrong
         if ahead.any():
-            late = [lines[row] for row in np.flatnonzero(ahead).tolist()]
-            refusals.append(Refusal.of(DATE, "must not lie in the future", late))
+            future = [lines[row] for row in np.flatnonzero(ahead).tolist()]
+            refusals.append(Refusal.of(DATE, "must not lie in the future", future))
         return wrong | ahead, refusals
 
     def _set_aside(self, name: str, origin: str, refusals: Sequence[Refusal]) -> str:
