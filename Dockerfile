@@ -18,11 +18,12 @@ RUN uv sync --locked --quiet --no-cache --no-install-project --extra serving --e
 COPY README.md ./
 COPY health_predict health_predict
 COPY components components
+COPY contracts contracts
 COPY pipelines pipelines
 COPY bentos bentos
 # Editable: the stages find the lock file and the Bento's source beside the library.
 RUN uv sync --locked --quiet --no-cache --extra serving --extra training --extra operations \
- && python -m compileall -q health_predict components pipelines
+ && python -m compileall -q health_predict components contracts pipelines
 
 FROM ${PYTHON_IMAGE} AS mlflow
 ARG VERSION=0.1.0

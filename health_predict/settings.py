@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     profile: Profile = Field(Profile.LOCAL, description="Which set of defaults applies: local, kind or aws")
     home: Path = Field(Path(".health-predict"), description="Folder of everything that the local profile writes")
 
+    contract: str = Field("", description="Data contract (path, URI or digest); empty: the one in use, else built in")
     data_source: str = Field("", description="Raw CSV (path or URI) or `synthetic`; empty: the champion's, else UCI's")
     data_sha256: str = Field("", description="SHA-256 that the uncompressed raw CSV must have; empty: UCI's own only")
     data_copy: str = Field("", description="Path or URI of a copy of UCI's file, in place of its download")
@@ -145,10 +147,10 @@ class Settings(BaseSettings):
             raise ValueError("the folder's path is no UTF-8: rename it, or name another")
         return path
 
-    @field_validator("data_source", "data_copy")
+    @field_validator("data_source", "data_copy", "contract")
     @classmethod
     def _absolute_source(cls, value: str) -> str:
-        if not value or value == SYNTHETIC_SOURCE or "://" in value:
+        if not value or value == SYNTHETIC_SOURCE or "://" in value or re.fullmatch("[0-9a-f]{64}", value):
             return value
         return str(Path(value).expanduser().absolute())
 

@@ -42,7 +42,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_files_named_in_the_text_exist(page: Path) -> None:
-    folders = "health_predict|components|pipelines|bentos|tests|benchmarks|docs"
+    folders = "health_predict|components|contracts|pipelines|bentos|tests|benchmarks|docs"
     for name in re.findall(rf"`((?:{folders})/[\w/.]+\.(?:py|md|yaml))`", page.read_text()):
         assert (ROOT / name).exists(), name
 

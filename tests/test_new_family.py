@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A copy of the sources with the example in it, as the page says: a module, and its line in FAMILIES."""
-    for name in ("health_predict", "bentos", "components", "pipelines"):
+    for name in ("health_predict", "bentos", "components", "contracts", "pipelines"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)

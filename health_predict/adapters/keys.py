@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-RAW_FILE = "diabetic_data.csv"
+RAW_FILE = "data.csv"
+CONTRACT = "contract"  # digest of the contract that the storage is used for
 MANIFEST, PROFILE = "manifest.json", "profile.html"  # of a dataset
 CARD, ROLLOUT = "card.html", "rollout.html"  # of a model version
 REPORT = "report.html"  # of a batch
@@ -13,6 +14,11 @@ PREDICTIONS, SIMULATIONS, RUNS = "predictions/", "simulations/", "runs/"
 RAW, DATASETS, ARRIVALS = "raw/", "datasets/", "arrivals/"
 _SIMULATED = "sim-"
 SERVED_BEFORE = f"{SIMULATIONS}served-before.json"
+
+
+def contract(digest: str) -> str:
+    """The data contract with this digest."""
+    return f"contracts/{digest}.json"
 
 
 def raw(sha256: str) -> str:

@@ -71,7 +71,7 @@ def data_profile_page(
             if column.kind in (Kind.LEVEL, Kind.OPEN_LEVEL) and column.name not in DRUGS
         ],
         diagnoses=[
-            (column, _levels(column.name, initial, later, kept)) for column in COLUMNS if column.kind is Kind.ICD9
+            (column, _levels(column.name, initial, later, kept)) for column in COLUMNS if column.kind is Kind.CODE
         ],
         drugs=[_drug(name, initial, later, kept) for name in DRUGS],
         constant=[column.name for column in FEATURES if kept[column.name].nunique() == 1],

@@ -48,7 +48,7 @@ def _type_of(column: Column) -> Any:
         kind: Any = Annotated[int, Field(ge=column.minimum, le=column.maximum)]
     elif column.kind is Kind.LEVEL:
         kind = Literal[(*column.levels, *missing)]
-    elif column.kind is Kind.ICD9:
+    elif column.kind is Kind.CODE:
         kind = Annotated[str, Field(pattern=f"^({pattern})$")]
     elif column.kind is Kind.IDENTIFIER:
         kind = Annotated[int, Field(ge=1, le=MAXIMUM_NUMBER)] | Annotated[str, Field(pattern=f"^({pattern})$")]

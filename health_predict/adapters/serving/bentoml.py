@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 from health_predict.adapters.archives import archive, content_digest
 from health_predict.adapters.files import disk_error, whole_file
 from health_predict.adapters.locks import only_one
-from health_predict.core.data.columns import FEATURES
+from health_predict.core.data.columns import CONTRACT
 from health_predict.core.serving.compiled_model import CompiledModel
 from health_predict.errors import StateError
 
@@ -173,7 +173,7 @@ def write_source(
         "identity.json": _json(complete),
         "encoder.json": _json(compiled.encoder.to_json()),
         "golden.json": _json(golden),
-        "contract.json": _json([asdict(column) for column in FEATURES]),
+        "contract.json": CONTRACT.to_json(),
         "model.onnx": compiled.graph,
     }
     if compiled.explainer is not None:

@@ -31,7 +31,9 @@ REGISTERED = "registered"
 REGISTERED_CODE = (
     "errors.py",
     "core/statistics.py",
+    "core/data/codes.py",
     "core/data/columns.py",
+    "core/data/contract.py",
     "core/data/raw_encounters.py",
     "core/model/calibration.py",
     "core/model/features.py",

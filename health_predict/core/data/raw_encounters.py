@@ -72,7 +72,7 @@ def _read(column: Column, cells: Iterable[Any], missing: Iterable[bool]) -> list
 
 
 def _text(column: Column, cell: object) -> str:
-    numeric = column.kind in (Kind.COUNT, Kind.ICD9) or column.is_code
+    numeric = column.kind in (Kind.COUNT, Kind.CODE) or column.is_code
     if numeric and isinstance(cell, (int, float, np.number)) and not isinstance(cell, bool):
         # A column with a missing value holds 3 as 3.0; five digits are the longest code.
         text = f"{float(cell):.9g}"

@@ -60,7 +60,7 @@ class EncounterFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             seen = values[column.name]
             if column.kind is Kind.COUNT:
                 tables.append(_count_table(layout, column.name))
-            elif column.kind is Kind.ICD9:
+            elif column.kind is Kind.CODE:
                 tables.append(_diagnosis_table(layout, column.name, seen, categories))
             else:
                 tables.append(_level_table(layout, column.name, seen, self.minimum_rows))
@@ -117,8 +117,7 @@ def _count_table(layout: _Layout, column: str) -> ColumnTable:
     steps = [(step, layout.position(f"{column}>={step}")) for step in STEPS.get(column, ())]
     # A count is a number: one that training never had is as good as its neighbours, so every valid one is seen.
     table: dict[str, Amounts] = {
-        str(n): ((position, amount(n)), *((at, 1.0) for step, at in steps if n >= step))
-        for n in range(specification.minimum, specification.maximum + 1)
+        str(n): ((position, amount(n)), *((at, 1.0) for step, at in steps if n >= step)) for n in specification.counts
     }
     return ColumnTable(column, table, table[str(specification.maximum)], None, frozenset(table))
 

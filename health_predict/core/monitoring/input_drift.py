@@ -251,7 +251,7 @@ def _code(series: pd.Series[str], column: Column) -> tuple[Cells, npt.NDArray[np
         if column.nullable and MISSING not in names:
             names.append(MISSING)
         levels = {level: i for i, level in enumerate(names)}
-        if column.kind is Kind.ICD9:
+        if column.kind is Kind.CODE:
             chapters: dict[str, float] = {}
             for level, part in share.items():
                 if level not in levels:

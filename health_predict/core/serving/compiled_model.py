@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import FEATURES, MISSING, Kind
+from health_predict.core.data.columns import FEATURES, MISSING, Column, Kind
 from health_predict.core.model.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.model.contributions import Explainer
 from health_predict.core.model.families import Family
@@ -132,7 +132,7 @@ def edge_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         labels.append(label)
 
     for column in FEATURES:
-        for value in _values(column.kind, column.levels, frame[column.name], column.minimum, column.maximum):
+        for value in _values(column, frame[column.name]):
             add(f"{column.name}={value}", **{column.name: value})
     for extreme in ("minimum", "maximum"):
         counts = {column.name: str(getattr(column, extreme)) for column in FEATURES if column.kind is Kind.COUNT}
@@ -150,10 +150,11 @@ def _present(values: pd.Series[str], levels: tuple[str, ...]) -> str:
     return str(found.iloc[0]) if len(found) else (*levels, "250")[0]
 
 
-def _values(kind: Kind, levels: tuple[str, ...], seen: pd.Series[str], low: int, high: int) -> Iterable[str]:
+def _values(column: Column, seen: pd.Series[str]) -> Iterable[str]:
+    kind, levels = column.kind, column.levels
     if kind is Kind.COUNT:
-        return (str(n) for n in range(low, high + 1))
-    if kind is Kind.ICD9:
+        return (str(n) for n in column.counts)
+    if kind is Kind.CODE:
         # A round code and one with decimals in every stretch of the tabular list, and those beside it.
         numbers = (f"{n}" for n in range(1, 1000))
         decimals = (f"{n}.99" for n in range(1, 1000, 7))

@@ -108,7 +108,7 @@ BAD = [
     ("num_medications", "-1", "a whole number"),
     ("number_inpatient", "nan", "a whole number"),
     ("medical_specialty", "x" * 101, "text of 1"),
-    ("diag_1", "diabetes", "an ICD-9 code"),
+    ("diag_1", "diabetes", "an ICD-9-CM code"),
     ("A1Cresult", "9", "one of None"),
     ("insulin", "Yes", "one of No"),
     ("readmitted", "<31", "one of <30"),

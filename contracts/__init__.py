@@ -1,0 +1,1 @@
+"""Data contracts that come with the library."""

@@ -1,0 +1,96 @@
+"""Which data contract a run reads: what the settings name, else the one that the storage is used for, else our own.
+
+A contract lies in storage under its digest, where every task and every later command finds it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from health_predict.adapters import keys
+from health_predict.adapters.storage import Storage, file_path, open_storage
+from health_predict.core.data.contract import Contract, read_contract
+from health_predict.errors import DataError, StateError
+from health_predict.settings import Settings
+
+BUILT_IN = "diabetes-130"
+FOLDER = resources.files("health_predict.contracts")
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+@lru_cache(maxsize=1)
+def built_in() -> Contract:
+    """The contract that comes with the library."""
+    name = f"{BUILT_IN}.yaml"
+    return read_contract((FOLDER / name).read_text(encoding="utf-8"), name)
+
+
+def contract_of(settings: Settings) -> Contract:
+    """The contract of a run.
+
+    Raises DataError when the file that the settings name does not exist or is no contract, StateError when storage
+    lost one.
+    """
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    named = settings.contract
+    if _DIGEST.fullmatch(named):
+        return stored_contract(storage, named)
+    if named:
+        return _read(named, settings)
+    return in_use(storage) or built_in()
+
+
+def in_use(storage: Storage) -> Contract | None:
+    """The contract that the storage is used for; None before the first dataset."""
+    if not storage.exists(keys.CONTRACT):
+        return None
+    return stored_contract(storage, storage.read(keys.CONTRACT).decode())
+
+
+def stored_contract(storage: Storage, digest: str) -> Contract:
+    """The contract of this digest. Raises StateError when storage has none."""
+    key = keys.contract(digest)
+    if not storage.exists(key):
+        if digest == built_in().digest:
+            return built_in()
+        raise StateError(
+            f"storage has no data contract {digest[:12]}",
+            "name its file with HEALTH_PREDICT_CONTRACT and train again: `health-predict pipeline run training`",
+        )
+    return Contract.from_json(storage.read(key))
+
+
+def store(storage: Storage, contract: Contract) -> str:
+    """Write the contract under its digest, and give that."""
+    storage.write(keys.contract(contract.digest), contract.to_json())
+    return contract.digest
+
+
+def use(storage: Storage, contract: Contract) -> None:
+    """Let the storage be used for this contract. Raises StateError when it is used for one of another name."""
+    used = in_use(storage)
+    if used is not None and used.name != contract.name:
+        raise StateError(
+            f"the storage is used for the contract {used.name}, and {contract.name} was asked for",
+            "give it a place of its own: another HEALTH_PREDICT_HOME, or another HEALTH_PREDICT_STORAGE_URI",
+        )
+    storage.write(keys.CONTRACT, store(storage, contract).encode())
+
+
+def _read(where: str, settings: Settings) -> Contract:
+    path = file_path(where)
+    try:
+        if path is None:
+            folder, _, name = where.rpartition("/")
+            text = open_storage(folder, settings.s3_endpoint_url).read(name).decode()
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{where} is no text in UTF-8", "save it as UTF-8") from None
+    except (OSError, StateError):
+        problem = "does not exist" if path is None or not Path(path).exists() else "cannot be read"
+        raise DataError(f"{where} {problem}", "correct or unset HEALTH_PREDICT_CONTRACT") from None
+    return read_contract(text, where)

@@ -1,0 +1,488 @@
+"""The data contract: everything that is special about a hospital's table, read from a file.
+
+A contract names the table's columns and what each may hold, which of them identify an encounter and a patient, what
+orders encounters, what the outcome is, and which words people use for it. The library knows nothing else of the table.
+`contracts/` holds the built-in one. The prediction service imports this module: no pandas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from health_predict.core.data import codes
+from health_predict.core.data.codes import Chapters, System
+from health_predict.errors import DataError
+
+MISSING = "?"  # a missing value in a cohort frame
+MAXIMUM_NUMBER = 10**18 - 1  # of an identifier: fits 64 bits
+MAXIMUM_CODE = 999  # of a level that is written as a number
+MAXIMUM_TEXT = 100  # characters of a level that is free
+MAXIMUM_COUNT = 10_000  # a count has a table of its values
+# What is written for a missing value by mistake, in any case: `str(None)`, pandas, R, SQL.
+WORDS_FOR_MISSING = frozenset({"nan", "none", "null", "na", "n/a", "<na>", "nat", "missing"})
+
+
+class Kind(StrEnum):
+    """How a column's values are read."""
+
+    IDENTIFIER = "identifier"  # names an encounter or a patient; never a feature
+    DATE = "date"  # a day, which orders encounters; never a feature
+    COUNT = "count"  # an integer between `minimum` and `maximum`
+    NUMBER = "number"  # a measurement between `minimum` and `maximum`, in `unit`
+    LEVEL = "level"  # one of `levels` and nothing else
+    OPEN_LEVEL = "open level"  # usually one of `levels`; a new one is scored and counted
+    FLAG = "flag"  # no or yes, written as the two `levels`
+    CODE = "code"  # a diagnosis code of `system`
+    OUTCOME = "outcome"  # the label
+
+
+# What a whole text of a kind looks like, in words that Python, Rust (pydantic) and JSON Schema read alike.
+# A file, the service and the registered model all read by these.
+_PATTERNS = {
+    Kind.COUNT: "0|[1-9][0-9]{0,8}",
+    Kind.NUMBER: r"-?(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?",
+    Kind.DATE: "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
+}
+_NUMERIC = "[1-9][0-9]{0,17}"  # fits 64 bits
+_CODE = "[1-9][0-9]{0,2}"
+# Without outer blanks and control characters, each by its number: what a blank is differs from one language to another.
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_BLANK = r"\x20\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_TEXT = rf"[^{_CONTROL}{_BLANK}]([^{_CONTROL}]*[^{_CONTROL}{_BLANK}])?"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Part):
+    """One column: its name in the file and in a request, and what it may hold."""
+
+    name: str = Field(min_length=1, max_length=100)
+    kind: Kind
+    description: str = Field("", description="What the column says, for people")
+    levels: tuple[str, ...] = Field((), description="Of a level or an open level; of a flag: no, then yes")
+    minimum: int | float | None = Field(None, description="Smallest count (0 if absent) or number")
+    maximum: int | float | None = Field(None, description="Largest count or number")
+    unit: str = Field("", description="Unit of a number or a count")
+    nullable: bool = Field(False, description="Whether a value may be missing")
+    optional: bool = Field(False, description="Of an identifier or a date: files may lack the column")
+    numeric: bool = Field(False, description="Of an identifier: a whole number, as what orders encounters must be")
+    system: System | None = Field(None, description="Of a code: the system that it is of")
+    apart: Mapping[str, tuple[str, ...]] = Field({}, description="Of a code: categories counted beside their chapter")
+    ordered: bool = Field(False, description="Of a level: the levels stand in an order that means something")
+    logarithm: bool = Field(False, description="Of a count: a tenth says less than a first")
+    steps: tuple[int, ...] = Field((), description="Of a count: bounds that a linear model should see")
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether a prediction may use it."""
+        return self.kind not in (Kind.IDENTIFIER, Kind.DATE, Kind.OUTCOME)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether the open levels are numbers, which a client may write with or without quotes."""
+        return self.kind is Kind.OPEN_LEVEL and bool(self.levels) and self.levels[0].isdigit()
+
+    @property
+    def counts(self) -> range:
+        """Every value of a count."""
+        return range(int(self.minimum or 0), int(self.maximum or 0) + 1)
+
+    @cached_property
+    def chapters(self) -> Chapters:
+        """Chapters of a code column. Raises ValueError for another."""
+        if self.system is None:
+            raise ValueError(f"{self.name} holds no codes")
+        return Chapters(self.system, self.apart)
+
+    @property
+    def described(self) -> str:
+        """What a cell may hold unless it is missing, in words."""
+        match self.kind:
+            case Kind.IDENTIFIER if self.numeric:
+                return "a positive whole number of at most 18 digits"
+            case Kind.DATE:
+                return "a day as YYYY-MM-DD"
+            case Kind.COUNT:
+                return f"a whole number from {self.minimum or 0} to {self.maximum}{self._of_unit}"
+            case Kind.NUMBER:
+                return f"a number from {self.minimum} to {self.maximum}{self._of_unit}"
+            case Kind.LEVEL | Kind.FLAG | Kind.OUTCOME:
+                return f"one of {', '.join(self.levels)}"
+            case Kind.CODE if self.system:
+                return codes.described(self.system)
+        if self.is_code:
+            return f"a code from 1 to {MAXIMUM_CODE}, as a whole number or as its digits"
+        return f"text of 1 to {MAXIMUM_TEXT} characters without outer blanks"
+
+    @property
+    def _of_unit(self) -> str:
+        return f" ({self.unit})" if self.unit else ""
+
+    @property
+    def allowed(self) -> str:
+        """What a request may hold, in words."""
+        return f"{self.described}; null, {MISSING} or absent when unknown" if self.nullable else self.described
+
+    @cached_property
+    def pattern(self) -> str:
+        """Regular expression of a whole text that is not missing; empty where levels alone say what is allowed."""
+        if self.kind is Kind.IDENTIFIER:
+            return _NUMERIC if self.numeric else _TEXT
+        if self.kind is Kind.OPEN_LEVEL:
+            return _CODE if self.is_code else _TEXT
+        if self.system is not None:
+            return codes.pattern(self.system)
+        return _PATTERNS.get(self.kind, "")
+
+    def holds(self, text: str) -> bool:
+        """Whether a value may be this text, wherever it stands: in a file, in a request, before a registered model."""
+        if text == MISSING:
+            return self.nullable
+        if not self.pattern:
+            return text in self.levels
+        if not re.fullmatch(self.pattern, text):
+            return False
+        if self.kind is Kind.COUNT:
+            return int(text) in self.counts
+        if self.kind is Kind.NUMBER:
+            return (self.minimum or 0) <= float(text) <= (self.maximum or 0)
+        if self.kind is Kind.DATE:
+            return _is_day(text)
+        if self.kind in (Kind.OPEN_LEVEL, Kind.IDENTIFIER) and self.pattern == _TEXT:
+            return len(text) <= MAXIMUM_TEXT and text.lower() not in WORDS_FOR_MISSING - {
+                level.lower() for level in self.levels
+            }
+        return True
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+class Next(_Part):
+    """The outcome is of the patient's next row: whether a column of it is above a value."""
+
+    column: str = Field(description="Column of the next row")
+    above: float = Field(0, description="The outcome is positive when that column is above this")
+    within: float = Field(
+        description="The next row counts when what orders rows is at most so much later; days of a date"
+    )
+
+
+class Outcome(_Part):
+    """What is predicted, and the words for it."""
+
+    column: str = Field("outcome", description="Column of the label; where it is made from the next row, its name")
+    levels: tuple[str, ...] = Field(("0", "1"), description="What the column may hold")
+    positive: tuple[str, ...] = Field(("1",), description="The levels that are the outcome")
+    negative: str = Field("0", description="The level of somebody of whom no more is known than that it did not happen")
+    next: Next | None = Field(None, description="Make the label from the patient's next row")
+    description: str = Field("", description="What the column says, for people")
+    event: str = Field("event", description="One of it: readmission")
+    events: str = Field("events", description="Several of it: readmissions")
+    happened: str = Field("with the outcome", description="Of whom it happened to: readmitted within 30 days")
+
+
+class Exclusion(_Part):
+    """Encounters that are not to be scored."""
+
+    column: str
+    levels: tuple[str, ...] = Field(min_length=1)
+    reason: str = Field(min_length=1, description="Why, for people")
+
+
+class Group(_Part):
+    """Columns that are also counted together, such as drugs."""
+
+    columns: tuple[str, ...] = Field(min_length=2)
+    counts: Mapping[str, tuple[str, ...]] = Field(description="For each count the levels that add one to it")
+
+
+class Subgroups(_Part):
+    """Patients for whom figures are shown apart."""
+
+    column: str
+    groups: Mapping[str, tuple[str, ...]] = Field(
+        {}, description="Levels that are taken together, by a name; else each"
+    )
+    bounds: tuple[float, ...] = Field((), description="Of a number or a count: where a next group begins")
+
+
+class Contract(_Part):
+    """A table of encounters. `columns` stand in the order of the file; the outcome is `outcome`, not one of them."""
+
+    format: int = Field(1, ge=1, le=1, description="Version of this format")
+    name: str = Field(pattern="^[a-z0-9][a-z0-9-]{0,50}$", description="Names the registered model")
+    title: str = Field(min_length=1, description="One line for people")
+    description: str = Field("", description="What the table is and where it comes from")
+    missing: tuple[str, ...] = Field((MISSING,), description="What files write for a missing value, beside nothing")
+    encounter: tuple[str, ...] = Field(min_length=1, description="Column or columns that identify an encounter")
+    patient: str = Field(description="Column that identifies a patient")
+    order: str = Field(description="Column that orders encounters in time: a numeric identifier, a count or a date")
+    date: str = Field("", description="Column with the day of an encounter, by which arrivals fall into windows")
+    outcome: Outcome
+    follow_up_days: float = Field(30, ge=0, description="Days until an outcome is known")
+    exclude: tuple[Exclusion, ...] = ()
+    columns: tuple[Column, ...] = Field(min_length=1)
+    groups: tuple[Group, ...] = ()
+    subgroups: tuple[Subgroups, ...] = ()
+    single_predictor: str = Field(description="Count or number that a model must beat alone")
+    scores: str = Field("", description="Plug-in with the field's own scores (entry point health_predict.scores)")
+    synthetic: str = Field("", description="File beside the contract from which a made-up table is drawn")
+    example: Mapping[str, str] = Field({}, description="A made-up encounter, for documentation and first tries")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_by_name(cls, values: Any) -> Any:
+        # In a file the columns are a mapping from their names, which reads better.
+        if isinstance(values, Mapping) and isinstance(values.get("columns"), Mapping):
+            columns = [{"name": name, **item} if isinstance(item, Mapping) else item
+                       for name, item in values["columns"].items()]  # fmt: skip
+            return {**values, "columns": columns}
+        return values
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """A contract as `to_json` wrote it."""
+        return cls.model_validate_json(data)
+
+    def to_json(self) -> bytes:
+        """The contract without comments and defaults, stable in its order."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps({"format": self.format, **plain}, ensure_ascii=False, separators=(",", ":")).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the contract says: comments and layout of its file do not count."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @cached_property
+    def target(self) -> Column:
+        """The label as a column."""
+        outcome = self.outcome
+        return Column(name=outcome.column, kind=Kind.OUTCOME, levels=outcome.levels, description=outcome.description)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Column]:
+        """All columns by their names, the label last."""
+        return {column.name: column for column in (*self.columns, self.target)}
+
+    @cached_property
+    def table(self) -> tuple[Column, ...]:
+        """The columns of a cohort frame in their order, the label last."""
+        return (*(column for column in self.columns if not column.optional), self.target)
+
+    @cached_property
+    def features(self) -> tuple[Column, ...]:
+        """The columns that a prediction uses."""
+        return tuple(column for column in self.columns if column.is_feature)
+
+    @cached_property
+    def identifiers(self) -> tuple[Column, ...]:
+        """What an arrival may say of itself beside its features: who it is about, and when."""
+        names = dict.fromkeys((*self.encounter, self.patient, self.order, *([self.date] if self.date else [])))
+        named = (self.by_name[name] for name in names)
+        return tuple(column.model_copy(update={"nullable": True}) for column in named if not column.is_feature)
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """Names of the columns of a kind."""
+        return tuple(column.name for column in self.columns if column.kind is kind)
+
+
+def read_contract(text: str, name: object) -> Contract:
+    """The contract in a YAML file's text. `name` is what a message calls the file.
+
+    Raises DataError with the line of the first mistakes and what to write there.
+    """
+    try:
+        # This loader leaves all scalars text: YAML would make a truth value of the level No.
+        data, tree = yaml.load(text, yaml.BaseLoader), yaml.compose(text, yaml.BaseLoader)  # noqa: S506 - text only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise DataError(
+            f"{name}{where} is not valid YAML: {getattr(error, 'problem', None) or error}", "mend the line"
+        ) from None
+    if not isinstance(data, dict) or tree is None:
+        raise DataError(f"{name} is no data contract", "begin one with `health-predict contract draft FILE`")
+    try:
+        contract = Contract.model_validate(data)
+        wrong = [*_named_twice(tree), *_mistakes(contract)]
+    except ValidationError as error:
+        wrong = [(_place(item["loc"], data), _said(item["msg"])) for item in error.errors(include_url=False)]
+    if wrong:
+        shown = "; ".join(
+            f"line {_line(tree, place)}, {'.'.join(map(str, place))}: {what}" for place, what in wrong[:3]
+        )
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DataError(
+            f"{name}: {shown}{more}", "mend these lines; docs/contract.md and its JSON Schema say what each may hold"
+        )
+    return contract
+
+
+Place = tuple[str | int, ...]
+
+
+def _place(loc: Place, data: Mapping[str, Any]) -> Place:
+    """Where in the file a mistake is, from where pydantic found it: a column by its name."""
+    columns = data.get("columns")
+    if loc[:1] == ("columns",) and len(loc) > 1 and isinstance(columns, Mapping):
+        return ("columns", [*columns][int(loc[1])], *loc[2:])
+    return loc
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "the word is unknown here")
+
+
+def _line(node: Any, place: Place) -> int:
+    """The line of the deepest part of `place` that the file has."""
+    line = int(node.start_mark.line) + 1
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == str(step)), None)
+            if found is None:
+                return line
+            line, node = int(found[0].start_mark.line) + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = int(node.start_mark.line) + 1
+        else:
+            return line
+    return line
+
+
+def _named_twice(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
+    """Names that a mapping has more than once: YAML takes the last and says nothing."""
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in seen:
+            yield (*place, key.value), "is written twice"
+        seen.add(key.value)
+        yield from _named_twice(value, (*place, key.value))
+
+
+def _mistakes(contract: Contract) -> Iterator[tuple[Place, str]]:
+    """What does not fit together, with its place."""
+    for column in contract.columns:
+        for what in _mistakes_of(column):
+            yield ("columns", column.name), what
+    yield from _mistakes_of_names(contract)
+    yield from _mistakes_of_outcome(contract)
+    yield from _mistakes_of_groups(contract)
+    for name, text in contract.example.items():
+        known = contract.by_name.get(name)
+        if known is None or not known.is_feature:
+            yield ("example", name), "is no column that a prediction uses"
+        elif not known.holds(text):
+            yield ("example", name), f"must be {known.allowed}"
+
+
+def _mistakes_of(column: Column) -> Iterator[str]:
+    kind = column.kind
+    if kind is Kind.OUTCOME:
+        yield "the outcome is described under `outcome`, not as a column"
+    if kind is Kind.LEVEL and len(column.levels) < 2:
+        yield "a level needs `levels`, two at least; an open level may do without"
+    if kind is Kind.FLAG and len(column.levels) != 2:
+        yield "a flag needs two `levels`: what is written for no, then for yes"
+    if len(set(column.levels)) < len(column.levels):
+        yield "a level is named twice"
+    if kind in (Kind.COUNT, Kind.NUMBER) and column.maximum is None:
+        yield f"a {kind} needs a `maximum`: the largest value that can be true"
+    if kind is Kind.NUMBER and column.minimum is None:
+        yield "a number needs a `minimum`: the smallest value that can be true"
+    if column.maximum is not None and (column.minimum or 0) > column.maximum:
+        yield "`minimum` is above `maximum`"
+    if kind is Kind.COUNT and not all(isinstance(n, int) for n in (column.minimum or 0, column.maximum or 0)):
+        yield "bounds of a count are whole numbers"
+    if kind is Kind.COUNT and (column.maximum or 0) > MAXIMUM_COUNT:
+        yield f"a count has at most {MAXIMUM_COUNT:,}; make it a number"
+    if kind is Kind.COUNT and (column.minimum or 0) < 0:
+        yield "a count is not negative; make it a number"
+    if (kind is Kind.CODE) != (column.system is not None):
+        yield f"a code needs its `system`, and nothing else has one: {', '.join(System)}"
+    if column.optional and column.is_feature:
+        yield "only an identifier or a date may be `optional`; a feature may be `nullable`"
+    if MISSING in column.levels:
+        yield f"{MISSING} cannot be a level: it stands for missing; say `nullable: true`"
+
+
+def _mistakes_of_names(contract: Contract) -> Iterator[tuple[Place, str]]:
+    """Columns that are named and do not exist, or are of a kind that cannot serve."""
+    served = {
+        ("encounter",): (contract.encounter, None),
+        ("patient",): ((contract.patient,), None),
+        ("order",): ((contract.order,), (Kind.IDENTIFIER, Kind.COUNT, Kind.DATE)),
+        ("date",): ((contract.date,) if contract.date else (), (Kind.DATE,)),
+        ("single_predictor",): ((contract.single_predictor,), (Kind.COUNT, Kind.NUMBER)),
+    }
+    for place, (names, kinds) in served.items():
+        for name in names:
+            column = contract.by_name.get(name)
+            if column is None:
+                yield place, f"there is no column {name}"
+            elif kinds and column.kind not in kinds:
+                yield place, f"{name} is a {column.kind}; it must be a {' or a '.join(kinds)}"
+            elif place in (("encounter",), ("patient",)) and column.is_feature:
+                yield place, f"{name} identifies, so its kind must be identifier or date: it is never a feature"
+    order = contract.by_name.get(contract.order)
+    if order is not None and order.kind is Kind.IDENTIFIER and not order.numeric:
+        yield ("columns", order.name), "what orders encounters must be `numeric: true`"
+    if not contract.features:
+        yield ("columns",), "there is no column that a prediction could use"
+
+
+def _mistakes_of_outcome(contract: Contract) -> Iterator[tuple[Place, str]]:
+    outcome = contract.outcome
+    if outcome.column in (column.name for column in contract.columns):
+        yield ("columns", outcome.column), "the outcome is described under `outcome`, not as a column"
+    if not set(outcome.positive) < set(outcome.levels):
+        yield ("outcome", "positive"), f"must be some of the levels {', '.join(outcome.levels)}, not all"
+    if outcome.negative not in set(outcome.levels) - set(outcome.positive):
+        yield ("outcome", "negative"), "must be a level that is not positive"
+    if outcome.next:
+        column = contract.by_name.get(outcome.next.column)
+        if column is None or column.kind not in (Kind.COUNT, Kind.NUMBER):
+            yield ("outcome", "next", "column"), "must be a column that is a count or a number"
+
+
+def _mistakes_of_groups(contract: Contract) -> Iterator[tuple[Place, str]]:
+    """Levels that are named and do not exist."""
+    named: list[tuple[Place, str, tuple[str, ...]]] = [
+        (("exclude", at), one.column, one.levels) for at, one in enumerate(contract.exclude)
+    ]
+    for at, one in enumerate(contract.subgroups):
+        named += [(("subgroups", at), one.column, levels) for levels in one.groups.values()] or [
+            (("subgroups", at), one.column, ())
+        ]
+    for at, group in enumerate(contract.groups):
+        levels = tuple(level for some in group.counts.values() for level in some)
+        named += [(("groups", at), name, levels) for name in group.columns]
+    for place, name, levels in named:
+        column = contract.by_name.get(name)
+        if column is None:
+            yield place, f"there is no column {name}"
+        elif unknown := [level for level in levels if not column.holds(level)]:
+            yield place, f"{name} has no level {', '.join(unknown)}"
+    for at, one in enumerate(contract.subgroups):
+        column = contract.by_name.get(one.column)
+        if column is not None and (column.kind in (Kind.COUNT, Kind.NUMBER)) != bool(one.bounds):
+            yield ("subgroups", at), "`bounds` go with a count or a number, and only with it"
