@@ -29,7 +29,7 @@ from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION, Ar
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
-from health_predict.core.data.cohort import exclude_not_readmittable, part_bytes, target
+from health_predict.core.data.cohort import part_bytes, target, without_excluded
 from health_predict.core.data.columns import DATE, ENCOUNTER, PATIENT, TARGET
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID
@@ -50,7 +50,7 @@ def prepare(home: Path) -> None:
     """A champion with its dataset, and the month's encounters, one file a night, beside the door."""
     settings = Settings(home=home, git_commit="abc")
     storage, tracking = open_storage(settings.storage), Tracking(settings)
-    cohort = exclude_not_readmittable(synthesize(20_000, seed=2))
+    cohort = without_excluded(synthesize(20_000, seed=2))
     train, validation = cohort[:14_000].reset_index(drop=True), cohort[14_000:17_000].reset_index(drop=True)
     for name, frame in (("train", train), ("validation", validation), ("test", validation)):
         storage.write(keys.part(DATASET, name), part_bytes(frame))
@@ -63,7 +63,7 @@ def prepare(home: Path) -> None:
     parent = tracking.start_search("search", tags, {})
     run = tracking.log_best(parent, BASELINE, pipeline, tags, {"threshold": "0.15"}, {}, {})
     tracking.set_alias(CHAMPION, tracking.register(run, {**tags, "threshold": "0.15"}, "").version)
-    source = exclude_not_readmittable(synthesize(60_000, seed=3)).drop(columns=TARGET)
+    source = without_excluded(synthesize(60_000, seed=3)).drop(columns=TARGET)
     scores = [repr(float(score)) for score in pipeline.predict_proba(source)[:, 1]]
     for night in range(NIGHTS):
         begin, end = ENCOUNTERS * night // NIGHTS, ENCOUNTERS * (night + 1) // NIGHTS

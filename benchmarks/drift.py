@@ -29,7 +29,7 @@ from benchmarks.parts.drift_stream import (
     walk,
 )
 from health_predict.core.choices import Policy
-from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort
+from health_predict.core.data.cohort import read_cohort, without_excluded
 from health_predict.core.data.columns import PATIENT
 from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.policy import Action
@@ -49,7 +49,7 @@ def main() -> None:
 
 def inputs() -> dict[str, float]:
     """(a) false alarms, (b) power, (d) CPU."""
-    cohort = exclude_not_readmittable(synthesize(40_000, seed=3)).reset_index(drop=True)
+    cohort = without_excluded(synthesize(40_000, seed=3)).reset_index(drop=True)
     training, clean = cohort[:14_000], cohort[14_000:].reset_index(drop=True)
     alarms = drift_inputs.false_alarms(training, DRAWS)
     print(f"\nfalse alarms of the inputs on {DRAWS} clean resamples of the reference, and questions about recording")

@@ -29,7 +29,7 @@ import psutil
 from benchmarks.parts import results
 from benchmarks.parts.processes import carries
 from benchmarks.parts.search_space import NAMES
-from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv, save_part
+from health_predict.core.data.cohort import load_part, save_csv, save_part, without_excluded
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import Settings
 from health_predict.stages.split import split
@@ -92,7 +92,7 @@ def prepare(folder: Path) -> None:
             save_csv(load_part(files[name]), folder / f"{name}.csv")
         return
     print("SYNTHETIC encounters: HEALTH_PREDICT_DATA_COPY names no file")
-    encounters = exclude_not_readmittable(synthesize(20_000, seed=1))
+    encounters = without_excluded(synthesize(20_000, seed=1))
     for name, part in (("train", encounters[:14_000]), ("validation", encounters[14_000:17_000])):
         save_part(part, folder / name)
         save_csv(part, folder / f"{name}.csv")

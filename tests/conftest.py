@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tag, Tracking
-from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_part, target
+from health_predict.core.data.cohort import load_part, save_part, target, without_excluded
 from health_predict.core.data.columns import ENCOUNTER
 from health_predict.core.data.synthetic import FIRST_NUMBER, synthesize
 from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
@@ -183,7 +183,7 @@ class Parts:
 def parts(cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """The small cohort by patient, as `split` would leave it."""
     folder = tmp_path_factory.mktemp("parts")
-    kept = exclude_not_readmittable(cohort)
+    kept = without_excluded(cohort)
     hashed = kept["patient_nbr"].map(lambda number: zlib.crc32(number.encode()) % 100)
     files = {}
     for name, low, high in (("train", 0, 60), ("validation", 60, 80), ("test", 80, 100)):

@@ -30,7 +30,7 @@ import psutil
 
 from benchmarks.parts.processes import carriers
 from health_predict.adapters.tracking import Tag, Tracking
-from health_predict.core.data.cohort import exclude_not_readmittable, save_part
+from health_predict.core.data.cohort import save_part, without_excluded
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings, load_settings
 from health_predict.stages.hpo import hpo
@@ -66,7 +66,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="hp-kill-") as name:
         folder = Path(name)
-        cohort = exclude_not_readmittable(synthesize(6000, seed=3))
+        cohort = without_excluded(synthesize(6000, seed=3))
         for part, rows in (("train", cohort[:4000]), ("validation", cohort[4000:])):
             save_part(rows.reset_index(drop=True), folder / part)
         calm = Search(folder, "calm")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from health_predict.core.choices import Scenario
-from health_predict.core.data.cohort import exclude_not_readmittable, target
+from health_predict.core.data.cohort import target, without_excluded
 from health_predict.core.data.synthetic import inject, synthesize
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
@@ -65,7 +65,7 @@ def run(seeds: Sequence[int] = SEEDS) -> list[Outcome]:
 
 def _seed(seed: int) -> list[Outcome]:
     cohort = synthesize(INITIAL + BATCH + STRIDE * (BATCHES - 1) * BATCH, seed)
-    initial = exclude_not_readmittable(cohort[:INITIAL]).reset_index(drop=True)
+    initial = without_excluded(cohort[:INITIAL]).reset_index(drop=True)
     cut = round(0.75 * len(initial))
     train, validation = initial[:cut], initial[cut:].reset_index(drop=True)
     features = EncounterFeatures().fit(train)
@@ -93,7 +93,7 @@ def _stream(name: str, frame: pd.DataFrame, reference: DriftReference, scores: o
     columns: tuple[str, ...] = ()
     for number in range(BATCHES):
         start = INITIAL + number * BATCH
-        batch = exclude_not_readmittable(frame[start : start + BATCH]).reset_index(drop=True)
+        batch = without_excluded(frame[start : start + BATCH]).reset_index(drop=True)
         risk = scores(batch)  # type: ignore[operator]
         labels = target(batch).astype(np.float64)
         findings = assess(reference, batch, risk, labels, history=history, earlier=earlier)

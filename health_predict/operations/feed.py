@@ -14,8 +14,8 @@ import pandas as pd
 from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import Added, Arrivals
 from health_predict.adapters.tracking import Tracking
-from health_predict.core.data.cohort import FIRST_LINE
-from health_predict.core.data.columns import BY_NAME, ENCOUNTER, MISSING, POSITIVE, TARGET
+from health_predict.core.data.cohort import FIRST_LINE, with_missing
+from health_predict.core.data.contract import MISSING, Contract
 from health_predict.core.data.csv_file import read_table
 from health_predict.core.data.encounters import as_text
 from health_predict.core.data.outcomes import read_outcomes, write_outcomes
@@ -23,8 +23,6 @@ from health_predict.errors import DataError
 from health_predict.settings import Settings
 
 PARQUET = b"PAR1"
-# What `readmitted` may say, in the contract's words or as in a file of outcomes.
-_MEANING = {**{level: int(level == POSITIVE) for level in BY_NAME[TARGET].levels}, "1": 1, "0": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,40 +43,47 @@ def add_encounters(settings: Settings, file: Path) -> tuple[Added, int]:
     tracking = Tracking(settings)
     champion = tracking.champion()
     arrivals = Arrivals(settings)
-    frame = read_encounters(file)
-    found = _outcomes(frame, file) if TARGET in frame else pd.Series(dtype="int64")
-    frame = frame.drop(columns=TARGET, errors="ignore")
+    contract, frame = arrivals.contract, read_encounters(file)
+    label = contract.outcome.column
+    found = _outcomes(frame, contract, file) if label in frame else frame.iloc[:0]
+    frame = frame.drop(columns=label, errors="ignore")
 
     def score(text: pd.DataFrame) -> tuple[npt.NDArray[np.float64], str]:
         pipeline = tracking.load_pipeline(champion.version)
         return np.asarray(pipeline.predict_proba(text)[:, 1], dtype=np.float64), champion.version
 
     added = arrivals.add(frame, str(file), score)
-    data = write_outcomes(ENCOUNTER, found.index, found)
+    if found.empty:
+        return added, 0
+    data = write_outcomes({name: found[name] for name in contract.encounter}, contract, found[label])
     marker = keys.added(settings.stream, hashlib.sha256(data).hexdigest())
-    if found.empty or arrivals.storage.exists(marker):
+    if arrivals.storage.exists(marker):
         return added, 0
     arrivals.storage.write(_key(settings, file, data), data)
     arrivals.storage.write(marker, json.dumps({"outcomes": len(found)}).encode())
     return added, len(found)
 
 
-def _outcomes(frame: pd.DataFrame, file: Path) -> pd.Series[int]:
-    """1 or 0 by the number of the encounter (n,); without those that are not known, or of whom no number is."""
-    if ENCOUNTER not in frame:
+def _outcomes(frame: pd.DataFrame, contract: Contract, file: Path) -> pd.DataFrame:
+    """What identifies the encounters, and 1 or 0 (n, columns); without those that are not known or not identified."""
+    label, by = contract.outcome.column, [*contract.encounter]
+    if absent := [name for name in by if name not in frame]:
         raise DataError(
-            f"{file} has outcomes but no {ENCOUNTER}, by which they are found",
-            f"add the numbers, or leave {TARGET} out and deliver the outcomes with `health-predict data outcomes`",
+            f"{file} has outcomes but no {', '.join(absent)}, by which they are found",
+            f"add it, or leave {label} out and deliver the outcomes with `health-predict data outcomes`",
         )
-    text = as_text(frame[[ENCOUNTER, TARGET]])
-    wrong = np.flatnonzero(~text[TARGET].isin([*_MEANING, MISSING]))
+    # What the label may say, in the contract's words or as in a file of outcomes.
+    meaning = {level: int(level in contract.outcome.positive) for level in contract.outcome.levels}
+    meaning |= {"1": 1, "0": 0} if meaning.keys().isdisjoint(("0", "1")) else {}
+    text = with_missing(as_text(frame[[*by, label]]), contract)
+    wrong = np.flatnonzero(~text[label].isin([*meaning, MISSING]))
     if len(wrong):
         raise DataError(
-            f"{file}, line {wrong[0] + FIRST_LINE} is no outcome: {TARGET} is one of {', '.join(_MEANING)}",
+            f"{file}, line {wrong[0] + FIRST_LINE} is no outcome: {label} is one of {', '.join(meaning)}",
             "correct it, or leave the cell empty while the outcome is not known",
         )
-    known = text[(text != MISSING).all(axis=1)]
-    return known.set_index(ENCOUNTER)[TARGET].map(_MEANING)
+    known = text[(text != MISSING).all(axis=1)].drop_duplicates(by, keep="last")
+    return known.assign(**{label: known[label].map(meaning)})
 
 
 def read_encounters(file: Path) -> pd.DataFrame:
@@ -113,8 +118,9 @@ def add_outcomes(settings: Settings, file: Path) -> Outcomes:
         raise DataError(
             f"{file} cannot be read: {error.strerror}", "give the path of a file that may be read"
         ) from None
-    found = read_outcomes(data, str(file))
-    Arrivals(settings).storage.write(_key(settings, file, data), data)
+    arrivals = Arrivals(settings)
+    found = read_outcomes(data, arrivals.contract, str(file))
+    arrivals.storage.write(_key(settings, file, data), data)
     [(key, outcomes)] = found.items()
     return Outcomes(len(outcomes), ", ".join(key))
 

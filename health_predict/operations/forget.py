@@ -19,13 +19,13 @@ from typing import Any
 import pandas as pd
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.arrivals import IDENTITY, Arrivals
+from health_predict.adapters.data.arrivals import Arrivals, identity_of
 from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import part_bytes
-from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
-from health_predict.core.data.outcomes import KEYS, PREDICTION_ID, READMITTED
+from health_predict.core.data.contract import MISSING, Contract
+from health_predict.core.data.outcomes import PREDICTION_ID, keys_of
 from health_predict.core.data.partition import rows_digest
 from health_predict.settings import Settings
 

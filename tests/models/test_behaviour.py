@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 
-from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort, target
+from health_predict.core.data.cohort import read_cohort, target, without_excluded
 from health_predict.core.data.partition import Parameters, Partition, partition
 from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.clinical_scores import clinical_scores
@@ -144,7 +144,7 @@ def test_auc_stays_in_the_credible_range(salted: Partition, family: str) -> None
 def test_clinical_scores_rank_the_real_patients_a_little(real_frame: pd.DataFrame) -> None:
     # given the encounters of the initial data
     order = real_frame["encounter_id"].astype(int).argsort()
-    frame = exclude_not_readmittable(real_frame.iloc[order].head(20_353))
+    frame = without_excluded(real_frame.iloc[order].head(20_353))
     # then each score ranks a little better than chance, and none as well as a model
     for name, points in clinical_scores(frame).items():
         assert 0.55 < roc_auc_score(target(frame), points) < 0.63, name

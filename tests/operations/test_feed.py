@@ -14,7 +14,7 @@ from health_predict.adapters.data.arrivals import Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.outcome_files import outcomes_of
 from health_predict.adapters.tracking import Tracking
-from health_predict.core.data.cohort import exclude_not_readmittable
+from health_predict.core.data.cohort import without_excluded
 from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.synthetic import synthesize
@@ -22,7 +22,7 @@ from health_predict.errors import DataError, StateError
 from health_predict.operations.feed import add_encounters, add_outcomes
 from health_predict.settings import Settings
 
-FRAME = exclude_not_readmittable(synthesize(60, seed=9)).head(30).reset_index(drop=True)
+FRAME = without_excluded(synthesize(60, seed=9)).head(30).reset_index(drop=True)
 
 
 class Model:

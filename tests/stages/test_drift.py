@@ -18,7 +18,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
-from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv, save_part, target
+from health_predict.core.data.cohort import load_part, save_csv, save_part, target, without_excluded
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import Parameters, places
 from health_predict.core.data.synthetic import synthesize
@@ -46,7 +46,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     shutil.copy(mlflow_database, home / "mlflow.db")
     settings = Settings(home=home, git_commit="abc", evidently="never")
     storage = open_storage(settings.storage)
-    cohort = exclude_not_readmittable(synthesize(9000, seed=2))
+    cohort = without_excluded(synthesize(9000, seed=2))
     parts = {"train": cohort[:3000], "validation": cohort[3000:4000], "test": cohort[3000:4000]}
     for name, frame in parts.items():
         file = home / "part.parquet"
@@ -108,7 +108,7 @@ class Hospital:
 
 def test_batches_are_judged_in_turn_each_once(settings: Settings, tmp_path: Path) -> None:
     # given two batches that were served by the champion
-    hospital, cohort = Hospital(settings, "turns"), exclude_not_readmittable(synthesize(6000, seed=3))
+    hospital, cohort = Hospital(settings, "turns"), without_excluded(synthesize(6000, seed=3))
     hospital.send(cohort[:1200], version="1")
     hospital.send(cohort[1200:2400], version="1")
     # when what is due is asked for
@@ -147,7 +147,7 @@ def test_batches_are_judged_in_turn_each_once(settings: Settings, tmp_path: Path
 
 def test_outcomes_are_judged_when_they_have_matured(settings: Settings, tmp_path: Path) -> None:
     # given two batches of a stream of its own
-    hospital, cohort = Hospital(settings, "late"), exclude_not_readmittable(synthesize(6000, seed=4))
+    hospital, cohort = Hospital(settings, "late"), without_excluded(synthesize(6000, seed=4))
     raised = np.random.default_rng(0).random(1500) < 0.35
     hospital.send(cohort[:1500])
     hospital.send(cohort[1500:3000])
@@ -183,7 +183,7 @@ def test_outcomes_are_judged_when_they_have_matured(settings: Settings, tmp_path
 
 def test_outcomes_that_never_come_are_not_waited_for_for_ever(settings: Settings, tmp_path: Path) -> None:
     # given a batch without outcomes, and one with, long after
-    hospital, cohort = Hospital(settings, "lapsed"), exclude_not_readmittable(synthesize(4000, seed=5))
+    hospital, cohort = Hospital(settings, "lapsed"), without_excluded(synthesize(4000, seed=5))
     hospital.send(cohort[:1000])
     first = hospital.look(tmp_path)
     finish(hospital.settings, first)
@@ -203,7 +203,7 @@ def test_outcomes_that_never_come_are_not_waited_for_for_ever(settings: Settings
 def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, tmp_path: Path) -> None:
     # given a stream in which risks doubled
     hospital = Hospital(settings, "doubled", follow_up_days=0.0)
-    cohort = exclude_not_readmittable(synthesize(16000, seed=6))[9000:]
+    cohort = without_excluded(synthesize(16000, seed=6))[9000:]
     hospital.send(cohort)
     pipeline = Tracking(settings).load_pipeline("1")
     doubled = 2 * pipeline.predict_proba(cohort)[:, 1]
@@ -253,7 +253,7 @@ def test_where_nothing_arrived_nothing_is_judged(settings: Settings, tmp_path: P
     assert finish(hospital.settings, result) is Settlement.UNCHANGED
     assert open_storage(settings.storage).keys("monitoring/quiet/") == []
     # when encounters come, they are judged
-    hospital.send(exclude_not_readmittable(synthesize(1000, seed=8)))
+    hospital.send(without_excluded(synthesize(1000, seed=8)))
     assert hospital.look(tmp_path).batch == 0
 
 

@@ -20,7 +20,7 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import PROGRESS, Progress
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
-from health_predict.core.data.cohort import exclude_not_readmittable, load_part, save_csv
+from health_predict.core.data.cohort import load_part, save_csv, without_excluded
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import rows_digest
 from health_predict.core.data.synthetic import synthesize
@@ -206,7 +206,7 @@ def test_what_arrived_is_learned_from_once_its_outcome_is_known(continued: Setti
     # when the champion's dataset is continued with both
     result = run(continued, tmp_path / "out", labelled_batches=2)
     # then they are what joins the initial encounters: those whose outcome is known, with it
-    kept = exclude_not_readmittable(pd.concat([patients[:280], patients[300:580]]))
+    kept = without_excluded(pd.concat([patients[:280], patients[300:580]]))
     parts = pd.concat([load_part(tmp_path / "out" / name) for name in NAMES[:3]])
     joined = parts[parts["encounter_id"].isin(patients["encounter_id"])]
     assert sorted(joined["encounter_id"]) == sorted(kept["encounter_id"])
@@ -235,7 +235,7 @@ def test_who_has_no_patient_is_never_learned_from(continued: Settings, tmp_path:
     # then the others are learned from
     parts = pd.concat([load_part(tmp_path / "out" / name) for name in NAMES[:3]])
     assert not (parts["patient_nbr"] == "?").any()
-    known = exclude_not_readmittable(patients[100:])
+    known = without_excluded(patients[100:])
     assert set(known["encounter_id"]) <= set(parts["encounter_id"])
     assert not set(patients["encounter_id"][:100]) & set(parts["encounter_id"])
 

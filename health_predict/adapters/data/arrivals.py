@@ -25,12 +25,13 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.outcome_files import OutcomeCounts, OutcomeMatch
 from health_predict.adapters.data.parts import read_frame, read_record
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.core.data.cohort import part_bytes
-from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
-from health_predict.core.data.encounters import NAMES, Refusal, as_text, complete, days_of, refused
+from health_predict.core.data.cohort import encounter_of, part_bytes
+from health_predict.core.data.contract import MISSING, Contract
+from health_predict.core.data.encounters import Refusal, as_text, complete, dates_of, days_of, names_of, refused
 from health_predict.core.data.outcomes import PREDICTION_ID, Values
 from health_predict.core.data.partition import rows_digest
 from health_predict.core.data.windows import Rows, Window, Windows
@@ -41,9 +42,13 @@ log = logging.getLogger(__name__)
 
 TIME, VERSION, PROBABILITY = "time", "model_version", "probability"
 META = [PREDICTION_ID, TIME, VERSION, PROBABILITY]
-IDENTITY = [PREDICTION_ID, ENCOUNTER, PATIENT, DATE]
 AHEAD_DAYS = 1  # a date so far after the receipt may be another time zone's
 _NAMESPACE = uuid.UUID("5f0c1f8e-7e0b-4d54-9f5b-2f1a3a8a5a10")
+
+
+def identity_of(contract: Contract) -> list[str]:
+    """Columns that say who an arrival is about, and when."""
+    return [PREDICTION_ID, *(column.name for column in contract.identifiers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,9 @@ class Arrivals:
     def __init__(self, settings: Settings) -> None:
         self.storage: Storage = open_storage(settings.storage, settings.s3_endpoint_url)
         self.stream = settings.stream
+        self.contract = contract_of(settings)
+        self._names = names_of(self.contract)
+        self._identity = identity_of(self.contract)
         self._size, self._zone, self._now = settings.window, ZoneInfo(settings.time_zone), settings.now
         self._keep = {
             keys.arrivals(self.stream): settings.keep_arrivals_days,
@@ -117,7 +125,7 @@ class Arrivals:
 
     def rows(self, wanted: Sequence[Rows], columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Arrivals (n, columns) in their order, without those that were forgotten or whose time to be kept is over."""
-        frames = [pd.DataFrame(columns=list(columns or [*NAMES, *META]), dtype="str")]
+        frames = [pd.DataFrame(columns=list(columns or [*self._names, *META]), dtype="str")]
         for one in wanted:
             with suppress(StateError):
                 part = read_frame(self.storage, keys.arrivals(self.stream, one.part), columns)
@@ -134,7 +142,7 @@ class Arrivals:
         break the contract are set aside with a report. The same rows change nothing. Raises DataError as `complete`
         does.
         """
-        text = complete(as_text(frame), name)
+        text = complete(as_text(frame), self.contract, name)
         digest = rows_digest(text)
         marker = keys.added(self.stream, digest)
         known = json.loads(self.storage.read(marker)) if self.storage.exists(marker) else {}
@@ -166,13 +174,15 @@ class Arrivals:
         return added
 
     def land(self, frame: pd.DataFrame) -> None:
-        """Leave encounters at the door that the service has scored: text (n, NAMES and META)."""
+        """Leave encounters at the door that the service has scored: text (n, `names_of` and META)."""
         self.storage.write(keys.at_door(self.stream, rows_digest(frame)), part_bytes(frame))
 
     def _id_of(self, row: tuple[str, ...]) -> str:
         """The prediction's id, which follows from the encounter: from its own id and date, else from all of it."""
-        encounter, day = row[NAMES.index(ENCOUNTER)], row[NAMES.index(DATE)]
-        named = (encounter, day) if encounter != MISSING else row
+        contract = self.contract
+        own = [row[self._names.index(name)] for name in contract.encounter]
+        day = row[self._names.index(contract.date)] if contract.date else MISSING
+        named = row if MISSING in own else (*own, day)
         return str(uuid.uuid5(_NAMESPACE, "\x1f".join((self.stream, *named))))
 
     # Taking in
@@ -193,7 +203,9 @@ class Arrivals:
         for window in closed:
             self.storage.write(keys.window(self.stream, window.number), _WINDOW.dump_json(window, indent=1))
             log.info("batch %d: %d arrivals from %s to before %s", window.number, len(window), window.begin, window.end)
-        matching = OutcomeMatch(self.storage, self.stream, state.collection, self._today, self.identity)
+        matching = OutcomeMatch(
+            self.storage, self.stream, self.contract, state.collection, self._today, self.identity
+        )
         counts, left, files = matching.take(
             state.outcomes,
             {key: dict(some) for key, some in state.unmatched},
@@ -230,8 +242,8 @@ class Arrivals:
                     self.storage.delete(key)
 
     def identity(self, number: int) -> pd.DataFrame:
-        """Who is in a batch: text (n, `IDENTITY`)."""
-        return self.rows(self.window(number).rows, IDENTITY)
+        """Who is in a batch: text (n, `identity_of`)."""
+        return self.rows(self.window(number).rows, self._identity)
 
     def at_door(self) -> list[str]:
         """Keys of what waits to be taken in."""
@@ -243,8 +255,8 @@ class Arrivals:
             self.storage.delete(key)
 
     def _read(self, state: State, at_door: Sequence[str]) -> tuple[State, pd.DataFrame]:
-        """The rows of all objects that keep the contract (n, NAMES and META), with what was set aside counted."""
-        frames = [pd.DataFrame(columns=[*NAMES, *META], dtype="str")]
+        """The rows of all objects that keep the contract (n, `names_of` and META), with what was set aside counted."""
+        frames = [pd.DataFrame(columns=[*self._names, *META], dtype="str")]
         for key in at_door:
             if key.endswith(".json"):
                 state = replace(state, quarantined=state.quarantined + int(self.storage.read(key)))
@@ -265,11 +277,11 @@ class Arrivals:
         torn: list[int] = []
         for number, line in enumerate(lines, 1):
             if line.strip():
-                row = _of_line(line)
+                row = self._of_line(line)
                 (torn if row is None else at).append(number)
                 if row is not None:
                     found.append(row)
-        frame = as_text(pd.DataFrame(found, columns=[*NAMES, *META]))
+        frame = as_text(pd.DataFrame(found, columns=[*self._names, *META]))
         wrong, refusals = self._refused(frame, at, [datetime.fromisoformat(one) for one in frame[TIME]])
         if torn:
             refusals = [Refusal.of("", "is no line of the prediction log", torn), *refusals]
@@ -285,13 +297,13 @@ class Arrivals:
         self, frame: pd.DataFrame, lines: Sequence[int], received: Sequence[datetime]
     ) -> tuple[npt.NDArray[np.bool_], list[Refusal]]:
         """Which rows break the contract, and why; a date is refused that lies in the future of the receipt."""
-        wrong, refusals = refused(frame, lines)
+        wrong, refusals = refused(frame, self.contract, lines)
         latest = [(one.astimezone(self._zone) + timedelta(days=AHEAD_DAYS)).date().isoformat() for one in received]
-        ahead = (frame[DATE] != MISSING).to_numpy() & (frame[DATE].to_numpy(dtype=object) > np.array(latest, object))
-        ahead &= ~wrong
+        dates = dates_of(frame, self.contract)
+        ahead = (dates != MISSING) & (dates > np.array(latest, object)) & ~wrong
         if ahead.any():
             future = [lines[row] for row in np.flatnonzero(ahead).tolist()]
-            refusals.append(Refusal.of(DATE, "must not lie in the future", future))
+            refusals.append(Refusal.of(self.contract.date, "must not lie in the future", future))
         return wrong | ahead, refusals
 
     def _set_aside(self, name: str, origin: str, refusals: Sequence[Refusal]) -> str:
@@ -308,7 +320,7 @@ class Arrivals:
         received = [
             datetime.fromisoformat(one).astimezone(self._zone).date().isoformat() for one in rows[TIME].to_numpy(object)
         ]
-        rows = rows.assign(day=days_of(rows, received)).sort_values(["day", TIME], kind="stable")
+        rows = rows.assign(day=days_of(rows, self.contract, received)).sort_values(["day", TIME], kind="stable")
         windows, arrived, nobody = state.windows, 0, 0
         for day, of_day in rows.groupby("day", sort=True):
             fresh = self._fresh(of_day.drop(columns="day"), str(day), state.collection)
@@ -317,7 +329,7 @@ class Arrivals:
                 self.storage.write(keys.arrivals(self.stream, part), part_bytes(fresh))
                 windows = windows.arrived(part, len(fresh))
                 arrived += len(fresh)
-                nobody += int((fresh[PATIENT] == MISSING).sum())
+                nobody += int((fresh[self.contract.patient] == MISSING).sum())
         return replace(
             state,
             windows=windows,
@@ -331,25 +343,25 @@ class Arrivals:
         ids, encounters = set(), set()
         for key in self.storage.keys(keys.arrivals(self.stream, f"{day}/")):
             if int(key.rpartition("/")[2].partition(".")[0]) < collection:
-                known = read_frame(self.storage, key, [PREDICTION_ID, ENCOUNTER])
+                known = read_frame(self.storage, key, [PREDICTION_ID, *self.contract.encounter])
                 ids |= {*known[PREDICTION_ID]}
-                encounters |= {*known[ENCOUNTER]} - {MISSING}
-        fresh = rows[~rows[PREDICTION_ID].isin(ids) & ~rows[ENCOUNTER].isin(encounters)]
+                encounters |= {*encounter_of(known, self.contract)} - {MISSING}
+        fresh = rows[~rows[PREDICTION_ID].isin(ids) & ~encounter_of(rows, self.contract).isin(encounters)]
         fresh = fresh.drop_duplicates(PREDICTION_ID)
-        return fresh[(fresh[ENCOUNTER] == MISSING) | ~fresh[ENCOUNTER].duplicated()]
+        own = encounter_of(fresh, self.contract)
+        return fresh[(own == MISSING) | ~own.duplicated()]
 
-
-def _of_line(line: bytes) -> dict[str, Any] | None:
-    """The row of a line of the prediction log; None for a line that is none."""
-    try:
-        entry = json.loads(line)
-        features = {name: value for name, value in entry["features"].items() if name in NAMES}
-        made = {
-            PREDICTION_ID: str(uuid.UUID(entry["prediction_id"])),
-            TIME: datetime.fromisoformat(entry["time"]).astimezone(UTC).isoformat(timespec="microseconds"),
-            VERSION: str(entry["model_version"]),
-            PROBABILITY: repr(float(entry["probability_score"])),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return {**dict.fromkeys(NAMES), **features, **made}
+    def _of_line(self, line: bytes) -> dict[str, Any] | None:
+        """The row of a line of the prediction log; None for a line that is none."""
+        try:
+            entry = json.loads(line)
+            features = {name: value for name, value in entry["features"].items() if name in self._names}
+            made = {
+                PREDICTION_ID: str(uuid.UUID(entry["prediction_id"])),
+                TIME: datetime.fromisoformat(entry["time"]).astimezone(UTC).isoformat(timespec="microseconds"),
+                VERSION: str(entry["model_version"]),
+                PROBABILITY: repr(float(entry["probability_score"])),
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return {**dict.fromkeys(self._names), **features, **made}

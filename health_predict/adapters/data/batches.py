@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.arrivals import IDENTITY, PROBABILITY, TIME, VERSION, Arrivals
+from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION, Arrivals, identity_of
 from health_predict.adapters.data.outcome_files import outcomes_of
 from health_predict.adapters.data.parts import read_frame, read_record
 from health_predict.adapters.data.raw_data import origin_of
@@ -36,15 +36,15 @@ from health_predict.adapters.data.records import (
 )
 from health_predict.adapters.storage import Storage
 from health_predict.adapters.tracking import ModelVersion, Tag
-from health_predict.core.data.cohort import exclude_not_readmittable
-from health_predict.core.data.columns import COLUMNS, DATE, DISCHARGE, MISSING, NEGATIVE, PATIENT, POSITIVE, TARGET
+from health_predict.core.data.cohort import without_excluded
+from health_predict.core.data.contract import MISSING
+from health_predict.core.data.encounters import dates_of
 from health_predict.core.data.outcomes import PREDICTION_ID, Joined, derived, join
 from health_predict.core.data.partition import rows_digest
 from health_predict.core.data.windows import Window, start_of
 from health_predict.settings import Settings
 
 LAPSE_DAYS = 90  # after its follow-up, the outcomes of a batch are waited for no longer
-_COHORT = [column.name for column in COLUMNS if column.name != TARGET]
 _Record = TypeVar("_Record", bound=BatchRecord)
 
 
@@ -54,7 +54,7 @@ class Batch:
 
     number: int
     frame: pd.DataFrame
-    """Cohort columns, without the outcome (n, columns), of those who can be readmitted."""
+    """Cohort columns, without the outcome (n, columns), without those that the contract excludes."""
     ids: tuple[str, ...]
     """Prediction ids (n,)."""
     times: tuple[datetime, ...]
@@ -96,6 +96,9 @@ class Batches:
     def __init__(self, settings: Settings) -> None:
         self.arrivals = Arrivals(settings)
         self.storage: Storage = self.arrivals.storage
+        self.contract = contract = self.arrivals.contract
+        self._cohort = [column.name for column in contract.table if column.name != contract.target.name]
+        self._identity = identity_of(contract)
         self.stream = settings.stream
         self._follow_up_days = settings.follow_up_days
         self._derive = settings.derive_outcomes
@@ -109,10 +112,10 @@ class Batches:
     def batch(self, number: int) -> Batch:
         """A batch by its number. Raises StateError when it is not there."""
         window = self.arrivals.window(number)
-        frame = exclude_not_readmittable(self.arrivals.rows(window.rows))
+        frame = without_excluded(self.arrivals.rows(window.rows), self.contract)
         return Batch(
             number=number,
-            frame=frame[_COHORT],
+            frame=frame[self._cohort],
             ids=tuple(frame[PREDICTION_ID]),
             times=self._times(frame),
             scores=frame[PROBABILITY].to_numpy(dtype=np.float64),
@@ -121,9 +124,10 @@ class Batches:
         )
 
     def _times(self, frame: pd.DataFrame) -> tuple[datetime, ...]:
-        days = {day: start_of(day, self._zone) for day in frame[DATE].unique() if day != MISSING}
+        dates = dates_of(frame, self.contract)
+        days = {day: start_of(day, self._zone) for day in pd.unique(dates) if day != MISSING}
         received = (datetime.fromisoformat(one) for one in frame[TIME])
-        return tuple(days.get(day) or time for day, time in zip(frame[DATE], received, strict=True))
+        return tuple(days.get(day) or time for day, time in zip(dates, received, strict=True))
 
     # Outcomes
 
@@ -134,7 +138,9 @@ class Batches:
     def outcomes(self, number: int) -> Joined:
         """The same by number, without reading the encounters."""
         window = self.arrivals.window(number)
-        identity = exclude_not_readmittable(self.arrivals.rows(window.rows, [*IDENTITY, TIME, DISCHARGE]))
+        excluding = [one.column for one in self.contract.exclude]
+        columns = [*dict.fromkeys((*self._identity, TIME, *excluding))]
+        identity = without_excluded(self.arrivals.rows(window.rows, columns), self.contract)
         return self._joined(window, tuple(identity[PREDICTION_ID]), self._times(identity))
 
     def _joined(self, window: Window, ids: Sequence[str], times: Sequence[datetime]) -> Joined:
@@ -145,19 +151,20 @@ class Batches:
 
     def _derived(self, window: Window) -> dict[str, int]:
         """Outcomes that follow from who came again, by prediction id; what was delivered goes before them."""
-        identity = self.arrivals.rows(window.rows, IDENTITY)
-        days = [day for day in identity[DATE] if day != MISSING]
+        identity = self.arrivals.rows(window.rows, self._identity)
+        days = [day for day in identity[self.contract.date] if day != MISSING]
         if not days:
             return {}
         first, last = (date.fromisoformat(day) for day in (min(days), max(days)))
         span = (last - first).days + int(np.ceil(self._follow_up_days))
         later = [self._day((first + timedelta(days=ahead)).isoformat()) for ahead in range(span + 1)]
-        return derived(identity, pd.concat(later, ignore_index=True), self._follow_up_days)
+        return derived(identity, pd.concat(later, ignore_index=True), self.contract, self._follow_up_days)
 
     def _day(self, day: str) -> pd.DataFrame:
         folder = keys.arrivals(self.stream, f"{day}/")
-        frames = [read_frame(self.storage, key, [PATIENT, DATE]) for key in self.storage.keys(folder)]
-        return pd.concat([pd.DataFrame(columns=[PATIENT, DATE], dtype="str"), *frames], ignore_index=True)
+        columns = [self.contract.patient, self.contract.date]
+        frames = [read_frame(self.storage, key, columns) for key in self.storage.keys(folder)]
+        return pd.concat([pd.DataFrame(columns=columns, dtype="str"), *frames], ignore_index=True)
 
     def lapses(self, number: int) -> bool:
         """Whether the outcomes of a batch need not be waited for any more: of a history, its closing counts."""
@@ -169,10 +176,11 @@ class Batches:
         """What may be learned from a batch: encounters of known patients and outcomes, cohort frame (n, columns)."""
         labelled = self.labelled(self.batch(number))
         frame, outcomes = labelled.batch.frame, labelled.joined.outcomes
-        known = np.isfinite(outcomes) & (frame[PATIENT] != MISSING).to_numpy()
-        readmitted = np.where(outcomes[known] > 0, POSITIVE, NEGATIVE)
-        frame = frame[known].assign(**{TARGET: readmitted})
-        return frame[[column.name for column in COLUMNS]].astype("str").reset_index(drop=True)
+        contract, outcome = self.contract, self.contract.outcome
+        known = np.isfinite(outcomes) & (frame[contract.patient] != MISSING).to_numpy()
+        labels = np.where(outcomes[known] > 0, outcome.positive[0], outcome.negative)
+        frame = frame[known].assign(**{outcome.column: labels})
+        return frame[[column.name for column in contract.table]].astype("str").reset_index(drop=True)
 
     def learnable(self, before: int) -> list[int]:
         """Numbers of the batches before one whose outcomes have matured; those of a look that has not ended, too."""

@@ -1,8 +1,8 @@
 """Outcomes as they are delivered: CSV files at any time, matched to arrivals by one of three keys.
 
-    prediction_id,readmitted                 by the id that the service answered
-    encounter_id,readmitted                  by the encounter's number
-    patient_nbr,discharge_date,readmitted    by the patient and the day
+    the id that the service answered          prediction_id,<label>
+    what identifies an encounter              its column or columns by the contract,<label>
+    the patient and the day                   their two columns,<label>
 
 A file is taken once. Its outcomes are kept beside the batch that they belong to; what belongs to none yet is tried
 again with every batch that comes. Of two outcomes for the same encounter the later file's counts.
@@ -20,6 +20,7 @@ import pandas as pd
 
 from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage
+from health_predict.core.data.contract import Contract
 from health_predict.core.data.outcomes import Outcomes, matched, merged, read_outcomes
 from health_predict.errors import DataError
 
@@ -50,13 +51,19 @@ def outcomes_of(storage: Storage, stream: str, number: int, before: int | None =
 
 
 class OutcomeMatch:
-    """One collection's matching. `identity` reads who is in a batch (n, prediction id and `KEYS`)."""
+    """One collection's matching. `identity` reads who is in a batch (n, prediction id and `keys_of`)."""
 
     def __init__(
-        self, storage: Storage, stream: str, collection: int, today: str, identity: Callable[[int], pd.DataFrame]
+        self,
+        storage: Storage,
+        stream: str,
+        contract: Contract,
+        collection: int,
+        today: str,
+        identity: Callable[[int], pd.DataFrame],
     ) -> None:
         self._storage, self._stream, self._collection, self._identity = storage, stream, collection, identity
-        self._today = today
+        self._contract, self._today = contract, today
         self.counts = OutcomeCounts()
 
     def take(
@@ -90,7 +97,7 @@ class OutcomeMatch:
         name = f"{self._today}-{hashlib.sha256(data).hexdigest()[:16]}-{key.rpartition('/')[2]}"
         self._storage.write(keys.taken_outcomes(self._stream, name), data)
         try:
-            return read_outcomes(data, self._storage.uri(key))
+            return read_outcomes(data, self._contract, self._storage.uri(key))
         except DataError as error:
             log.warning("set aside: %s", error.problem)
             self.counts = replace(self.counts, damaged=(*self.counts.damaged, error.problem)[-SHOWN:])

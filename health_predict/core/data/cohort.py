@@ -1,6 +1,6 @@
-"""The data contract: reading a file of encounters, checking every cell of it, and who belongs to the cohort.
+"""A file of encounters as a cohort frame: read, every cell checked by the contract, labelled, and who is to be scored.
 
-A cohort frame is a DataFrame with the columns of `columns.COLUMNS`, all text: `?` stays `?`, the level `None`
+A cohort frame is a DataFrame with the columns of `Contract.table`, all text: a missing value is `?`, the level `None`
 stays `None`, and the index counts from 0.
 """
 
@@ -10,26 +10,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import (
-    BY_NAME,
-    COLUMNS,
-    DISCHARGE,
-    ENCOUNTER,
-    FEATURES,
-    MISSING,
-    NOT_READMITTABLE,
-    POSITIVE,
-    TARGET,
-    WORDS_FOR_MISSING,
-    Column,
-    Kind,
-)
+from health_predict.core.data.columns import CONTRACT
+from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract, Kind
 from health_predict.core.data.csv_file import read_table
 from health_predict.errors import DataError
 
@@ -49,22 +37,25 @@ class Violation:
     remedy: str
 
 
-def read_cohort(path: Path, *, labelled: bool = True) -> pd.DataFrame:
-    """A CSV file, plain or packed, as a cohort frame in the order of the file.
+def read_cohort(path: Path, contract: Contract = CONTRACT, *, labelled: bool = True) -> pd.DataFrame:
+    """A CSV file, plain or packed, as a cohort frame in the order of the file; what it writes for missing is `?`.
 
-    With `labelled=False` the column `readmitted` may be absent, as it is in encounters that are yet to be scored.
-    Columns may stand in any order. The cells are not checked: that is `validate`.
+    With `labelled=False` the label may be absent, as it is in encounters that are yet to be scored; one that is made
+    from the next row is absent always: that is `label`. Columns may stand in any order. The cells are not checked: that
+    is `validate`.
 
     Raises DataError when the file has other columns or no encounter, and what `read_table` raises.
     """
     frame = read_table(path)
-    expected = [column.name for column in COLUMNS if labelled or column.name != TARGET]
+    target, derived = contract.target.name, contract.outcome.next is not None
+    expected = [column.name for column in contract.table if column.name != target or (labelled and not derived)]
+    known = [*(column.name for column in contract.columns), *([] if derived else [target])]
     missing = [name for name in expected if name not in frame]
-    extra = [str(name)[:60] for name in frame if name not in BY_NAME]
+    extra = [str(name)[:60] for name in frame if name not in known]
     if missing or extra:
-        remedy = f"give all {len(expected)} columns of the contract, separated by commas, by these names"
-        if missing == [TARGET]:
-            remedy = f"add the labels; a file without them can only be checked with --unlabelled ({TARGET} absent)"
+        remedy = f"give all {len(expected)} columns of the contract {contract.name}, by these names"
+        if missing == [target]:
+            remedy = f"add the labels; a file without them can only be checked with --unlabelled ({target} absent)"
         problems = [
             f"{what} {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
             for what, names in (("lacks", missing), ("has unknown", extra))
@@ -73,7 +64,55 @@ def read_cohort(path: Path, *, labelled: bool = True) -> pd.DataFrame:
         raise DataError(f"{path} {' and '.join(problems)}", remedy)
     if frame.empty:
         raise DataError(f"{path} holds no encounter", "give a file with a header and at least one encounter")
-    return frame[[column.name for column in COLUMNS if column.name in frame]]
+    kept = frame[[column.name for column in contract.table if column.name in frame]]
+    return with_missing(kept, contract)
+
+
+def with_missing(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
+    """A frame of text in which `?` stands for all that the contract's files write for a missing value."""
+    others = [word for word in contract.missing if word != MISSING]
+    found = frame
+    for column in contract.by_name.values() if others else ():
+        if column.name in frame:
+            written = [word for word in others if word not in column.levels]
+            found = found.assign(**{column.name: found[column.name].replace(written, MISSING)})
+    return found
+
+
+def label(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
+    """A valid cohort frame with its label: where the contract makes it from the patient's next row, only of the rows
+    that have one. Index from 0."""
+    rule = contract.outcome.next
+    if rule is None:
+        return frame
+    order = in_order(frame, contract)
+    ordered = frame.assign(at=order).sort_values([contract.patient, "at"], kind="stable")
+    following = ordered.groupby(contract.patient, sort=False)[["at", rule.column]].shift(-1)
+    known = (following["at"] - ordered["at"] <= rule.within).to_numpy() & (following[rule.column] != MISSING).to_numpy()
+    happened = following.loc[known, rule.column].astype(float) > rule.above
+    outcome = contract.outcome
+    labels = pd.Series(outcome.negative, index=happened.index, dtype="str").mask(happened, outcome.positive[0])
+    return frame.loc[labels.index].assign(**{outcome.column: labels}).sort_index().reset_index(drop=True)
+
+
+def in_order(frame: pd.DataFrame, contract: Contract) -> npt.NDArray[np.integer[Any]]:
+    """What orders the encounters of a valid frame (n,), as numbers: that of a date is its day."""
+    values = frame[contract.order]
+    if contract.by_name[contract.order].kind is Kind.DATE:
+        return pd.to_datetime(values).to_numpy("datetime64[D]").astype(np.int64)
+    return values.astype(np.int64).to_numpy()
+
+
+def encounter_of(frame: pd.DataFrame, contract: Contract) -> pd.Series[str]:
+    """What identifies each encounter (n,), as one text: `?` where a part of it is missing."""
+    first, *others = contract.encounter
+    found = frame[first]
+    if not others:
+        return found
+    missing = (frame[[*contract.encounter]] == MISSING).any(axis=1)
+    for name in others:
+        found = found + "/" + frame[name]
+    return found.mask(missing, MISSING)
 
 
 def load_part(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -115,49 +154,59 @@ def save_csv(frame: pd.DataFrame, path: Path) -> None:
     frame.to_csv(path, index=False, lineterminator="\n")
 
 
-def validate(frame: pd.DataFrame, *, labelled: bool = True) -> list[Violation]:
+def validate(frame: pd.DataFrame, contract: Contract = CONTRACT, *, labelled: bool = True) -> list[Violation]:
     """Every cell of a cohort frame that breaks the contract, by row and then column; an empty list when none does.
 
-    Columns that are missing or too many count as violations of the header (row 1). With `labelled=False` the
-    column `readmitted` may be absent.
+    Columns that are missing or too many count as violations of the header (row 1). With `labelled=False` the label
+    may be absent.
     """
     found = [
         Violation(_HEADER_LINE, str(name), "", "the column is unknown", "remove the column")
         for name in frame.columns
-        if name not in BY_NAME
+        if name not in contract.by_name
     ]
-    for column in COLUMNS:
+    for column in contract.table:
         if column.name not in frame.columns:
-            if labelled or column.name != TARGET:
+            if labelled or column.name != contract.target.name:
                 found.append(Violation(_HEADER_LINE, column.name, "", "the column is missing", "add the column"))
             continue
-        # Each distinct value is judged once.
-        codes, distinct = pd.factorize(frame[column.name], use_na_sentinel=False)
-        valid = np.array([isinstance(value, str) and column.holds(value) for value in distinct], dtype=bool)
-        remedy = f"give {column.described}{f', or {MISSING} when it is missing' if column.nullable else ''}"
-        if "None" in column.levels:
-            remedy += "; pandas reads None as missing unless it is told keep_default_na=False"
-        for row in np.flatnonzero(~valid[codes]).tolist():
-            value = distinct[codes[row]] if isinstance(distinct[codes[row]], str) else ""
-            problem = f"{value[:60]!r} is not allowed" if value else "the cell is empty"
-            if column.nullable and value.lower() in WORDS_FOR_MISSING:
-                problem = f"{value!r} is a word for missing"
-            found.append(Violation(row + FIRST_LINE, column.name, value, problem, remedy))
-    if ENCOUNTER in frame.columns:
-        for row in np.flatnonzero(frame[ENCOUNTER].duplicated()).tolist():
-            value = str(frame[ENCOUNTER].iloc[row])
+        found += _violations(frame[column.name], column)
+    if all(name in frame.columns for name in contract.encounter):
+        encounters = encounter_of(frame, contract)
+        for row in np.flatnonzero(encounters.duplicated() & (encounters != MISSING)).tolist():
+            value = str(encounters.iloc[row])
             problem = f"encounter {value} occurs earlier in the file"
-            found.append(Violation(row + FIRST_LINE, ENCOUNTER, value, problem, "remove the duplicate"))
-    order = {name: position for position, name in enumerate(BY_NAME)}
+            found.append(Violation(row + FIRST_LINE, "+".join(contract.encounter), value, problem, _ONCE))
+    order = {name: position for position, name in enumerate(contract.by_name)}
     return sorted(found, key=lambda violation: (violation.row, order.get(violation.column, len(order))))
 
 
-def check(frame: pd.DataFrame, *, labelled: bool = True, name: str = "the data") -> None:
+_ONCE = "remove the duplicate, or name all columns that identify an encounter in the contract"
+
+
+def _violations(values: pd.Series[str], column: Column) -> list[Violation]:
+    # Each distinct value is judged once.
+    codes, distinct = pd.factorize(values, use_na_sentinel=False)
+    valid = np.array([isinstance(value, str) and column.holds(value) for value in distinct], dtype=bool)
+    remedy = f"give {column.described}{f', or {MISSING} when it is missing' if column.nullable else ''}"
+    if "None" in column.levels:
+        remedy += "; pandas reads None as missing unless it is told keep_default_na=False"
+    found = []
+    for row in np.flatnonzero(~valid[codes]).tolist():
+        value = distinct[codes[row]] if isinstance(distinct[codes[row]], str) else ""
+        problem = f"{value[:60]!r} is not allowed" if value else "the cell is empty"
+        if column.nullable and value.lower() in WORDS_FOR_MISSING:
+            problem = f"{value!r} is a word for missing"
+        found.append(Violation(row + FIRST_LINE, column.name, value, problem, remedy))
+    return found
+
+
+def check(frame: pd.DataFrame, contract: Contract = CONTRACT, *, labelled: bool = True, name: str = "the data") -> None:
     """Refuse a cohort frame that breaks the contract or, when labelled, has labels of one kind only.
 
     Raises DataError with the number of violations and the first of them; `name` is what the message calls the data.
     """
-    violations = validate(frame, labelled=labelled)
+    violations = validate(frame, contract, labelled=labelled)
     if violations:
         shown = "; ".join(
             f"line {violation.row}, {violation.column}: {violation.problem}" for violation in violations[:_SHOWN]
@@ -167,35 +216,51 @@ def check(frame: pd.DataFrame, *, labelled: bool = True, name: str = "the data")
             f"{count} of the data contract in {name}: {shown}{'; ...' if len(violations) > _SHOWN else ''}",
             "`health-predict data check FILE` lists every one with its remedy",
         )
-    if labelled and (positive := frame[TARGET] == POSITIVE).nunique() == 1:
+    if labelled and (positive := target(frame, contract)).min() == positive.max():
+        outcome = contract.outcome
         raise DataError(
-            f"{'every' if positive.all() else 'no'} encounter in {name} has the label {POSITIVE!r}",
-            "give data in which some patients were readmitted within 30 days and some were not",
+            f"{'every' if positive.all() else 'no'} encounter in {name} is {outcome.happened} "
+            f"({outcome.column} {' or '.join(outcome.positive)})",
+            f"give data in which some patients are {outcome.happened} and some are not",
         )
 
 
-def as_requests(frame: pd.DataFrame, columns: Sequence[Column] = FEATURES) -> list[dict[str, str | int | None]]:
-    """Some columns of a valid cohort frame as bodies of `POST /predict`: counts as numbers, `?` as None."""
+def as_requests(
+    frame: pd.DataFrame, columns: Sequence[Column] = CONTRACT.features
+) -> list[dict[str, str | int | float | None]]:
+    """Some columns of a valid cohort frame as bodies of `POST /predict`: counts and numbers as such, `?` as None."""
     return [
-        {
-            column.name: int(value) if column.kind is Kind.COUNT else None if value == MISSING else value
-            for column, value in zip(columns, row, strict=True)
-        }
+        {column.name: as_value(column, value) for column, value in zip(columns, row, strict=True)}
         for row in frame[[column.name for column in columns]].itertuples(index=False, name=None)
     ]
 
 
-def exclude_not_readmittable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The encounters whose patient can come back: without those who died or went to hospice. Index from 0."""
-    return frame[~frame[DISCHARGE].isin(NOT_READMITTABLE)].reset_index(drop=True)
+def as_value(column: Column, text: str) -> str | int | float | None:
+    """A valid text as a request has it."""
+    if text == MISSING:
+        return None
+    if column.kind is Kind.COUNT:
+        return int(text)
+    return float(text) if column.kind is Kind.NUMBER else text
 
 
-def exclusions(frame: pd.DataFrame) -> Mapping[str, int]:
-    """How many encounters `exclude_not_readmittable` removes, by discharge code, in the order of the codes."""
-    counts = frame[DISCHARGE].value_counts()
-    return {code: int(counts[code]) for code in NOT_READMITTABLE if code in counts.index}
+def without_excluded(frame: pd.DataFrame, contract: Contract = CONTRACT) -> pd.DataFrame:
+    """The encounters that are to be scored: without those that the contract excludes. Index from 0."""
+    excluded = np.zeros(len(frame), dtype=bool)
+    for one in contract.exclude:
+        excluded |= frame[one.column].isin(one.levels).to_numpy()
+    return frame[~excluded].reset_index(drop=True)
 
 
-def target(frame: pd.DataFrame) -> npt.NDArray[np.int8]:
-    """1 where the patient came back within 30 days, else 0; shape (n,). Raises KeyError without labels."""
-    return np.asarray(frame[TARGET] == POSITIVE, dtype=np.int8)
+def exclusions(frame: pd.DataFrame, contract: Contract = CONTRACT) -> Mapping[str, int]:
+    """How many encounters have each excluded level, in the order of the contract, those that occur."""
+    found: dict[str, int] = {}
+    for one in contract.exclude:
+        counts = frame[one.column].value_counts()
+        found |= {level: int(counts[level]) for level in one.levels if level in counts.index}
+    return found
+
+
+def target(frame: pd.DataFrame, contract: Contract = CONTRACT) -> npt.NDArray[np.int8]:
+    """1 where the outcome is positive, else 0; shape (n,). Raises KeyError without labels."""
+    return np.asarray(frame[contract.outcome.column].isin(contract.outcome.positive), dtype=np.int8)

@@ -296,9 +296,8 @@ class Contract(_Part):
     @cached_property
     def identifiers(self) -> tuple[Column, ...]:
         """What an arrival may say of itself beside its features: who it is about, and when."""
-        names = dict.fromkeys((*self.encounter, self.patient, self.order, *([self.date] if self.date else [])))
-        named = (self.by_name[name] for name in names)
-        return tuple(column.model_copy(update={"nullable": True}) for column in named if not column.is_feature)
+        others = (column for column in self.columns if not column.is_feature)
+        return tuple(column.model_copy(update={"nullable": True}) for column in others)
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Names of the columns of a kind."""

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import DATE, FEATURES, IDENTIFIERS, MISSING, WORDS_FOR_MISSING, Column
+from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract
 from health_predict.errors import DataError
 
-ACCEPTED: tuple[Column, ...] = (*IDENTIFIERS, *FEATURES)
-NAMES = [column.name for column in ACCEPTED]
 _SHOWN = 5  # lines that are named where the same thing is wrong in many
 _NESTED = "\x00"  # stands for a list or a structure, which no column may hold
 
@@ -33,6 +31,16 @@ class Refusal:
     def of(cls, column: str, rule: str, lines: Sequence[int]) -> Self:
         """Of rows with these line numbers."""
         return cls(column, rule, len(lines), tuple(lines[:_SHOWN]))
+
+
+def accepted(contract: Contract) -> tuple[Column, ...]:
+    """What an arrival may say: who it is about and when, and its features."""
+    return (*contract.identifiers, *contract.features)
+
+
+def names_of(contract: Contract) -> list[str]:
+    """Names of the `accepted` columns."""
+    return [column.name for column in accepted(contract)]
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -70,25 +78,28 @@ def _cell(value: Any) -> str:
     return str(value) if value.__hash__ is not None else _NESTED
 
 
-def complete(frame: pd.DataFrame, name: object) -> pd.DataFrame:
-    """A frame of text with all of `NAMES`, in their order: a column that may be missing may be absent.
+def complete(frame: pd.DataFrame, contract: Contract, name: object) -> pd.DataFrame:
+    """A frame of text with all `accepted` columns, in their order: one that may be missing may be absent.
 
     Raises DataError for columns that are unknown, named twice, or absent and not nullable.
     """
+    names = names_of(contract)
     twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
-    absent = [column.name for column in ACCEPTED if not column.nullable and column.name not in frame]
-    unknown = [str(column)[:60] for column in frame.columns if column not in NAMES]
+    absent = [column.name for column in accepted(contract) if not column.nullable and column.name not in frame]
+    unknown = [str(column)[:60] for column in frame.columns if column not in names]
     found = (("names more than once:", twice), ("lacks", absent), ("has unknown", unknown))
-    if problems := [f"{what} {', '.join(names[:6])}{', ...' * (len(names) > 6)}" for what, names in found if names]:
+    if problems := [f"{what} {', '.join(some[:6])}{', ...' * (len(some) > 6)}" for what, some in found if some]:
         raise DataError(f"{name} {'; '.join(problems)}", "give the columns of the contract by their names, each once")
-    return frame.reindex(columns=NAMES, fill_value=MISSING)
+    return frame.reindex(columns=names, fill_value=MISSING)
 
 
-def refused(frame: pd.DataFrame, lines: Sequence[int]) -> tuple[npt.NDArray[np.bool_], list[Refusal]]:
+def refused(
+    frame: pd.DataFrame, contract: Contract, lines: Sequence[int]
+) -> tuple[npt.NDArray[np.bool_], list[Refusal]]:
     """Which rows of a complete frame of text break the contract (n,), and why; `lines` number them for people."""
     wrong = np.zeros(len(frame), dtype=bool)
     found: list[Refusal] = []
-    for column in ACCEPTED:
+    for column in accepted(contract):
         codes, distinct = pd.factorize(frame[column.name])
         problems = [_problem(column, str(value)) for value in distinct]
         for rule in dict.fromkeys(filter(None, problems)):
@@ -108,7 +119,14 @@ def _problem(column: Column, value: str) -> str:
     return f"must be {column.described}"
 
 
-def days_of(frame: pd.DataFrame, received: Sequence[str]) -> npt.NDArray[np.object_]:
+def dates_of(frame: pd.DataFrame, contract: Contract) -> npt.NDArray[np.object_]:
+    """The date of each arrival (n,) as YYYY-MM-DD, `?` where none is known."""
+    if not contract.date:
+        return np.full(len(frame), MISSING, dtype=object)
+    return frame[contract.date].to_numpy(dtype=object)
+
+
+def days_of(frame: pd.DataFrame, contract: Contract, received: Sequence[str]) -> npt.NDArray[np.object_]:
     """The day of each arrival (n,): of its date, else of its receipt, as YYYY-MM-DD."""
-    dates = frame[DATE].to_numpy(dtype=object)
+    dates = dates_of(frame, contract)
     return np.where(dates == MISSING, np.asarray(received, dtype=object), dates)

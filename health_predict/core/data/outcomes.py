@@ -1,8 +1,8 @@
 """Outcomes that arrive later: joined to the arrivals that they belong to, and only when they can be known.
 
-Whether a patient came back within 30 days is known 30 days after discharge at the earliest, and for the readmitted
-sooner than for the others. Scoring whatever is there would count the readmitted first; so a prediction counts only
-once it is older than the follow-up window.
+That something did not happen is known at the end of the follow-up at the earliest, that it happened sooner. Scoring
+whatever is there would count those first to whom it happened; so a prediction counts only once it is older than the
+follow-up.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
+from health_predict.core.data.contract import MISSING, Contract
 from health_predict.errors import DataError
 
-PREDICTION_ID, READMITTED = "prediction_id", "readmitted"
-# What an outcome may name its encounter by: our id, or the hospital's own.
-KEYS: tuple[tuple[str, ...], ...] = ((PREDICTION_ID,), (ENCOUNTER,), (PATIENT, DATE))
+PREDICTION_ID = "prediction_id"
 MATURED_SHARE = 0.9  # of a batch's outcomes; some patients are lost to follow-up for ever
 
 
@@ -49,18 +47,24 @@ class Joined:
         return ", ".join(f"{count:,} {what}" for count, what in parts if count)
 
 
-Values = tuple[str, ...]  # of one of `KEYS`
+def keys_of(contract: Contract) -> tuple[tuple[str, ...], ...]:
+    """What an outcome may name its encounter by: our id, or the hospital's own, or the patient and the day."""
+    dated = ((contract.patient, contract.date),) if contract.date else ()
+    return tuple(dict.fromkeys(((PREDICTION_ID,), contract.encounter, *dated)))
+
+
+Values = tuple[str, ...]  # of one of `keys_of`
 Outcomes = Mapping[tuple[str, ...], Mapping[Values, int]]
 """Outcomes, 1 or 0, by key and by its values."""
 
 
 def merged(outcomes: Outcomes, later: Outcomes) -> Outcomes:
     """Both; the later ones where both have some."""
-    return {key: {**outcomes.get(key, {}), **later.get(key, {})} for key in KEYS if key in outcomes or key in later}
+    return {key: {**outcomes.get(key, {}), **later.get(key, {})} for key in dict.fromkeys((*outcomes, *later))}
 
 
 def matched(outcomes: Outcomes, identity: pd.DataFrame) -> tuple[dict[str, int], Outcomes]:
-    """Those of some arrivals by prediction id, and the others. `identity`: text (n, prediction id and `KEYS`)."""
+    """Those of some arrivals by prediction id, and the others. `identity`: text (n, prediction id and `keys_of`)."""
     found: dict[str, int] = {}
     left: dict[tuple[str, ...], Mapping[Values, int]] = {}
     for key, known in outcomes.items():
@@ -72,29 +76,31 @@ def matched(outcomes: Outcomes, identity: pd.DataFrame) -> tuple[dict[str, int],
     return found, left
 
 
-def read_outcomes(data: bytes, name: str) -> Outcomes:
-    """A CSV file with the column `readmitted` (1 or 0) and those of one of `KEYS`.
+def read_outcomes(data: bytes, contract: Contract, name: str) -> Outcomes:
+    """A CSV file with the label's column (1 or 0) and those of one of `keys_of`.
 
     Raises DataError that names the first wrong line; header is line 1.
     """
-    remedy = f"write one of {'; '.join(','.join((*key, READMITTED)) for key in KEYS)}"
+    label = contract.outcome.column
+    remedy = f"write one of {'; '.join(','.join((*key, label)) for key in keys_of(contract))}"
     try:
         frame = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{name} is no CSV file: {error}", remedy) from None
-    key = next((key for key in KEYS if {*frame.columns} == {*key, READMITTED}), None)
+    key = next((key for key in keys_of(contract) if {*frame.columns} == {*key, label}), None)
     if key is None:
         raise DataError(f"{name} has the columns {', '.join(map(str, frame.columns))[:200]}", remedy)
-    wrong = np.flatnonzero(~frame[READMITTED].isin(("0", "1")) | (frame[list(key)] == "").any(axis=1))
+    wrong = np.flatnonzero(~frame[label].isin(("0", "1")) | (frame[list(key)] == "").any(axis=1))
     if len(wrong):
         raise DataError(f"{name}, line {wrong[0] + 2} is no outcome", "write an id and 1 or 0")
     values = zip(*(frame[column] for column in key), strict=True)
-    return {key: dict(zip(values, frame[READMITTED].astype(int).tolist(), strict=True))}
+    return {key: dict(zip(values, frame[label].astype(int).tolist(), strict=True))}
 
 
-def write_outcomes(key: str, values: Iterable[str], readmitted: npt.ArrayLike) -> bytes:
-    """The file that `read_outcomes` reads, by a key of one column."""
-    frame = pd.DataFrame({key: list(values), READMITTED: np.asarray(readmitted, dtype=np.int64)})
+def write_outcomes(identity: Mapping[str, Iterable[str]], contract: Contract, outcomes: npt.ArrayLike) -> bytes:
+    """The file that `read_outcomes` reads: `identity` has the values (n,) of each column of a key."""
+    named = {name: list(values) for name, values in identity.items()}
+    frame = pd.DataFrame({**named, contract.outcome.column: np.asarray(outcomes, dtype=np.int64)})
     return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
@@ -115,19 +121,22 @@ def join(
     return Joined(outcomes, in_follow_up, without)
 
 
-def derived(identity: pd.DataFrame, arrivals: pd.DataFrame, follow_up_days: float) -> dict[str, int]:
+def derived(
+    identity: pd.DataFrame, arrivals: pd.DataFrame, contract: Contract, follow_up_days: float
+) -> dict[str, int]:
     """Outcomes that follow from later arrivals: 1 for a patient who arrives again within the follow-up, else 0.
 
     `identity`: text (n, prediction id, patient, date) of those asked about; `arrivals`: text (m, patient, date) of all
     days from their first to the end of their follow-up. An arrival is later when its date is: a second one of the same
-    day is no readmission. Who has no patient or date gets no outcome.
+    day does not count. Who has no patient or date gets no outcome. The contract names a date.
     """
+    patients, dated = contract.patient, contract.date
     dates: dict[str, list[date]] = {}
-    for patient, day in zip(arrivals[PATIENT], arrivals[DATE], strict=True):
+    for patient, day in zip(arrivals[patients], arrivals[dated], strict=True):
         if MISSING not in (patient, day):
             dates.setdefault(patient, []).append(date.fromisoformat(day))
     found = {}
-    for one, patient, day in zip(identity[PREDICTION_ID], identity[PATIENT], identity[DATE], strict=True):
+    for one, patient, day in zip(identity[PREDICTION_ID], identity[patients], identity[dated], strict=True):
         if MISSING not in (patient, day):
             begin = date.fromisoformat(day)
             ahead = (other - begin for other in dates.get(patient, ()))

@@ -1,7 +1,7 @@
 """Which encounter goes where: the initial data and the batches by time, the splits by patient.
 
-Encounters are ordered by `encounter_id`. The first share is the initial data, the rest is cut into batches that
-play the future. Encounters that cannot be readmitted are left out everywhere. The initial data, and with it the
+Encounters stand in the order that the contract names. The first share is the initial data, the rest is cut into batches
+that play the future. Encounters that the contract excludes are left out everywhere. The initial data, and with it the
 arrivals whose outcomes are known by now, go to train, validation and test by a salted hash of the patient, so a
 patient stays in the same part however many arrivals join.
 """
@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.cohort import exclude_not_readmittable, exclusions, target
-from health_predict.core.data.columns import ENCOUNTER, MISSING, NOT_READMITTABLE, PATIENT
+from health_predict.core.data.cohort import encounter_of, exclusions, in_order, target, without_excluded
+from health_predict.core.data.contract import MISSING, Contract
 from health_predict.errors import DataError
 
-FORMAT = 1  # changes when the same data and parameters give other parts
+FORMAT = 2  # changes when the same data and parameters give other parts
 BATCHES = "batches/"  # begin of the names of the parts that are batches
 TRAIN_SHARE = 0.70
 VALIDATION_SHARE = 0.15  # the test set takes what is left
-# Patients with, and patients without a readmission that a part must have. Those of training are parted into five folds;
+# Patients with, and patients without the outcome that a part must have. Those of training are parted into five folds;
 # of the others two give an AUC with an interval.
 LEAST_PATIENTS = {"train": 5, "validation": 2, "test": 2}
 _PORTION = 10_000  # rows
@@ -44,6 +44,7 @@ class Parameters:
     salt: str
     labelled_batches: int = 0
     window: int = 0
+    contract: str = ""  # digest
 
     def to_json(self) -> dict[str, Any]:
         """A plain structure with everything the partition depends on."""
@@ -54,7 +55,6 @@ class Parameters:
             **chosen,
             "train_share": TRAIN_SHARE,
             "validation_share": VALIDATION_SHARE,
-            "excluded_discharges": list(NOT_READMITTABLE),
             "partition_format": FORMAT,
         }
 
@@ -62,7 +62,9 @@ class Parameters:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`. Raises KeyError when something is missing."""
         names = ("initial_share", "future_batches", "salt", "labelled_batches")
-        return cls(**{name: data[name] for name in names}, window=data.get("window", 0))
+        return cls(
+            **{name: data[name] for name in names}, window=data.get("window", 0), contract=data.get("contract", "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Partition:
     batches: tuple[pd.DataFrame, ...]  # in order of time
     joined: pd.DataFrame  # the encounters with known labels that joined the initial ones
     initial_rows: int  # before the exclusion
-    excluded: Mapping[str, int]  # encounters by discharge code, of all rows
+    excluded: Mapping[str, int]  # encounters by excluded level, of all rows
 
     @property
     def splits(self) -> dict[str, pd.DataFrame]:
@@ -99,82 +101,102 @@ def patient_share(salt: str, patient: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{patient}".encode()).digest()[:8], "big") / 2**64
 
 
-def partition(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None = None) -> Partition:
-    """Cut a valid cohort frame into its parts.
+def partition(
+    frame: pd.DataFrame, contract: Contract, parameters: Parameters, delivered: pd.DataFrame | None = None
+) -> Partition:
+    """Cut a valid, labelled cohort frame into its parts.
 
     `delivered` are the encounters of the labelled batches of arrivals, in order of time. Raises DataError when a part
     has too few patients of either outcome or a batch none; it says how many would do, or with which share of initial
     encounters.
     """
-    result = _cut(frame, parameters, delivered)
+    cutting = _Cutting(frame, contract, parameters, delivered)
+    result = cutting.cut(parameters)
     if sum(result.excluded.values()) == len(frame):
+        why = "; ".join(f"{one.column} {', '.join(one.levels)}: {one.reason}" for one in contract.exclude)
         raise DataError(
-            f"all {len(frame):,} encounters ended in death or hospice (discharge codes {', '.join(NOT_READMITTABLE)})",
-            "give encounters of patients who can come back",
+            f"all {len(frame):,} encounters are excluded by the contract ({why})",
+            "give encounters of patients who are not",
         )
-    if lacking := _lacking(result):
+    if lacking := cutting.lacking(result):
+        patients = frame[contract.patient].nunique()
         raise DataError(
-            f"{len(frame):,} encounters (patients: {frame[PATIENT].nunique():,}) are too few: {'; '.join(lacking[:4])}",
-            _remedy(frame, parameters, delivered, result),
+            f"{len(frame):,} encounters (patients: {patients:,}) are too few: {'; '.join(lacking[:4])}",
+            cutting.remedy(result),
         )
     return result
 
 
-def _cut(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None) -> Partition:
-    order = np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")
-    ordered = frame.iloc[order].reset_index(drop=True)
-    bounds = batch_bounds(len(ordered), parameters)
-    cuts = tuple(exclude_not_readmittable(ordered.iloc[start:end]) for start, end in itertools.pairwise(bounds))
-    joined = ordered.iloc[:0] if delivered is None else delivered
-    labelled = pd.concat([ordered.iloc[: bounds[0]], joined], ignore_index=True)
-    # What was delivered may be of the file too; an arrival may have no number.
-    labelled = labelled[(labelled[ENCOUNTER] == MISSING) | ~labelled[ENCOUNTER].duplicated(keep="last")]
-    labelled = exclude_not_readmittable(labelled.tail(parameters.window) if parameters.window else labelled)
-    place = places(parameters.salt, labelled[PATIENT])
-    train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
-    return Partition(
-        train=train,
-        validation=validation,
-        test=test,
-        batches=cuts,
-        joined=joined,
-        initial_rows=bounds[0],
-        excluded=exclusions(ordered),
-    )
+@dataclass(frozen=True, slots=True)
+class _Cutting:
+    """What is to be cut."""
+
+    frame: pd.DataFrame
+    contract: Contract
+    parameters: Parameters
+    delivered: pd.DataFrame | None
+
+    def cut(self, parameters: Parameters) -> Partition:
+        contract = self.contract
+        order = np.argsort(in_order(self.frame, contract), kind="stable")
+        ordered = self.frame.iloc[order].reset_index(drop=True)
+        bounds = batch_bounds(len(ordered), parameters)
+        cuts = tuple(without_excluded(ordered.iloc[start:end], contract) for start, end in itertools.pairwise(bounds))
+        joined = ordered.iloc[:0] if self.delivered is None else self.delivered
+        labelled = pd.concat([ordered.iloc[: bounds[0]], joined], ignore_index=True)
+        # What was delivered may be of the file too; an arrival may have no number.
+        encounters = encounter_of(labelled, contract)
+        labelled = labelled[(encounters == MISSING) | ~encounters.duplicated(keep="last")]
+        newest = labelled.tail(parameters.window) if parameters.window else labelled
+        labelled = without_excluded(newest, contract)
+        place = places(parameters.salt, labelled[contract.patient])
+        train, validation, test = (labelled[place == part].reset_index(drop=True) for part in range(3))
+        return Partition(
+            train=train,
+            validation=validation,
+            test=test,
+            batches=cuts,
+            joined=joined,
+            initial_rows=bounds[0],
+            excluded=exclusions(ordered, contract),
+        )
+
+    def lacking(self, cut: Partition) -> list[str]:
+        """What there is too little of to train, choose and test a model, and to watch it."""
+        parts, found = cut.parts(), []
+        for name, least in LEAST_PATIENTS.items():
+            positive = target(parts[name], self.contract) == 1
+            for outcome, rows in (("with", positive), ("without", ~positive)):
+                patients = parts[name].loc[rows, self.contract.patient].nunique()
+                if patients < least:
+                    what = f"{outcome} {_a(self.contract.outcome.event)}"
+                    found.append(f"{name} has {patients} of the {least} patients {what} that it needs")
+        return found + [f"nothing is left for {name}" for name, part in parts.items() if part.empty and "/" in name]
+
+    def remedy(self, cut: Partition) -> str:
+        """Which share would do, else how many encounters."""
+        parameters, frame, contract, remedies = self.parameters, self.frame, self.contract, []
+        for share in (step / 20 for step in range(1, 20)):
+            if share > parameters.initial_share:
+                if not self.lacking(self.cut(replace(parameters, initial_share=share))):
+                    remedies.append(f"set HEALTH_PREDICT_INITIAL_SHARE={share:g}")
+                    break
+        if any(batch.empty for batch in cut.batches):
+            remedies.append("set HEALTH_PREDICT_FUTURE_BATCHES lower")
+        if parameters.window:
+            remedies.append("set HEALTH_PREDICT_TRAINING_WINDOW higher, or to 0")
+        kept = without_excluded(frame, contract)
+        labels = target(kept, contract)
+        rarer = min(kept.loc[labels == outcome, contract.patient].nunique() for outcome in (0, 1))
+        needed = f"with {ENOUGH_PATIENTS} patients of either outcome among the first {parameters.initial_share:.0%}"
+        if rarer:
+            rows = len(frame) * ENOUGH_PATIENTS / (rarer * parameters.initial_share)
+            needed += f", here some {float(f'{rows:.2g}'):,.0f} encounters"
+        return ", or ".join([*remedies, f"give more data, {needed}"])
 
 
-def _lacking(cut: Partition) -> list[str]:
-    """What there is too little of to train, choose and test a model, and to watch it."""
-    parts, found = cut.parts(), []
-    for name, least in LEAST_PATIENTS.items():
-        readmitted = target(parts[name]) == 1
-        for outcome, rows in (("with", readmitted), ("without", ~readmitted)):
-            patients = parts[name].loc[rows, PATIENT].nunique()
-            if patients < least:
-                found.append(f"{name} has {patients} of the {least} patients {outcome} a readmission that it needs")
-    return found + [f"nothing is left for {name}" for name, part in parts.items() if part.empty and "/" in name]
-
-
-def _remedy(frame: pd.DataFrame, parameters: Parameters, delivered: pd.DataFrame | None, cut: Partition) -> str:
-    """Which share would do, else how many encounters."""
-    remedies = []
-    for share in (step / 20 for step in range(1, 20)):
-        if share > parameters.initial_share:
-            other = replace(parameters, initial_share=share)
-            if not _lacking(_cut(frame, other, delivered)):
-                remedies.append(f"set HEALTH_PREDICT_INITIAL_SHARE={share:g}")
-                break
-    if any(batch.empty for batch in cut.batches):
-        remedies.append("set HEALTH_PREDICT_FUTURE_BATCHES lower")
-    if parameters.window:
-        remedies.append("set HEALTH_PREDICT_TRAINING_WINDOW higher, or to 0")
-    kept = exclude_not_readmittable(frame)
-    rarer = min(kept.loc[target(kept) == outcome, PATIENT].nunique() for outcome in (0, 1))
-    needed = f"with {ENOUGH_PATIENTS} patients of either outcome among the first {parameters.initial_share:.0%}"
-    if rarer:
-        rows = len(frame) * ENOUGH_PATIENTS / (rarer * parameters.initial_share)
-        needed += f", here some {float(f'{rows:.2g}'):,.0f} encounters"
-    return ", or ".join([*remedies, f"give more data, {needed}"])
+def _a(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
 def places(salt: str, patients: pd.Series[str]) -> npt.NDArray[np.int64]:

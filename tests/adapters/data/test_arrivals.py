@@ -17,7 +17,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import BatchDecision, SettledBatch
-from health_predict.core.data.cohort import exclude_not_readmittable
+from health_predict.core.data.cohort import without_excluded
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.synthetic import synthesize
@@ -28,7 +28,7 @@ from health_predict.stages.drift import _due
 from tests.feed import dated, logged
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
-COHORT = exclude_not_readmittable(synthesize(300, seed=5))
+COHORT = without_excluded(synthesize(300, seed=5))
 
 
 def settings_of(home: Path, now: datetime, **values: object) -> Settings:
@@ -342,7 +342,7 @@ class Counting:
 
 def test_what_a_window_costs_does_not_grow_with_the_history(tmp_path: Path) -> None:
     # given 200 weeks of 6 encounters, each with its outcomes a week later
-    cohort = exclude_not_readmittable(synthesize(1400, seed=9))
+    cohort = without_excluded(synthesize(1400, seed=9))
     costs: list[tuple[int, int]] = []
     for week in range(200):
         begin = MONDAY + timedelta(days=7 * week)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from health_predict.core.data.cohort import (
     check,
-    exclude_not_readmittable,
     exclusions,
     load_part,
     read_cohort,
@@ -22,6 +21,7 @@ from health_predict.core.data.cohort import (
     save_part,
     target,
     validate,
+    without_excluded,
 )
 from health_predict.core.data.columns import BY_NAME, COLUMNS, NOT_READMITTABLE
 from health_predict.errors import DataError
@@ -200,7 +200,7 @@ def test_labels_of_one_kind_are_refused(label: str, word: str, small: pd.DataFra
 
 
 def test_who_cannot_come_back_is_left_out_and_counted(cohort: pd.DataFrame) -> None:
-    kept, lost = exclude_not_readmittable(cohort), exclusions(cohort)
+    kept, lost = without_excluded(cohort), exclusions(cohort)
     assert len(kept) + sum(lost.values()) == len(cohort) and lost
     assert not kept["discharge_disposition_id"].isin(NOT_READMITTABLE).any()
     assert kept.index.equals(pd.RangeIndex(len(kept)))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort, save_csv
+from health_predict.core.data.cohort import read_cohort, save_csv, without_excluded
 from health_predict.core.data.columns import NOT_READMITTABLE
 from health_predict.core.data.partition import (
     Parameters,
@@ -68,7 +68,7 @@ def test_no_patient_is_in_two_parts_and_no_encounter_is_lost(
     # and the splits with the batches not among them hold every encounter of the cohort once
     everything = [number for part in splits(cut) for number in ids(part)]
     everything += [number for batch in cut.batches[labelled:] for number in ids(batch)]
-    assert sorted(everything) == sorted(ids(exclude_not_readmittable(FRAME)))
+    assert sorted(everything) == sorted(ids(without_excluded(FRAME)))
     # and time goes forward
     for part in (*splits(cut), *cut.batches):
         assert ids(part) == sorted(ids(part)) and part.index.equals(pd.RangeIndex(len(part)))
@@ -145,7 +145,7 @@ def test_what_arrived_joins_once_and_as_it_is_known_by_now() -> None:
     cut = partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=1), arrived)
     # then each is there once, with the outcome that is known by now
     everything = pd.concat(splits(cut))
-    assert len(everything) == sum(map(len, splits(partition(FRAME, PARAMETERS)))) + len(exclude_not_readmittable(new))
+    assert len(everything) == sum(map(len, splits(partition(FRAME, PARAMETERS)))) + len(without_excluded(new))
     [outcome] = everything.loc[everything["encounter_id"] == known["encounter_id"][0], "readmitted"]
     assert outcome == known["readmitted"][0]
 

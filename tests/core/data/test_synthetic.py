@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from health_predict.core.choices import Scenario
 from health_predict.core.data import marginals
-from health_predict.core.data.cohort import exclude_not_readmittable, target, validate
+from health_predict.core.data.cohort import target, validate, without_excluded
 from health_predict.core.data.columns import AGES, COLUMNS, DIAGNOSES, DRUGS, NOT_READMITTABLE
 from health_predict.core.data.partition import patient_share
 from health_predict.core.data.synthetic import GroundTruth, inject, is_synthetic, synthesize
@@ -36,14 +36,14 @@ def large() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def model(large: pd.DataFrame) -> Callable[[pd.DataFrame], float]:
     """AUC on other rows of a regression that was fitted before the drift."""
-    train = exclude_not_readmittable(large.iloc[:FROM_ROW])
+    train = without_excluded(large.iloc[:FROM_ROW])
     train = train[[patient_share("s", number) < 0.7 for number in train["patient_nbr"]]]
     fitted = make_pipeline(EncounterFeatures(), StandardScaler(), LogisticRegression(C=3e-4, max_iter=500))
     fitted.fit(train, target(train))
     known = set(train["patient_nbr"])
 
     def auc(rows: pd.DataFrame) -> float:
-        fresh = exclude_not_readmittable(rows[~rows["patient_nbr"].isin(known)])
+        fresh = without_excluded(rows[~rows["patient_nbr"].isin(known)])
         return float(roc_auc_score(target(fresh), fitted.predict_proba(fresh)[:, 1]))
 
     return auc
