@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
-from health_predict.adapters.data.raw_data import champion_origin, raw_data
+from health_predict.adapters.data.batches import trained_through
+from health_predict.adapters.data.raw_data import Origin, champion_origin, raw_data
 from health_predict.adapters.files import temporary_files, write_file
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.processes import ProcessTarget
@@ -50,10 +51,12 @@ def demo(replace_data: bool = False) -> None:
 def _demonstrate(settings: Settings, target: ProcessTarget, console: Console) -> str:
     """All of it; what the data are."""
     with working(console, "looking for the data"):
-        data = raw_data(settings, champion_origin(settings), console, stand_in=True)
+        before = champion_origin(settings)
+        data = raw_data(settings, before, console, stand_in=True)
         console.print(f"[bold]data        [/bold]{escape(str(data.path))} ({data.source})")
         inputs = _inputs(settings, data.sha256)
-    version = _unchanged(settings, target, inputs, console)
+    kept = _went_on(settings, before, data.sha256, console)
+    version = kept or _unchanged(settings, target, inputs, console)
     if version is None:
         # The very data that were chosen here, also where the synthetic cohort stands in.
         chosen = settings.model_copy(update={"data_source": str(data.path)})
@@ -66,9 +69,29 @@ def _demonstrate(settings: Settings, target: ProcessTarget, console: Console) ->
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
     with working(console, "asking what serves"):
         source = _report(console, settings, version, serving.model_version, target.url)
-    done = {"inputs": inputs, "version": version, "serving": serving.model_version}
-    write_file(settings.home / DONE, json.dumps(done))
+    if before is not None and (old := before.version.version) != serving.model_version:
+        back = f"`health-predict pipeline run deployment -p model_version={old}` brings it back"
+        console.print(f"replaced         version {old}: {back}", markup=False)
+    if not kept:
+        done = {"inputs": inputs, "version": version, "serving": serving.model_version}
+        write_file(settings.home / DONE, json.dumps(done))
     return source
+
+
+def _went_on(settings: Settings, champion: Origin | None, raw_sha256: str, console: Console) -> str | None:
+    """The champion where it has learned from outcomes that came after these data: a demo leaves it in service."""
+    if champion is None or champion.raw_sha256 != raw_sha256:
+        return None
+    version = champion.version
+    batches = trained_through(open_storage(settings.storage, settings.s3_endpoint_url), version)
+    if not batches:
+        return None
+    how = "recalibrated" if Tag.RECALIBRATES in version.tags else "retrained"
+    console.print(
+        f"[bold]kept        [/bold]version {version.version} stays: it was {how} since, on the outcomes of {batches} "
+        "batches; `health-predict pipeline run readmission` trains on the first data anew and compares both"
+    )
+    return version.version
 
 
 def _serve_champion(settings: Settings, version: str) -> None:
