@@ -170,6 +170,11 @@ def forget(
     typer.echo(f"{rows}, and rows of {len(found.datasets)} datasets")
     if found.versions:
         typer.echo(f"learned from: version {', '.join(found.versions)} of the model; the next retraining will not")
+    if found.calibrated:
+        versions = ", ".join(found.calibrated)
+        typer.echo(
+            f"map from score to risk fitted on: version {versions} of the model; the next recalibration will not"
+        )
     for sha256 in found.raw:
         typer.echo(f"still in the raw file with SHA-256 {sha256[:12]}: train on a corrected file with --replace-data")
 

@@ -21,14 +21,16 @@ import pandas as pd
 from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import IDENTITY, Arrivals
 from health_predict.adapters.data.parts import read_frame
+from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import Tag, Tracking
+from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.data.cohort import part_bytes
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
 from health_predict.core.data.outcomes import KEYS, PREDICTION_ID, READMITTED
-from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.partition import places, rows_digest
 from health_predict.settings import Settings
 
+TEST = 2  # the place of those who only judge a model
 LEARNED = {"train", "validation"}  # parts that a model is fitted and chosen on: the others only judge it
 
 
@@ -40,12 +42,15 @@ class Forgotten:
     outcomes: int
     datasets: tuple[str, ...]  # digests of those that lost rows
     versions: tuple[str, ...]  # of the model, which had learned from rows of their dataset
+    calibrated: tuple[str, ...]  # versions whose map from score to risk was fitted on a batch with the patient
     raw: tuple[str, ...]  # SHA-256 of raw files that still hold the patient
 
 
 def forget(settings: Settings, patient: str) -> Forgotten:
     """Remove every copy of a patient's encounters from storage, but for raw files."""
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    versions = Tracking(settings).versions()
+    calibrated = tuple(one.version for one in versions if _calibrated_on(settings, storage, one, patient))
     encounters = outcomes = 0
     for stream in {settings.stream, *_streams(storage)}:
         found = _Stream(settings.model_copy(update={"stream": stream}), patient).forget()
@@ -54,16 +59,24 @@ def forget(settings: Settings, patient: str) -> Forgotten:
     for key in storage.keys(keys.SIMULATIONS):
         if key.endswith(".parquet"):
             _without(storage, key, patient)
-    versions = tuple(
-        version.version
-        for version in Tracking(settings).versions()
-        if LEARNED & lost.get(version.tags.get(Tag.DATASET_DIGEST, ""), set())
-    )
+    learned = tuple(one.version for one in versions if LEARNED & lost.get(one.tags.get(Tag.DATASET_DIGEST, ""), set()))
     raw = tuple(key.split("/")[1] for key in storage.keys(keys.RAW) if _holds(storage.read(key), patient))
-    result = Forgotten(encounters, outcomes, tuple(lost), versions, raw)
+    result = Forgotten(encounters, outcomes, tuple(lost), learned, calibrated, raw)
     if encounters or lost:
         _record(storage, settings, patient, result)
     return result
+
+
+def _calibrated_on(settings: Settings, storage: Storage, version: ModelVersion, patient: str) -> bool:
+    """Whether the map of a recalibrated version was fitted or chosen on a batch that still holds the patient."""
+    if Tag.CALIBRATED_ON not in version.tags:
+        return False
+    stream, numbers = json.loads(version.tags[Tag.CALIBRATED_ON])
+    origin = origin_of(storage, version)
+    if origin.manifest and places(origin.parameters.salt, pd.Series([patient]))[0] == TEST:
+        return False
+    arrivals = Arrivals(settings.model_copy(update={"stream": stream}))
+    return any((arrivals.rows(arrivals.window(one).rows, IDENTITY)[PATIENT] == patient).any() for one in numbers)
 
 
 class _Stream:

@@ -47,7 +47,7 @@ from health_predict.stages.hpo import best_runs, chosen_run
 log = logging.getLogger(__name__)
 
 CARD = "model_card.html"
-# What a version takes over from its run; the last three `recalibrate` writes, and no search.
+# What a version takes over from its run; the last four `recalibrate` writes, and no search.
 TAGS = (
     Tag.FAMILY,
     Tag.DATASET_DIGEST,
@@ -56,6 +56,7 @@ TAGS = (
     Tag.SEARCH_DIGEST,
     Tag.RECALIBRATES,
     Tag.LABELLED_BATCHES,
+    Tag.CALIBRATED_ON,
     Tag.ESTIMATOR_BATCHES,
 )
 NEWEST = 3000  # validation encounters that the gates look at: the newest say most about the next

@@ -229,6 +229,7 @@ def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, 
     assert result.test_metrics["observed_expected"].value == pytest.approx(1, abs=0.2)
     version = Tracking(settings).version(result.model_version)
     assert (version.tags["recalibrates"], version.tags["labelled_batches"]) == ("1", "1")
+    assert json.loads(version.tags["calibrated_on"]) == ["doubled", [0]]
     assert version.tags["dataset_digest"] == DATASET
     # when it serves, the batch ends as deployed
     Tracking(settings).set_alias(CHAMPION, version.version)
