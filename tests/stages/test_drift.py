@@ -28,7 +28,7 @@ from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.promotion import Decision
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
-from health_predict.stages.drift import NO_BATCH, DriftResult, drift
+from health_predict.stages.drift import NO_BATCH, DriftResult, _Model, drift
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import register
 from health_predict.stages.settle import settle
@@ -145,7 +145,9 @@ def test_batches_are_judged_in_turn_each_once(settings: Settings, tmp_path: Path
     assert "No batch waits" in (tmp_path / "seven" / "report.html").read_text()
 
 
-def test_outcomes_are_judged_when_they_have_matured(settings: Settings, tmp_path: Path) -> None:
+def test_outcomes_are_judged_when_they_have_matured(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given two batches of a stream of its own
     hospital, cohort = Hospital(settings, "late"), exclude_not_readmittable(synthesize(6000, seed=4))
     raised = np.random.default_rng(0).random(1500) < 0.35
@@ -161,7 +163,11 @@ def test_outcomes_are_judged_when_they_have_matured(settings: Settings, tmp_path
     finish(hospital.settings, early)
     hospital.later(31)
     # when the first has matured, it is judged with the look at the second
+    scored: list[int] = []
+    scores = _Model.scores
+    monkeypatch.setattr(_Model, "scores", lambda model, frame: (scored.append(len(frame)), scores(model, frame))[1])
     second = hospital.look(tmp_path)
+    assert sorted(scored) == [1000, 1500, 1500]  # validation and both batches, each once
     assert (second.batch, second.labelled_batches) == (1, 1)
     assert second.metrics["observed_expected"] > 2
     assert second.verdict is not Verdict.STEADY and second.action is not Action.NONE
