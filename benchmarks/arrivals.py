@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION, Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
@@ -70,7 +71,7 @@ def prepare(home: Path) -> None:
         numbers = pd.RangeIndex(begin, end)
         frame = source.iloc[numbers % len(source)].reset_index(drop=True)
         day = FIRST + timedelta(days=night)
-        landed = complete(frame, "a night").assign(
+        landed = complete(frame, built_in(), "a night").assign(
             **{
                 ENCOUNTER: [str(number + 1) for number in numbers],
                 PATIENT: [str(number // 3 + 1) for number in numbers],

@@ -24,7 +24,7 @@ def split(  # KFP takes inputs one by one, and describes them in the docstring
     """Cut the raw data into initial and future encounters, and the patients into train, validation and test.
 
     Args:
-        data_source: Path or URI of the raw CSV; empty is as in the settings, else the champion's, else UCI's.
+        data_source: Path or URI of the raw CSV; empty is as in the settings, else the champion's, else published data.
         replace_data: Whether other data than the champion's may take their place; false is as the settings say.
         initial_share: Share of encounters, in order of their number, that train the first model; empty is as in the
             settings or, with labelled batches, in the champion's dataset.

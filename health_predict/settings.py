@@ -55,9 +55,13 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".health-predict"), description="Folder of everything that the local profile writes")
 
     contract: str = Field("", description="Data contract (path, URI or digest); empty: the one in use, else built in")
-    data_source: str = Field("", description="Raw CSV (path or URI) or `synthetic`; empty: the champion's, else UCI's")
-    data_sha256: str = Field("", description="SHA-256 that the uncompressed raw CSV must have; empty: UCI's own only")
-    data_copy: str = Field("", description="Path or URI of a copy of UCI's file, in place of its download")
+    data_source: str = Field(
+        "", description="Raw CSV (path or URI) or `synthetic`; empty: the champion's, else published"
+    )
+    data_sha256: str = Field(
+        "", description="SHA-256 that the uncompressed raw CSV must have; empty: the published file's only"
+    )
+    data_copy: str = Field("", description="Path or URI of a copy of the published file, in place of its download")
     replace_data: bool = Field(False, description="Train on other data than the champion's when asked to")
     storage_uri: str = Field("", description="Where bulk data lies: file:///folder or s3://bucket/prefix")
     s3_endpoint_url: str = Field("", description="S3 endpoint when it is not Amazon's")
@@ -73,7 +77,9 @@ class Settings(BaseSettings):
         description="What makes a batch: day, week, month, or a count",
     )
     time_zone: str = Field("UTC", description="Time zone of the days, such as Europe/Berlin")
-    follow_up_days: float = Field(30, ge=0, description="Days until an arrival's outcome counts; 0: when delivered")
+    follow_up_days: float | None = Field(
+        None, ge=0, description="Days until an arrival's outcome counts; 0: when delivered; empty: the contract's"
+    )
     derive_outcomes: bool = Field(False, description="Take outcomes from later arrivals of the same patient")
     keep_arrivals_days: int = Field(0, ge=0, description="Days that arrivals of judged batches are kept; 0: for ever")
     keep_outcomes_days: int = Field(0, ge=0, description="Days that taken files of outcomes are kept; 0: for ever")

@@ -7,7 +7,7 @@ import hashlib
 import pulumi
 import pulumi_aws as aws
 
-from health_predict.adapters.data.dataset import UCI_SHA256, UCI_URL
+from health_predict.adapters.contracts import built_in
 from health_predict.aws.cost import machine
 from health_predict.aws.stack_config import PROJECT
 from infra.account import require_account
@@ -26,6 +26,8 @@ from infra.rollout import Rollout, RolloutArgs
 from infra.schedule import OfficeHours, OfficeHoursArgs
 from infra.storage import Storage, StorageArgs
 
+PUBLISHED = built_in().published
+assert PUBLISHED is not None
 config = stack_config()
 if config.account_id:
     require_account(config.account_id, config.region)
@@ -101,8 +103,8 @@ bundle = Bundle(
             "HP_RECREATE_CLUSTER": config.recreate_cluster,
             "HP_FIRST_RUN": str(config.first_run).lower(),
             "HP_MONITOR": config.monitor,
-            "HP_DATA_URL": UCI_URL,
-            "HP_DATA_SHA256": UCI_SHA256,
+            "HP_DATA_URL": PUBLISHED.url,
+            "HP_DATA_SHA256": PUBLISHED.sha256,
         },
         sources,
         tags,

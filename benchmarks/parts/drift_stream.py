@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.adapters.contracts import built_in
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import target
 from health_predict.core.data.columns import PATIENT
@@ -63,7 +64,7 @@ class Stream:
 
 def build(frame: pd.DataFrame, models: Sequence[int] = range(BATCHES)) -> Stream:
     """Fit and score; one process a core. Models that were not asked for have no scores (shape (0,))."""
-    cut = partition(frame, Parameters(INITIAL_SHARE, BATCHES, SALT))
+    cut = partition(frame, built_in(), Parameters(INITIAL_SHARE, BATCHES, SALT))
     pieces = [cut.train, cut.validation, cut.test, *cut.batches]
     rows = pd.concat(pieces, ignore_index=True)
     batch = np.repeat([-1, -1, -1, *range(BATCHES)], [len(piece) for piece in pieces])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import save_csv, without_excluded
 from health_predict.core.data.columns import DATE, ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import write_outcomes
@@ -33,7 +34,7 @@ def main(folder: Path) -> None:
         encounters = cohort[rows]
         days = [FIRST_MONDAY + timedelta(days=7 * week + at % 7) for at in range(len(encounters))]
         save_csv(encounters.assign(**{DATE: [day.isoformat() for day in days]}), folder / f"week-{week + 1}.csv")
-        outcomes = write_outcomes(ENCOUNTER, encounters[ENCOUNTER], readmitted[rows])
+        outcomes = write_outcomes({ENCOUNTER: encounters[ENCOUNTER]}, built_in(), readmitted[rows])
         (folder / f"outcomes-{week + 1}.csv").write_bytes(outcomes)
     print(f"{WEEKS} weeks of {A_WEEK:,} encounters in {folder}")
 

@@ -69,14 +69,18 @@ def store(storage: Storage, contract: Contract) -> str:
     return contract.digest
 
 
-def use(storage: Storage, contract: Contract) -> None:
-    """Let the storage be used for this contract. Raises StateError when it is used for one of another name."""
+def refuse_other(storage: Storage, contract: Contract) -> None:
+    """Raise StateError when the storage is used for a contract of another name."""
     used = in_use(storage)
     if used is not None and used.name != contract.name:
         raise StateError(
             f"the storage is used for the contract {used.name}, and {contract.name} was asked for",
             "give it a place of its own: another HEALTH_PREDICT_HOME, or another HEALTH_PREDICT_STORAGE_URI",
         )
+
+
+def use(storage: Storage, contract: Contract) -> None:
+    """Let the storage be used for this contract."""
     storage.write(keys.CONTRACT, store(storage, contract).encode())
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.files import named_file, whole_file, write_file
 from health_predict.commands.operate import AsJson, AsOf, On
 from health_predict.commands.progress import console_of, working
@@ -30,7 +31,8 @@ app = typer.Typer(no_args_is_help=True, help="The raw data; encounters and outco
 def fetch(as_json: AsJson = False) -> None:
     """Bring the raw data to this machine and say where they are and whether they are real.
 
-    A source that is named, else the champion's data, else UCI's; without network the synthetic cohort, said loudly.
+    A source that is named, else the champion's data, else the contract's published file; without network the synthetic
+    cohort, said loudly.
     """
     console = console_of(as_json)
     with working(console, "looking for the data"):
@@ -54,7 +56,7 @@ def _bring(settings: Settings, console: Console, *, stand_in: bool) -> RawData:
 def check(
     file: Annotated[Path, typer.Argument(help="CSV file, plain or packed (gz, bz2, xz, zip)")],
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="The column `readmitted` may be absent, as in encounters to be scored")
+        bool, typer.Option("--unlabelled", help="The label may be absent, as in encounters to be scored")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,11 +66,13 @@ def check(
     """
     with working(console_of(as_json), "reading and checking"):
         from health_predict.core.data import cohort  # these take a second
-        from health_predict.core.data.columns import PATIENT
         from health_predict.core.data.partition import Parameters, partition
 
-        frame = cohort.read_cohort(file, labelled=not unlabelled)
-        violations = cohort.validate(frame, labelled=not unlabelled)
+        settings = load_settings()
+        contract = contract_of(settings)
+        given = not unlabelled and contract.outcome.next is None  # else the label is made from the next row
+        frame = cohort.read_cohort(file, contract, labelled=given)
+        violations = cohort.validate(frame, contract, labelled=given)
     if as_json:
         found = [asdict(violation) for violation in violations]
         typer.echo(json.dumps({"file": str(file), "encounters": len(frame), "violations": found}))
@@ -82,13 +86,14 @@ def check(
         console_of().print(f"[bold red]{count}[/bold red] of the data contract")
     if violations:
         raise typer.Exit(DataError.exit_code)
-    cohort.check(frame, labelled=not unlabelled, name=str(file))
+    without = 0
     if not unlabelled:
-        settings = load_settings()
-        partition(frame, Parameters(settings.initial_share, settings.future_batches, settings.salt))
+        labelled, without = cohort.training_cohort(file, contract)
+        partition(labelled, contract, Parameters(settings.initial_share, settings.future_batches, settings.salt))
     if not as_json:
-        patients = frame[PATIENT].nunique()
-        typer.echo(f"{file}: {len(frame):,} encounters of {patients:,} patients, no violation")
+        patients = frame[contract.patient].nunique()
+        said = f" ({without:,} without a next one, which have no label)" if without else ""
+        typer.echo(f"{file}: {len(frame):,} encounters{said} of {patients:,} patients, no violation")
 
 
 @app.command()
@@ -100,8 +105,8 @@ def add(
 ) -> None:
     """Score encounters by the champion and let them arrive, as if they had come through the endpoint.
 
-    The identifiers and `discharge_date` may be absent; a column `readmitted` counts as delivered outcomes. Rows that
-    break the data contract are set aside with a report. The same file twice changes nothing.
+    Identifiers and dates may be absent; the label's column counts as delivered outcomes. Rows that break the data
+    contract are set aside with a report. The same file twice changes nothing.
     """
     console = console_of(as_json)
     with working(console, "scoring and adding"):
@@ -131,7 +136,8 @@ def outcomes(
     on: On = None,
     as_json: AsJson = False,
 ) -> None:
-    """Deliver outcomes: `readmitted` (1 or 0) by prediction_id, by encounter_id, or by patient_nbr,discharge_date."""
+    """Deliver outcomes: the label's column (1 or 0) by prediction_id, or by what the contract says identifies an
+    encounter, or by the patient and the date."""
     console = console_of(as_json)
     with working(console, "reading"):
         from health_predict.operations.feed import add_outcomes
@@ -149,7 +155,7 @@ def _many(count: int, what: str) -> str:
 
 @app.command()
 def forget(
-    patient: Annotated[str, typer.Option(help="The patient's number (`patient_nbr`)")],
+    patient: Annotated[str, typer.Option(help="What the contract identifies the patient by")],
     on: On = None,
     as_json: AsJson = False,
 ) -> None:
@@ -170,6 +176,11 @@ def forget(
     typer.echo(f"{rows}, and rows of {len(found.datasets)} datasets")
     if found.versions:
         typer.echo(f"learned from: version {', '.join(found.versions)} of the model; the next retraining will not")
+    if found.calibrated:
+        versions = ", ".join(found.calibrated)
+        typer.echo(
+            f"map from score to risk fitted on: version {versions} of the model; the next recalibration will not"
+        )
     for sha256 in found.raw:
         typer.echo(f"still in the raw file with SHA-256 {sha256[:12]}: train on a corrected file with --replace-data")
 
@@ -196,12 +207,16 @@ def profile(
         from health_predict.report.data_profile import data_profile_page
 
         raw = _bring(settings, console, stand_in=False)
-        frame = cohort.read_cohort(raw.path)
-        cohort.check(frame, name=str(file or raw.path))
+        contract = contract_of(settings)
+        frame, _ = cohort.training_cohort(raw.path, contract, str(file or raw.path))
     with working(console, "profiling"):
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
         page = data_profile_page(
-            frame, partition(frame, parameters), parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
+            frame,
+            partition(frame, contract, parameters),
+            parameters=parameters,
+            raw_sha256=raw.sha256,
+            source=str(raw.source),
         )
         write_file(target, page, ANOTHER_FILE if out else "")
     typer.echo(target)

@@ -15,7 +15,9 @@ from rich.markup import escape
 
 from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
-from health_predict.adapters.data.raw_data import champion_origin, raw_data
+from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.data.batches import trained_through
+from health_predict.adapters.data.raw_data import Origin, champion_origin, raw_data
 from health_predict.adapters.files import temporary_files, write_file
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.processes import ProcessTarget
@@ -24,7 +26,6 @@ from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tag, Tracking
 from health_predict.commands.pipeline import run_pipeline
 from health_predict.commands.progress import console_of, say_source, working
-from health_predict.core.data.columns import EXAMPLE
 from health_predict.core.statistics import Estimate
 from health_predict.errors import GateError, UnreachableError
 from health_predict.report.comparison import LABELS
@@ -50,10 +51,12 @@ def demo(replace_data: bool = False) -> None:
 def _demonstrate(settings: Settings, target: ProcessTarget, console: Console) -> str:
     """All of it; what the data are."""
     with working(console, "looking for the data"):
-        data = raw_data(settings, champion_origin(settings), console, stand_in=True)
+        before = champion_origin(settings)
+        data = raw_data(settings, before, console, stand_in=True)
         console.print(f"[bold]data        [/bold]{escape(str(data.path))} ({data.source})")
         inputs = _inputs(settings, data.sha256)
-    version = _unchanged(settings, target, inputs, console)
+    kept = _went_on(settings, before, data.sha256, console)
+    version = kept or _unchanged(settings, target, inputs, console)
     if version is None:
         # The very data that were chosen here, also where the synthetic cohort stands in.
         chosen = settings.model_copy(update={"data_source": str(data.path)})
@@ -66,9 +69,29 @@ def _demonstrate(settings: Settings, target: ProcessTarget, console: Console) ->
         raise UnreachableError("the endpoint is not up", "see `health-predict status`")
     with working(console, "asking what serves"):
         source = _report(console, settings, version, serving.model_version, target.url)
-    done = {"inputs": inputs, "version": version, "serving": serving.model_version}
-    write_file(settings.home / DONE, json.dumps(done))
+    if before is not None and (old := before.version.version) != serving.model_version:
+        back = f"`health-predict pipeline run deployment -p model_version={old}` brings it back"
+        console.print(f"replaced         version {old}: {back}", markup=False)
+    if not kept:
+        done = {"inputs": inputs, "version": version, "serving": serving.model_version}
+        write_file(settings.home / DONE, json.dumps(done))
     return source
+
+
+def _went_on(settings: Settings, champion: Origin | None, raw_sha256: str, console: Console) -> str | None:
+    """The champion where it has learned from outcomes that came after these data: a demo leaves it in service."""
+    if champion is None or champion.raw_sha256 != raw_sha256:
+        return None
+    version = champion.version
+    batches = trained_through(open_storage(settings.storage, settings.s3_endpoint_url), version)
+    if not batches:
+        return None
+    how = "recalibrated" if Tag.RECALIBRATES in version.tags else "retrained"
+    console.print(
+        f"[bold]kept        [/bold]version {version.version} stays: it was {how} since, on the outcomes of {batches} "
+        "batches; `health-predict pipeline run readmission` trains on the first data anew and compares both"
+    )
+    return version.version
 
 
 def _serve_champion(settings: Settings, version: str) -> None:
@@ -89,11 +112,14 @@ def _serve_champion(settings: Settings, version: str) -> None:
 def _inputs(settings: Settings, raw_sha256: str) -> str:
     """Digest of all that a demo's result depends on: settings, data, code and libraries."""
     root = Path(__file__).parents[2]
-    chosen = ("data_source", "data_sha256", "data_copy", "replace_data")  # what they led to is in `raw_sha256`
+    chosen = ("contract", "data_source", "data_sha256", "data_copy", "replace_data")  # what they led to is named apart
     identity = {
         "settings": settings.model_dump(mode="json", exclude={*chosen}),
+        "contract": contract_of(settings).digest,
         "raw": raw_sha256,
-        "code": [content_digest(root / name) for name in ("health_predict", "components", "pipelines", "bentos")],
+        "code": [
+            content_digest(root / name) for name in ("health_predict", "components", "contracts", "pipelines", "bentos")
+        ],
         "commit": settings.git_commit or commit(),
         "libraries": sorted(f"{found.name}=={found.version}" for found in distributions(path=[get_path("purelib")])),
     }
@@ -135,17 +161,19 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}", markup=False)
     say_source(console, record.tags[Tag.DATASET_SOURCE])
     console.print(evaluation["chosen_because"], markup=False)
-    console.print(f"test set: {tested['rows']} encounters, {tested['positives']} readmitted")
+    console.print(
+        f"test set: {tested['rows']} encounters, {tested['positives']} {contract_of(settings).outcome.happened}"
+    )
     for name in SHOWN:
         console.print(f"  {LABELS[name]:<38} {Estimate(**tested['metrics'][name])}")
-    encounter = settings.home / "encounter.json"
-    write_file(encounter, json.dumps(EXAMPLE, indent=1) + "\n")
+    encounter, example = settings.home / "encounter.json", contract_of(settings).request
+    write_file(encounter, json.dumps(example, indent=1) + "\n")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     profile = storage.uri(keys.dataset(record.tags[Tag.DATASET_DIGEST], keys.PROFILE))
     console.rule("try it")
     for line in (
         f"curl -s '{url}/predict?log=false' -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",
-        f"  answers {json.dumps(ask(f'{url}/predict?log=false', EXAMPLE).json())}",
+        f"  answers {json.dumps(ask(f'{url}/predict?log=false', example).json())}",
         f"API page         {url}/",
         "MLflow's pages   make mlflow-ui",
         f"model card       {storage.uri(keys.model(serving, keys.CARD))}",

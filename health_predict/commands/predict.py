@@ -24,7 +24,7 @@ COLUMNS = ["prediction", "probability_score", "risk_group", "model_version", "pr
 def predict(
     file: Annotated[
         Path,
-        typer.Argument(help="CSV file of encounters, plain or packed (gz, bz2, xz, zip); `readmitted` may be absent"),
+        typer.Argument(help="CSV file of encounters, plain or packed (gz, bz2, xz, zip); the label may be absent"),
     ],
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; default: FILE.predictions.csv here")
@@ -34,7 +34,7 @@ def predict(
 ) -> None:
     """Score every encounter of a file through the endpoint and write a CSV, in the order of the file.
 
-    They arrive with their numbers, so that outcomes find them by `encounter_id` too.
+    They arrive with their numbers, so that outcomes find them by these too.
     """
     settings, console, begin = load_settings(), console_of(as_json), time.monotonic()
     name = re.sub(r"(\.csv)?(\.(gz|bz2|xz|zip))?$", "", file.name)
@@ -42,21 +42,24 @@ def predict(
     with working(console, "reading and checking the file"):
         import pandas as pd  # these take seconds
 
+        from health_predict.adapters.contracts import contract_of
         from health_predict.adapters.serving.endpoint import Endpoint
         from health_predict.adapters.serving.target import open_target
         from health_predict.core.data import cohort
-        from health_predict.core.data.columns import BY_NAME, ENCOUNTER, FEATURES, PATIENT
 
-        frame = cohort.read_cohort(file, labelled=False)
-        cohort.check(frame, labelled=False, name=str(file))
-    bodies = cohort.as_requests(frame, [*FEATURES, BY_NAME[ENCOUNTER], BY_NAME[PATIENT]])
+        contract = contract_of(settings)
+        frame = cohort.read_cohort(file, contract, labelled=False)
+        cohort.check(frame, contract, labelled=False, name=str(file))
+    identifiers = [column for column in contract.identifiers if column.name in frame]
+    bodies = cohort.as_requests(frame, [*contract.features, *identifiers])
     portion, answers = min(PORTION, settings.serving_batch_rows), []
     with Endpoint(url or open_target(settings).url) as endpoint, heartbeat(console_of(as_json=True), lambda: "scoring"):
         portions = math.ceil(len(bodies) / portion)
         for some in track(endpoint.predict(bodies, portion), "scoring", portions, console=console):
             answers += some
     found = pd.DataFrame(answers, columns=COLUMNS)
-    found.insert(0, ENCOUNTER, frame[ENCOUNTER].to_numpy())
+    for at, name in enumerate(contract.encounter):
+        found.insert(at, name, frame[name].to_numpy())
     write_file(target, found.to_csv(index=False, lineterminator="\n"), ANOTHER_FILE)
     versions = [*dict.fromkeys(found["model_version"])]
     result = {

@@ -72,12 +72,14 @@ def decide_promotion(  # the rows, the models that are compared on them, and how
     seed: int = 0,
     resamples: int = 1000,
     same_estimator: bool = False,
+    learned_less: bool = False,
 ) -> Promotion:
     """Ask every gate about `candidate` on validation rows; promote when all pass.
 
     `baseline` is the logistic regression of the same search, None when it is the candidate itself; `champion` is
     what serves now, None before the first deployment. Frame (n, columns), the others (n,). `same_estimator`: the
     candidate is the champion with a new calibration, so that it ranks as what passed the two gates about ranking.
+    `learned_less`: the champion has learned from outcomes that came later, so it is for the candidate to be better.
     """
     ids = np.asarray(patients)
 
@@ -101,14 +103,7 @@ def decide_promotion(  # the rows, the models that are compared on them, and how
     if champion is None:
         gates += [Gate(name, True, "there is no champion yet") for name in (_CHAMPION, _SUBGROUPS)]
     else:
-        difference = ahead(champion.scores)
-        gates.append(
-            Gate(
-                _CHAMPION,
-                difference.high >= 0 and difference.value >= -CHAMPION_MARGIN,
-                f"AUC difference {difference} on the same rows (allowed down to -{CHAMPION_MARGIN})",
-            )
-        )
+        gates.append(_against_champion(ahead(champion.scores), learned_less))
         worse = []
         for (attribute, level), mask in subgroup_levels(frame).items():
             if 0 < labels[mask].sum() < mask.sum():
@@ -118,6 +113,15 @@ def decide_promotion(  # the rows, the models that are compared on them, and how
         gates.append(Gate(_SUBGROUPS, not worse, "; ".join(worse) or "none"))
     passed = all(gate.passed for gate in gates)
     return Promotion(Decision.PROMOTE if passed else Decision.REJECT, tuple(gates))
+
+
+def _against_champion(difference: Estimate, learned_less: bool) -> Gate:
+    said = f"AUC difference {difference} on the same rows"
+    if learned_less:
+        why = "has to be surely above 0: the champion has learned from later outcomes"
+        return Gate(_CHAMPION, difference.low > 0, f"{said} ({why})")
+    passed = difference.high >= 0 and difference.value >= -CHAMPION_MARGIN
+    return Gate(_CHAMPION, passed, f"{said} (allowed down to -{CHAMPION_MARGIN})")
 
 
 def _beats_always_negative(labels: Labels, candidate: Scored) -> Gate:

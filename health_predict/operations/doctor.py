@@ -235,7 +235,7 @@ def _data(settings: Settings) -> Iterator[Check]:
     name = "HEALTH_PREDICT_DATA_SOURCE" if settings.data_source else "HEALTH_PREDICT_DATA_COPY"
     if not source:
         remedy = "for the first model: set HEALTH_PREDICT_DATA_SOURCE to a file you have"
-        yield _check("data", "the champion's; where there is none, downloaded from UCI", warn=remedy)
+        yield _check("data", "the champion's; where there is none, downloaded", warn=remedy)
     elif source == "synthetic":
         yield _check("data", "a synthetic cohort", warn="set HEALTH_PREDICT_DATA_SOURCE for real data")
     elif path := file_path(source):

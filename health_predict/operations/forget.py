@@ -19,16 +19,19 @@ from typing import Any
 import pandas as pd
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.arrivals import Arrivals, identity_of
 from health_predict.adapters.data.parts import read_frame
+from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import Tag, Tracking
+from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.data.cohort import part_bytes
-from health_predict.core.data.contract import MISSING, Contract
+from health_predict.core.data.contract import MISSING
 from health_predict.core.data.outcomes import PREDICTION_ID, keys_of
-from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.partition import places, rows_digest
 from health_predict.settings import Settings
 
+TEST = 2  # the place of those who only judge a model
 LEARNED = {"train", "validation"}  # parts that a model is fitted and chosen on: the others only judge it
 
 
@@ -40,30 +43,45 @@ class Forgotten:
     outcomes: int
     datasets: tuple[str, ...]  # digests of those that lost rows
     versions: tuple[str, ...]  # of the model, which had learned from rows of their dataset
+    calibrated: tuple[str, ...]  # versions whose map from score to risk was fitted on a batch with the patient
     raw: tuple[str, ...]  # SHA-256 of raw files that still hold the patient
 
 
 def forget(settings: Settings, patient: str) -> Forgotten:
     """Remove every copy of a patient's encounters from storage, but for raw files."""
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    versions = Tracking(settings).versions()
+    calibrated = tuple(one.version for one in versions if _calibrated_on(settings, storage, one, patient))
     encounters = outcomes = 0
     for stream in {settings.stream, *_streams(storage)}:
         found = _Stream(settings.model_copy(update={"stream": stream}), patient).forget()
         encounters, outcomes = encounters + found[0], outcomes + found[1]
-    lost = {digest: parts for digest in _datasets(storage) if (parts := _shrink(storage, digest, patient))}
+    column = contract_of(settings).patient
+    lost = {digest: parts for digest in _datasets(storage) if (parts := _shrink(storage, digest, column, patient))}
     for key in storage.keys(keys.SIMULATIONS):
         if key.endswith(".parquet"):
-            _without(storage, key, patient)
-    versions = tuple(
-        version.version
-        for version in Tracking(settings).versions()
-        if LEARNED & lost.get(version.tags.get(Tag.DATASET_DIGEST, ""), set())
-    )
-    raw = tuple(key.split("/")[1] for key in storage.keys(keys.RAW) if _holds(storage.read(key), patient))
-    result = Forgotten(encounters, outcomes, tuple(lost), versions, raw)
+            _without(storage, key, column, patient)
+    learned = tuple(one.version for one in versions if LEARNED & lost.get(one.tags.get(Tag.DATASET_DIGEST, ""), set()))
+    raw = tuple(key.split("/")[1] for key in storage.keys(keys.RAW) if _holds(storage.read(key), column, patient))
+    result = Forgotten(encounters, outcomes, tuple(lost), learned, calibrated, raw)
     if encounters or lost:
         _record(storage, settings, patient, result)
     return result
+
+
+def _calibrated_on(settings: Settings, storage: Storage, version: ModelVersion, patient: str) -> bool:
+    """Whether the map of a recalibrated version was fitted or chosen on a batch that still holds the patient."""
+    if Tag.CALIBRATED_ON not in version.tags:
+        return False
+    stream, numbers = json.loads(version.tags[Tag.CALIBRATED_ON])
+    origin = origin_of(storage, version)
+    if origin.manifest and places(origin.parameters.salt, pd.Series([patient]))[0] == TEST:
+        return False
+    arrivals = Arrivals(settings.model_copy(update={"stream": stream}))
+    column = arrivals.contract.patient
+    return any(
+        (arrivals.rows(arrivals.window(one).rows, [PREDICTION_ID, column])[column] == patient).any() for one in numbers
+    )
 
 
 class _Stream:
@@ -72,7 +90,8 @@ class _Stream:
     def __init__(self, settings: Settings, patient: str) -> None:
         self._arrivals, self._patient = Arrivals(settings), patient
         self._storage, self._stream = self._arrivals.storage, settings.stream
-        self._gone = pd.DataFrame(columns=IDENTITY, dtype="str")
+        self._contract, self._identity = self._arrivals.contract, identity_of(self._arrivals.contract)
+        self._gone = pd.DataFrame(columns=self._identity, dtype="str")
 
     def forget(self) -> tuple[int, int]:
         """How many encounters and outcomes were removed."""
@@ -92,12 +111,12 @@ class _Stream:
             try:
                 entry = json.loads(line)
                 features = entry["features"]
-                his = str(features.get(PATIENT)) == self._patient
+                his = str(features.get(self._contract.patient)) == self._patient
             except (ValueError, KeyError, TypeError, AttributeError):
                 his = False
             if his:
-                named = {one: str(features.get(one) or MISSING) for one in (ENCOUNTER, PATIENT, DATE)}
-                gone.append({PREDICTION_ID: str(entry.get(PREDICTION_ID)), **named})
+                named = {one: str(features.get(one) or MISSING) for one in self._identity}
+                gone.append({**named, PREDICTION_ID: str(entry.get(PREDICTION_ID))})
             else:
                 kept.append(line)
         if gone:
@@ -105,14 +124,14 @@ class _Stream:
             self._storage.write(key, b"\n".join(kept))
 
     def _rows(self, key: str) -> None:
-        gone = _without(self._storage, key, self._patient)
+        gone = _without(self._storage, key, self._contract.patient, self._patient)
         if gone is not None:
             self._remember(gone)
 
     def _blank(self, key: str) -> None:
         """Blank the patient's rows of a part: the others keep their places, by which windows name them."""
-        identity = read_frame(self._storage, key, IDENTITY)
-        his = (identity[PATIENT] == self._patient).to_numpy()
+        identity = read_frame(self._storage, key, self._identity)
+        his = (identity[self._contract.patient] == self._patient).to_numpy()
         if his.any():
             self._remember(identity[his])
             frame = read_frame(self._storage, key)
@@ -120,15 +139,15 @@ class _Stream:
             self._storage.write(key, part_bytes(frame))
 
     def _remember(self, gone: pd.DataFrame) -> None:
-        self._gone = pd.concat([self._gone, gone[IDENTITY].astype("str")], ignore_index=True)
+        self._gone = pd.concat([self._gone, gone[self._identity].astype("str")], ignore_index=True)
 
     def _outcomes(self) -> int:
         """Remove the outcomes of what is gone; how many there were."""
-        names = {key: {*zip(*(self._gone[one] for one in key), strict=True)} for key in KEYS}
+        names = {key: {*zip(*(self._gone[one] for one in key), strict=True)} for key in keys_of(self._contract)}
         removed = 0
         for folder in (keys.outcomes_door(self._stream), keys.taken_outcomes(self._stream, "")):
             for key in self._storage.keys(folder):
-                self._storage.write(key, _rows_without(self._storage.read(key), names, self._patient))
+                self._storage.write(key, self._rows_without(self._storage.read(key), names))
         ids = {values[0] for values in names[(PREDICTION_ID,)]}
         for number in range(self._arrivals.state().windows.number):
             key = keys.window_outcomes(self._stream, number)
@@ -139,59 +158,58 @@ class _Stream:
                 self._storage.write(key, json.dumps(kept).encode())
         state = self._arrivals.state()
         unmatched = tuple(
-            (key, tuple(item for item in some if item[0] not in names[key] and not _his(key, item[0], self._patient)))
+            (key, tuple(item for item in some if item[0] not in names[key] and not self._his(key, item[0])))
             for key, some in state.unmatched
         )
         if unmatched != state.unmatched:
             self._arrivals.write(replace(state, unmatched=unmatched))
         return removed
 
+    def _his(self, key: tuple[str, ...], values: tuple[str, ...]) -> bool:
+        patient = self._contract.patient
+        return patient in key and values[key.index(patient)] == self._patient
 
-def _his(key: tuple[str, ...], values: tuple[str, ...], patient: str) -> bool:
-    return PATIENT in key and values[key.index(PATIENT)] == patient
+    def _rows_without(self, data: bytes, names: Mapping[tuple[str, ...], set[tuple[str, ...]]]) -> bytes:
+        """A file of outcomes without a patient's; one that is no such file stays as it is."""
+        try:
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+        except (UnicodeDecodeError, csv.Error):
+            return data
+        columns = [*rows[0]] if rows else []
+        key = next((key for key in names if {*columns} == {*key, self._contract.outcome.column}), None)
+        if key is None:
+            return data
+        kept = [
+            row
+            for row in rows
+            if (values := tuple(row[one] for one in key)) not in names[key] and not self._his(key, values)
+        ]
+        if len(kept) == len(rows):
+            return data
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        return text.getvalue().encode()
 
 
-def _rows_without(data: bytes, names: Mapping[tuple[str, ...], set[tuple[str, ...]]], patient: str) -> bytes:
-    """A file of outcomes without a patient's; one that is no such file stays as it is."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error):
-        return data
-    columns = [*rows[0]] if rows else []
-    key = next((key for key in KEYS if {*columns} == {*key, READMITTED}), None)
-    if key is None:
-        return data
-    kept = [
-        row
-        for row in rows
-        if (values := tuple(row[one] for one in key)) not in names[key] and not _his(key, values, patient)
-    ]
-    if len(kept) == len(rows):
-        return data
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept)
-    return text.getvalue().encode()
-
-
-def _without(storage: Storage, key: str, patient: str) -> pd.DataFrame | None:
+def _without(storage: Storage, key: str, column: str, patient: str) -> pd.DataFrame | None:
     """Remove a patient's rows from a Parquet file; the rows, None where there were none."""
     frame = read_frame(storage, key)
-    his = frame[PATIENT] == patient
+    his = frame[column] == patient
     if not his.any():
         return None
     storage.write(key, part_bytes(frame[~his].reset_index(drop=True)))
     return frame[his]
 
 
-def _shrink(storage: Storage, digest: str, patient: str) -> set[str]:
+def _shrink(storage: Storage, digest: str, column: str, patient: str) -> set[str]:
     """Remove a patient from the parts of a dataset; which lost rows now. The manifest says how many each has lost."""
     key = keys.dataset(digest, keys.MANIFEST)
     manifest: dict[str, Any] = json.loads(storage.read(key))
     lost, now = dict(manifest.get("forgotten", {})), set()
     for name in manifest["parts"]:
-        gone = _without(storage, keys.part(digest, name), patient)
+        gone = _without(storage, keys.part(digest, name), column, patient)
         if gone is not None:
             data = storage.read(keys.part(digest, name))
             rows = read_frame(storage, keys.part(digest, name))
@@ -204,9 +222,9 @@ def _shrink(storage: Storage, digest: str, patient: str) -> set[str]:
     return now
 
 
-def _holds(raw: bytes, patient: str) -> bool:
+def _holds(raw: bytes, column: str, patient: str) -> bool:
     lines = io.StringIO(raw.decode("utf-8-sig", errors="replace"), newline="")
-    return any(row.get(PATIENT) == patient for row in csv.DictReader(lines))
+    return any(row.get(column) == patient for row in csv.DictReader(lines))
 
 
 def _streams(storage: Storage) -> Iterable[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.outcome_files import outcomes_of
@@ -27,8 +28,8 @@ from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy, Scenario
-from health_predict.core.data.cohort import as_requests, part_bytes, read_cohort, target
-from health_predict.core.data.columns import ENCOUNTER, TARGET
+from health_predict.core.data.cohort import as_requests, in_order, part_bytes, target, training_cohort
+from health_predict.core.data.contract import Contract
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID, write_outcomes
 from health_predict.core.data.partition import BATCHES, Parameters, batch_bounds, partition
@@ -77,8 +78,9 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
     origin = champion_origin(settings)
     # Real data do not take the place of synthetic ones in the middle of a simulation.
     raw = raw_data(settings, origin, continues=not settings.data_source)
-    synthetic = raw.source is Source.SYNTHETIC
-    parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
+    synthetic = raw.source == Source.SYNTHETIC
+    contract = contract_of(settings)
+    parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt, contract=contract.digest)
     if origin is not None and origin.raw_sha256 == raw.sha256:
         parameters = replace(origin.parameters, labelled_batches=0, window=0)
     if not 1 <= plan.batches <= parameters.future_batches or not 0 <= plan.from_batch < parameters.future_batches:
@@ -108,7 +110,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
         if keep or Batches(settings).progress().settled < plan.batches:
             _go_on(settings, known, anew=remember(settings, plan.name))
         return Replay(known, settings, synthetic)
-    truths = _write_batches(storage, plan, read_cohort(raw.path), parameters)
+    truths = _write_batches(storage, plan, training_cohort(raw.path, contract)[0], contract, parameters)
     remember(settings, plan.name)
     version = _first_version(settings, storage)
     # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
@@ -120,10 +122,10 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
 
 
 def _write_batches(
-    storage: Storage, plan: Plan, frame: pd.DataFrame, parameters: Parameters
+    storage: Storage, plan: Plan, frame: pd.DataFrame, contract: Contract, parameters: Parameters
 ) -> tuple[GroundTruth, ...]:
     """The future batches as they will be sent, with drift injected; what was done to them."""
-    frame = frame.iloc[np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")].reset_index(drop=True)
+    frame = frame.iloc[np.argsort(in_order(frame, contract), kind="stable")].reset_index(drop=True)
     row = batch_bounds(len(frame), parameters)[plan.from_batch]
     truths = []
     injected = [name for name in plan.scenarios if name != Scenario.NONE]
@@ -132,7 +134,7 @@ def _write_batches(
     for number, scenario in enumerate(injected):
         frame, truth = inject(frame, scenario, row, plan.seed + number)
         truths.append(truth)
-    for number, batch in enumerate(partition(frame, parameters).batches[: plan.batches]):
+    for number, batch in enumerate(partition(frame, contract, parameters).batches[: plan.batches]):
         storage.write(keys.batch(keys.simulation(plan.name, BATCHES), number), part_bytes(batch))
     return tuple(truths)
 
@@ -143,7 +145,7 @@ def _first_version(settings: Settings, storage: Storage) -> ModelVersion:
     with tempfile.TemporaryDirectory(prefix="health-predict-simulation-") as folder:
         parts = dataset(settings, 0, Path(folder)).manifest["parts"]
         for version in tracking.versions():
-            if version.tags.get(Tag.DECISION) != Decision.PROMOTE or Tag.IMAGE_URI not in version.tags:
+            if Tag.IMAGE_URI not in version.tags:  # it has never passed its gates
                 continue
             theirs = origin_of(storage, version).manifest.get("parts")
             same = theirs and all(theirs[name]["rows_sha256"] == parts[name]["rows_sha256"] for name in names)
@@ -189,10 +191,11 @@ def play(replay: Replay, monitor: Callable[[Settings], object] = monitoring) -> 
 def _send(replay: Replay, batches: Batches, number: int, frame: pd.DataFrame) -> None:
     """Have the endpoint score a batch, and leave it at the door with what it answered."""
     log.info("batch %d: sending %d encounters", number, len(frame))
-    portion = min(PORTION, replay.settings.serving_batch_rows)
+    portion, contract = min(PORTION, replay.settings.serving_batch_rows), batches.contract
+    bodies = as_requests(frame, contract.features)
     with Endpoint(open_target(replay.settings).url) as endpoint:
         # Not logged by the service: a simulation is no part of the live stream.
-        answers = [answer for some in endpoint.predict(as_requests(frame), portion, log=False) for answer in some]
+        answers = [answer for some in endpoint.predict(bodies, portion, log=False) for answer in some]
     # Only now they have arrived: of what a killed attempt sent before, nobody knows.
     meta = {
         PREDICTION_ID: [answer["prediction_id"] for answer in answers],
@@ -200,15 +203,18 @@ def _send(replay: Replay, batches: Batches, number: int, frame: pd.DataFrame) ->
         VERSION: [answer["model_version"] for answer in answers],
         PROBABILITY: [repr(float(answer["probability_score"])) for answer in answers],
     }
-    batches.arrivals.land(complete(frame.drop(columns=[TARGET]), f"batch {number}").assign(**meta))
+    batches.arrivals.land(
+        complete(frame.drop(columns=[contract.target.name]), contract, f"batch {number}").assign(**meta)
+    )
 
 
 def deliver_outcomes(replay: Replay, number: int) -> None:
     """Deliver the outcomes that are due once batch `number` has arrived, each batch's once."""
-    simulation, storage = replay.simulation, replay.storage
+    simulation, storage, contract = replay.simulation, replay.storage, contract_of(replay.settings)
     for earlier in range(number + 1):
         if simulation.due(earlier) <= number and not outcomes_of(storage, simulation.stream, earlier):
             log.info("the outcomes of batch %d are known", earlier)
             frame = replay.batch(earlier)
-            file = write_outcomes(ENCOUNTER, frame[ENCOUNTER], target(frame))
+            named = {name: frame[name] for name in contract.encounter}
+            file = write_outcomes(named, contract, target(frame, contract))
             storage.write(keys.outcomes(simulation.stream, f"{earlier:04d}"), file)

@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +182,20 @@ class _Model:
     pipeline: Any
     first: int
     learned: int
+    known_scores: dict[int, Floats] = field(default_factory=dict)  # by number of the batch: each is asked about often
 
     def scores(self, frame: pd.DataFrame) -> Floats:
         return np.asarray(self.pipeline.predict_proba(frame)[:, 1], dtype=np.float64)
 
     def served(self, batch: Batch) -> Floats:
-        """Its scores of a batch: as they were served where it did, else computed."""
-        scores = batch.scores.copy()
-        other = np.array([version != self.version.version for version in batch.versions])
-        if other.any():
-            scores[other] = self.scores(batch.frame[other])
-        return scores
+        """Its scores of a batch: as they were served where it did, else computed, once in a look."""
+        if batch.number not in self.known_scores:
+            scores = batch.scores.copy()
+            other = np.array([version != self.version.version for version in batch.versions])
+            if other.any():
+                scores[other] = self.scores(batch.frame[other])
+            self.known_scores[batch.number] = scores
+        return self.known_scores[batch.number]
 
     def known(self, labelled: Labelled) -> LabelledRows:
         """The encounters of a batch whose outcomes are known."""

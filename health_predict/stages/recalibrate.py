@@ -59,7 +59,7 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     refuse_other_data(settings, origin)
     # An estimator is older than its map, and the next map may see again what this one saw.
     first = int(champion.tags.get(Tag.ESTIMATOR_BATCHES, trained_through(batches.storage, champion)))
-    rows = _newest(batches, first, labelled_batches)
+    numbers, rows = _newest(batches, first, labelled_batches)
     # By the salt of the champion's dataset: nobody whom it has learned from is among those that judge it.
     part = places(origin.parameters.salt, rows[PATIENT])
     fit, held_back, tested = (rows[part == number].reset_index(drop=True) for number in range(3))
@@ -74,6 +74,7 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
         Tag.STAGE: "recalibrate",
         Tag.RECALIBRATES: champion.version,
         Tag.LABELLED_BATCHES: str(labelled_batches),
+        Tag.CALIBRATED_ON: json.dumps([batches.stream, numbers]),
         Tag.ESTIMATOR_BATCHES: str(first),
     }
     existing = tracking.finished_search(tags[Tag.SEARCH_DIGEST])
@@ -89,10 +90,13 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     )
 
 
-def _newest(batches: Batches, first: int, labelled_batches: int) -> pd.DataFrame:
+def _newest(batches: Batches, first: int, labelled_batches: int) -> tuple[list[int], pd.DataFrame]:
+    """Numbers of the batches, and their rows, oldest first."""
+    numbers: list[int] = []
     frames: list[pd.DataFrame] = []
     events = 0
     for number in reversed([one for one in batches.learnable(labelled_batches) if one >= first]):
+        numbers.insert(0, number)
         frames.insert(0, batches.with_outcomes(number))
         events += int(target(frames[0]).sum())
         if events >= LEAST_EVENTS:
@@ -102,7 +106,7 @@ def _newest(batches: Batches, first: int, labelled_batches: int) -> pd.DataFrame
             f"no batch from {first} to {labelled_batches - 1} has outcomes that the model has not learned from",
             "wait for outcomes: `health-predict status` shows what is waiting",
         )
-    return pd.concat(frames, ignore_index=True)
+    return numbers, pd.concat(frames, ignore_index=True)
 
 
 def _fit(

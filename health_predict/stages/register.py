@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from health_predict.adapters import keys
+from health_predict.adapters.data.batches import trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.files import write_file
@@ -46,7 +47,7 @@ from health_predict.stages.hpo import best_runs, chosen_run
 log = logging.getLogger(__name__)
 
 CARD = "model_card.html"
-# What a version takes over from its run; the last three `recalibrate` writes, and no search.
+# What a version takes over from its run; the last four `recalibrate` writes, and no search.
 TAGS = (
     Tag.FAMILY,
     Tag.DATASET_DIGEST,
@@ -55,6 +56,7 @@ TAGS = (
     Tag.SEARCH_DIGEST,
     Tag.RECALIBRATES,
     Tag.LABELLED_BATCHES,
+    Tag.CALIBRATED_ON,
     Tag.ESTIMATOR_BATCHES,
 )
 NEWEST = 3000  # validation encounters that the gates look at: the newest say most about the next
@@ -180,6 +182,7 @@ class _Judge:
             self._baseline(frame),
             _champion_scored(self.tracking, champion, frame) if champion else None,
             same_estimator=Tag.RECALIBRATES in self.best.tags,
+            learned_less=champion is not None and self._learned_less(champion),
         )
         return {
             "decision": promotion.decision.value,
@@ -188,6 +191,12 @@ class _Judge:
             "validation": evaluation.metrics(labels, candidate.scores, candidate.threshold),
             "validation_prevalence": float(np.mean(labels)),
         }
+
+    def _learned_less(self, champion: ModelVersion) -> bool:
+        """Whether the champion goes on from the same data as the version, with outcomes that came later."""
+        storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
+        ours, theirs = (origin_of(storage, one).raw_sha256 for one in (self.version, champion))
+        return ours == theirs and trained_through(storage, self.version) < trained_through(storage, champion)
 
     def _baseline(self, frame: pd.DataFrame) -> Scored | None:
         """The baseline of the same search; None where the version is it, or was recalibrated."""

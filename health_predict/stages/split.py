@@ -16,13 +16,15 @@ from typing import Any
 import pandas as pd
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of, refuse_other, use
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
 from health_predict.adapters.files import write_file
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.core.data.cohort import check, part_bytes, read_cohort, target
-from health_predict.core.data.columns import ENCOUNTER, MISSING, PATIENT
+from health_predict.core.data.cohort import encounter_of, part_bytes, target, training_cohort
+from health_predict.core.data.contract import MISSING, Contract
+from health_predict.core.data.leaks import refuse_leaks
 from health_predict.core.data.partition import (
     BATCHES,
     Parameters,
@@ -77,16 +79,21 @@ def split(  # each path is an artifact of the pipeline
     origin = champion_origin(settings)
     raw = raw_data(settings, origin, continues=labelled_batches > 0)
     log.info("raw data: %s (%s)", raw.path, raw.source)
+    contract = contract_of(settings)
+    refuse_other(storage, contract)
     cut = {name: getattr(settings, name) for name in _CUT}
     if labelled_batches and origin is not None:
         cut |= {name: getattr(origin.parameters, name) for name in _CUT if name not in given}
-    parameters = Parameters(**cut, labelled_batches=labelled_batches, window=settings.training_window)
+    parameters = Parameters(
+        **cut, labelled_batches=labelled_batches, window=settings.training_window, contract=contract.digest
+    )
     delivered, arrivals = _delivered(Batches(settings), labelled_batches)
     inputs = inputs_digest(raw.sha256, parameters, "" if delivered is None else rows_digest(delivered))
     index = keys.dataset_by_inputs(inputs)
     stored = _stored(storage, index)
-    manifest, files = stored or _build(storage, raw, parameters, delivered, arrivals)
+    manifest, files = stored or _build(storage, raw, contract, parameters, delivered, arrivals)
     digest = str(manifest["digest"])
+    use(storage, contract)
     if stored:
         log.info("dataset %s is in storage and whole", digest[:12])
     else:
@@ -118,8 +125,8 @@ def _delivered(batches: Batches, labelled_batches: int) -> tuple[pd.DataFrame | 
         )
     log.info("%d batches with outcomes join the initial encounters", len(frames))
     delivered = pd.concat(frames, ignore_index=True)
-    named = delivered[ENCOUNTER] != MISSING
-    return delivered[~named | ~delivered[ENCOUNTER].duplicated(keep="last")].reset_index(drop=True), arrivals
+    encounters = encounter_of(delivered, batches.contract)
+    return delivered[(encounters == MISSING) | ~encounters.duplicated(keep="last")].reset_index(drop=True), arrivals
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -147,16 +154,19 @@ def _stored(storage: Storage, index: str) -> Dataset | None:
 def _build(
     storage: Storage,
     raw: RawData,
+    contract: Contract,
     parameters: Parameters,
     delivered: pd.DataFrame | None,
     arrivals: list[dict[str, Any]],
 ) -> Dataset:
-    frame = read_cohort(raw.path)
-    check(frame, name=str(raw.path))
-    log.info("checked %d encounters against the contract", len(frame))
-    cut = partition(frame, parameters, delivered)
+    frame, unlabelled = training_cohort(raw.path, contract)
+    log.info("checked %d encounters against the contract %s", len(frame) + unlabelled, contract.name)
+    if unlabelled:
+        log.info("%d of them have no next one that counts, so no label: they are left out", unlabelled)
+    cut = partition(frame, contract, parameters, delivered)
+    refuse_leaks(cut.train, contract)
     parts = cut.parts()
-    described = {name: _described(part) for name, part in parts.items()}
+    described = {name: _described(part, contract) for name, part in parts.items()}
     digest = dataset_digest(raw.sha256, parameters, {name: str(described[name]["rows_sha256"]) for name in parts})
     sizes = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "validation", "test"))
     log.info("dataset %s: %s", digest[:12], sizes)
@@ -166,7 +176,9 @@ def _build(
     manifest = {
         "digest": digest,
         **origin,
+        "contract": contract.digest,
         "rows": len(frame),
+        "unlabelled": unlabelled,
         "initial_rows": cut.initial_rows,
         "excluded": dict(cut.excluded),
         "parameters": parameters.to_json(),
@@ -184,11 +196,11 @@ def _build(
     return manifest, files
 
 
-def _described(part: pd.DataFrame) -> dict[str, Any]:
-    positives = int(target(part).sum())
+def _described(part: pd.DataFrame, contract: Contract) -> dict[str, Any]:
+    positives = int(target(part, contract).sum())
     return {
         "rows": len(part),
-        "patients": int(part[PATIENT].nunique()),
+        "patients": int(part[contract.patient].nunique()),
         "positives": positives,
         "prevalence": round(positives / len(part), 6),
         "rows_sha256": rows_digest(part),

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from health_predict.adapters.data.arrivals import Added
-from health_predict.adapters.data.dataset import UCI_SHA256
 from health_predict.commands.data import app
 from health_predict.core.data.cohort import read_cohort, save_csv, validate
 from health_predict.core.data.encounters import Refusal
 from health_predict.errors import DataError
 from health_predict.operations import feed
+from tests.contracts import DIABETES
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ class TestCheck:
 
     def test_training_data_need_a_positive_label(self, cohort: pd.DataFrame, file: Path) -> None:
         save_csv(cohort.assign(readmitted="NO"), file)
-        assert "'<30'" in str(error_of(invoke("check", file)))
+        assert "readmitted <30" in str(error_of(invoke("check", file)))
         assert invoke("check", file, "--unlabelled").exit_code == 0
 
     def test_training_data_must_be_enough(
@@ -133,7 +133,12 @@ class TestFetch:
     def test_json_is_alone_on_standard_output(self, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HEALTH_PREDICT_DATA_SOURCE", str(real_data))
         content = json.loads(invoke("fetch", "--json").stdout)
-        assert content["source"] == "uci" and content["sha256"] == UCI_SHA256 and Path(content["path"]).is_file()
+        assert (
+            content["source"] == "uci"
+            and DIABETES.published
+            and content["sha256"] == DIABETES.published.sha256
+            and Path(content["path"]).is_file()
+        )
 
 
 class TestAdd:

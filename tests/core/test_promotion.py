@@ -46,6 +46,7 @@ def ask(world: SimpleNamespace, candidate: np.ndarray, **others: Any) -> Promoti
         others.get("baseline"),
         others.get("champion"),
         resamples=150,
+        learned_less=others.get("learned_less", False),
     )
 
 
@@ -59,6 +60,19 @@ def test_the_true_risk_is_promoted_with_every_gate_named(world: SimpleNamespace)
     assert promotion.decision is Decision.PROMOTE
     assert failed(promotion) == []
     assert len(promotion.reasons) == len(promotion.gates) == 6
+
+
+@pytest.mark.parametrize(("learned_less", "refused"), [(False, []), (True, ["not worse than the champion"])])
+def test_who_learned_less_than_the_champion_has_to_be_better(
+    world: SimpleNamespace, learned_less: bool, refused: list[str]
+) -> None:
+    # given a champion that ranks as the candidate does
+    promotion = ask(world, world.risk, champion=scored(world, world.risk), learned_less=learned_less)
+    # then it gives way only to one that has not learned less
+    assert failed(promotion) == refused
+    # and to a surely better one in any case
+    weaker = scored(world, world.random.permutation(world.risk))
+    assert failed(ask(world, world.risk, champion=weaker, learned_less=learned_less)) == []
 
 
 def test_noise_does_not_beat_the_inpatient_count(world: SimpleNamespace) -> None:

@@ -17,6 +17,7 @@ from health_predict.adapters.pipelines.kubeflow import ClusterPipelines, Cluster
 from health_predict.core.data.partition import Parameters, partition
 from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
+from tests.contracts import DIABETES
 from tests.e2e import platform
 from tests.e2e.conftest import (
     BASE_IMAGE,
@@ -38,7 +39,7 @@ TASK_BASE_IMAGE = os.environ.get("E2E_TASK_BASE_IMAGE", BASE_IMAGE)
 # Every cohort and every search is small: it is the way that is examined, not the model.
 SMALL = ("initial_share=0.8", "future_batches=2", "families=LogisticRegression,LightGBM", "trials=1")
 COHORT = synthesize(14_000, seed=11)
-FUTURE = partition(COHORT, Parameters(0.8, 2, "any")).batches
+FUTURE = partition(COHORT, DIABETES, Parameters(0.8, 2, "any")).batches
 
 pytestmark = [pytest.mark.full]
 

@@ -21,6 +21,7 @@ from health_predict.core.model.clinical_scores import clinical_scores
 from health_predict.core.model.evaluation import f1_threshold, metrics
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
+from tests.contracts import DIABETES
 
 pytestmark = pytest.mark.slow
 SALTS = ("readmission", "a", "b", "c")
@@ -57,7 +58,7 @@ def world(request: pytest.FixtureRequest) -> World:
         frame, share = request.getfixturevalue("real_frame"), 0.2
     else:
         frame, share = synthesize(20_000, seed=3), 0.9
-    parts = partition(frame, Parameters(share, 16, SALTS[0]))
+    parts = partition(frame, DIABETES, Parameters(share, 16, SALTS[0]))
     return World(parts, fit("LightGBM", parts.train))
 
 
@@ -125,7 +126,7 @@ def test_it_beats_the_count_of_earlier_stays(world: World) -> None:
 
 @pytest.fixture(scope="module", params=SALTS)
 def salted(request: pytest.FixtureRequest, real_frame: pd.DataFrame) -> Partition:
-    return partition(real_frame, Parameters(0.2, 16, request.param))
+    return partition(real_frame, DIABETES, Parameters(0.2, 16, request.param))
 
 
 @pytest.mark.parametrize("family", ["LogisticRegression", "LightGBM"])

@@ -6,16 +6,18 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import Tracking
+from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import part_bytes, without_excluded
 from health_predict.core.data.columns import ENCOUNTER, PATIENT, TARGET
-from health_predict.core.data.partition import rows_digest
+from health_predict.core.data.partition import Parameters, places, rows_digest
 from health_predict.core.data.synthetic import synthesize
 from health_predict.operations.forget import forget
 from health_predict.settings import Settings
@@ -68,6 +70,29 @@ def test_nothing_of_a_patient_is_left(settings: Settings, tracking: Tracking, ch
     again = forget(settings, HIS)
     assert (again.encounters, again.datasets) == (0, ())
     assert len(json.loads(storage.read(keys.forgotten()))) == 1
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_map_that_alone_saw_the_patient_is_named_as_such(
+    settings: Settings, tracking: Tracking, learned: bool
+) -> None:
+    # given a version that was recalibrated on a batch with the patient, who is to learn from or to judge by
+    salt = next(f"{at}" for at in range(99) if (places(f"{at}", pd.Series([HIS]))[0] == 2) != learned)
+    settings = settings.model_copy(update={"as_of": DAY + timedelta(days=7), "window": "week"})
+    storage, arrivals = open_storage(settings.storage), Arrivals(settings)
+    cohort = without_excluded(synthesize(40, seed=5))[:14]
+    cohort.loc[cohort.index[3], PATIENT] = HIS
+    days = [(DAY + timedelta(days=at % 7)).date().isoformat() for at in range(14)]
+    logged(storage, "predictions-0", dated(cohort, days), DAY + timedelta(days=7))
+    arrivals.collect()
+    manifest = {"raw_sha256": "a" * 64, "parameters": Parameters(0.2, 16, salt).to_json(), "parts": {}}
+    storage.write(keys.dataset("e" * 64, keys.MANIFEST), json.dumps(manifest).encode())
+    tags = {Tag.DATASET_DIGEST: "e" * 64, Tag.RECALIBRATES: "1", Tag.CALIBRATED_ON: json.dumps(["live", [0]])}
+    version = tracking.register(tracking.start_search("recalibration", {}, {}), tags, "").version
+    # when the patient is forgotten, then the version is named once, not among those that learned from a dataset
+    found = forget(settings, HIS)
+    assert (found.encounters, found.versions, found.calibrated) == (1, (), (version,) if learned else ())
+    assert forget(settings, HIS).calibrated == ()
 
 
 def test_who_only_waited_in_the_future_was_not_learned_from(

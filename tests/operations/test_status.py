@@ -15,6 +15,7 @@ from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.policy import PolicyState, Settlement
 from health_predict.operations.status import status
 from health_predict.settings import Settings
+from tests.contracts import DIABETES
 from tests.feed import logged
 
 
@@ -70,7 +71,7 @@ def test_what_arrived_is_counted(settings: Settings, tracking: Tracking, champio
     batches.arrivals.collect()
     logged(batches.storage, "again", frame[:1], datetime.now(UTC))
     # and outcomes of nobody, and a file that is none
-    batches.storage.write(keys.outcomes("live", "a"), write_outcomes("encounter_id", ["1"], [1]))
+    batches.storage.write(keys.outcomes("live", "a"), write_outcomes({"encounter_id": ["1"]}, DIABETES, [1]))
     batches.storage.write(keys.outcomes("live", "b"), b"-")
     batches.arrivals.collect()
     # when

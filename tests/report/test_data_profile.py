@@ -11,6 +11,7 @@ from health_predict.core.data.cohort import target
 from health_predict.core.data.columns import COLUMNS, DRUGS
 from health_predict.core.data.partition import Parameters, Partition, partition
 from health_predict.report.data_profile import data_profile_page
+from tests.contracts import DIABETES
 
 PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="profile", labelled_batches=2)
 
@@ -18,7 +19,7 @@ PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="profile", lab
 def page_of(frame: pd.DataFrame, source: str = "uci", parameters: Parameters = PARAMETERS) -> str:
     return data_profile_page(
         frame,
-        partition(frame, parameters),
+        partition(frame, DIABETES, parameters),
         parameters=parameters,
         raw_sha256="a" * 64,
         source=source,
@@ -28,7 +29,7 @@ def page_of(frame: pd.DataFrame, source: str = "uci", parameters: Parameters = P
 
 @pytest.fixture(scope="module")
 def cut(cohort: pd.DataFrame) -> Partition:
-    return partition(cohort, PARAMETERS)
+    return partition(cohort, DIABETES, PARAMETERS)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_long_lists_of_levels_end_in_one_row_for_the_rest(page: str, cohort: pd.
     table = rows(diagnoses[: diagnoses.index("</details>")])
     assert len(table) == 14 and table[-1][0].endswith(" others")
     assert sum(int(row[1].replace(",", "")) for row in table[1:]) == sum(
-        len(part) for part in partition(cohort, Parameters(0.2, 4, "profile")).parts().values()
+        len(part) for part in partition(cohort, DIABETES, Parameters(0.2, 4, "profile")).parts().values()
     )
 
 

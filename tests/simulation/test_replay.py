@@ -19,6 +19,7 @@ from health_predict.settings import Settings
 from health_predict.simulation.plan import Begun, Plan, begun
 from health_predict.simulation.replay import _write_batches, begin
 from health_predict.simulation.timeline import Detection, Moment, Sign, Timeline
+from tests.contracts import DIABETES
 
 PLAN = Plan("p", ("age-shift", "prevalence-up"), from_batch=2, policy="drift", delay=1, batches=4, seed=0)
 
@@ -46,7 +47,7 @@ def test_two_drifts_begin_with_their_batch(
     assert [str(truth.scenario) for truth in truths] == ["age-shift", "prevalence-up"]
     assert {truth.from_row for truth in truths} == {batch_bounds(len(cohort), parameters)[2]}
     assert [storage.read(key) for key in keys] == written and len(keys) == PLAN.batches
-    before = partition(cohort, parameters).batches
+    before = partition(cohort, DIABETES, parameters).batches
     after = [load_part(settings.home / "storage" / key) for key in keys]
     assert after[1].equals(before[1])
     old = [(batch["age"] > "[70").mean() for batch in (before[2], after[2])]

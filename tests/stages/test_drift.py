@@ -28,11 +28,12 @@ from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.promotion import Decision
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
-from health_predict.stages.drift import NO_BATCH, DriftResult, drift
+from health_predict.stages.drift import NO_BATCH, DriftResult, _Model, drift
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import register
 from health_predict.stages.settle import settle
 from tests.conftest import as_if_real
+from tests.contracts import DIABETES
 from tests.feed import logged
 
 DATASET = "d" * 64
@@ -96,7 +97,7 @@ class Hospital:
         self.settings = self.settings.model_copy(update={"window": str(len(frame))})
 
     def tell(self, batch: int, readmitted: npt.ArrayLike) -> None:
-        file = write_outcomes("prediction_id", self.ids[batch], readmitted)
+        file = write_outcomes({"prediction_id": self.ids[batch]}, DIABETES, readmitted)
         self.storage.write(keys.outcomes(self.settings.stream, f"{self.settings.stream}-{batch}"), file)
 
     def look(self, folder: Path) -> DriftResult:
@@ -145,7 +146,9 @@ def test_batches_are_judged_in_turn_each_once(settings: Settings, tmp_path: Path
     assert "No batch waits" in (tmp_path / "seven" / "report.html").read_text()
 
 
-def test_outcomes_are_judged_when_they_have_matured(settings: Settings, tmp_path: Path) -> None:
+def test_outcomes_are_judged_when_they_have_matured(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given two batches of a stream of its own
     hospital, cohort = Hospital(settings, "late"), without_excluded(synthesize(6000, seed=4))
     raised = np.random.default_rng(0).random(1500) < 0.35
@@ -161,7 +164,11 @@ def test_outcomes_are_judged_when_they_have_matured(settings: Settings, tmp_path
     finish(hospital.settings, early)
     hospital.later(31)
     # when the first has matured, it is judged with the look at the second
+    scored: list[int] = []
+    scores = _Model.scores
+    monkeypatch.setattr(_Model, "scores", lambda model, frame: (scored.append(len(frame)), scores(model, frame))[1])
     second = hospital.look(tmp_path)
+    assert sorted(scored) == [1000, 1500, 1500]  # validation and both batches, each once
     assert (second.batch, second.labelled_batches) == (1, 1)
     assert second.metrics["observed_expected"] > 2
     assert second.verdict is not Verdict.STEADY and second.action is not Action.NONE
@@ -229,6 +236,7 @@ def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, 
     assert result.test_metrics["observed_expected"].value == pytest.approx(1, abs=0.2)
     version = Tracking(settings).version(result.model_version)
     assert (version.tags["recalibrates"], version.tags["labelled_batches"]) == ("1", "1")
+    assert json.loads(version.tags["calibrated_on"]) == ["doubled", [0]]
     assert version.tags["dataset_digest"] == DATASET
     # when it serves, the batch ends as deployed
     Tracking(settings).set_alias(CHAMPION, version.version)

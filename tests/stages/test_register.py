@@ -140,6 +140,22 @@ def test_a_new_champion_means_a_new_judgement(
     assert tracking.by_alias(CHALLENGER) is None
 
 
+def test_a_version_of_the_first_data_does_not_take_the_place_of_its_successor(
+    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+) -> None:
+    # given a version, and a champion that is the same model with later outcomes in it
+    tracking = Tracking(settings)
+    parent = log_search(settings, "LogisticRegression")
+    first = run(settings, parent, parts, tmp_path)
+    later = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    tracking.tag_version(later.model_version, {Tag.LABELLED_BATCHES: "3"})
+    tracking.set_alias(CHAMPION, later.model_version)
+    # when the first data are trained on again, then that version is found, and is asked whether it is better
+    again = run(settings, parent, parts, tmp_path)
+    assert (again.model_version, again.decision) == (first.model_version, Decision.REJECT)
+    assert any("the champion has learned from later outcomes" in reason for reason in again.reasons)
+
+
 def test_a_version_stands_beside_the_champion_on_the_same_rows(
     settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.split import SplitResult, split
 from tests.conftest import as_if_real
+from tests.contracts import DIABETES
 from tests.feed import logged
 
 CUT = ("initial_share", "future_batches", "salt")
@@ -58,7 +59,7 @@ def arrive(settings: Settings, *batches: pd.DataFrame, known: int | None = None)
     for number, frame in enumerate(batches):
         ids.append(logged(storage, f"{number}", frame, datetime(2020, 1, 1 + number, tzinfo=UTC)))
         readmitted = frame["readmitted"] == "<30"
-        file = write_outcomes("prediction_id", ids[-1][:known], readmitted[:known])
+        file = write_outcomes({"prediction_id": ids[-1][:known]}, DIABETES, readmitted[:known])
         storage.write(keys.outcomes(settings.stream, f"{number}"), file)
         Batches(settings.model_copy(update={"window": str(len(frame))})).arrivals.collect()
     storage.write(keys.progress(settings.stream), PROGRESS.dump_json(Progress(settled=len(batches))))
@@ -82,9 +83,9 @@ def test_a_dataset_lies_in_storage_under_its_digest(raw: Path, tmp_path: Path) -
     storage = open_storage(settings.storage)
     sha256 = hashlib.sha256(raw.read_bytes()).hexdigest()
     folder = f"datasets/{result.dataset_digest}"
-    assert storage.keys("raw/") == [f"raw/{sha256}/diabetic_data.csv"]
-    assert storage.read(f"raw/{sha256}/diabetic_data.csv") == raw.read_bytes()
-    assert result.raw_uri == storage.uri(f"raw/{sha256}/diabetic_data.csv")
+    assert storage.keys("raw/") == [f"raw/{sha256}/data.csv"]
+    assert storage.read(f"raw/{sha256}/data.csv") == raw.read_bytes()
+    assert result.raw_uri == storage.uri(f"raw/{sha256}/data.csv")
     assert storage.keys(folder) == [
         f"{folder}/{name}"
         for name in (
@@ -218,7 +219,9 @@ def test_what_arrived_is_learned_from_once_its_outcome_is_known(continued: Setti
     # and the same again is the same dataset, with another outcome it is another
     assert run(continued, tmp_path / "out", labelled_batches=2).reused
     storage = open_storage(continued.storage)
-    storage.write(keys.outcomes(continued.stream, "late"), write_outcomes("prediction_id", ids[0][280:], [1] * 20))
+    storage.write(
+        keys.outcomes(continued.stream, "late"), write_outcomes({"prediction_id": ids[0][280:]}, DIABETES, [1] * 20)
+    )
     Batches(continued).arrivals.collect()
     assert run(continued, tmp_path / "out", labelled_batches=2).dataset_digest != result.dataset_digest
     # and a stream may be longer than the future of the file
@@ -293,7 +296,7 @@ def test_a_dataset_that_is_not_whole_is_made_again(name: str, damage: str, raw: 
     [
         pytest.param(lambda frame: frame.assign(age="[200-210)"), "1,500 violations", id="levels"),
         pytest.param(lambda frame: frame.drop(columns="race"), "lacks race", id="columns"),
-        pytest.param(lambda frame: frame.assign(readmitted="NO"), "'<30'", id="no positive label"),
+        pytest.param(lambda frame: frame.assign(readmitted="NO"), "readmitted <30", id="no positive label"),
         pytest.param(lambda frame: pd.concat([frame, frame[:1]]), "occurs earlier", id="duplicate"),
         pytest.param(lambda frame: frame[:12], "too few|'<30'", id="too few"),
     ],

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 TIME, VERSION, PROBABILITY = "time", "model_version", "probability"
 META = [PREDICTION_ID, TIME, VERSION, PROBABILITY]
+AGAIN_DAYS = 30  # before its receipt, in which an encounter without a date is looked for: an index would grow for ever
 AHEAD_DAYS = 1  # a date so far after the receipt may be another time zone's
 _NAMESPACE = uuid.UUID("5f0c1f8e-7e0b-4d54-9f5b-2f1a3a8a5a10")
 
@@ -203,9 +204,7 @@ class Arrivals:
         for window in closed:
             self.storage.write(keys.window(self.stream, window.number), _WINDOW.dump_json(window, indent=1))
             log.info("batch %d: %d arrivals from %s to before %s", window.number, len(window), window.begin, window.end)
-        matching = OutcomeMatch(
-            self.storage, self.stream, self.contract, state.collection, self._today, self.identity
-        )
+        matching = OutcomeMatch(self.storage, self.stream, self.contract, state.collection, self._today, self.identity)
         counts, left, files = matching.take(
             state.outcomes,
             {key: dict(some) for key, some in state.unmatched},
@@ -322,8 +321,9 @@ class Arrivals:
         ]
         rows = rows.assign(day=days_of(rows, self.contract, received)).sort_values(["day", TIME], kind="stable")
         windows, arrived, nobody = state.windows, 0, 0
+        there: dict[str, set[str]] = {}
         for day, of_day in rows.groupby("day", sort=True):
-            fresh = self._fresh(of_day.drop(columns="day"), str(day), state.collection)
+            fresh = self._fresh(of_day.drop(columns="day"), str(day), state.collection, there)
             if len(fresh):
                 part = f"{day}/{state.collection:06d}"
                 self.storage.write(keys.arrivals(self.stream, part), part_bytes(fresh))
@@ -338,18 +338,35 @@ class Arrivals:
             without_patient=state.without_patient + nobody,
         )
 
-    def _fresh(self, rows: pd.DataFrame, day: str, collection: int) -> pd.DataFrame:
-        """Those of a day's rows whose prediction and encounter no part of the day has from an earlier collection."""
-        ids, encounters = set(), set()
-        for key in self.storage.keys(keys.arrivals(self.stream, f"{day}/")):
-            if int(key.rpartition("/")[2].partition(".")[0]) < collection:
-                known = read_frame(self.storage, key, [PREDICTION_ID, *self.contract.encounter])
-                ids |= {*known[PREDICTION_ID]}
-                encounters |= {*encounter_of(known, self.contract)} - {MISSING}
-        fresh = rows[~rows[PREDICTION_ID].isin(ids) & ~encounter_of(rows, self.contract).isin(encounters)]
-        fresh = fresh.drop_duplicates(PREDICTION_ID)
+    def _fresh(self, rows: pd.DataFrame, day: str, collection: int, there: dict[str, set[str]]) -> pd.DataFrame:
+        """Those of a day's rows whose prediction and encounter no part of the day has from an earlier collection.
+
+        One without a date is looked for in the days before, too. `there`: the encounters of days, as far as they are
+        known; this day's are added.
+        """
+        known = self._known(day, collection, [PREDICTION_ID, *self.contract.encounter])
+        there[day] = {*encounter_of(known, self.contract)} - {MISSING}
+        undated, before = dates_of(rows, self.contract) == MISSING, set[str]()
+        for back in range(1, AGAIN_DAYS + 1) if undated.any() else ():
+            other = (date.fromisoformat(day) - timedelta(days=back)).isoformat()
+            if other not in there:
+                earlier = self._known(other, collection, [*self.contract.encounter])
+                there[other] = {*encounter_of(earlier, self.contract)} - {MISSING}
+            before |= there[other]
+        own = encounter_of(rows, self.contract)
+        again = own.isin(there[day]) | (undated & own.isin(before))
+        fresh = rows[~rows[PREDICTION_ID].isin(known[PREDICTION_ID]) & ~again].drop_duplicates(PREDICTION_ID)
         own = encounter_of(fresh, self.contract)
-        return fresh[(own == MISSING) | ~own.duplicated()]
+        there[day] |= {*own} - {MISSING}
+        kept: pd.DataFrame = fresh[(own == MISSING) | ~own.duplicated()]
+        return kept
+
+    def _known(self, day: str, collection: int, columns: list[str]) -> pd.DataFrame:
+        """What a day's parts have from earlier collections (n, columns)."""
+        parts = self.storage.keys(keys.arrivals(self.stream, f"{day}/"))
+        earlier = [key for key in parts if int(key.rpartition("/")[2].partition(".")[0]) < collection]
+        frames = [read_frame(self.storage, key, columns) for key in earlier]
+        return pd.concat([pd.DataFrame(columns=columns, dtype="str"), *frames], ignore_index=True)
 
     def _of_line(self, line: bytes) -> dict[str, Any] | None:
         """The row of a line of the prediction log; None for a line that is none."""

@@ -42,6 +42,7 @@ from health_predict.core.data.encounters import dates_of
 from health_predict.core.data.outcomes import PREDICTION_ID, Joined, derived, join
 from health_predict.core.data.partition import rows_digest
 from health_predict.core.data.windows import Window, start_of
+from health_predict.errors import StateError
 from health_predict.settings import Settings
 
 LAPSE_DAYS = 90  # after its follow-up, the outcomes of a batch are waited for no longer
@@ -100,8 +101,14 @@ class Batches:
         self._cohort = [column.name for column in contract.table if column.name != contract.target.name]
         self._identity = identity_of(contract)
         self.stream = settings.stream
-        self._follow_up_days = settings.follow_up_days
+        own = settings.follow_up_days
+        self._follow_up_days = contract.follow_up_days if own is None else own
         self._derive = settings.derive_outcomes
+        if self._derive and not contract.date:
+            raise StateError(
+                f"outcomes cannot be derived: the contract {contract.name} names no date of an encounter",
+                "unset HEALTH_PREDICT_DERIVE_OUTCOMES and deliver them: `health-predict data outcomes FILE`",
+            )
         self._now = settings.now
         self._zone = ZoneInfo(settings.time_zone)
 

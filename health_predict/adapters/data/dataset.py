@@ -1,7 +1,7 @@
 """The raw data as a CSV file on this machine, wherever it comes from.
 
-In this order: the source named in the settings; the copy of UCI's file that they know of; that of an earlier
-download; a download from UCI. A source that is named is never replaced by another. Which data a run reads once there
+In this order: the source named in the settings; the copy of the contract's published file that they know of; that of an
+earlier download; a download. A source that is named is never replaced by another. Which data a run reads once there
 is a champion is decided in `raw_data`.
 """
 
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.download import NoAnswer, download, say
 from health_predict.adapters.files import whole_file, write_file
 from health_predict.adapters.keys import RAW_FILE
@@ -27,8 +28,6 @@ from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
 from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import SYNTHETIC_SOURCE, Settings
 
-UCI_URL = "https://archive.ics.uci.edu/static/public/296/diabetes+130-us+hospitals+for+years+1999-2008.zip"
-UCI_SHA256 = "0689e7ec031237dc63031b938805c48377748761a3b26acab621567afa24df97"  # of diabetic_data.csv in it
 SYNTHETIC_SEED = 130
 
 
@@ -38,38 +37,37 @@ class RawData:
 
     path: Path
     sha256: str
-    source: Source
+    source: str
+    """Name of the contract's published data, or one of `Source`."""
 
 
-def fetch(
-    settings: Settings,
-    console: Console | None = None,
-    *,
-    stand_in: bool = False,
-    url: str = "",
-    sha256: str = "",
-) -> RawData:
+def fetch(settings: Settings, console: Console | None = None, *, stand_in: bool = False) -> RawData:
     """The raw data of the settings; `console` shows the progress of a download, else the log does.
 
-    With `stand_in` the synthetic cohort takes the place of a UCI that does not answer, said loudly. `url` names a ZIP
-    archive that holds diabetic_data.csv with the given SHA-256, by default UCI's. Raises DataError when a named source
-    does not exist, cannot be unpacked or is no CSV file, or a checksum is wrong (nothing of a download is kept then);
-    UnreachableError when a source does not answer, a download breaks off or the disk refuses.
+    With `stand_in` the synthetic cohort takes the place of a published file whose host does not answer, said loudly.
+    Raises DataError when a named source does not exist, cannot be unpacked or is no CSV file, a checksum is wrong
+    (nothing of a download is kept then), or the contract publishes no data; UnreachableError when a source does not
+    answer, a download breaks off or the disk refuses.
     """
     folder = settings.home / "data"
-    url, sha256 = url or UCI_URL, sha256 or UCI_SHA256
-    pinned = settings.data_sha256.lower()
+    contract = contract_of(settings)
+    published, pinned = contract.published, settings.data_sha256.lower()
     if settings.data_source == SYNTHETIC_SOURCE:
         path = _synthetic(folder, console, "it was asked for")
     elif settings.data_source:
         path = _named(settings.data_source, _SOURCE, settings, pinned, console)
+    elif published is None:
+        raise DataError(
+            f"the contract {contract.name} publishes no data",
+            f"name a file with {_SOURCE} (in a cluster -p data_source=s3://...)",
+        )
     elif settings.data_copy:
-        path = _named(settings.data_copy, _COPY, settings, sha256, console)
+        path = _named(settings.data_copy, _COPY, settings, published.sha256, console)
     else:
         try:
-            path = _remote(url, folder / RAW_FILE, _DOWNLOAD, settings, sha256, console)
+            path = _remote(published.url, folder / RAW_FILE, _DOWNLOAD, settings, published.sha256, console)
         except NoAnswer as error:
-            why = f"{urlsplit(url).netloc} does not answer ({error})"
+            why = f"{urlsplit(published.url).netloc} does not answer ({error})"
             if not stand_in:
                 raise UnreachableError(
                     why,
@@ -81,15 +79,15 @@ def fetch(
     _compare(found, pinned, _SOURCE)
     start = _start(path)
     refuse_no_csv(start, settings.data_source or path)
-    source = Source.UCI if found == UCI_SHA256 else Source.SYNTHETIC if _is_synthetic(start) else Source.CUSTOM
-    return RawData(path, found, source)
+    source = str(Source.SYNTHETIC if _is_synthetic(start) else Source.CUSTOM)
+    return RawData(path, found, published.name if published and found == published.sha256 else source)
 
 
 _SOURCE, _COPY, _DOWNLOAD = "HEALTH_PREDICT_DATA_SOURCE", "HEALTH_PREDICT_DATA_COPY", ""
 # By where a file was named: what is said of one with a wrong checksum, and the remedy.
 _WRONG = {
     _SOURCE: ("the raw data have SHA-256 {}, not {} as set", "correct or unset HEALTH_PREDICT_DATA_SHA256"),
-    _COPY: ("the copy of UCI's file has SHA-256 {}, not {}", f"correct or unset {_COPY}"),
+    _COPY: ("the copy of the published file has SHA-256 {}, not {}", f"correct or unset {_COPY}"),
     _DOWNLOAD: (
         "the downloaded file has SHA-256 {}, not {}; it was removed",
         f"try again, or name a copy with {_SOURCE}",
@@ -112,7 +110,7 @@ def _named(where: str, variable: str, settings: Settings, pinned: str, console: 
         if not path.is_file():
             problem = "is a folder" if path.is_dir() else "does not exist"
             raise DataError(f"{path} {problem}", f"correct or unset {variable}")
-        path = _unpacked(path, folder / f"{_short_digest(str(path))}.csv")
+        path = _unpacked(path, folder / f"{_short_digest(str(path))}.csv", _file(settings))
         _compare(file_sha256(path), pinned, variable)
         return path
     if parts.scheme not in ("s3", "http", "https"):
@@ -140,7 +138,7 @@ def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned:
             open_storage(f"s3://{parts.netloc}", settings.s3_endpoint_url).download(parts.path.lstrip("/"), fetched)
         else:
             download(where, fetched, console)
-        if _unpacked(fetched, cached) == fetched:
+        if _unpacked(fetched, cached, _file(settings)) == fetched:
             fetched.replace(cached)
         _compare(file_sha256(cached), pinned, variable)
     except DataError:
@@ -152,9 +150,15 @@ def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned:
     return cached
 
 
-def _unpacked(path: Path, target: Path) -> Path:
+def _file(settings: Settings) -> str:
+    """The file that is taken from an archive of several."""
+    published = contract_of(settings).published
+    return published.file if published else ""
+
+
+def _unpacked(path: Path, target: Path, wanted: str) -> Path:
     """The file itself or, where it is packed, what it holds, written to `target`."""
-    data = read_unpacked(path)
+    data = read_unpacked(path, wanted)
     if data == path.read_bytes():
         return path
     write_file(target, data)

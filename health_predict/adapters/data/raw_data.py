@@ -1,8 +1,8 @@
 """Which raw data a run reads: one rule for training, monitoring and simulation.
 
-Without a champion: what the settings name, else UCI's file. Once there is one, the file that its dataset was made
-from, which lies in storage. Other data are taken only by a training that is told to replace them, or when real
-patients take the place of synthetic ones; synthetic ones never take that of real ones.
+Without a champion: what the settings name, else the contract's published file. Once there is one, the file that its
+dataset was made from, which lies in storage. Other data are taken only by a training that is told to replace them, or
+when real patients take the place of synthetic ones; synthetic ones never take that of real ones.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def raw_data(
     """The raw data of a run, by the rule above; `origin` is the champion's. What is unusual is said loudly.
 
     `continues`: the run goes on with what the champion has learned and seen, so other data are out of the question.
-    `stand_in`: the synthetic cohort may take the place of a UCI that does not answer, where there is no champion.
+    `stand_in`: without a champion the synthetic cohort may take the place of a published file that cannot be had.
     Raises DataError when other data are asked for than may be taken, StateError when the champion's are gone or
     damaged, and what `fetch` raises.
     """
@@ -153,14 +153,14 @@ def refuse_other_data(settings: Settings, origin: Origin) -> None:
 
 def _admit(asked: RawData, origin: Origin, settings: Settings, console: Console | None, continues: bool) -> None:
     both = f"{origin}, and {_words(asked.source, asked.sha256)} were asked for"
-    if asked.source is Source.SYNTHETIC and origin.source != Source.SYNTHETIC:
+    if asked.source == Source.SYNTHETIC and origin.source != Source.SYNTHETIC:
         raise DataError(f"{both}: synthetic patients never take the place of real ones", _OWN_HOME)
     if continues:
         raise DataError(
             f"{both}: what was judged and learned so far is of the champion's patients",
             f"leave HEALTH_PREDICT_DATA_SOURCE out, or train on the other data first: {_REPLACE}",
         )
-    if origin.source == Source.SYNTHETIC and asked.source is not Source.SYNTHETIC:
+    if origin.source == Source.SYNTHETIC and asked.source != Source.SYNTHETIC:
         say(console, f"{both}: real patients take the place of synthetic ones", loudly=True)
     elif settings.replace_data:
         say(
@@ -185,7 +185,7 @@ def _stored(settings: Settings, origin: Origin) -> RawData:
             f"{origin}, and storage has them {problem}",
             "give the same file once more: `health-predict pipeline run training -p data_source=<path or URI>`",
         )
-    return RawData(path, origin.raw_sha256, Source(origin.source))
+    return RawData(path, origin.raw_sha256, origin.source)
 
 
 def _read(storage: Storage, sha256: str, path: Path) -> str:

@@ -17,6 +17,7 @@ class Tag(StrEnum):
     STAGE = "stage"  # which stage made a run; how far a version has come: `VersionStage`
     RECALIBRATES = "recalibrates"  # the version with the same estimator
     LABELLED_BATCHES = "labelled_batches"
+    CALIBRATED_ON = "calibrated_on"  # the stream and numbers of the batches that the map was fitted on, as JSON
     ESTIMATOR_BATCHES = "estimator_batches"  # labelled batches that the estimator learned from
     # Of runs.
     ROLE = "role"

@@ -46,7 +46,7 @@ def read_cohort(path: Path, contract: Contract = CONTRACT, *, labelled: bool = T
 
     Raises DataError when the file has other columns or no encounter, and what `read_table` raises.
     """
-    frame = read_table(path)
+    frame = read_table(path, contract.published.file if contract.published else "")
     target, derived = contract.target.name, contract.outcome.next is not None
     expected = [column.name for column in contract.table if column.name != target or (labelled and not derived)]
     known = [*(column.name for column in contract.columns), *([] if derived else [target])]
@@ -216,13 +216,37 @@ def check(frame: pd.DataFrame, contract: Contract = CONTRACT, *, labelled: bool 
             f"{count} of the data contract in {name}: {shown}{'; ...' if len(violations) > _SHOWN else ''}",
             "`health-predict data check FILE` lists every one with its remedy",
         )
-    if labelled and (positive := target(frame, contract)).min() == positive.max():
-        outcome = contract.outcome
-        raise DataError(
-            f"{'every' if positive.all() else 'no'} encounter in {name} is {outcome.happened} "
-            f"({outcome.column} {' or '.join(outcome.positive)})",
-            f"give data in which some patients are {outcome.happened} and some are not",
-        )
+    if labelled:
+        _refuse_one_outcome(frame, contract, name)
+
+
+def _refuse_one_outcome(frame: pd.DataFrame, contract: Contract, name: str) -> None:
+    positive, outcome = target(frame, contract), contract.outcome
+    if len(frame) and positive.min() < positive.max():
+        return
+    which = "no encounter" if not positive.any() else "every encounter"
+    rule = f"{outcome.column} {' or '.join(outcome.positive)}"
+    if outcome.next:
+        rule = f"{outcome.next.column} of the patient's next row above {outcome.next.above:g}"
+    raise DataError(
+        f"{which} in {name} is {outcome.happened} ({rule})",
+        f"give data in which some patients are {outcome.happened} and some are not",
+    )
+
+
+def training_cohort(path: Path, contract: Contract, name: str = "") -> tuple[pd.DataFrame, int]:
+    """A file's valid, labelled cohort frame, and how many encounters have no label: no next row that counts.
+
+    Raises DataError as `read_cohort` and `check` do.
+    """
+    name = name or str(path)
+    frame = read_cohort(path, contract)
+    check(frame, contract, labelled=contract.outcome.next is None, name=name)
+    if contract.outcome.next is None:
+        return frame, 0
+    labelled = label(frame, contract)
+    _refuse_one_outcome(labelled, contract, name)
+    return labelled, len(frame) - len(labelled)
 
 
 def as_requests(
@@ -230,18 +254,9 @@ def as_requests(
 ) -> list[dict[str, str | int | float | None]]:
     """Some columns of a valid cohort frame as bodies of `POST /predict`: counts and numbers as such, `?` as None."""
     return [
-        {column.name: as_value(column, value) for column, value in zip(columns, row, strict=True)}
+        {column.name: column.value(value) for column, value in zip(columns, row, strict=True)}
         for row in frame[[column.name for column in columns]].itertuples(index=False, name=None)
     ]
-
-
-def as_value(column: Column, text: str) -> str | int | float | None:
-    """A valid text as a request has it."""
-    if text == MISSING:
-        return None
-    if column.kind is Kind.COUNT:
-        return int(text)
-    return float(text) if column.kind is Kind.NUMBER else text
 
 
 def without_excluded(frame: pd.DataFrame, contract: Contract = CONTRACT) -> pd.DataFrame:

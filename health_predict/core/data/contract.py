@@ -166,6 +166,14 @@ class Column(_Part):
             }
         return True
 
+    def value(self, text: str) -> str | int | float | None:
+        """A text that the column holds as a request has it: counts and numbers as such, None for what is missing."""
+        if text == MISSING:
+            return None
+        if self.kind is Kind.COUNT:
+            return int(text)
+        return float(text) if self.kind is Kind.NUMBER else text
+
 
 def _is_day(text: str) -> bool:
     try:
@@ -224,6 +232,15 @@ class Subgroups(_Part):
     bounds: tuple[float, ...] = Field((), description="Of a number or a count: where a next group begins")
 
 
+class Published(_Part):
+    """Where the table is published, so that a first try needs no file."""
+
+    name: str = Field(pattern="^[a-z0-9-]+$", description="What records call this source: uci")
+    url: str = Field(pattern="^https?://", description="Address of the file, or of a ZIP archive that holds it")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the unpacked file")
+    file: str = Field(description="Name of the file in the archive")
+
+
 class Contract(_Part):
     """A table of encounters. `columns` stand in the order of the file; the outcome is `outcome`, not one of them."""
 
@@ -231,7 +248,8 @@ class Contract(_Part):
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]{0,50}$", description="Names the registered model")
     title: str = Field(min_length=1, description="One line for people")
     description: str = Field("", description="What the table is and where it comes from")
-    missing: tuple[str, ...] = Field((MISSING,), description="What files write for a missing value, beside nothing")
+    published: Published | None = None
+    missing: tuple[str, ...] = Field((MISSING,), description='What files write for a missing value; "": an empty cell')
     encounter: tuple[str, ...] = Field(min_length=1, description="Column or columns that identify an encounter")
     patient: str = Field(description="Column that identifies a patient")
     order: str = Field(description="Column that orders encounters in time: a numeric identifier, a count or a date")
@@ -298,6 +316,11 @@ class Contract(_Part):
         """What an arrival may say of itself beside its features: who it is about, and when."""
         others = (column for column in self.columns if not column.is_feature)
         return tuple(column.model_copy(update={"nullable": True}) for column in others)
+
+    @cached_property
+    def request(self) -> Mapping[str, str | int | float | None]:
+        """The example as the body of a request."""
+        return {column.name: column.value(self.example.get(column.name, MISSING)) for column in self.features}
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Names of the columns of a kind."""

@@ -19,7 +19,6 @@ import pandas as pd
 
 from health_predict.errors import DataError
 
-FILE_NAME = "diabetic_data.csv"  # taken from an archive that holds more
 _SHOWN = 3  # lines that an error message names
 _UNPACK = "unpack it and give the CSV file in it"
 _SAVE = "save it as comma-separated values in UTF-8 (in Excel: CSV UTF-8)"
@@ -46,8 +45,8 @@ _NO_CSV = (
 )
 
 
-def read_unpacked(path: Path) -> bytes:
-    """The bytes of a file or, where it is packed, of the file in it.
+def read_unpacked(path: Path, wanted: str = "") -> bytes:
+    """The bytes of a file or, where it is packed, of the file in it: of several CSV files the one called `wanted`.
 
     Raises DataError when it cannot be read or unpacked.
     """
@@ -60,7 +59,7 @@ def read_unpacked(path: Path) -> bytes:
     try:
         if data.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                return archive.read(_member(archive, path))
+                return archive.read(_member(archive, path, wanted))
         for start, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\x00", lzma)):
             if data.startswith(start):
                 return bytes(module.decompress(data))
@@ -71,15 +70,16 @@ def read_unpacked(path: Path) -> bytes:
     return data
 
 
-def _member(archive: zipfile.ZipFile, path: Path) -> str:
-    """The CSV file in an archive: the one of the data set's own name, else the only one."""
+def _member(archive: zipfile.ZipFile, path: Path, wanted: str) -> str:
+    """The CSV file in an archive: the one that is wanted, else the only one."""
     names = archive.namelist()
     if "xl/workbook.xml" in names or "[Content_Types].xml" in names:
         raise DataError(f"{path} is an Excel workbook", _SAVE)
     files = [name for name in names if name.lower().endswith(".csv") and not name.startswith("__MACOSX/")]
-    chosen = [name for name in files if PurePosixPath(name).name == FILE_NAME] or files
+    chosen = [name for name in files if PurePosixPath(name).name == wanted] or files
     if len(chosen) != 1:
-        raise DataError(f"{path} holds no {FILE_NAME}, but {len(files)} other CSV files", _UNPACK)
+        named = f"no {wanted}, but " if wanted else ""
+        raise DataError(f"{path} holds {named}{len(files)} {'other ' if wanted else ''}CSV files", _UNPACK)
     return chosen[0]
 
 
@@ -90,14 +90,14 @@ def refuse_no_csv(data: bytes, name: object) -> None:
             raise DataError(f"{name} {problem}", remedy)
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, wanted: str = "") -> pd.DataFrame:
     """A CSV file with one line of column names, packed or not, as text (n, columns); the index counts from 0.
 
     Lines may end with \\n, \\r\\n or \\r, and the file with blank lines. Raises DataError when it cannot be read, is no
     CSV file or no UTF-8, when a column has the name of another, and for lines with too few or too many cells: their
     numbers are those of an editor.
     """
-    data = read_unpacked(path)
+    data = read_unpacked(path, wanted)
     refuse_no_csv(data, path)
     try:
         text = data.decode("utf-8-sig").rstrip("\r\n")

@@ -177,10 +177,10 @@ class _Cutting:
         """Which share would do, else how many encounters."""
         parameters, frame, contract, remedies = self.parameters, self.frame, self.contract, []
         for share in (step / 20 for step in range(1, 20)):
-            if share > parameters.initial_share:
-                if not self.lacking(self.cut(replace(parameters, initial_share=share))):
-                    remedies.append(f"set HEALTH_PREDICT_INITIAL_SHARE={share:g}")
-                    break
+            larger = replace(parameters, initial_share=share)
+            if share > parameters.initial_share and not self.lacking(self.cut(larger)):
+                remedies.append(f"set HEALTH_PREDICT_INITIAL_SHARE={share:g}")
+                break
         if any(batch.empty for batch in cut.batches):
             remedies.append("set HEALTH_PREDICT_FUTURE_BATCHES lower")
         if parameters.window:

@@ -8,9 +8,11 @@ SYNTHETIC_WARNING = "SYNTHETIC DATA: these patients do not exist, and no figure 
 
 
 class Source(StrEnum):
-    """What the data are. Whatever stands on synthetic data says so."""
+    """What data are that are not the contract's published ones, which have a name of their own.
 
-    UCI = "uci"
+    Whatever stands on synthetic data says so.
+    """
+
     CUSTOM = "custom"
     SYNTHETIC = "synthetic"
 

@@ -53,9 +53,9 @@ class RowEncoder:
         self.names = names
         self.tables = tables
         # What values of the training rows add, as they were met: numbers, text or None.
-        self._known: list[dict[str | int | None, Amounts]] = [{} for _ in tables]
+        self._known: list[dict[str | int | float | None, Amounts]] = [{} for _ in tables]
 
-    def encode(self, encounter: Mapping[str, str | int | None]) -> tuple[npt.NDArray[np.float32], list[str]]:
+    def encode(self, encounter: Mapping[str, str | int | float | None]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """One encounter, keyed by column name, to a float32 row of shape (len(names),), and its unseen columns.
 
         An absent key and None count as missing. Values must have passed the contract.
@@ -77,7 +77,7 @@ class RowEncoder:
         return np.array(row, dtype=np.float32), unseen
 
     def encode_columns(
-        self, columns: Sequence[Sequence[str | int | None]]
+        self, columns: Sequence[Sequence[str | int | float | None]]
     ) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
         """The rows (n, len(names)) of n encounters, and how many values of each column were unseen.
 
@@ -103,7 +103,7 @@ class RowEncoder:
                 unseen[table.column] = int(new[codes].sum())
         return np.ascontiguousarray(rows[:, :width]), unseen
 
-    def amounts(self, encounter: Mapping[str, str | int | None]) -> list[Amounts]:
+    def amounts(self, encounter: Mapping[str, str | int | float | None]) -> list[Amounts]:
         """What each column of an encounter adds, in the order of the tables."""
         return [table.of(_text(encounter.get(table.column))) for table in self.tables]
 
@@ -154,5 +154,5 @@ class RowEncoder:
         )
 
 
-def _text(value: str | int | None) -> str:
+def _text(value: str | int | float | None) -> str:
     return MISSING if value is None else str(value)

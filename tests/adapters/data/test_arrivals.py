@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.arrivals import Arrivals
+from health_predict.adapters.data.arrivals import AGAIN_DAYS, Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.core.data.cohort import without_excluded
@@ -25,6 +25,7 @@ from health_predict.core.monitoring.policy import Settlement
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.drift import _due
+from tests.contracts import DIABETES
 from tests.feed import dated, logged
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
@@ -84,6 +85,25 @@ def test_the_same_encounter_counts_once_whatever_its_way(tmp_path: Path) -> None
     logged(arrivals.storage, "predictions-1", frame[:3].assign(**{TARGET: "NO"}), now)
     state = arrivals.collect()
     assert (state.arrived, state.repeated) == (20, 8)
+
+
+def test_an_encounter_without_a_date_counts_where_it_came_first(tmp_path: Path) -> None:
+    # given encounters without dates, in a batch
+    def night(day: int, **values: object) -> Arrivals:
+        return Arrivals(settings_of(tmp_path, MONDAY + timedelta(days=day), window="5", **values))
+
+    logged(night(0).storage, "predictions-0", COHORT[:5], MONDAY)
+    assert night(0).collect().windows.number == 1
+    # when some are sent again another day, twice in the same night, and one of them as a file, beside a new one
+    for day in (6, 7):
+        logged(night(0).storage, f"predictions-{day}", COHORT[3:6], MONDAY + timedelta(days=day))
+    night(8).add(COHORT[2:3].drop(columns=TARGET), "a file", scored)
+    state = night(8).collect()
+    # then they are left out and counted, and the new one is there once
+    assert (state.arrived, state.repeated, state.windows.waiting) == (6, 6, 1)
+    # when one comes after more days than are looked through, then it counts again
+    logged(night(0).storage, "predictions-40", COHORT[:1], MONDAY + timedelta(days=AGAIN_DAYS + 1))
+    assert night(40).collect().arrived == 7
 
 
 def test_lines_that_cannot_be_read_are_set_aside_and_the_others_count(tmp_path: Path) -> None:
@@ -340,18 +360,21 @@ class Counting:
         self.reads, self.bytes = self.reads + 1, self.bytes + file.stat().st_size
 
 
-def test_what_a_window_costs_does_not_grow_with_the_history(tmp_path: Path) -> None:
-    # given 200 weeks of 6 encounters, each with its outcomes a week later
+@pytest.mark.parametrize("window", ["week", "6"])
+def test_what_a_window_costs_does_not_grow_with_the_history(tmp_path: Path, window: str) -> None:
+    # given 200 weeks of 6 encounters, with dates or without, each with its outcomes a week later
     cohort = without_excluded(synthesize(1400, seed=9))
     costs: list[tuple[int, int]] = []
     for week in range(200):
         begin = MONDAY + timedelta(days=7 * week)
-        batches = Batches(settings_of(tmp_path, begin + timedelta(days=7), follow_up_days=0))
-        frame = dated(cohort[6 * week : 6 * week + 6], days(begin, 6, span=1))
+        batches = Batches(settings_of(tmp_path, begin + timedelta(days=7), follow_up_days=0, window=window))
+        frame = cohort[6 * week : 6 * week + 6]
+        if window == "week":
+            frame = dated(frame, days(begin, 6, span=1))
         logged(batches.storage, f"predictions-{week}", frame, begin + timedelta(days=6))
         if week:
             known = cohort[6 * (week - 1) : 6 * week]
-            file = write_outcomes(ENCOUNTER, known[ENCOUNTER], known[TARGET] == "<30")
+            file = write_outcomes({ENCOUNTER: known[ENCOUNTER]}, DIABETES, known[TARGET] == "<30")
             batches.storage.write(keys.outcomes("live", f"{week}"), file)
         counting = Counting(batches.storage)
         batches.storage = batches.arrivals.storage = counting  # type: ignore[assignment]

@@ -23,13 +23,14 @@ import pytest
 from rich.console import Console
 
 from health_predict.adapters.data import dataset, download
-from health_predict.adapters.data.dataset import UCI_SHA256, fetch
+from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.cohort import read_cohort, save_csv
 from health_predict.core.data.sources import Source
 from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError, UnreachableError
 from health_predict.settings import Settings
+from tests.contracts import DIABETES, published_at
 
 
 class Archive(ThreadingHTTPServer):
@@ -106,6 +107,15 @@ def small_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("health_predict.core.data.synthetic.REAL_SIZE", 500)
 
 
+def fetch(
+    settings: Settings, console: Console | None = None, *, stand_in: bool = False, url: str = "", sha256: str = ""
+) -> RawData:
+    """The raw data of a contract that publishes them at an address of the test."""
+    if url or sha256:
+        settings = settings.model_copy(update={"contract": published_at(url, sha256)})
+    return dataset.fetch(settings, console, stand_in=stand_in)
+
+
 def zipped(data: bytes, name: str = "diabetic_data.csv") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -130,7 +140,7 @@ class TestDownload:
         again = fetch(settings, url=server.url, sha256=sha256)
         # then
         assert raw == again and raw.path.read_bytes() == csv_bytes and raw.sha256 == sha256
-        assert server.asked == 1 and files(tmp_path) == ["diabetic_data.csv"]
+        assert server.asked == 1 and files(tmp_path) == ["data.csv"]
 
     def test_a_folder_in_the_archive_does_not_matter(
         self, server: Archive, tmp_path: Path, csv_bytes: bytes, sha256: str
@@ -286,7 +296,10 @@ class TestCopy:
 
     def test_one_that_is_another_file_is_refused(self, server: Archive, tmp_path: Path, csv_bytes: bytes) -> None:
         (tmp_path / "copy.csv").write_bytes(csv_bytes)
-        for where, message in (("copy.csv", "the copy of UCI's file has SHA-256"), ("none.csv", "does not exist")):
+        for where, message in (
+            ("copy.csv", "the copy of the published file has SHA-256"),
+            ("none.csv", "does not exist"),
+        ):
             with pytest.raises(DataError, match=message) as caught:
                 fetch(Settings(home=tmp_path / "home", data_copy=str(tmp_path / where)), url=server.url)
             assert caught.value.remedy == "correct or unset HEALTH_PREDICT_DATA_COPY"
@@ -406,7 +419,7 @@ class TestNamedSource:
 
     def test_the_real_file_is_known_as_such(self, real_data: Path, tmp_path: Path) -> None:
         raw = fetch(Settings(home=tmp_path, data_source=str(real_data)))
-        assert raw.source == Source.UCI and raw.sha256 == UCI_SHA256
+        assert raw.source == "uci" and DIABETES.published and raw.sha256 == DIABETES.published.sha256
 
 
 def test_the_synthetic_file_is_named_by_what_made_it(tmp_path: Path) -> None:

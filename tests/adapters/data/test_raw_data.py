@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from health_predict.adapters import keys
-from health_predict.adapters.data import dataset
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data, refuse_other_data
 from health_predict.adapters.storage import open_storage
@@ -26,6 +25,7 @@ from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import Settings
 from health_predict.stages.split import split
 from tests.conftest import as_if_real
+from tests.contracts import published_at
 
 MakeSettings = Callable[..., Settings]
 
@@ -35,7 +35,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """UCI's address leads to a port on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(dataset, "UCI_URL", f"http://127.0.0.1:{free.getsockname()[1]}/data.zip")
+        monkeypatch.setenv(
+            "HEALTH_PREDICT_CONTRACT", published_at(f"http://127.0.0.1:{free.getsockname()[1]}/data.zip")
+        )
     monkeypatch.setattr("health_predict.core.data.synthetic.REAL_SIZE", 500)
 
 
@@ -133,7 +135,7 @@ class TestWithoutAChampion:
         assert open_storage(place.storage).keys("") == []
 
     def test_the_demo_may_stand_on_synthetic_ones(self, make_settings: MakeSettings) -> None:
-        assert ask(make_settings(), stand_in=True).source is Source.SYNTHETIC
+        assert ask(make_settings(), stand_in=True).source == Source.SYNTHETIC
 
 
 class TestWithAChampion:
@@ -146,7 +148,7 @@ class TestWithAChampion:
         found = ask(settings, continues=continues, stand_in=stand_in, data_copy=files.other)
         # then it is the champion's file, byte for byte
         assert found.sha256 == sha256(files.mine) and found.path.read_bytes() == files.mine.read_bytes()
-        assert found.source is Source.CUSTOM
+        assert found.source == Source.CUSTOM
 
     def test_the_same_file_under_any_name_is_no_other(self, settings: Settings, files: Files, tmp_path: Path) -> None:
         (tmp_path / "moved.csv").write_bytes(files.mine.read_bytes())
@@ -223,15 +225,17 @@ class TestWithAChampion:
 
 class TestWithASyntheticChampion:
     def test_real_ones_take_its_place_unasked_when_they_are_at_hand(
-        self, on_synthetic: Settings, files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, on_synthetic: Settings, files: Files, caplog: pytest.LogCaptureFixture
     ) -> None:
         # given a copy of what UCI has
-        monkeypatch.setattr(dataset, "UCI_SHA256", sha256(files.mine))
+        contract = published_at(sha256=sha256(files.mine))
         with caplog.at_level(logging.WARNING):
-            assert ask(on_synthetic, data_copy=files.mine).source is Source.UCI
+            assert ask(on_synthetic, data_copy=files.mine, contract=contract).source == "uci"
         assert "real patients take its place" in caplog.text
         # then not for what goes on with the labelled batches of the synthetic ones
-        assert ask(on_synthetic, data_copy=files.mine, continues=True).sha256 == sha256(files.made_up)
+        assert ask(on_synthetic, data_copy=files.mine, contract=contract, continues=True).sha256 == sha256(
+            files.made_up
+        )
 
     def test_without_them_it_goes_on_and_says_so(
         self, on_synthetic: Settings, files: Files, caplog: pytest.LogCaptureFixture

@@ -195,7 +195,7 @@ def test_check_sums_up_and_names_the_first_violations(small: pd.DataFrame) -> No
 def test_labels_of_one_kind_are_refused(label: str, word: str, small: pd.DataFrame) -> None:
     frame = small.assign(readmitted=label)
     assert validate(frame) == []
-    with pytest.raises(DataError, match=f"{word} encounter .* '<30'"):
+    with pytest.raises(DataError, match=f"{word} encounter .*readmitted <30"):
         check(frame)
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
-from health_predict.core.data.encounters import NAMES, as_text, complete, refused
+from health_predict.core.data.encounters import as_text, complete, names_of, refused
 from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError
+from tests.contracts import DIABETES
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def test_a_column_of_any_type_is_text(dtype: str) -> None:
 
 def test_columns_that_may_be_missing_may_be_absent_and_others_not() -> None:
     frame = synthesize(3, seed=1).drop(columns=[TARGET, ENCOUNTER, PATIENT, "race"])
-    whole = complete(frame, "a file")
-    assert whole.columns.tolist() == NAMES
+    whole = complete(frame, DIABETES, "a file")
+    assert whole.columns.tolist() == names_of(DIABETES)
     assert (whole[[ENCOUNTER, PATIENT, DATE, "race"]] == MISSING).all(axis=None)
     for wrong, message in (
         (frame.drop(columns="age"), "lacks age"),
@@ -55,18 +56,18 @@ def test_columns_that_may_be_missing_may_be_absent_and_others_not() -> None:
         (pd.concat([frame, frame[["age"]]], axis=1), "names more than once: age"),
     ):
         with pytest.raises(DataError, match=message):
-            complete(wrong, "a file")
+            complete(wrong, DIABETES, "a file")
 
 
 def test_what_is_refused_is_named_without_a_value() -> None:
     # given rows that are right, and some with a wrong level, a list, a word for missing, a wrong date
-    frame = complete(synthesize(6, seed=1).drop(columns=TARGET), "a file").astype(object)
+    frame = complete(synthesize(6, seed=1).drop(columns=TARGET), DIABETES, "a file").astype(object)
     frame.loc[1, "age"] = "[200-210)"
     frame.at[2, "diag_1"] = ["250", "401"]
     frame.loc[3, "payer_code"] = "NaN"
     frame.loc[4, DATE] = "2026-02-30"
     # when they are looked at
-    wrong, refusals = refused(as_text(frame), range(2, 8))
+    wrong, refusals = refused(as_text(frame), DIABETES, range(2, 8))
     # then these rows are refused, each with its column, rule and line, and no value
     assert wrong.tolist() == [False, True, True, True, True, False]
     assert {(one.column, one.lines) for one in refusals} == {

@@ -10,6 +10,7 @@ import pytest
 
 from health_predict.core.data.outcomes import derived, join, matched, merged, read_outcomes, write_outcomes
 from health_predict.errors import DataError
+from tests.contracts import DIABETES
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 ID, NUMBER, DAY = ("prediction_id",), ("encounter_id",), ("patient_nbr", "discharge_date")
@@ -24,7 +25,7 @@ ARRIVED = pd.DataFrame(
 
 
 def test_what_is_written_is_read() -> None:
-    assert read_outcomes(write_outcomes("prediction_id", ["a", "b"], [True, False]), "f.csv") == {
+    assert read_outcomes(write_outcomes({"prediction_id": ["a", "b"]}, DIABETES, [True, False]), DIABETES, "f.csv") == {
         ID: {("a",): 1, ("b",): 0}
     }
 
@@ -39,7 +40,7 @@ def test_what_is_written_is_read() -> None:
 )
 def test_each_key_finds_its_arrival(data: bytes, key: tuple[str, ...], found: dict[str, int]) -> None:
     # given a file with an outcome of an arrival and one of nobody
-    outcomes = read_outcomes(data, "f.csv")
+    outcomes = read_outcomes(data, DIABETES, "f.csv")
     # then the one is known by the prediction's id, the other is left
     known, left = matched(outcomes, ARRIVED)
     assert known == found
@@ -73,7 +74,7 @@ def test_the_later_of_two_outcomes_counts() -> None:
 )
 def test_a_file_of_something_else_is_named(data: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        read_outcomes(data, "f.csv")
+        read_outcomes(data, DIABETES, "f.csv")
     assert "f.csv" in caught.value.problem
 
 
@@ -98,7 +99,7 @@ def test_who_arrives_again_within_the_follow_up_came_back(days: int, first: int)
     later = ARRIVED[["patient_nbr", "discharge_date"]]
     again = pd.concat([later, later.tail(1), pd.DataFrame({"patient_nbr": ["?"], "discharge_date": ["2026-01-05"]})])
     # then the first counts as readmitted, the last admission does not, nor does a second one of the same day
-    assert derived(ARRIVED, again, days) == {"a": first, "b": 0, "c": 0}
+    assert derived(ARRIVED, again, DIABETES, days) == {"a": first, "b": 0, "c": 0}
     # and of who has no patient or no date nothing is known
-    assert derived(ARRIVED.assign(patient_nbr="?"), again, days) == {}
-    assert derived(ARRIVED.assign(discharge_date="?"), again, days) == {}
+    assert derived(ARRIVED.assign(patient_nbr="?"), again, DIABETES, days) == {}
+    assert derived(ARRIVED.assign(discharge_date="?"), again, DIABETES, days) == {}

@@ -26,6 +26,7 @@ from health_predict.core.data.partition import (
 )
 from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError
+from tests.contracts import DIABETES
 
 PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="test")
 FRAME = synthesize(2_000, seed=3)
@@ -41,7 +42,7 @@ def ids(frame: pd.DataFrame) -> list[int]:
 
 def delivered(labelled: int, parameters: Parameters) -> pd.DataFrame:
     """The first of the file's future batches, as if they had arrived with their outcomes."""
-    return pd.concat([FRAME.iloc[:0], *partition(FRAME, parameters).batches[:labelled]], ignore_index=True)
+    return pd.concat([FRAME.iloc[:0], *partition(FRAME, DIABETES, parameters).batches[:labelled]], ignore_index=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -61,7 +62,7 @@ def test_no_patient_is_in_two_parts_and_no_encounter_is_lost(
     labelled = min(labelled, batches)
     parameters = Parameters(share, batches, salt, labelled)
     # when
-    cut = partition(FRAME.iloc[rows].reset_index(drop=True), parameters, delivered(labelled, parameters))
+    cut = partition(FRAME.iloc[rows].reset_index(drop=True), DIABETES, parameters, delivered(labelled, parameters))
     # then patients are in one split each
     patients = [set(part["patient_nbr"]) for part in splits(cut)]
     assert not patients[0] & patients[1] and not patients[0] & patients[2] and not patients[1] & patients[2]
@@ -79,7 +80,7 @@ def test_no_patient_is_in_two_parts_and_no_encounter_is_lost(
 
 
 def test_the_initial_share_counts_all_encounters_and_batches_are_near_equal() -> None:
-    cut = partition(FRAME, Parameters(0.2, 7, "test"))
+    cut = partition(FRAME, DIABETES, Parameters(0.2, 7, "test"))
     assert cut.initial_rows == 400
     lost = FRAME["discharge_disposition_id"].isin(NOT_READMITTABLE)
     assert sum(cut.excluded.values()) == lost.sum() > 0
@@ -99,8 +100,8 @@ def test_the_hash_of_a_patient_never_changes() -> None:
 
 def test_a_patient_stays_in_the_same_part_when_batches_join() -> None:
     # given the same data, with and without arrivals
-    first = partition(FRAME, PARAMETERS)
-    later = partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=3), delivered(3, PARAMETERS))
+    first = partition(FRAME, DIABETES, PARAMETERS)
+    later = partition(FRAME, DIABETES, dataclasses.replace(PARAMETERS, labelled_batches=3), delivered(3, PARAMETERS))
     # then
     for before, after in zip(splits(first), splits(later), strict=True):
         assert set(ids(before)) < set(ids(after))
@@ -109,7 +110,7 @@ def test_a_patient_stays_in_the_same_part_when_batches_join() -> None:
 
 def test_digests_name_rows_order_and_parameters() -> None:
     # given
-    cut = partition(FRAME, PARAMETERS)
+    cut = partition(FRAME, DIABETES, PARAMETERS)
     parts = {name: rows_digest(part) for name, part in cut.parts().items()}
     # then each input counts
     digests = {
@@ -137,15 +138,15 @@ def test_the_digest_of_rows_depends_on_text_alone() -> None:
 
 def test_what_arrived_joins_once_and_as_it_is_known_by_now() -> None:
     # given arrivals: one of the file's initial encounters with another outcome, two without a number, and a new one
-    initial = partition(FRAME, PARAMETERS).train
+    initial = partition(FRAME, DIABETES, PARAMETERS).train
     known = initial.head(1).assign(readmitted="<30" if initial["readmitted"][0] != "<30" else "NO")
     new = FRAME.tail(3).assign(patient_nbr=["1", "2", "3"], encounter_id=["?", "?", "999999999"])
     arrived = pd.concat([known, new], ignore_index=True)
     # when
-    cut = partition(FRAME, dataclasses.replace(PARAMETERS, labelled_batches=1), arrived)
+    cut = partition(FRAME, DIABETES, dataclasses.replace(PARAMETERS, labelled_batches=1), arrived)
     # then each is there once, with the outcome that is known by now
     everything = pd.concat(splits(cut))
-    assert len(everything) == sum(map(len, splits(partition(FRAME, PARAMETERS)))) + len(without_excluded(new))
+    assert len(everything) == sum(map(len, splits(partition(FRAME, DIABETES, PARAMETERS)))) + len(without_excluded(new))
     [outcome] = everything.loc[everything["encounter_id"] == known["encounter_id"][0], "readmitted"]
     assert outcome == known["readmitted"][0]
 
@@ -163,34 +164,34 @@ FEW = {
 def test_too_few_of_a_kind_are_refused(frame: pd.DataFrame, reason: str) -> None:
     batches = 300 if "batches" in reason else 4
     with pytest.raises(DataError, match=reason) as caught:
-        partition(frame, Parameters(0.2 if batches > 4 else 0.05, batches, "test"))
+        partition(frame, DIABETES, Parameters(0.2 if batches > 4 else 0.05, batches, "test"))
     # then how many would do is said
     assert "40 patients of either outcome among the first" in caught.value.remedy
     assert ("FUTURE_BATCHES lower" in caught.value.remedy) == (batches > 4)
 
 
 def test_a_cohort_of_which_nobody_can_come_back_is_refused() -> None:
-    with pytest.raises(DataError, match="all 2,000 encounters ended in death or hospice"):
-        partition(FRAME.assign(discharge_disposition_id="11"), PARAMETERS)
+    with pytest.raises(DataError, match=r"all 2,000 encounters are excluded .*died or went to hospice"):
+        partition(FRAME.assign(discharge_disposition_id="11"), DIABETES, PARAMETERS)
 
 
 def test_the_share_that_would_do_is_named() -> None:
     # given initial encounters that are too few, of a cohort that is not
     with pytest.raises(DataError, match="too few") as caught:
-        partition(FRAME, dataclasses.replace(PARAMETERS, initial_share=0.02))
+        partition(FRAME, DIABETES, dataclasses.replace(PARAMETERS, initial_share=0.02))
     named = re.search(r"HEALTH_PREDICT_INITIAL_SHARE=([0-9.]+)", caught.value.remedy)
     # then it is true
-    assert named and partition(FRAME, dataclasses.replace(PARAMETERS, initial_share=float(named[1])))
+    assert named and partition(FRAME, DIABETES, dataclasses.replace(PARAMETERS, initial_share=float(named[1])))
 
 
 def test_a_window_that_is_too_small_is_named() -> None:
     with pytest.raises(DataError, match="too few") as caught:
-        partition(FRAME, dataclasses.replace(PARAMETERS, window=20))
+        partition(FRAME, DIABETES, dataclasses.replace(PARAMETERS, window=20))
     assert "HEALTH_PREDICT_TRAINING_WINDOW" in caught.value.remedy
 
 
 def test_the_real_data_are_cut_as_documented(real_data: Path) -> None:
-    cut = partition(read_cohort(real_data), Parameters(0.2, 16, "readmission"))
+    cut = partition(read_cohort(real_data), DIABETES, Parameters(0.2, 16, "readmission"))
     assert cut.initial_rows == 20_353
     assert [len(part) for part in splits(cut)] == [13_991, 3_059, 2_922]
     assert rows_digest(cut.train) == "a0599bca327993f2db6e8c31dcb1bb30f7effdb9e13f02ffcb3592ab898e0318"
@@ -204,9 +205,9 @@ def test_a_trip_through_csv_changes_no_digest(tmp_path: Path) -> None:
 
 def test_a_window_keeps_the_newest_labelled_encounters(cohort: pd.DataFrame) -> None:
     # given the same labelled batches, with and without a window
-    arrived = pd.concat(partition(cohort, Parameters(0.5, 4, "s")).batches[:2], ignore_index=True)
-    whole = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2), arrived)
-    windowed = partition(cohort, Parameters(0.5, 4, "s", labelled_batches=2, window=800), arrived)
+    arrived = pd.concat(partition(cohort, DIABETES, Parameters(0.5, 4, "s")).batches[:2], ignore_index=True)
+    whole = partition(cohort, DIABETES, Parameters(0.5, 4, "s", labelled_batches=2), arrived)
+    windowed = partition(cohort, DIABETES, Parameters(0.5, 4, "s", labelled_batches=2, window=800), arrived)
     # then the newest encounters are left, each in the part where it was
     for name in ("train", "validation", "test"):
         part, newest = getattr(whole, name), getattr(windowed, name)

@@ -1,0 +1,20 @@
+"""Contracts that tests share."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from health_predict.adapters.contracts import FOLDER, built_in
+
+DIABETES = built_in()
+
+
+def published_at(url: str = "", sha256: str = "") -> str:
+    """Path of the built-in contract's file, with its data published at another address or with other content."""
+    text = (FOLDER / "diabetes-130.yaml").read_text(encoding="utf-8")
+    was = DIABETES.published
+    assert was is not None
+    path = Path(tempfile.mkdtemp(prefix="contract-")) / "contract.yaml"
+    path.write_text(text.replace(was.url, url or was.url).replace(was.sha256, sha256 or was.sha256), encoding="utf-8")
+    return str(path)
