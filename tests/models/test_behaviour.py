@@ -18,10 +18,10 @@ from health_predict.adapters.contracts import built_in
 from health_predict.adapters.scores import clinical_scores
 from health_predict.core.data.cohort import exclude_not_readmittable, read_cohort, target
 from health_predict.core.data.partition import Parameters, Partition, partition
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.evaluation import f1_threshold, metrics
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
+from tests.cohorts import synthesize
 
 pytestmark = pytest.mark.slow
 SALTS = ("readmission", "a", "b", "c")

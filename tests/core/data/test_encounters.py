@@ -10,8 +10,8 @@ import pytest
 
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
 from health_predict.core.data.encounters import NAMES, as_text, complete, refused
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError
+from tests.cohorts import synthesize
 
 
 @pytest.mark.parametrize(
