@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
+from benchmarks.parts.cohorts import synthesize
 from health_predict.adapters import keys
 from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION, Arrivals
@@ -35,7 +36,6 @@ from health_predict.core.data.columns import DATE, ENCOUNTER, PATIENT, TARGET
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.families import BASELINE
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.settings import Settings

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 import numpy as np
 
 from benchmarks.parts import drift_inputs, drift_scenarios, results
+from benchmarks.parts.cohorts import synthesize
 from benchmarks.parts.drift_stream import (
     BATCHES,
     Floats,
@@ -31,7 +32,6 @@ from benchmarks.parts.drift_stream import (
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import read_cohort, without_excluded
 from health_predict.core.data.columns import PATIENT
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.policy import Action
 from health_predict.core.statistics import delong
 

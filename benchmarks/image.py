@@ -21,12 +21,12 @@ from typing import IO, Any
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
+from benchmarks.parts.cohorts import synthesize
 from health_predict.adapters.files import unpack_archive
 from health_predict.adapters.images import RemoteRegistry
 from health_predict.adapters.images.client import Repository
 from health_predict.adapters.serving.bentoml import BentoStore, pack
 from health_predict.core.data.cohort import target
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.evaluation import f1_threshold
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures

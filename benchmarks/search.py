@@ -27,10 +27,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.parts import results
+from benchmarks.parts.cohorts import synthesize
 from benchmarks.parts.processes import carries
 from benchmarks.parts.search_space import NAMES
 from health_predict.core.data.cohort import load_part, save_csv, save_part, without_excluded
-from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import Settings
 from health_predict.stages.split import split
 

@@ -14,9 +14,9 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
+from benchmarks.parts.cohorts import synthesize
 from health_predict.core.data.cohort import target
 from health_predict.core.data.columns import FEATURES
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.evaluation import f1_threshold
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures

@@ -19,13 +19,14 @@ from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import load_part, save_part, target, without_excluded
 from health_predict.core.data.columns import ENCOUNTER
-from health_predict.core.data.synthetic import FIRST_NUMBER, synthesize
+from health_predict.core.data.synthetic import FIRST_NUMBER
 from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.model.families import BASELINE, FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.model.selection import select
 from health_predict.core.serving.compiled_model import cleared
 from health_predict.settings import PREFIX, Settings
+from tests.cohorts import synthesize
 
 # Nothing here may fail because a machine is slow.
 hypothesis.settings.register_profile("any machine", deadline=None)

@@ -17,4 +17,5 @@ def published_at(url: str = "", sha256: str = "") -> str:
     assert was is not None
     path = Path(tempfile.mkdtemp(prefix="contract-")) / "contract.yaml"
     path.write_text(text.replace(was.url, url or was.url).replace(was.sha256, sha256 or was.sha256), encoding="utf-8")
+    path.with_name(DIABETES.synthetic).write_text((FOLDER / DIABETES.synthetic).read_text(encoding="utf-8"))
     return str(path)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX
+from tests.cohorts import synthesize
 from tests.conftest import FOREIGN, as_if_real, environment_in
 
 PROJECT = "my project ü #%'?&@"

@@ -30,9 +30,9 @@ from benchmarks.parts.processes import carriers
 from health_predict import cli
 from health_predict.core.choices import Scenario
 from health_predict.core.data.partition import Parameters, batch_bounds
-from health_predict.core.data.synthetic import inject, synthesize
 from health_predict.settings import PREFIX
 from tests.browser import address, browser, needs_chromium
+from tests.cohorts import inject, synthesize
 from tests.conftest import FOREIGN, as_if_real
 
 INITIAL_SHARE = 0.8

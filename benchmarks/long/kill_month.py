@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.cohorts import synthesize
 from benchmarks.parts.killed_home import KilledHome
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
@@ -25,7 +26,6 @@ from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import save_csv
-from health_predict.core.data.synthetic import synthesize
 
 MONTH = Path(__file__).parents[2] / "docs" / "examples" / "month.py"
 ROWS = 14_000

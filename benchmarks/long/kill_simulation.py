@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.cohorts import synthesize
 from benchmarks.parts.killed_home import KilledHome
 from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
@@ -24,7 +25,6 @@ from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import save_csv
-from health_predict.core.data.synthetic import synthesize
 
 NAME, FIRST = "killed", "1"
 BATCHES, ROWS = 4, 16_000

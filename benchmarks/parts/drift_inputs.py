@@ -15,10 +15,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from benchmarks.parts.cohorts import inject
 from health_predict.adapters.evidently import run_preset, statistics
 from health_predict.core.choices import Scenario
 from health_predict.core.data.columns import MISSING
-from health_predict.core.data.synthetic import inject
 from health_predict.core.monitoring.drift import DriftReference, assess
 from health_predict.core.monitoring.input_drift import InputReference
 

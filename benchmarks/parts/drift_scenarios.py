@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from benchmarks.parts.cohorts import inject, synthesize
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target, without_excluded
-from health_predict.core.data.synthetic import inject, synthesize
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.monitoring.drift import DriftReference, Verdict, assess

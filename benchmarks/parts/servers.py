@@ -22,9 +22,9 @@ import pandas as pd
 import psutil
 from sklearn.pipeline import Pipeline
 
+from benchmarks.parts.cohorts import synthesize
 from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag
 from health_predict.core.data.cohort import as_requests, target
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model import risk_groups
 from health_predict.core.model.evaluation import f1_threshold
 from health_predict.core.model.families import FAMILIES

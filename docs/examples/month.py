@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from health_predict.adapters.contracts import built_in
+from health_predict.adapters.contracts import built_in, built_in_synthetic
 from health_predict.core.data.cohort import save_csv, without_excluded
 from health_predict.core.data.columns import DATE, ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import write_outcomes
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     """Write week-1.csv to week-4.csv and outcomes-1.csv to outcomes-4.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(5)
-    cohort = without_excluded(synthesize(6000, seed=5)).drop(columns=TARGET)
+    cohort = without_excluded(synthesize(built_in(), built_in_synthetic(), 6000, seed=5)).drop(columns=TARGET)
     risk = np.where(cohort["number_inpatient"].astype(int) > 0, 0.02, 0.2)
     readmitted = random.random(len(cohort)) < risk
     for week in range(WEEKS):

@@ -1,6 +1,7 @@
 """Which data contract a run reads: what the settings name, else the one that the storage is used for, else our own.
 
-A contract lies in storage under its digest, where every task and every later command finds it.
+A contract lies in storage under its digest, where every task and every later command finds it; the data file that it
+names under `synthetic` lies beside it there too, as it was written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage, file_path, open_storage
+from health_predict.contracts import BUILT_IN
 from health_predict.core.data.contract import Contract, read_contract
+from health_predict.core.data.synthetic_file import Synthetic, read_synthetic
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 
-BUILT_IN = "diabetes-130"
 FOLDER = resources.files("health_predict.contracts")
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -39,7 +41,7 @@ def contract_of(settings: Settings) -> Contract:
     if _DIGEST.fullmatch(named):
         return stored_contract(storage, named)
     if named:
-        return _read(named, settings)
+        return read_contract(_text(named, settings, "correct or unset HEALTH_PREDICT_CONTRACT"), named)
     return in_use(storage) or built_in()
 
 
@@ -63,8 +65,49 @@ def stored_contract(storage: Storage, digest: str) -> Contract:
     return Contract.from_json(storage.read(key))
 
 
-def store(storage: Storage, contract: Contract) -> str:
-    """Write the contract under its digest, and give that."""
+def synthetic_of(contract: Contract, settings: Settings) -> Synthetic:
+    """How the synthetic cohort of the run's contract is drawn.
+
+    Raises DataError when the contract has none, its file does not exist or is wrong, StateError when storage lost it.
+    """
+    if not contract.synthetic:
+        raise DataError(
+            f"the contract {contract.name} has no synthetic cohort", "name a file with HEALTH_PREDICT_DATA_SOURCE"
+        )
+    return read_synthetic(_synthetic_text(contract, settings), contract.synthetic, contract)
+
+
+@lru_cache(maxsize=1)
+def built_in_synthetic() -> Synthetic:
+    """How the synthetic cohort of the built-in contract is drawn."""
+    return read_synthetic(_built_in_text(), built_in().synthetic, built_in())
+
+
+def _built_in_text() -> str:
+    return (FOLDER / built_in().synthetic).read_text(encoding="utf-8")
+
+
+def _synthetic_text(contract: Contract, settings: Settings) -> str:
+    named = settings.contract
+    if named and not _DIGEST.fullmatch(named):
+        return _text(_beside(named, contract.synthetic), settings, f"put it beside {named}, or leave `synthetic` out")
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    key = keys.synthetic(contract.digest)
+    if storage.exists(key):
+        return storage.read(key).decode()
+    if contract.digest == built_in().digest:
+        return _built_in_text()
+    raise StateError(
+        f"storage has no {contract.synthetic} of the data contract {contract.digest[:12]}",
+        "name the contract's file with HEALTH_PREDICT_CONTRACT",
+    )
+
+
+def store(storage: Storage, contract: Contract, settings: Settings) -> str:
+    """Write the contract under its digest, with its data file where the settings name the contract's, and give that."""
+    named = settings.contract
+    if contract.synthetic and named and not _DIGEST.fullmatch(named):
+        storage.write(keys.synthetic(contract.digest), _synthetic_text(contract, settings).encode())
     storage.write(keys.contract(contract.digest), contract.to_json())
     return contract.digest
 
@@ -79,22 +122,25 @@ def refuse_other(storage: Storage, contract: Contract) -> None:
         )
 
 
-def use(storage: Storage, contract: Contract) -> None:
+def use(storage: Storage, contract: Contract, settings: Settings) -> None:
     """Let the storage be used for this contract."""
-    storage.write(keys.CONTRACT, store(storage, contract).encode())
+    storage.write(keys.CONTRACT, store(storage, contract, settings).encode())
 
 
-def _read(where: str, settings: Settings) -> Contract:
+def _beside(where: str, name: str) -> str:
+    """The address of a file in the folder of another."""
+    return where[: where.rfind("/") + 1] + name
+
+
+def _text(where: str, settings: Settings, remedy: str) -> str:
     path = file_path(where)
     try:
         if path is None:
             folder, _, name = where.rpartition("/")
-            text = open_storage(folder, settings.s3_endpoint_url).read(name).decode()
-        else:
-            text = path.read_text(encoding="utf-8-sig")
+            return open_storage(folder, settings.s3_endpoint_url).read(name).decode("utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{where} is no text in UTF-8", "save it as UTF-8") from None
     except (OSError, StateError):
         problem = "does not exist" if path is None or not Path(path).exists() else "cannot be read"
-        raise DataError(f"{where} {problem}", "correct or unset HEALTH_PREDICT_CONTRACT") from None
-    return read_contract(text, where)
+        raise DataError(f"{where} {problem}", remedy) from None

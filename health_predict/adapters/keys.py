@@ -21,6 +21,11 @@ def contract(digest: str) -> str:
     return f"contracts/{digest}.json"
 
 
+def synthetic(digest: str) -> str:
+    """What the data contract with this digest says of its synthetic cohort, as its file was written."""
+    return f"contracts/{digest}.synthetic.yaml"
+
+
 def raw(sha256: str) -> str:
     """The raw file with this SHA-256."""
     return f"raw/{sha256}/{RAW_FILE}"

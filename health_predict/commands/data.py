@@ -237,12 +237,18 @@ def synthesize(
     """Write a cohort of patients who do not exist, like the real one in its columns, levels and risks."""
     named_file(out, ANOTHER_FILE)
     with working(console_of(), "synthesizing"):
-        from health_predict.core.data.cohort import save_csv  # these take a second
-        from health_predict.core.data.synthetic import inject, synthesize
+        from health_predict.adapters.contracts import contract_of, synthetic_of  # these take a second
+        from health_predict.core.data.cohort import save_csv
+        from health_predict.core.data.scenarios import inject
+        from health_predict.core.data.synthetic import synthesize
 
-        frame = synthesize(rows, seed)
+        settings = load_settings()
+        contract = contract_of(settings)
+        synthetic = synthetic_of(contract, settings)
+        frame = synthesize(contract, synthetic, rows, seed)
         if scenario is not None:
-            frame, truth = inject(frame, scenario.value, rows // 2 if from_row is None else from_row, seed)
+            begins = rows // 2 if from_row is None else from_row
+            frame, truth = inject(frame, contract, synthetic, scenario, begins, seed)
             write_file(out.with_suffix(".truth.json"), json.dumps(asdict(truth), indent=1) + "\n", ANOTHER_FILE)
         with whole_file(out, ANOTHER_FILE) as temporary:
             save_csv(frame, temporary)

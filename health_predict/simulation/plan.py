@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage
 from health_predict.core.choices import Scenario
-from health_predict.core.data.synthetic import GroundTruth
+from health_predict.core.data.scenarios import GroundTruth
 
 MORE_DELAY = 3  # batches that outcomes take longer in the scenario delayed-labels
 _PLAN = re.compile(keys.simulation("(.+)", re.escape(keys.PLAN)))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from health_predict.adapters import keys
-from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.contracts import contract_of, synthetic_of
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.outcome_files import outcomes_of
@@ -29,12 +29,11 @@ from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy, Scenario
 from health_predict.core.data.cohort import as_requests, in_order, part_bytes, target, training_cohort
-from health_predict.core.data.contract import Contract
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID, write_outcomes
 from health_predict.core.data.partition import BATCHES, Parameters, batch_bounds, partition
+from health_predict.core.data.scenarios import GroundTruth, inject
 from health_predict.core.data.sources import Source
-from health_predict.core.data.synthetic import GroundTruth, inject
 from health_predict.core.promotion import Decision
 from health_predict.errors import GateError, SettingsError, StateError
 from health_predict.settings import Settings
@@ -110,7 +109,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
         if keep or Batches(settings).progress().settled < plan.batches:
             _go_on(settings, known, anew=remember(settings, plan.name))
         return Replay(known, settings, synthetic)
-    truths = _write_batches(storage, plan, training_cohort(raw.path, contract)[0], contract, parameters)
+    truths = _write_batches(settings, storage, plan, training_cohort(raw.path, contract)[0], parameters)
     remember(settings, plan.name)
     version = _first_version(settings, storage)
     # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
@@ -122,17 +121,19 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
 
 
 def _write_batches(
-    storage: Storage, plan: Plan, frame: pd.DataFrame, contract: Contract, parameters: Parameters
+    settings: Settings, storage: Storage, plan: Plan, frame: pd.DataFrame, parameters: Parameters
 ) -> tuple[GroundTruth, ...]:
     """The future batches as they will be sent, with drift injected; what was done to them."""
+    contract = contract_of(settings)
     frame = frame.iloc[np.argsort(in_order(frame, contract), kind="stable")].reset_index(drop=True)
     row = batch_bounds(len(frame), parameters)[plan.from_batch]
     truths = []
     injected = [name for name in plan.scenarios if name != Scenario.NONE]
+    synthetic = synthetic_of(contract, settings) if injected and contract.synthetic else None
     if injected:
         log.info("injecting %s from batch %d on", " and ".join(injected), plan.from_batch)
     for number, scenario in enumerate(injected):
-        frame, truth = inject(frame, scenario, row, plan.seed + number)
+        frame, truth = inject(frame, contract, synthetic, scenario, row, plan.seed + number)
         truths.append(truth)
     for number, batch in enumerate(partition(frame, contract, parameters).batches[: plan.batches]):
         storage.write(keys.batch(keys.simulation(plan.name, BATCHES), number), part_bytes(batch))

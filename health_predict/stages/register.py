@@ -14,10 +14,12 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.batches import trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.files import write_file
+from health_predict.adapters.scores import clinical_scores
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import (
     CHALLENGER,
@@ -34,7 +36,6 @@ from health_predict.core.data.columns import PATIENT, TARGET
 from health_predict.core.data.sources import warning
 from health_predict.core.model import evaluation, risk_groups
 from health_predict.core.model.calibration import uncalibrated
-from health_predict.core.model.clinical_scores import clinical_scores
 from health_predict.core.model.evaluation import Scored
 from health_predict.core.model.families import BASELINE
 from health_predict.core.promotion import Decision, decide_promotion
@@ -251,7 +252,8 @@ class _Judge:
             ],
             # What clinicians use today, on the same rows.
             "clinical_scores": {
-                name: list(astuple(auc_estimate(known, points))) for name, points in clinical_scores(frame).items()
+                name: list(astuple(auc_estimate(known, points)))
+                for name, points in clinical_scores(contract_of(self.settings), frame).items()
             },
             "roc": _roc(labels, scores),
             "confusion": confusion_matrix(labels, scores >= threshold, labels=[0, 1]).tolist(),

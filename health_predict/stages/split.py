@@ -93,7 +93,7 @@ def split(  # each path is an artifact of the pipeline
     stored = _stored(storage, index)
     manifest, files = stored or _build(storage, raw, contract, parameters, delivered, arrivals)
     digest = str(manifest["digest"])
-    use(storage, contract)
+    use(storage, contract, settings)
     if stored:
         log.info("dataset %s is in storage and whole", digest[:12])
     else:

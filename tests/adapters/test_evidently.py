@@ -10,8 +10,8 @@ import pytest
 
 from health_predict.adapters import evidently as adapter
 from health_predict.core.data.columns import FEATURES, Kind
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.input_drift import psi
+from tests.cohorts import synthesize
 
 
 def test_report_names_the_column_that_moved(

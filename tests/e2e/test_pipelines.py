@@ -15,8 +15,8 @@ import pytest
 
 from health_predict.adapters.pipelines.kubeflow import ClusterPipelines, ClusterRun
 from health_predict.core.data.partition import Parameters, partition
-from health_predict.core.data.synthetic import synthesize
 from health_predict.settings import PREFIX, Settings
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 from tests.e2e import platform
 from tests.e2e.conftest import (

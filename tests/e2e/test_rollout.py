@@ -21,13 +21,13 @@ from health_predict.adapters.images import open_registry
 from health_predict.adapters.serving.kubernetes import CANDIDATE, Cluster, KubernetesTarget
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.data.cohort import save_csv
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import GateError, HealthPredictError, UnreachableError
 from health_predict.operations.lineage import lineage
 from health_predict.stages.bento_build import bento_build
 from health_predict.stages.ecr_push import IDENTITY, ecr_push
 from health_predict.stages.rollout import RolloutOutcome, RolloutResult, rollout
 from health_predict.stages.split import split
+from tests.cohorts import synthesize
 from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, deployment, kubectl
 from tests.e2e.faulty_api_server import in_front_of
 from tests.stages.test_rollout import _register

@@ -14,13 +14,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 
+from health_predict.adapters.contracts import built_in
+from health_predict.adapters.scores import clinical_scores
 from health_predict.core.data.cohort import read_cohort, target, without_excluded
 from health_predict.core.data.partition import Parameters, Partition, partition
-from health_predict.core.data.synthetic import synthesize
-from health_predict.core.model.clinical_scores import clinical_scores
 from health_predict.core.model.evaluation import f1_threshold, metrics
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
 pytestmark = pytest.mark.slow
@@ -147,5 +148,5 @@ def test_clinical_scores_rank_the_real_patients_a_little(real_frame: pd.DataFram
     order = real_frame["encounter_id"].astype(int).argsort()
     frame = without_excluded(real_frame.iloc[order].head(20_353))
     # then each score ranks a little better than chance, and none as well as a model
-    for name, points in clinical_scores(frame).items():
+    for name, points in clinical_scores(built_in(), frame).items():
         assert 0.55 < roc_auc_score(target(frame), points) < 0.63, name

@@ -17,10 +17,10 @@ from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import without_excluded
 from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import PREDICTION_ID
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError, StateError
 from health_predict.operations.feed import add_encounters, add_outcomes
 from health_predict.settings import Settings
+from tests.cohorts import synthesize
 
 FRAME = without_excluded(synthesize(60, seed=9)).head(30).reset_index(drop=True)
 

@@ -18,9 +18,9 @@ from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import part_bytes, without_excluded
 from health_predict.core.data.columns import ENCOUNTER, PATIENT, TARGET
 from health_predict.core.data.partition import Parameters, places, rows_digest
-from health_predict.core.data.synthetic import synthesize
 from health_predict.operations.forget import forget
 from health_predict.settings import Settings
+from tests.cohorts import synthesize
 from tests.feed import dated, logged
 
 DAY = datetime(2026, 1, 5, tzinfo=UTC)

@@ -11,10 +11,10 @@ from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.tracking import CHALLENGER, Tracking
 from health_predict.core.data.cohort import without_excluded
 from health_predict.core.data.outcomes import write_outcomes
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.policy import PolicyState, Settlement
 from health_predict.operations.status import status
 from health_predict.settings import Settings
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 from tests.feed import logged
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
 from health_predict.commands.pipeline import COMPILED, app
-from health_predict.core.data.synthetic import synthesize
 from health_predict.pipelines import PIPELINES
 from health_predict.settings import PREFIX, Settings
+from tests.cohorts import synthesize
 
 # What the settings decide, where nothing is asked for: by their names in the environment.
 CHOSEN = {

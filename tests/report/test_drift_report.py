@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.drift import DriftReference, assess
 from health_predict.report.drift_report import drift_page
+from tests.cohorts import synthesize
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -24,7 +24,7 @@ from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
-from health_predict.core.data.synthetic import GroundTruth, synthesize
+from health_predict.core.data.scenarios import GroundTruth
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.report.timeline_report import comparison, summary, timeline_page
 from health_predict.settings import Settings
@@ -33,6 +33,7 @@ from health_predict.simulation.plan import Begun, Plan
 from health_predict.simulation.replay import Replay, _write_batches, deliver_outcomes
 from health_predict.simulation.timeline import Detection, Finding, Sign, detect, timeline
 from health_predict.stages.split import split
+from tests.cohorts import synthesize
 
 KINDS = {
     "concept-flip": "concept",

@@ -21,7 +21,6 @@ from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.data.cohort import load_part, save_csv, save_part, target, without_excluded
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import Parameters, places
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.monitoring.drift import Verdict
 from health_predict.core.monitoring.policy import Action, Settlement
@@ -32,6 +31,7 @@ from health_predict.stages.drift import NO_BATCH, DriftResult, _Model, drift
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import register
 from health_predict.stages.settle import settle
+from tests.cohorts import synthesize
 from tests.conftest import as_if_real
 from tests.contracts import DIABETES
 from tests.feed import logged

@@ -25,7 +25,6 @@ from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
 from health_predict.commands import operate
 from health_predict.core.data.cohort import save_csv
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import GateError, StateError, UnreachableError
 from health_predict.operations.lineage import lineage
 from health_predict.operations.status import status
@@ -34,6 +33,7 @@ from health_predict.stages.bento_build import bento_build
 from health_predict.stages.ecr_push import ecr_push
 from health_predict.stages.rollout import RolloutOutcome, RolloutResult, rollout, unpacked
 from health_predict.stages.split import split
+from tests.cohorts import synthesize
 
 pytestmark = pytest.mark.slow
 

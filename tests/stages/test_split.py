@@ -23,10 +23,10 @@ from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.data.cohort import load_part, save_csv, without_excluded
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import rows_digest
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.split import SplitResult, split
+from tests.cohorts import synthesize
 from tests.conftest import as_if_real
 from tests.contracts import DIABETES
 from tests.feed import logged

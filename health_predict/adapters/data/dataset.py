@@ -17,12 +17,12 @@ from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 
-from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.contracts import contract_of, synthetic_of
 from health_predict.adapters.data.download import NoAnswer, download, say
 from health_predict.adapters.files import whole_file, write_file
 from health_predict.adapters.keys import RAW_FILE
 from health_predict.adapters.storage import open_storage
-from health_predict.core.data.columns import ENCOUNTER
+from health_predict.core.data.contract import Contract
 from health_predict.core.data.csv_file import read_unpacked, refuse_no_csv
 from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
 from health_predict.errors import DataError, StateError, UnreachableError
@@ -53,7 +53,7 @@ def fetch(settings: Settings, console: Console | None = None, *, stand_in: bool 
     contract = contract_of(settings)
     published, pinned = contract.published, settings.data_sha256.lower()
     if settings.data_source == SYNTHETIC_SOURCE:
-        path = _synthetic(folder, console, "it was asked for")
+        path = _synthetic(settings, console, "it was asked for")
     elif settings.data_source:
         path = _named(settings.data_source, _SOURCE, settings, pinned, console)
     elif published is None:
@@ -74,12 +74,12 @@ def fetch(settings: Settings, console: Console | None = None, *, stand_in: bool 
                     "name a file with HEALTH_PREDICT_DATA_SOURCE (in a cluster -p data_source=s3://...), or ask for "
                     f"patients who do not exist: HEALTH_PREDICT_DATA_SOURCE={SYNTHETIC_SOURCE}",
                 ) from None
-            path = _synthetic(folder, console, why)
+            path = _synthetic(settings, console, why)
     found = file_sha256(path)
     _compare(found, pinned, _SOURCE)
     start = _start(path)
     refuse_no_csv(start, settings.data_source or path)
-    source = str(Source.SYNTHETIC if _is_synthetic(start) else Source.CUSTOM)
+    source = str(Source.SYNTHETIC if _is_synthetic(start, contract) else Source.CUSTOM)
     return RawData(path, found, published.name if published and found == published.sha256 else source)
 
 
@@ -165,15 +165,18 @@ def _unpacked(path: Path, target: Path, wanted: str) -> Path:
     return target
 
 
-def _synthetic(folder: Path, console: Console | None, why: str) -> Path:
+def _synthetic(settings: Settings, console: Console | None, why: str) -> Path:
     from health_predict.core.data.cohort import save_csv
-    from health_predict.core.data.synthetic import REAL_SIZE, VERSION, synthesize
+    from health_predict.core.data.synthetic import VERSION, synthesize
 
+    contract = contract_of(settings)
+    synthetic = synthetic_of(contract, settings)
     say(console, f"{SYNTHETIC_WARNING} ({why})", loudly=True)
-    path = folder / f"synthetic-{VERSION}-{REAL_SIZE}-{SYNTHETIC_SEED}.csv"
+    drawn = f"{VERSION}-{contract.digest[:8]}-{synthetic.digest[:8]}-{synthetic.rows}-{SYNTHETIC_SEED}"
+    path = settings.home / "data" / f"synthetic-{drawn}.csv"
     if not path.is_file():
         with whole_file(path) as temporary:
-            save_csv(synthesize(REAL_SIZE, SYNTHETIC_SEED), temporary)
+            save_csv(synthesize(contract, synthetic, synthetic.rows, SYNTHETIC_SEED), temporary)
     return path
 
 
@@ -182,12 +185,13 @@ def _start(path: Path) -> bytes:
         return file.read(65_536)
 
 
-def _is_synthetic(start: bytes) -> bool:
-    """Whether the first encounter of a CSV file has a number of the synthetic cohort."""
+def _is_synthetic(start: bytes, contract: Contract) -> bool:
+    """Whether the first encounter of a CSV file has a number of the contract's synthetic cohort."""
     from health_predict.core.data.synthetic import is_synthetic
 
     lines = io.StringIO(start.decode("utf-8-sig", errors="replace"), newline=None)
-    return is_synthetic(next(csv.DictReader(lines), {}).get(ENCOUNTER) or "")
+    first = next(csv.DictReader(lines), {}).get(contract.order) or ""
+    return bool(contract.synthetic) and is_synthetic(first)
 
 
 def file_sha256(path: Path) -> str:

@@ -16,12 +16,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from health_predict.core.data import codes
 from health_predict.core.data.codes import Chapters, System
-from health_predict.errors import DataError
+from health_predict.core.data.yaml_file import Place, read_yaml
 
 MISSING = "?"  # a missing value in a cohort frame
 MAXIMUM_NUMBER = 10**18 - 1  # of an identifier: fits 64 bits
@@ -332,73 +331,14 @@ def read_contract(text: str, name: object) -> Contract:
 
     Raises DataError with the line of the first mistakes and what to write there.
     """
-    try:
-        # This loader leaves all scalars text: YAML would make a truth value of the level No.
-        data, tree = yaml.load(text, yaml.BaseLoader), yaml.compose(text, yaml.BaseLoader)  # noqa: S506 - text only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise DataError(
-            f"{name}{where} is not valid YAML: {getattr(error, 'problem', None) or error}", "mend the line"
-        ) from None
-    if not isinstance(data, dict) or tree is None:
-        raise DataError(f"{name} is no data contract", "begin one with `health-predict contract draft FILE`")
-    try:
-        contract = Contract.model_validate(data)
-        wrong = [*_named_twice(tree), *_mistakes(contract)]
-    except ValidationError as error:
-        wrong = [(_place(item["loc"], data), _said(item["msg"])) for item in error.errors(include_url=False)]
-    if wrong:
-        shown = "; ".join(
-            f"line {_line(tree, place)}, {'.'.join(map(str, place))}: {what}" for place, what in wrong[:3]
-        )
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DataError(
-            f"{name}: {shown}{more}", "mend these lines; docs/contract.md and its JSON Schema say what each may hold"
-        )
-    return contract
-
-
-Place = tuple[str | int, ...]
-
-
-def _place(loc: Place, data: Mapping[str, Any]) -> Place:
-    """Where in the file a mistake is, from where pydantic found it: a column by its name."""
-    columns = data.get("columns")
-    if loc[:1] == ("columns",) and len(loc) > 1 and isinstance(columns, Mapping):
-        return ("columns", [*columns][int(loc[1])], *loc[2:])
-    return loc
-
-
-def _said(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "the word is unknown here")
-
-
-def _line(node: Any, place: Place) -> int:
-    """The line of the deepest part of `place` that the file has."""
-    line = int(node.start_mark.line) + 1
-    for step in place:
-        if isinstance(node, yaml.MappingNode):
-            found = next((pair for pair in node.value if pair[0].value == str(step)), None)
-            if found is None:
-                return line
-            line, node = int(found[0].start_mark.line) + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = int(node.start_mark.line) + 1
-        else:
-            return line
-    return line
-
-
-def _named_twice(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Names that a mapping has more than once: YAML takes the last and says nothing."""
-    seen = set()
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        if key.value in seen:
-            yield (*place, key.value), "is written twice"
-        seen.add(key.value)
-        yield from _named_twice(value, (*place, key.value))
+    return read_yaml(
+        text,
+        name,
+        Contract,
+        _mistakes,
+        begin=("is no data contract", "begin one with `health-predict contract draft FILE`"),
+        mend="mend these lines; docs/contract.md and its JSON Schema say what each may hold",
+    )
 
 
 def _mistakes(contract: Contract) -> Iterator[tuple[Place, str]]:

@@ -20,11 +20,11 @@ from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.core.data.cohort import without_excluded
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
 from health_predict.core.data.outcomes import write_outcomes
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.policy import Settlement
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.drift import _due
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 from tests.feed import dated, logged
 

@@ -22,14 +22,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from health_predict.adapters.contracts import built_in, built_in_synthetic, synthetic_of
 from health_predict.adapters.data import dataset, download
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.cohort import read_cohort, save_csv
 from health_predict.core.data.sources import Source
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError, UnreachableError
 from health_predict.settings import Settings
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES, published_at
 
 
@@ -104,7 +105,7 @@ def sha256(csv_bytes: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def small_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("health_predict.core.data.synthetic.REAL_SIZE", 500)
+    monkeypatch.setattr(dataset, "synthetic_of", lambda *_: built_in_synthetic().model_copy(update={"rows": 500}))
 
 
 def fetch(
@@ -424,5 +425,20 @@ class TestNamedSource:
 
 def test_the_synthetic_file_is_named_by_what_made_it(tmp_path: Path) -> None:
     path = fetch(Settings(home=tmp_path, data_source="synthetic")).path
-    assert path.name == f"synthetic-1-500-{dataset.SYNTHETIC_SEED}.csv"
+    made_of = f"{built_in().digest[:8]}-{built_in_synthetic().digest[:8]}"
+    assert path.name == f"synthetic-1-{made_of}-500-{dataset.SYNTHETIC_SEED}.csv"
     assert pd.read_csv(path, dtype=str, keep_default_na=False).shape == (500, 50)
+
+
+def test_a_contract_without_a_synthetic_cohort_has_no_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    without = built_in().model_copy(update={"synthetic": ""})
+    monkeypatch.setattr(dataset, "contract_of", lambda _: without)
+    monkeypatch.setattr(dataset, "synthetic_of", synthetic_of)
+    # then
+    with pytest.raises(DataError, match="has no synthetic cohort"):
+        fetch(Settings(home=tmp_path, data_source="synthetic"))
+    assert files(tmp_path) == []
+    # and no number makes its rows synthetic
+    save_csv(synthesize(50, seed=1), tmp_path / "theirs.csv")
+    assert fetch(Settings(home=tmp_path, data_source=str(tmp_path / "theirs.csv"))).source == Source.CUSTOM

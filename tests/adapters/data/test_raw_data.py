@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import built_in_synthetic
+from health_predict.adapters.data import dataset
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data, refuse_other_data
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.data.cohort import save_csv
 from health_predict.core.data.sources import Source
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import Settings
 from health_predict.stages.split import split
+from tests.cohorts import synthesize
 from tests.conftest import as_if_real
 from tests.contracts import published_at
 
@@ -35,10 +37,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """UCI's address leads to a port on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv(
-            "HEALTH_PREDICT_CONTRACT", published_at(f"http://127.0.0.1:{free.getsockname()[1]}/data.zip")
-        )
-    monkeypatch.setattr("health_predict.core.data.synthetic.REAL_SIZE", 500)
+        contract = published_at(f"http://127.0.0.1:{free.getsockname()[1]}/data.zip")
+        monkeypatch.setenv("HEALTH_PREDICT_CONTRACT", contract)
+    monkeypatch.setattr(dataset, "synthetic_of", lambda *_: built_in_synthetic().model_copy(update={"rows": 500}))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 
 from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
 from health_predict.core.data.encounters import as_text, complete, names_of, refused
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
 

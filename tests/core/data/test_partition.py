@@ -24,8 +24,8 @@ from health_predict.core.data.partition import (
     patient_share,
     rows_digest,
 )
-from health_predict.core.data.synthetic import synthesize
 from health_predict.errors import DataError
+from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
 PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="test")

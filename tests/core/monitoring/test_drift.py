@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 
 from health_predict.core.data.cohort import target
 from health_predict.core.data.columns import MISSING, icd9_chapter
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.monitoring.drift import Alarm, DriftFindings, DriftReference, ReasonKind, Verdict, assess
 from health_predict.core.monitoring.input_drift import InputReference, QualityKind, psi
 from health_predict.core.monitoring.performance import (
@@ -30,6 +29,7 @@ from health_predict.core.monitoring.performance import (
 )
 from health_predict.core.monitoring.refit import LabelledRows, refit_gain
 from health_predict.core.statistics import calibration_line, delong, observed_expected, paired_auc
+from tests.cohorts import synthesize
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,15 +1,15 @@
-"""Points of the clinical scores, by hand and on the real data."""
+"""Points of the clinical scores, by hand."""
 
 from __future__ import annotations
 
 import pandas as pd
 import pytest
 
-from health_predict.core.data.columns import EXAMPLE
-from health_predict.core.model.clinical_scores import clinical_scores
+from health_predict.adapters.contracts import built_in
+from health_predict.contracts.diabetes_130 import clinical_scores
 
 HEALTHY = {
-    **EXAMPLE,
+    **built_in().example,
     "time_in_hospital": 1,
     "admission_type_id": "3",
     "number_emergency": 0,

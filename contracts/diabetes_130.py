@@ -1,4 +1,4 @@
-"""What clinicians use today, as far as the data allow: scores that a model has to beat.
+"""The scores of the diabetes contract: what clinicians use today, as far as the data allow.
 
 LACE: length of stay, acuity, comorbidity, emergency visits. Source: van Walraven et al. 2010,
 doi:10.1503/cmaj.091117. HOSPITAL without haemoglobin and sodium, which the data lack. Source: Donze et al. 2013,
@@ -42,7 +42,6 @@ def clinical_scores(frame: pd.DataFrame) -> Mapping[str, Points]:
     return {
         "LACE-like": _lace(frame),
         "HOSPITAL-like": _hospital(frame),
-        "number_inpatient alone": _count(frame, "number_inpatient"),
     }
 
 
