@@ -18,6 +18,7 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
@@ -95,7 +96,7 @@ def month(home: Path) -> None:
         arrivals = Arrivals(settings)
         arrivals.land(pd.read_parquet(home / "nights" / f"{night:02d}.parquet"))
         begin = time.perf_counter()
-        files = {name: home / f"{name}.out" for name in ("report", "evidently", "metrics")}
+        files: dict[str, Any] = {name: home / f"{name}.out" for name in ("report", "evidently", "metrics")}
         result = drift(settings, **files)
         settle(settings, batch=result.batch, batch_digest=result.batch_digest)
         nights.append(time.perf_counter() - begin)

@@ -10,6 +10,7 @@ from health_predict.components.image import PIPELINE_IMAGE
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def drift(
     policy: str,
+    run_id: str,
     report: dsl.Output[dsl.HTML],
     evidently: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
@@ -28,6 +29,7 @@ def drift(
 
     Args:
         policy: never, every, scheduled or drift; empty takes the one of the settings.
+        run_id: Kubeflow's id of the run, whose turn it is until `settle`.
 
     Returns:
         report: Findings and verdict in words.
@@ -48,6 +50,7 @@ def drift(
     with task("drift", policy=policy) as settings:
         result = stage(
             settings,
+            run_id=run_id,
             report=Path(report.path),
             evidently=Path(evidently.path),
             metrics=Path(metrics.path),

@@ -8,13 +8,14 @@ from health_predict.components.image import PIPELINE_IMAGE
 
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
-def settle(batch: int, batch_digest: str, done: str) -> NamedTuple("SettleOutputs", [("outcome", str)]):  # type: ignore[valid-type]
+def settle(batch: int, batch_digest: str, done: str, run_id: str) -> NamedTuple("SettleOutputs", [("outcome", str)]):  # type: ignore[valid-type]
     """End the look at a batch: it is never repeated.
 
     Args:
         batch: Number of the batch; -1 when nothing was due.
         batch_digest: Digest of what was looked at.
         done: Outcome of the action, which this step waits for.
+        run_id: Kubeflow's id of the run, whose turn ends.
 
     Returns:
         outcome: deployed, unchanged or lost (the challenger did not pass).
@@ -23,5 +24,5 @@ def settle(batch: int, batch_digest: str, done: str) -> NamedTuple("SettleOutput
     from health_predict.stages.task import task
 
     with task("settle") as settings:
-        result = stage(settings, batch=int(batch), batch_digest=batch_digest)
+        result = stage(settings, batch=int(batch), batch_digest=batch_digest, run_id=run_id)
     return (result.value,)

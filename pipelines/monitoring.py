@@ -32,7 +32,8 @@ def monitoring(
     seed: str = "",
 ) -> MonitoringOutputs:
     """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle."""
-    watched = wire(drift(policy=policy), "Judge what arrived", memory="1Gi")
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    watched = wire(drift(policy=policy, run_id=run_id), "Judge what arrived", memory="1Gi")
     with dsl.If(watched.outputs["action"] == "retrain", name="retrain"):
         retrained = readmission(
             labelled_batches=watched.outputs["labelled_batches"],
@@ -46,9 +47,9 @@ def monitoring(
         kept = wire(keep(gate="action", value=watched.outputs["action"], expected="none"), "Keep what serves")
     done = dsl.OneOf(retrained.outputs["outcome"], recalibrated.outputs["outcome"], kept.outputs["outcome"])
     name_gate(done, "What to do?")
+    digest = watched.outputs["batch_digest"]
     settled = wire(
-        settle(batch=watched.outputs["batch"], batch_digest=watched.outputs["batch_digest"], done=done),
-        "Close the batch",
+        settle(batch=watched.outputs["batch"], batch_digest=digest, done=done, run_id=run_id), "Close the batch"
     )
     verdict, action = watched.outputs["verdict"], watched.outputs["action"]
     return MonitoringOutputs(verdict, action, settled.outputs["outcome"], watched.outputs["dataset_source"])

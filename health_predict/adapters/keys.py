@@ -161,6 +161,11 @@ def prediction_file(day: str, name: str) -> str:
     return f"{PREDICTIONS}{day}/{name}"
 
 
+def turn(stream: str) -> str:
+    """Which run monitors a stream at the moment."""
+    return f"monitoring/{stream}/turn.json"
+
+
 def simulation(name: str, file: str) -> str:
     """A file of a simulation."""
     return f"{SIMULATIONS}{name}/{file}"

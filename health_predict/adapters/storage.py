@@ -6,6 +6,9 @@ name and a rename in a folder, a single put in S3.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import http
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,6 +35,12 @@ class Storage(Protocol):
 
     def write(self, key: str, data: bytes) -> None:
         """Replace the object atomically."""
+
+    def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The object's bytes and the tag of this state of it, None when there is none."""
+
+    def exchange(self, key: str, data: bytes, tag: str | None) -> bool:
+        """Replace the object if it is still in the state of the tag (None: absent); whether it was."""
 
     def upload(self, file: Path, key: str) -> None:
         """Replace the object by a file's content, atomically."""
@@ -73,6 +82,26 @@ class FolderStorage:
     def write(self, key: str, data: bytes) -> None:
         with whole_file(self._path(key)) as temporary:
             temporary.write_bytes(data)
+
+    def tagged(self, key: str) -> tuple[bytes, str] | None:
+        if not self.exists(key):
+            return None
+        data = self.read(key)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def exchange(self, key: str, data: bytes, tag: str | None) -> bool:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # of the folder itself: a lock's file would be one more object
+            found = self.tagged(key)
+            if (found and found[1]) != tag:
+                return False
+            self.write(key, data)
+        finally:
+            os.close(folder)
+        return True
 
     def upload(self, file: Path, key: str) -> None:
         with whole_file(self._path(key)) as temporary:
@@ -148,6 +177,28 @@ class S3Storage:
     def write(self, key: str, data: bytes) -> None:
         with self._translated(key):
             self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data)
+
+    def tagged(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            with self._translated(key):
+                found = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+                return found["Body"].read(), found["ETag"]
+        except StateError:
+            return None
+
+    def exchange(self, key: str, data: bytes, tag: str | None) -> bool:
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        with self._translated(key):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+            except ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if status not in (http.HTTPStatus.CONFLICT, http.HTTPStatus.PRECONDITION_FAILED):
+                    raise
+                return False
+        return True
 
     def upload(self, file: Path, key: str) -> None:
         with self._translated(key):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from health_predict.core.monitoring.policy import Action
 from health_predict.core.promotion import Decision
@@ -27,7 +28,11 @@ def monitoring(settings: Settings) -> None:
     """drift; then by its action recalibration, readmission on all labelled data, or nothing; then settle."""
     with tempfile.TemporaryDirectory(prefix="health-predict-monitoring-") as folder:
         work = Path(folder)
-        pages = {"report": work / "drift.html", "evidently": work / "evidently.html", "metrics": work / "drift.json"}
+        pages: dict[str, Any] = {
+            "report": work / "drift.html",
+            "evidently": work / "evidently.html",
+            "metrics": work / "drift.json",
+        }
         watched = drift(settings, **pages)
         if watched.action is Action.RETRAIN:
             readmission(settings, watched.labelled_batches, work)

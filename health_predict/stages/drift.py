@@ -26,6 +26,7 @@ from health_predict.adapters.data.batches import Batch, Batches, Labelled, train
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.data.records import FORMAT, BatchDecision, KeptWindow, Progress
+from health_predict.adapters.data.turns import Turn
 from health_predict.adapters.files import write_file
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.storage import Storage
@@ -72,17 +73,19 @@ class DriftResult:
     labelled_batches: int
 
 
-def drift(settings: Settings, *, report: Path, evidently: Path, metrics: Path) -> DriftResult:
+def drift(settings: Settings, *, report: Path, evidently: Path, metrics: Path, run_id: str = "") -> DriftResult:
     """Take in what arrived, judge what is due, and write both reports and the findings (JSON).
 
     Due is the oldest batch that was not judged; where there is none, the outcomes that have matured since. Raises
-    StateError when there is no champion, DataError when other data are asked for than the champion's.
+    StateError when there is no champion, DataError when other data are asked for than the champion's, UnreachableError
+    while another run is at work: this one's turn, by its `run_id`, ends with `settle`.
     """
     tracking = Tracking(settings)
     champion = tracking.champion()
     batches = Batches(settings)
     refuse_other_data(settings, origin_of(batches.storage, champion))
     source = champion.tags.get(Tag.DATASET_SOURCE, "")
+    Turn(settings, batches.storage, run_id).take()
     progress = batches.progress()
     with only_one(settings.home / "arrivals", COLLECT_SECONDS, problem="another run has been taking in arrivals"):
         state = batches.arrivals.collect(progress.waiting)

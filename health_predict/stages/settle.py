@@ -6,6 +6,7 @@ import logging
 
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import SettledBatch, batch_key
+from health_predict.adapters.data.turns import Turn
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.monitoring import policy
 from health_predict.core.monitoring.policy import Action, Settlement
@@ -15,16 +16,21 @@ from health_predict.settings import Settings
 log = logging.getLogger(__name__)
 
 
-def settle(settings: Settings, *, batch: int, batch_digest: str) -> Settlement:
-    """End the look at a batch that `drift` decided, and keep what the policy remembers; how the look ended.
+def settle(settings: Settings, *, batch: int, batch_digest: str, run_id: str = "") -> Settlement:
+    """End the look at a batch that `drift` decided, and the run's turn; how the look ended.
 
     Whether a new version came into service is seen by the champion alone, so that a run that was killed after its
     rollout ends like any other. A repeat gives the stored end. Raises StateError when the batch was not judged.
     """
-    if batch < 0:
-        return Settlement.UNCHANGED
-    champion = Tracking(settings).by_alias(CHAMPION)
     batches = Batches(settings)
+    outcome = Settlement.UNCHANGED if batch < 0 else _settled(settings, batches, batch, batch_digest)
+    Turn(settings, batches.storage, run_id).end()
+    return outcome
+
+
+def _settled(settings: Settings, batches: Batches, batch: int, batch_digest: str) -> Settlement:
+    """Keep how the look ended, and what the policy remembers."""
+    champion = Tracking(settings).by_alias(CHAMPION)
     key = batch_key(batch, batch_digest)
     known, decision, progress = batches.settlement(key), batches.decision(key), batches.progress()
     if known is not None and progress.pending != key:

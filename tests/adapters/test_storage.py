@@ -37,6 +37,19 @@ def test_what_was_written_is_read_and_can_be_replaced(storage: Storage) -> None:
     assert storage.read("a/b.bin") == b"" and storage.exists("a/b.bin")
 
 
+def test_of_two_who_write_at_once_one_is_told_so(storage: Storage) -> None:
+    # given two who find nothing
+    assert storage.tagged("a/turn") is None
+    # then the first one writes, the second one does not
+    assert [storage.exchange("a/turn", text, None) for text in (b"one", b"two")] == [True, False]
+    # when both read that
+    data, tag = storage.tagged("a/turn") or (b"", "")
+    assert data == b"one"
+    # then it is the same for a change
+    assert [storage.exchange("a/turn", text, tag) for text in (b"three", b"four")] == [True, False]
+    assert storage.read("a/turn") == b"three" and storage.keys("") == ["a/turn"]
+
+
 def test_an_absent_key_is_a_state_error_and_leaves_no_file(storage: Storage, tmp_path: Path) -> None:
     assert not storage.exists("a/none")
     with pytest.raises(StateError, match="a/none does not exist"):

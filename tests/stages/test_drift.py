@@ -25,8 +25,8 @@ from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.monitoring.drift import Verdict
 from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.promotion import Decision
-from health_predict.errors import DataError, StateError
-from health_predict.settings import Settings
+from health_predict.errors import DataError, StateError, UnreachableError
+from health_predict.settings import Profile, Settings
 from health_predict.stages.drift import NO_BATCH, DriftResult, _Model, drift
 from health_predict.stages.recalibrate import recalibrate
 from health_predict.stages.register import register
@@ -68,9 +68,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     return settings
 
 
-def run_stage(settings: Settings, folder: Path) -> DriftResult:
+def run_stage(settings: Settings, folder: Path, run_id: str = "") -> DriftResult:
     return drift(
         settings,
+        run_id=run_id,
         report=folder / "report.html",
         evidently=folder / "evidently.html",
         metrics=folder / "metrics.json",
@@ -186,6 +187,30 @@ def test_outcomes_are_judged_when_they_have_matured(
     assert json.loads((tmp_path / "metrics.json").read_text())["findings"]["discrimination"]["windows"] == 2
     finish(hospital.settings, alone)
     assert hospital.look(tmp_path).batch == NO_BATCH
+
+
+def test_two_runs_of_a_cluster_end_as_one_after_the_other(settings: Settings, tmp_path: Path) -> None:
+    # given the same batches in two streams, the second of which two runs watch, by schedule and by hand
+    cohort = exclude_not_readmittable(synthesize(4000, seed=12))
+    alone, both = (Hospital(settings, name, profile=Profile.KIND) for name in ("alone", "both"))
+    for hospital in (alone, both):  # one after the other: whoever looks takes in what is logged
+        hospital.send(cohort[:1200])
+        hospital.send(cohort[1200:2400])
+        for _ in range(2) if hospital is alone else ():
+            finish(hospital.settings, hospital.look(tmp_path))
+    watched = both.settings.model_copy(update={"as_of": both.now})
+    first = run_stage(watched, tmp_path, "schedule")
+    # when the second begins in the middle of the first, then it ends with the reason and has changed nothing
+    before = {key: both.storage.read(key) for key in both.storage.keys("")}
+    with pytest.raises(UnreachableError, match="schedule, has been at work"):
+        run_stage(watched, tmp_path, "hand")
+    assert {key: both.storage.read(key) for key in both.storage.keys("")} == before
+    settle(watched, batch=first.batch, batch_digest=first.batch_digest, run_id="schedule")
+    # when it is started again, then all is as if there had never been two
+    second = run_stage(watched, tmp_path, "hand")
+    settle(watched, batch=second.batch, batch_digest=second.batch_digest, run_id="hand")
+    assert Batches(both.settings).progress() == Batches(alone.settings).progress()
+    assert not both.storage.exists(keys.turn("both"))
 
 
 def test_outcomes_that_never_come_are_not_waited_for_for_ever(settings: Settings, tmp_path: Path) -> None:
