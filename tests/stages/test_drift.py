@@ -191,7 +191,7 @@ def test_outcomes_are_judged_when_they_have_matured(
 
 def test_two_runs_of_a_cluster_end_as_one_after_the_other(settings: Settings, tmp_path: Path) -> None:
     # given the same batches in two streams, the second of which two runs watch, by schedule and by hand
-    cohort = exclude_not_readmittable(synthesize(4000, seed=12))
+    cohort = without_excluded(synthesize(4000, seed=12))
     alone, both = (Hospital(settings, name, profile=Profile.KIND) for name in ("alone", "both"))
     for hospital in (alone, both):  # one after the other: whoever looks takes in what is logged
         hospital.send(cohort[:1200])
