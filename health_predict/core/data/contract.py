@@ -49,7 +49,7 @@ class Kind(StrEnum):
 # A file, the service and the registered model all read by these.
 _PATTERNS = {
     Kind.COUNT: "0|[1-9][0-9]{0,8}",
-    Kind.NUMBER: r"-?(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?",
+    Kind.NUMBER: r"-?[0-9]{1,12}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
     Kind.DATE: "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
 }
 _NUMERIC = "[1-9][0-9]{0,17}"  # fits 64 bits
@@ -256,6 +256,7 @@ class Contract(_Part):
     outcome: Outcome
     follow_up_days: float = Field(30, ge=0, description="Days until an outcome is known")
     exclude: tuple[Exclusion, ...] = ()
+    ignore: tuple[str, ...] = Field((), description='Columns of files that nobody needs; "" is one without a name')
     columns: tuple[Column, ...] = Field(min_length=1)
     groups: tuple[Group, ...] = ()
     subgroups: tuple[Subgroups, ...] = ()
