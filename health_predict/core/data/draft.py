@@ -240,6 +240,17 @@ def _file(
                 lines = {"kind": Kind.IDENTIFIER.value, "numeric": guess.kind == Kind.COUNT.value}
             yield f"  {_scalar(guess.name)}: # {guess.why}"
             yield from (f"    {line}" for line in _lines({"description": "", **lines}))
+    yield "example: # of each column the most frequent value: nobody's"
+    yield from _example(cells, guesses, identifying | {roles.order[0], roles.outcome[0]})
+
+
+def _example(cells: pd.DataFrame, guesses: Sequence[_Guess], without: set[str]) -> Iterator[str]:
+    """Of each column its most frequent value: nobody's encounter."""
+    features = (one for one in guesses if one.lines and one.name not in without)
+    identifying = (Kind.IDENTIFIER.value, Kind.DATE.value)
+    for name in (one.name for one in features if one.kind not in identifying):
+        values = cells[name][cells[name] != MISSING]
+        yield f"  {_scalar(name)}: {_scalar(str(values.mode().iloc[0]))}"
 
 
 def _outcome(guesses: Sequence[_Guess], roles: _Roles) -> Iterator[str]:
