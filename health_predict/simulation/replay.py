@@ -109,7 +109,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
         if keep or Batches(settings).progress().settled < plan.batches:
             _go_on(settings, known, anew=remember(settings, plan.name))
         return Replay(known, settings, synthetic)
-    truths = _write_batches(settings, storage, plan, read_cohort(raw.path), parameters)
+    truths = _write_batches(settings, plan, read_cohort(raw.path), parameters)
     remember(settings, plan.name)
     version = _first_version(settings, storage)
     # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
@@ -121,9 +121,10 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
 
 
 def _write_batches(
-    settings: Settings, storage: Storage, plan: Plan, frame: pd.DataFrame, parameters: Parameters
+    settings: Settings, plan: Plan, frame: pd.DataFrame, parameters: Parameters
 ) -> tuple[GroundTruth, ...]:
     """The future batches as they will be sent, with drift injected; what was done to them."""
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
     frame = frame.iloc[np.argsort(frame[ENCOUNTER].astype(np.int64).to_numpy(), kind="stable")].reset_index(drop=True)
     row = batch_bounds(len(frame), parameters)[plan.from_batch]
     truths = []
