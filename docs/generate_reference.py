@@ -472,7 +472,7 @@ _KINDS = {
 }
 
 
-def _default(value: Any) -> str:
+def _word_default(value: Any) -> str:
     return f"`{', '.join(value)}`" if value and isinstance(value, tuple) else "" if value == {} else _shown(value)
 
 
@@ -480,13 +480,13 @@ def contract_reference_page() -> str:
     """Every word of a contract file."""
     parts = [
         "What a contract file may say; [own-table.md](../own-table.md) shows how one is made. "
-        f"[{SCHEMA.name}]({SCHEMA.name}) is the same for editors, by a first line `# yaml-language-server: $schema=...`.",
+        f"[{SCHEMA.name}]({SCHEMA.name}) says it to editors, by a first line `# yaml-language-server: $schema=...`.",
         "## Kinds of columns",
         table(("Kind", "Holds"), ((f"`{kind}`", text) for kind, text in _KINDS.items())),
     ]
     for model, title, text in _PARTS:
         rows = [
-            (f"`{name}`", "required" if field.is_required() else _default(field.default), field.description or "")
+            (f"`{name}`", "required" if field.is_required() else _word_default(field.default), field.description or "")
             for name, field in model.model_fields.items()
             if not (model is contract.Column and name == "name")
         ]

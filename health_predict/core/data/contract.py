@@ -389,7 +389,7 @@ def _mistakes_of(column: Column) -> Iterator[str]:
     if len(set(column.levels)) < len(column.levels):
         yield "a level is named twice"
     if kind in (Kind.COUNT, Kind.NUMBER) and column.maximum is None:
-        yield f"a {kind} needs a `maximum`: the largest value that can be true"
+        yield f"the kind {kind} needs a `maximum`: the largest value that can be true"
     if kind is Kind.NUMBER and column.minimum is None:
         yield "a number needs a `minimum`: the smallest value that can be true"
     if column.maximum is not None and (column.minimum or 0) > column.maximum:
@@ -423,7 +423,7 @@ def _mistakes_of_names(contract: Contract) -> Iterator[tuple[Place, str]]:
             if column is None:
                 yield place, f"there is no column {name}"
             elif kinds and column.kind not in kinds:
-                yield place, f"{name} is a {column.kind}; it must be a {' or a '.join(kinds)}"
+                yield place, f"{name} is of kind {column.kind}; it must be of kind {' or '.join(kinds)}"
             elif place in (("encounter",), ("patient",)) and column.is_feature:
                 yield place, f"{name} identifies, so its kind must be identifier or date: it is never a feature"
     order = contract.by_name.get(contract.order)
