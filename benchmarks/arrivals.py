@@ -59,7 +59,7 @@ def prepare(home: Path) -> None:
     manifest = {"raw_sha256": "a" * 64, "source": "synthetic", "parameters": Parameters(0.4, 4, "s").to_json()}
     storage.write(keys.dataset(DATASET, keys.MANIFEST), json.dumps(manifest).encode())
     estimator = LogisticRegression(C=0.01, max_iter=1000)
-    pipeline = Pipeline([("features", EncounterFeatures()), ("estimator", estimator)])
+    pipeline = Pipeline([("features", EncounterFeatures(built_in())), ("estimator", estimator)])
     pipeline.fit(train, target(train))
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc", "family": BASELINE}
     parent = tracking.start_search("search", tags, {})

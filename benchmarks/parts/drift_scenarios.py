@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.parts.cohorts import inject, synthesize
+from health_predict.adapters.contracts import built_in
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target, without_excluded
 from health_predict.core.model.families import FAMILIES
@@ -68,14 +69,14 @@ def _seed(seed: int) -> list[Outcome]:
     initial = without_excluded(cohort[:INITIAL]).reset_index(drop=True)
     cut = round(0.75 * len(initial))
     train, validation = initial[:cut], initial[cut:].reset_index(drop=True)
-    features = EncounterFeatures().fit(train)
+    features = EncounterFeatures(built_in()).fit(train)
     family = FAMILIES["LightGBM"]
     model = family.fit(family.first, features.transform(train), target(train), seed=0, threads=1)
 
     def scores(frame: pd.DataFrame) -> np.ndarray:
         return np.asarray(model.predict_proba(features.transform(frame))[:, 1], dtype=np.float64)
 
-    reference = DriftReference.fit(train, target(validation), scores(validation), draws=300)
+    reference = DriftReference.fit(train, built_in(), target(validation), scores(validation), draws=300)
     outcomes = []
     for name in EXPECTED:
         frame = cohort

@@ -91,7 +91,7 @@ def _scores(model: int) -> Floats:
     assert _SHARED is not None
     rows, batch, part = _SHARED
     train = rows[(batch < model) & (part == TRAIN)].reset_index(drop=True)
-    features = EncounterFeatures().fit(train)
+    features = EncounterFeatures(built_in()).fit(train)
     family = FAMILIES[FAMILY]
     fitted = family.fit(family.first, features.transform(train), target(train), seed=0, threads=1)
     return np.asarray(fitted.predict_proba(features.transform(rows))[:, 1], dtype=np.float64)
@@ -170,7 +170,8 @@ def _reference(stream: Stream, version: _Version, draws: int) -> DriftReference:
     labelled = stream.batch < version.model
     validation = np.flatnonzero(labelled & (stream.part == VALIDATION))
     train = stream.frame[labelled & (stream.part == TRAIN)]
-    return DriftReference.fit(train, stream.outcomes[validation], version.scores(stream, validation), draws=draws)
+    scores = version.scores(stream, validation)
+    return DriftReference.fit(train, built_in(), stream.outcomes[validation], scores, draws=draws)
 
 
 def _assess(stream: Stream, version: _Version, reference: DriftReference, batch: int) -> DriftFindings:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.parts.search_space import NAMES, SEED
+from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import read_cohort, target
 from health_predict.core.model.evaluation import metrics
 from health_predict.core.model.families import FAMILIES, Choice, Range
@@ -151,7 +152,7 @@ def optuna(trials: int, folder: Path, home: Path) -> float:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     mlflow = experiment(home)
     train, validation = read(folder)
-    features = EncounterFeatures().fit(train)
+    features = EncounterFeatures(built_in()).fit(train)
     rows, labels = features.transform(train), target(train)
     validation_rows, validation_labels = features.transform(validation), target(validation)
     best = 0.0
@@ -214,7 +215,7 @@ def halving(trials: int, folder: Path, home: Path) -> float:
     forest_or_xgboost = {"RandomForest": RandomForestClassifier, "XGBoost": XGBClassifier}
     mlflow = experiment(home)
     train, validation = read(folder)
-    features = EncounterFeatures().fit(train)
+    features = EncounterFeatures(built_in()).fit(train)
     rows = np.vstack([features.transform(train), features.transform(validation)])
     labels = np.concatenate([target(train), target(validation)])
     fold = PredefinedSplit(np.repeat([-1, 0], [len(train), len(validation)]))

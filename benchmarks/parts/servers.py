@@ -23,6 +23,7 @@ import psutil
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts.cohorts import synthesize
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag
 from health_predict.core.data.cohort import as_requests, target
 from health_predict.core.model import risk_groups
@@ -56,7 +57,7 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     """Fit a family's first candidate on synthetic encounters and build its Bento in `folder`."""
     everything = synthesize(TRAINING_ROWS + OTHER_ROWS, seed=seed)
     training, other = everything.head(TRAINING_ROWS), everything.tail(OTHER_ROWS).reset_index(drop=True)
-    features = EncounterFeatures().fit(training)
+    features = EncounterFeatures(built_in()).fit(training)
     chosen = FAMILIES[family]
     estimator = chosen.fit(chosen.first, features.transform(training), target(training), seed=seed, threads=1)
     pipeline = Pipeline([("features", features), ("estimator", estimator)])

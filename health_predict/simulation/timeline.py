@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.files import write_file
@@ -235,7 +236,7 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
 
 def publish(replay: Replay, found: Timeline) -> str:
     """Write the page and its figures (JSON) to storage and, as a file to open, to the home; the page's address."""
-    page = timeline_page(asdict(found))
+    page = timeline_page(asdict(found), contract_of(replay.settings).outcome)
     replay.storage.write(keys.simulation(found.name, keys.FIGURES), json.dumps(asdict(found), indent=1).encode())
     replay.storage.write(keys.simulation(found.name, keys.TIMELINE), page.encode())
     file = replay.settings.home / "simulations" / found.name / keys.TIMELINE

@@ -37,7 +37,7 @@ class World:
 
 
 def fit(family: str, train: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures().fit(train)
+    features = EncounterFeatures(built_in()).fit(train)
     estimator = FAMILIES[family].fit(
         FAMILIES[family].first, features.transform(train), target(train), seed=17, threads=1
     )

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
@@ -56,7 +57,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     manifest = {"raw_sha256": "a" * 64, "source": "synthetic", "parameters": Parameters(0.4, 4, SALT).to_json()}
     storage.write(f"datasets/{DATASET}/manifest.json", json.dumps(manifest).encode())
     train: pd.DataFrame = parts["train"].reset_index(drop=True)
-    pipeline = Pipeline([("features", EncounterFeatures()), ("estimator", LogisticRegression(C=0.01, max_iter=1000))])
+    estimator = LogisticRegression(C=0.01, max_iter=1000)
+    pipeline = Pipeline([("features", EncounterFeatures(built_in())), ("estimator", estimator)])
     pipeline.fit(train, target(train))
     tracking = Tracking(settings)
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc"}

@@ -19,6 +19,7 @@ import pandas as pd
 from health_predict.core.data.columns import CONTRACT
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract, Kind
 from health_predict.core.data.csv_file import read_table
+from health_predict.core.data.requests import Value
 from health_predict.errors import DataError
 
 FIRST_LINE = 2  # of the encounters in a file: line 1 is the header
@@ -249,9 +250,7 @@ def training_cohort(path: Path, contract: Contract, name: str = "") -> tuple[pd.
     return labelled, len(frame) - len(labelled)
 
 
-def as_requests(
-    frame: pd.DataFrame, columns: Sequence[Column] = CONTRACT.features
-) -> list[dict[str, str | int | float | None]]:
+def as_requests(frame: pd.DataFrame, columns: Sequence[Column] = CONTRACT.features) -> list[dict[str, Value]]:
     """Some columns of a valid cohort frame as bodies of `POST /predict`: counts and numbers as such, `?` as None."""
     return [
         {column.name: column.value(value) for column, value in zip(columns, row, strict=True)}

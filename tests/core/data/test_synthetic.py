@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from health_predict.adapters.contracts import built_in_synthetic
+from health_predict.adapters.contracts import built_in, built_in_synthetic
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target, validate, without_excluded
 from health_predict.core.data.columns import AGES, COLUMNS, DIAGNOSES, DRUGS, NOT_READMITTABLE
@@ -41,7 +41,7 @@ def model(large: pd.DataFrame) -> Callable[[pd.DataFrame], float]:
     """AUC on other rows of a regression that was fitted before the drift."""
     train = without_excluded(large.iloc[:FROM_ROW])
     train = train[[patient_share("s", number) < 0.7 for number in train["patient_nbr"]]]
-    fitted = make_pipeline(EncounterFeatures(), StandardScaler(), LogisticRegression(C=3e-4, max_iter=500))
+    fitted = make_pipeline(EncounterFeatures(built_in()), StandardScaler(), LogisticRegression(C=3e-4, max_iter=500))
     fitted.fit(train, target(train))
     known = set(train["patient_nbr"])
 
