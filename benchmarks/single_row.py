@@ -14,9 +14,9 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DIABETES, synthesize
+from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import target
-from health_predict.core.data.columns import FEATURES
 from health_predict.core.model.evaluation import f1_threshold
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
@@ -25,7 +25,7 @@ from health_predict.core.serving.scoring import GraphScorer
 
 ROWS = 200
 ROUNDS = 5
-NAMES = [column.name for column in FEATURES]
+NAMES = [column.name for column in built_in().features]
 
 
 def milliseconds(predict: Callable[[dict[str, str]], float], rows: list[dict[str, str]]) -> float:
@@ -42,8 +42,8 @@ def milliseconds(predict: Callable[[dict[str, str]], float], rows: list[dict[str
 def main() -> None:
     """Fit, compile, compare, print the table and the ratios."""
     frame = synthesize(12_000, seed=1)
-    features = EncounterFeatures().fit(frame)
-    matrix, labels = features.transform(frame), target(frame)
+    features = EncounterFeatures(built_in()).fit(frame)
+    matrix, labels = features.transform(frame), target(frame, DIABETES)
     rows: list[dict[str, str]] = [dict(zip(NAMES, row, strict=True)) for row in frame[NAMES].head(ROWS).to_numpy()]
     ratios = {}
     print(f"{'family':<20} {'pipeline, ms':>14} {'compiled, ms':>14} {'ratio':>7}")

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import health_predict  # noqa: E402
 from benchmarks.parts import results  # noqa: E402
 from health_predict import cli, components, errors  # noqa: E402
+from health_predict.adapters.contracts import built_in  # noqa: E402
 from health_predict.core.data import contract  # noqa: E402
 from health_predict.pipelines import PIPELINES  # noqa: E402
 from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings  # noqa: E402
@@ -162,6 +163,7 @@ def http_page() -> str:
     # A Bento's folder without its model: what the document says of a model is not on the page.
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(ROOT / "bentos" / "readmission" / "service.py", folder)
+        (Path(folder) / "contract.json").write_bytes(built_in().to_json())
         (Path(folder) / "requirements.txt").write_text("bentoml")
         sys.path.insert(0, folder)
         service = import_module("service")

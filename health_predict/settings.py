@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     mlflow_patience: float = Field(300, ge=0, description="Seconds that a search waits for an MLflow that is away")
     mlflow_experiment: str = Field("readmission", min_length=1, description="MLflow experiment of the searches")
     registered_model: str = Field(
-        "readmission", pattern="^[^/:'\"]+$", description="Name in MLflow's model registry, without / : ' and \""
+        "", pattern="^[^/:'\"]*$", description="Name in MLflow's model registry; empty: that of the data contract"
     )
 
     families: tuple[str, ...] = Field((), description="Model families to search, as a JSON list; empty: all")

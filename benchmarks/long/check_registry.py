@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from health_predict.adapters.contracts import stored_contract
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import as_requests
-from health_predict.core.data.columns import FEATURES, MISSING, Kind
+from health_predict.core.data.contract import MISSING, Contract, Kind
 from health_predict.settings import PREFIX, Settings
 
 ROWS = 2000
@@ -67,7 +68,8 @@ def main() -> int:
             model = f"models:/{champion.name}@{CHAMPION}"
             storage = open_storage(settings.storage, settings.s3_endpoint_url)
             frame = stored_part(storage, champion.tags[Tag.DATASET_DIGEST], "test").tail(ROWS).reset_index(drop=True)
-            rows, missing = as_people_have_them(frame)
+            contract = stored_contract(storage, champion.tags[Tag.CONTRACT_DIGEST])
+            rows, missing = as_people_have_them(frame, contract)
             python = _environment(folder / "fresh", settings, model)
             elsewhere = folder / "elsewhere"
             elsewhere.mkdir()
@@ -79,7 +81,7 @@ def main() -> int:
                 "mlflow models serve": _serve(python, settings, model, elsewhere, {"dataframe_records": plain}),
             }
             url = f"http://127.0.0.1:{settings.serving_port}/predict/batch?log=false"
-            expected = _post(url, as_requests(frame))
+            expected = _post(url, as_requests(frame, contract.features))
     different = [
         f"row {number}, {name}: {_of(one)} instead of {_of(right)}"
         for name, found in answers.items()
@@ -98,13 +100,14 @@ def main() -> int:
     return 1 if different else 0
 
 
-def as_people_have_them(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], int]:
+def as_people_have_them(frame: pd.DataFrame, contract: Contract) -> tuple[list[dict[str, Any]], int]:
     """Encounters with counts and codes as numbers or text, and three ways to say that something is missing."""
     rows: list[dict[str, Any]] = []
     missing = 0
-    for number, cells in enumerate(frame[[column.name for column in FEATURES]].itertuples(index=False, name=None)):
+    features = contract.features
+    for number, cells in enumerate(frame[[column.name for column in features]].itertuples(index=False, name=None)):
         row = {}
-        for position, (column, cell) in enumerate(zip(FEATURES, cells, strict=True)):
+        for position, (column, cell) in enumerate(zip(features, cells, strict=True)):
             turn = number + position
             if cell == MISSING:
                 missing += 1

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.parts.cohorts import inject
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.evidently import run_preset, statistics
 from health_predict.core.choices import Scenario
-from health_predict.core.data.columns import MISSING
+from health_predict.core.data.contract import MISSING
 from health_predict.core.monitoring.drift import DriftReference, assess
 from health_predict.core.monitoring.input_drift import InputReference
 
@@ -53,11 +54,11 @@ def _sample(frame: pd.DataFrame, rows: int, random: np.random.Generator) -> pd.D
 
 def false_alarms(training: pd.DataFrame, draws: int) -> dict[int, tuple[float, float]]:
     """Shares of clean resamples of the reference that alarm, and that raise a question about recording, by size."""
-    reference = InputReference.fit(training)
+    reference = InputReference.fit(training, built_in())
     random = np.random.default_rng(99)
     found = {}
     for size in SIZES:
-        findings = [reference.compare(_sample(training, size, random)) for _ in range(draws)]
+        findings = [reference.compare(_sample(training, size, random), built_in()) for _ in range(draws)]
         found[size] = (sum(one.alarm for one in findings) / draws, sum(bool(one.quality) for one in findings) / draws)
     return found
 
@@ -67,14 +68,14 @@ def power(training: pd.DataFrame, clean: pd.DataFrame, draws: int, evidently_dra
 
     Batches are drawn from `clean`: rows that the reference does not hold, of the same distribution.
     """
-    reference = InputReference.fit(training)
+    reference = InputReference.fit(training, built_in())
     random = np.random.default_rng(7)
     found: dict[str, dict[str, float]] = {}
     for name, shift in {"no shift": lambda frame, seed: frame, **SHIFTS}.items():
         ours, stability, share, any_column = [], [], [], []
         for draw in range(draws):
             batch = shift(_sample(clean, POWER_ROWS, random), draw)
-            findings = reference.compare(batch)
+            findings = reference.compare(batch, built_in())
             ours.append(findings.alarm)
             stability.append(any(column.psi > PSI_LIMIT for column in findings.columns))
             if draw < evidently_draws:
@@ -92,7 +93,7 @@ def power(training: pd.DataFrame, clean: pd.DataFrame, draws: int, evidently_dra
 
 def evidently_drift(reference: pd.DataFrame, current: pd.DataFrame) -> tuple[int, int]:
     """How many of how many columns Evidently's preset calls drifted, by its own tests."""
-    tests = statistics(run_preset(reference, current).dict()).drifted
+    tests = statistics(run_preset(reference, current, built_in()).dict()).drifted
     return sum(tests.values()), len(tests)
 
 
@@ -100,7 +101,9 @@ def cpu(training: pd.DataFrame, batch: pd.DataFrame, rounds: int = 5) -> dict[st
     """CPU milliseconds for one batch (smallest of some rounds): ours, the whole verdict, Evidently's preset."""
     random = np.random.default_rng(0)
     risk = random.beta(2, 15, len(training))
-    reference = DriftReference.fit(training, (random.random(len(risk)) < risk).astype(np.float64), risk, draws=100)
+    reference = DriftReference.fit(
+        training, built_in(), (random.random(len(risk)) < risk).astype(np.float64), risk, draws=100
+    )
     scores = random.beta(2, 15, len(batch))
     outcomes = (random.random(len(scores)) < scores).astype(np.float64)
 
@@ -116,7 +119,7 @@ def cpu(training: pd.DataFrame, batch: pd.DataFrame, rounds: int = 5) -> dict[st
         warnings.simplefilter("ignore")
         evidently_drift(training[:500], batch[:500])  # its import and first use are not counted
         return {
-            "inputs": smallest(lambda: reference.inputs.compare(batch), 4 * rounds),
+            "inputs": smallest(lambda: reference.inputs.compare(batch, built_in()), 4 * rounds),
             "verdict": smallest(lambda: assess(reference, batch, scores, outcomes), 4 * rounds),
             "evidently": smallest(lambda: evidently_drift(training, batch), 2),
         }

@@ -12,10 +12,11 @@ import msgspec
 from pydantic import BaseModel, Field, create_model
 from starlette.responses import Response
 
-from health_predict.core.data.columns import FEATURES, Kind
+from health_predict.adapters.contracts import built_in
+from health_predict.core.data.contract import Kind
 
 fields: dict[str, Any] = {}
-for column in FEATURES:
+for column in built_in().features:
     kind: Any = (int | str) if column.kind is Kind.COUNT or column.levels[:1] == ("1",) else str
     fields[column.name.replace("-", "_")] = (
         (kind | None, Field(None, alias=column.name)) if column.nullable else (kind, Field(alias=column.name))

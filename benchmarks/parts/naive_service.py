@@ -10,13 +10,14 @@ import pandas as pd
 from fastapi import FastAPI
 from pydantic import BaseModel, Field, create_model
 
-from health_predict.core.data.columns import FEATURES, MISSING, Kind
+from health_predict.adapters.contracts import built_in
+from health_predict.core.data.contract import MISSING, Kind
 
 saved = joblib.load(os.environ["NAIVE_MODEL"])
 model, threshold = saved["pipeline"], saved["threshold"]
 
 fields: dict[str, Any] = {}
-for column in FEATURES:
+for column in built_in().features:
     kind: Any = int if column.kind is Kind.COUNT else str
     fields[column.name.replace("-", "_")] = (
         (kind | None, Field(None, alias=column.name)) if column.nullable else (kind, Field(alias=column.name))

@@ -1,4 +1,4 @@
-"""Readmission within 30 days as a BentoML service: `bentoml serve` runs it, BentoML's clients speak to it."""
+"""The risk of the contract's outcome as a BentoML service: `bentoml serve` runs it, BentoML's clients speak to it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import bentoml
 
-from health_predict.serving.contract import Encounter, Prediction, Predictions, batch_of
-from health_predict.serving.document import document
+from health_predict.serving.contract import Prediction, Predictions, batch_of, encounter_model
+from health_predict.serving.document import description_of, document
 from health_predict.serving.gate import WAITING_BATCHES, Gate, Route, keep_values_out_of_logs, options_of
 from health_predict.serving.pages import PATHS, pages
 from health_predict.serving.predictor import MEBIBYTE, Predictor
+from health_predict.serving.scorer import contract_in
 from health_predict.settings import load_settings
 
 HERE = Path(__file__).parent
@@ -21,18 +22,21 @@ HERE = Path(__file__).parent
 REQUIREMENTS = (HERE / "requirements.txt").read_text(encoding="utf-8").split()
 WHEELS = [f"./wheels/{path.name}" for path in (HERE / "wheels").glob("*.whl")]
 SETTINGS = load_settings()
+CONTRACT = contract_in(HERE)
 if TYPE_CHECKING:
-    from pydantic import RootModel
+    from pydantic import BaseModel, RootModel
 
+    Encounter = BaseModel
     Encounters = RootModel[list[Encounter]]
 else:
-    Encounters = batch_of(SETTINGS.serving_batch_rows)  # of a length that the settings limit
+    Encounter = encounter_model(CONTRACT)
+    Encounters = batch_of(Encounter, SETTINGS.serving_batch_rows)  # of a length that the settings limit
 ROUTES = {
     "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, explains=True),
     "/predict/batch": Route(Encounters, SETTINGS.serving_batch_mb * MEBIBYTE, seconds=30, most=WAITING_BATCHES),
 }
 COUNTED = frozenset({*PATHS, "/livez", "/healthz", "/readyz", "/schema.json"})
-PREDICTOR = Predictor(HERE, SETTINGS, [*ROUTES, *COUNTED, "other"])
+PREDICTOR = Predictor(HERE, Encounter, SETTINGS, [*ROUTES, *COUNTED, "other"])
 
 
 @bentoml.asgi_app(pages(PREDICTOR, lambda: document(Readmission, ROUTES, PREDICTOR)), path="/")
@@ -59,7 +63,7 @@ PREDICTOR = Predictor(HERE, SETTINGS, [*ROUTES, *COUNTED, "other"])
     tracing={"excluded_urls": [".*"]},
 )
 class Readmission:
-    """Probability that a diabetic in-patient comes back within 30 days of discharge."""
+    __doc__ = description_of(CONTRACT)
 
     def __init__(self) -> None:
         keep_values_out_of_logs()

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from health_predict.adapters.files import whole_file, write_json
-from health_predict.core.data.columns import FEATURES, Kind
+from health_predict.core.data.contract import MISSING, Contract, Kind
 
 REFERENCE_ROWS = 5000  # more change the statistics little and cost time
 
@@ -32,6 +32,7 @@ class ColumnStatistics(dict[str, float]):
 def evidently_report(
     reference: pd.DataFrame,
     current: pd.DataFrame,
+    contract: Contract,
     html: Path,
     *,
     json_file: Path | None = None,
@@ -43,7 +44,7 @@ def evidently_report(
     `reference`, `current`: cohort frames; a reference of more than REFERENCE_ROWS rows is sampled. `method`:
     Evidently's name of a test for the levels of categorical columns; by default its choice by kind and size.
     """
-    snapshot = run_preset(reference, current, method=method, seed=seed)
+    snapshot = run_preset(reference, current, contract, method=method, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with whole_file(html) as temporary:
@@ -54,21 +55,30 @@ def evidently_report(
     return statistics(content)
 
 
-def run_preset(reference: pd.DataFrame, current: pd.DataFrame, *, method: str | None = None, seed: int = 0) -> Any:
+def run_preset(
+    reference: pd.DataFrame, current: pd.DataFrame, contract: Contract, *, method: str | None = None, seed: int = 0
+) -> Any:
     """Evidently's snapshot of its data drift preset with its tests, nothing written."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its dependencies; nothing the user could act on
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
 
-        names = [column.name for column in FEATURES if column.name in reference and column.name in current]
-        counts = [column.name for column in FEATURES if column.kind is Kind.COUNT and column.name in names]
+        features = [column for column in contract.features if column.name in reference and column.name in current]
+        names = [column.name for column in features]
+        # A column of numbers that may be missing has NaN for them.
+        types = {
+            column.name: "float64" if column.nullable or column.kind is Kind.NUMBER else "int64"
+            for column in features
+            if column.kind in (Kind.COUNT, Kind.NUMBER)
+        }
         definition = DataDefinition(
-            numerical_columns=counts, categorical_columns=[name for name in names if name not in counts]
+            numerical_columns=list(types), categorical_columns=[name for name in names if name not in types]
         )
 
         def dataset(frame: pd.DataFrame) -> Any:
-            typed = frame[names].astype(dict.fromkeys(counts, "int64"))
+            present = {name: frame[name].where(frame[name] != MISSING) for name in types}
+            typed = frame[names].assign(**present).astype(types)
             return Dataset.from_pandas(typed, data_definition=definition)
 
         if len(reference) > REFERENCE_ROWS:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.data.contract import Contract
+from health_predict.core.model.evaluation import single_predictor
 from health_predict.errors import SettingsError
 
 GROUP = "health_predict.scores"
@@ -29,7 +30,7 @@ def clinical_scores(contract: Contract, frame: pd.DataFrame) -> Mapping[str, Poi
     """
     alone = contract.single_predictor
     theirs = _plug_in(contract)(frame) if contract.scores else {}
-    return {**theirs, f"{alone} alone": pd.to_numeric(frame[alone]).to_numpy(np.float64)}
+    return {**theirs, f"{alone} alone": single_predictor(frame, contract)}
 
 
 def _plug_in(contract: Contract) -> PlugIn:

@@ -206,6 +206,7 @@ def profile(
     target = named_file(out, ANOTHER_FILE) if out else settings.home / "data-profile.html"
     console = console_of()
     with working(console, "reading and checking"):
+        from health_predict.adapters.contracts import contract_of
         from health_predict.core.data import cohort  # these take seconds
         from health_predict.core.data.partition import Parameters, partition
         from health_predict.report.data_profile import data_profile_page
@@ -215,12 +216,9 @@ def profile(
         frame, _ = cohort.training_cohort(raw.path, contract, str(file or raw.path))
     with working(console, "profiling"):
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
+        cut = partition(frame, contract, parameters)
         page = data_profile_page(
-            frame,
-            partition(frame, contract, parameters),
-            parameters=parameters,
-            raw_sha256=raw.sha256,
-            source=str(raw.source),
+            frame, contract, cut, parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
         )
         write_file(target, page, ANOTHER_FILE if out else "")
     typer.echo(target)

@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.data.contract import Contract
 from health_predict.core.model.evaluation import (
     Labels,
     Scored,
     compare,
     metrics,
     paired_difference,
+    single_predictor,
     subgroup_levels,
 )
 from health_predict.core.monitoring.performance import DEFAULT_LIMITS, LabelledWindow, assess_calibration
@@ -26,7 +28,7 @@ from health_predict.core.statistics import Estimate
 # A champion is replaced unless the challenger is clearly worse: one set of 3,000 rows cannot see less than .03.
 CHAMPION_MARGIN = 0.02
 SUBGROUP_MARGIN = 0.10
-_ALONE, _BASELINE = "better than number_inpatient alone", "not worse than the baseline"
+_BASELINE = "not worse than the baseline"
 _CHAMPION, _SUBGROUPS = "not worse than the champion", "no subgroup far worse than the champion's"
 Rows = npt.NDArray[np.bool_] | slice
 
@@ -61,10 +63,18 @@ class Promotion:
         return [f"{gate.name}: {gate.reason}" for gate in failed or self.gates]
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedRows:
+    """The validation rows: encounters (n, columns) of a contract, their labels (n,) and patients (n,)."""
+
+    contract: Contract
+    frame: pd.DataFrame
+    labels: Labels
+    patients: npt.ArrayLike
+
+
 def decide_promotion(  # the rows, the models that are compared on them, and how
-    frame: pd.DataFrame,
-    labels: Labels,
-    patients: npt.ArrayLike,
+    judged: JudgedRows,
     candidate: Scored,
     baseline: Scored | None,
     champion: Scored | None,
@@ -77,11 +87,12 @@ def decide_promotion(  # the rows, the models that are compared on them, and how
     """Ask every gate about `candidate` on validation rows; promote when all pass.
 
     `baseline` is the logistic regression of the same search, None when it is the candidate itself; `champion` is
-    what serves now, None before the first deployment. Frame (n, columns), the others (n,). `same_estimator`: the
-    candidate is the champion with a new calibration, so that it ranks as what passed the two gates about ranking.
+    what serves now, None before the first deployment. `same_estimator`: the candidate is the champion with a new
+    calibration, so that it ranks as what passed the two gates about ranking.
     `learned_less`: the champion has learned from outcomes that came later, so it is for the candidate to be better.
     """
-    ids = np.asarray(patients)
+    labels, ids = judged.labels, np.asarray(judged.patients)
+    beats = f"better than {judged.contract.single_predictor} alone"
 
     def ahead(other: npt.NDArray[np.floating], rows: Rows = slice(None), share: int = 1) -> Estimate:
         """The candidate's AUC less that of other scores, on some rows, by a share of the resamples."""
@@ -92,12 +103,12 @@ def decide_promotion(  # the rows, the models that are compared on them, and how
     gates = [_beats_always_negative(labels, candidate)]
     if same_estimator:
         gates += [
-            Gate(name, True, "the estimator is the champion's, which passed this gate") for name in (_ALONE, _BASELINE)
+            Gate(name, True, "the estimator is the champion's, which passed this gate") for name in (beats, _BASELINE)
         ]
     else:
-        alone = ahead(pd.to_numeric(frame["number_inpatient"]).to_numpy(dtype=float))
+        alone = ahead(single_predictor(judged.frame, judged.contract))
         doubt = "" if alone.low > 0 else ", which does not exclude 0"
-        gates.append(Gate(_ALONE, alone.low > 0, f"AUC difference {alone}{doubt}"))
+        gates.append(Gate(beats, alone.low > 0, f"AUC difference {alone}{doubt}"))
         gates.append(_not_worse_than_baseline(labels, ids, candidate, baseline, seed, resamples))
     gates.append(_calibrated(labels, candidate))
     if champion is None:
@@ -105,7 +116,7 @@ def decide_promotion(  # the rows, the models that are compared on them, and how
     else:
         gates.append(_against_champion(ahead(champion.scores), learned_less))
         worse = []
-        for (attribute, level), mask in subgroup_levels(frame).items():
+        for (attribute, level), mask in subgroup_levels(judged.frame, judged.contract).items():
             if 0 < labels[mask].sum() < mask.sum():
                 difference = ahead(champion.scores, mask, 3)
                 if difference.high < 0 and difference.value < -SUBGROUP_MARGIN:

@@ -57,6 +57,7 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
     page = render(
         "overview.html",
         labels=LABELS,
+        outcome=tracking.contract.outcome,
         version=chosen.version,
         tags=chosen.tags,
         serves=champion is not None and champion.version == chosen.version,

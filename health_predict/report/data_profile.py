@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from health_predict.core.data.columns import (
-    COLUMNS,
-    DRUGS,
-    ENCOUNTER,
-    FEATURES,
-    MISSING,
-    PATIENT,
-    POSITIVE,
-    TARGET,
-    Kind,
-)
+from health_predict.core.data.cohort import encounter_of, target
+from health_predict.core.data.contract import MISSING, Contract, Group, Kind
 from health_predict.core.data.partition import Parameters, Partition
 from health_predict.report import plots
-from health_predict.report.page import render
+from health_predict.report.page import capital, render
 
 _LEVELS_SHOWN = 12
 
 
 def data_profile_page(
     frame: pd.DataFrame,
+    contract: Contract,
     cut: Partition,
     *,
     parameters: Parameters,
@@ -34,115 +27,145 @@ def data_profile_page(
     source: str,
     dataset_digest: str = "",
 ) -> str:
-    """HTML page of a valid, labelled cohort frame and its partition.
+    """HTML page of a valid, labelled cohort frame of a contract and its partition.
 
     `Initial` is the first share of the encounters in order of time, `later` are the future batches; both without
-    encounters that cannot be readmitted.
+    encounters that the contract excludes.
     """
     # The splits without the labelled batches that joined them.
     together = pd.concat([cut.train, cut.validation, cut.test], ignore_index=True)
-    initial = together[~together[ENCOUNTER].isin(cut.joined[ENCOUNTER])]
+    joined = encounter_of(cut.joined, contract)
+    initial = together[~encounter_of(together, contract).isin(joined)]
     later = pd.concat(cut.batches, ignore_index=True)
     kept = pd.concat([initial, later], ignore_index=True)
-    count_names = [column.name for column in COLUMNS if column.kind is Kind.COUNT]
+    profile = _Profile(contract, initial, later, kept)
+    grouped = {name for group in contract.groups for name in group.columns}
     return render(
         "data_profile.html",
+        contract=contract,
         synthetic=source == "synthetic",
         source=source,
         raw_sha256=raw_sha256,
         dataset_digest=dataset_digest,
         parameters=parameters,
         cut=cut,
-        file=_people(frame),
-        cohort=_people(kept),
-        initial=_people(initial),
-        later=_people(later),
-        repeats=kept[PATIENT].duplicated().mean(),
-        splits={name: _people(part) for name, part in cut.splits.items()},
-        prevalence=_prevalence_plot(initial, cut),
-        missing=_missing_plot(initial, later),
-        counts=[
-            (name, [part[name].astype(np.int64).agg(["mean", "median", "max"]) for part in (initial, later)])
-            for name in count_names
+        left_out=[
+            (f"{one.column} {level}", cut.excluded[level])
+            for one in contract.exclude
+            for level in one.levels
+            if level in cut.excluded
+        ],
+        file=profile.people(frame),
+        cohort=profile.people(kept),
+        initial=profile.people(initial),
+        later=profile.people(later),
+        repeats=kept[contract.patient].duplicated().mean(),
+        splits={name: profile.people(part) for name, part in cut.splits.items()},
+        prevalence=profile.prevalence_plot(cut),
+        missing=profile.missing_plot(),
+        amounts=[
+            (column.name, 0 if column.kind is Kind.COUNT else 2, profile.amounts(column.name))
+            for column in contract.features
+            if column.kind in (Kind.COUNT, Kind.NUMBER)
         ],
         levels=[
-            (column, _levels(column.name, initial, later, kept))
-            for column in COLUMNS
-            if column.kind in (Kind.LEVEL, Kind.OPEN_LEVEL) and column.name not in DRUGS
+            (column, profile.levels(column.name))
+            for column in (*contract.features, contract.target)
+            if column.kind in (Kind.LEVEL, Kind.OPEN_LEVEL, Kind.FLAG) and column.name not in grouped
         ],
-        diagnoses=[
-            (column, _levels(column.name, initial, later, kept)) for column in COLUMNS if column.kind is Kind.CODE
-        ],
-        drugs=[_drug(name, initial, later, kept) for name in DRUGS],
-        constant=[column.name for column in FEATURES if kept[column.name].nunique() == 1],
+        codes=[(column, profile.levels(column.name)) for column in contract.features if column.kind is Kind.CODE],
+        groups=[profile.group(group) for group in contract.groups],
+        constant=[column.name for column in contract.features if kept[column.name].nunique() == 1],
     )
 
 
-def _prevalence(frame: pd.DataFrame) -> float:
-    return float((frame[TARGET] == POSITIVE).mean())
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """The initial encounters, the later ones, and both."""
 
+    contract: Contract
+    initial: pd.DataFrame
+    later: pd.DataFrame
+    kept: pd.DataFrame
 
-def _people(frame: pd.DataFrame) -> dict[str, Any]:
-    positives = int((frame[TARGET] == POSITIVE).sum())
-    patients = frame[PATIENT].nunique()
-    return {"rows": len(frame), "patients": patients, "positives": positives, "prevalence": _prevalence(frame)}
+    def prevalence(self, frame: pd.DataFrame) -> float:
+        return float(target(frame, self.contract).mean()) if len(frame) else np.nan
 
+    def people(self, frame: pd.DataFrame) -> dict[str, Any]:
+        positives, patients = int(target(frame, self.contract).sum()), frame[self.contract.patient].nunique()
+        return {"rows": len(frame), "patients": patients, "positives": positives, "prevalence": self.prevalence(frame)}
 
-def _prevalence_plot(initial: pd.DataFrame, cut: Partition) -> plots.Plot:
-    frames = [initial, *cut.batches]
-    shares = np.array([_prevalence(part) for part in frames])
-    sizes = np.array([max(1, len(part)) for part in frames])
-    half = 1.96 * np.sqrt(shares * (1 - shares) / sizes)
-    return plots.line(
-        ["initial", *(str(index) for index in range(len(cut.batches)))],
-        {"readmitted within 30 days": shares},
-        title="Readmission over time",
-        description="Share of encounters readmitted within 30 days, in the initial data and each future batch",
-        x_label="batch",
-        y_label="share of encounters",
-        bands={"readmitted within 30 days": (np.maximum(shares - half, 0), np.minimum(shares + half, 1))},
-    )
+    def prevalence_plot(self, cut: Partition) -> plots.Plot:
+        frames, outcome = [self.initial, *cut.batches], self.contract.outcome
+        shares = np.array([self.prevalence(part) for part in frames])
+        sizes = np.array([max(1, len(part)) for part in frames])
+        half = 1.96 * np.sqrt(shares * (1 - shares) / sizes)
+        return plots.line(
+            ["initial", *(str(index) for index in range(len(cut.batches)))],
+            {outcome.happened: shares},
+            title=f"{capital(outcome.event)} over time",
+            description=f"Share of encounters {outcome.happened}, in the initial data and each future batch",
+            x_label="batch",
+            y_label="share of encounters",
+            bands={outcome.happened: (np.maximum(shares - half, 0), np.minimum(shares + half, 1))},
+        )
 
+    def missing_plot(self) -> plots.Plot | None:
+        names = [column.name for column in self.contract.features if column.nullable]
+        shares = pd.DataFrame(
+            {"initial": (self.initial[names] == MISSING).mean(), "later": (self.later[names] == MISSING).mean()}
+        )
+        most = shares.max(axis=1)
+        shares = shares.loc[most[most > 0].sort_values(ascending=False, kind="stable").index]
+        if shares.empty:
+            return None
+        return plots.bars(
+            list(shares.index),
+            {part: shares[part].to_numpy() for part in ("initial", "later")},
+            title="Missing values",
+            description="Share of encounters without a value, for the columns that have any such encounter",
+            value_label="share missing",
+            share=True,
+            label_heading="Column",
+        )
 
-def _missing_plot(initial: pd.DataFrame, later: pd.DataFrame) -> plots.Plot | None:
-    names = [column.name for column in COLUMNS if column.nullable]
-    shares = pd.DataFrame({"initial": (initial[names] == MISSING).mean(), "later": (later[names] == MISSING).mean()})
-    most = shares.max(axis=1)
-    shares = shares.loc[most[most > 0].sort_values(ascending=False, kind="stable").index]
-    if shares.empty:
-        return None
-    return plots.bars(
-        list(shares.index),
-        {part: shares[part].to_numpy() for part in ("initial", "later")},
-        title="Missing values",
-        description="Share of encounters without a value, for the columns that have any such encounter",
-        value_label="share missing",
-        share=True,
-        label_heading="Column",
-    )
+    def amounts(self, name: str) -> list[pd.Series[float]]:
+        """Mean, median and maximum of what is there, initially and later."""
+        return [
+            pd.to_numeric(part[name].where(part[name] != MISSING)).astype(float).agg(["mean", "median", "max"])
+            for part in (self.initial, self.later)
+        ]
 
+    def levels(self, name: str) -> list[tuple[Any, ...]]:
+        """The most frequent levels and a row for the rest: level, encounters, share initially and later, outcome."""
+        kept = self.kept
+        table = pd.DataFrame(
+            {
+                "rows": kept[name].value_counts(),
+                "initial": self.initial[name].value_counts(normalize=True),
+                "later": self.later[name].value_counts(normalize=True),
+                "positives": pd.Series(target(kept, self.contract), kept.index).groupby(kept[name]).sum(),
+            }
+        ).fillna(0)
+        table = table.sort_index().sort_values("rows", ascending=False, kind="stable")
+        rest = table.iloc[_LEVELS_SHOWN:]
+        table = table.iloc[:_LEVELS_SHOWN]
+        if len(rest):
+            table.loc[f"{len(rest)} others"] = rest.sum()
+        positive = table.pop("positives") / table["rows"]
+        return list(table.assign(positive=positive).rename({MISSING: "missing"}).itertuples(name=None))
 
-def _levels(name: str, initial: pd.DataFrame, later: pd.DataFrame, kept: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """The most frequent levels and one row for the rest: level, encounters, share initially and later, readmitted."""
-    table = pd.DataFrame(
-        {
-            "rows": kept[name].value_counts(),
-            "initial": initial[name].value_counts(normalize=True),
-            "later": later[name].value_counts(normalize=True),
-            "positives": (kept[TARGET] == POSITIVE).groupby(kept[name]).sum(),
-        }
-    ).fillna(0)
-    table = table.sort_index().sort_values("rows", ascending=False, kind="stable")
-    rest = table.iloc[_LEVELS_SHOWN:]
-    table = table.iloc[:_LEVELS_SHOWN]
-    if len(rest):
-        table.loc[f"{len(rest)} others"] = rest.sum()
-    readmitted = table.pop("positives") / table["rows"]
-    return list(table.assign(readmitted=readmitted).rename({MISSING: "missing"}).itertuples(name=None))
-
-
-def _drug(name: str, initial: pd.DataFrame, later: pd.DataFrame, kept: pd.DataFrame) -> tuple[str, list[float]]:
-    """Shares: given initially and later; of those given it, with a changed dose, and readmitted."""
-    given = kept[kept[name] != "No"]
-    before, after = ((part[name] != "No").mean() for part in (initial, later))
-    return name, [before, after, given[name].isin(("Up", "Down")).mean(), _prevalence(given)]
+    def group(self, group: Group) -> tuple[str, list[str], list[tuple[str, list[float]]]]:
+        """Heading, columns and rows of what is counted together: the first count, and the others and the outcome of
+        those that it counts."""
+        (first, counted), *others = group.counts.items()
+        outcomes = f"{capital(self.contract.outcome.events)}, of those"
+        columns = ["Column", f"{capital(first)}, initial", f"{capital(first)}, later"]
+        rows = []
+        for name in group.columns:
+            those = self.kept[self.kept[name].isin(counted)]
+            before, after = (float(part[name].isin(counted).mean()) for part in (self.initial, self.later))
+            among = [float(those[name].isin(levels).mean()) for _, levels in others]
+            rows.append((name, [before, after, *among, self.prevalence(those)]))
+        heading = capital(", ".join(group.counts))
+        return heading, [*columns, *(f"{capital(name)}, of those" for name, _ in others), outcomes], rows

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from health_predict.core.data.contract import Outcome
 from health_predict.core.monitoring.drift import DriftFindings, SubgroupFinding
 from health_predict.core.monitoring.performance import DEFAULT_LIMITS, Limits, threshold
 from health_predict.report import plots
@@ -19,6 +20,7 @@ _SHOWN = 12  # columns in the plot
 
 def drift_page(  # each parameter is a part of the page
     findings: DriftFindings,
+    outcome: Outcome,
     *,
     batch: int,
     facts: Sequence[tuple[str, str]],
@@ -31,13 +33,16 @@ def drift_page(  # each parameter is a part of the page
     waiting: Sequence[str] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> str:
-    """The page for a batch. `probabilities` have shape (n,); `outcomes` (NaN: not known yet) belong to the scores
+    """The page for a batch; `outcome` has the words.
+
+    `probabilities` have shape (n,); `outcomes` (NaN: not known yet) belong to the scores
     `judged` (m,), which are those of an earlier batch where outcomes come late. `waiting` says what has none yet.
     `evidently`: its statistic by column; empty when it was not asked.
     """
     return render(
         "drift.html",
         findings=findings,
+        outcome=outcome,
         batch=batch,
         facts=facts,
         synthetic=synthetic,
@@ -51,11 +56,11 @@ def drift_page(  # each parameter is a part of the page
             title="Predicted risk",
             description="Share of encounters by predicted risk, on validation and in this batch. "
             f"The mean is {percent(findings.scores.mean_before)} and {percent(findings.scores.mean_after)}.",
-            x_label="predicted risk of readmission",
+            x_label=f"predicted risk of {outcome.event}",
         ),
         auc_plot=_discrimination(findings),
-        calibration_plot=_calibration(findings, probabilities if judged is None else judged, outcomes),
-        subgroup_plot=_subgroups(findings.subgroups),
+        calibration_plot=_calibration(findings, outcome, probabilities if judged is None else judged, outcomes),
+        subgroup_plot=_subgroups(findings.subgroups, outcome),
     )
 
 
@@ -91,26 +96,28 @@ def _discrimination(findings: DriftFindings) -> plots.Plot | None:
     )
 
 
-def _calibration(findings: DriftFindings, probabilities: Floats, outcomes: Floats) -> plots.Plot | None:
+def _calibration(
+    findings: DriftFindings, outcome: Outcome, probabilities: Floats, outcomes: Floats
+) -> plots.Plot | None:
     if findings.calibration is None:
         return None
     known = np.isfinite(outcomes)
     return plots.calibration(
         outcomes[known],
         probabilities[known],
-        description="Observed share of readmissions against predicted risk in ten groups of equal size. "
+        description=f"Observed share of {outcome.events} against predicted risk in ten groups of equal size. "
         f"Observed over expected is {number(findings.calibration.ratio.value, 2)}.",
     )
 
 
-def _subgroups(groups: Sequence[SubgroupFinding]) -> plots.Plot | None:
+def _subgroups(groups: Sequence[SubgroupFinding], outcome: Outcome) -> plots.Plot | None:
     if not groups:
         return None
     return plots.interval_dots(
         [f"{group.attribute}: {group.level}" for group in groups],
         [group.ratio for group in groups],
         title="Observed over expected by group",
-        description="Observed over expected readmissions of each group with 95 % intervals; 1 is right.",
+        description=f"Observed over expected {outcome.events} of each group with 95 % intervals; 1 is right.",
         value_label="observed / expected",
         reference=1.0,
         label_heading="Group",

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 
 from health_predict.adapters.tracking import RunRecord
+from health_predict.core.data.contract import Contract
 from health_predict.core.statistics import Estimate
 from health_predict.report import plots
 from health_predict.report.comparison import LABELS
 from health_predict.report.page import render
 
 
-def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) -> str:
-    """HTML page of a model version from its `Best_` run and the evaluation that `register` stored."""
+def model_card_page(version: str, contract: Contract, run: RunRecord, content: Mapping[str, Any]) -> str:
+    """HTML page of a model version of a contract from its `Best_` run and the evaluation that `register` stored."""
     tested = content["on_test"]
     truth, scores = np.asarray(tested["outcomes"]), np.asarray(tested["scores"])
     threshold = content["threshold"]
     return render(
         "model_card.html",
         version=version,
+        contract=contract,
         run=run,
         content=content,
         labels=LABELS,
@@ -35,7 +37,9 @@ def model_card_page(version: str, run: RunRecord, content: Mapping[str, Any]) ->
             truth, scores, description="Positive predictive value over sensitivity on the test set", threshold=threshold
         ),
         calibration=plots.calibration(
-            truth, scores, description="Observed share of readmissions over the predicted probability, in tenths"
+            truth,
+            scores,
+            description=f"Observed share of {contract.outcome.events} over the predicted probability, in tenths",
         ),
         subgroup_plot=_subgroup_plot(tested["subgroups"]),
         importances=_importance_plot(tested["importances"]),

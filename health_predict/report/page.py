@@ -56,6 +56,11 @@ def difference(item: Mapping[str, float]) -> str:
     return f"{signed(item['value'])} ({signed(item['low'])} to {signed(item['high'])})"
 
 
+def capital(text: str) -> str:
+    """With a capital letter at its begin, as a heading has it; the rest stays."""
+    return text[:1].upper() + text[1:]
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -69,7 +74,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in (number, percent, interval, estimate, signed, difference):
+    for name in (number, percent, interval, estimate, signed, difference, capital):
         environment.filters[name.__name__] = name
     environment.globals["Tag"] = Tag
     return environment

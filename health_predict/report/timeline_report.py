@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from health_predict.core.data.contract import Outcome
 from health_predict.report import plots
 from health_predict.report.page import ABSENT, number, render
 
 
-def timeline_page(found: Mapping[str, Any]) -> str:
-    """HTML page of `simulation.timeline.Timeline` as a plain structure."""
+def timeline_page(found: Mapping[str, Any], outcome: Outcome) -> str:
+    """HTML page of `simulation.timeline.Timeline` as a plain structure; `outcome` has the words."""
     moments: Sequence[Mapping[str, Any]] = found["moments"]
     detection: Mapping[str, Any] | None = found["detection"]
     marks = _marks(moments, detection)
     return render(
         "timeline.html",
         found=found,
+        outcome=outcome,
         synthetic=found["synthetic"],
         auc_plot=_metric(moments, marks, "auc", "AUC", {}, 3),
         calibration_plot=_metric(

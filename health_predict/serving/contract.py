@@ -1,8 +1,8 @@
 """What a request may hold and what an answer holds, as pydantic models.
 
-The columns make the model of an encounter, and it alone says what is valid: BentoML validates with it, its schema
-stands in the OpenAPI document, and its errors are worded here. No message repeats a value of a request: it may be a
-patient's.
+The columns of a data contract make the model of an encounter, and it alone says what is valid: BentoML validates with
+it, its schema stands in the OpenAPI document, and its errors are worded here. No message repeats a value of a request:
+it may be a patient's.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
 from pydantic_core import from_json
 
-from health_predict.core.data.columns import (
-    BY_NAME,
-    EXAMPLE,
-    FEATURES,
-    IDENTIFIERS,
+from health_predict.core.data.contract import (
     MAXIMUM_CODE,
     MAXIMUM_NUMBER,
     MAXIMUM_TEXT,
     MISSING,
     WORDS_FOR_MISSING,
     Column,
+    Contract,
     Kind,
 )
+from health_predict.core.data.requests import Value, example_of, takes_numbers
 from health_predict.core.model.contributions import LOG_ODDS, PROBABILITY
 from health_predict.core.model.risk_groups import GROUPS
 
@@ -35,6 +33,8 @@ from health_predict.core.model.risk_groups import GROUPS
 LONGEST_LIST = 1000
 # A wrong name is repeated to show the typing mistake, cut to this length.
 LONGEST_NAME = 64
+# Of a number: as many as its text may have.
+DECIMALS = 12
 
 
 # Words for missing in a schema's pattern, in which no case is ignored.
@@ -42,35 +42,59 @@ NO_VALUE = "|".join(re.sub("[a-z]", lambda at: f"[{at[0]}{at[0].upper()}]", word
 
 
 def _type_of(column: Column) -> Any:
+    kind = _present_type(column)
+    return kind | None if column.nullable else kind
+
+
+def _present_type(column: Column) -> Any:
+    """What a request may say, null apart."""
     missing = [MISSING] if column.nullable else []
     pattern = "|".join([column.pattern, *(f"[{text}]" for text in missing)])
-    if column.kind is Kind.COUNT:
-        kind: Any = Annotated[int, Field(ge=column.minimum, le=column.maximum)]
-    elif column.kind is Kind.LEVEL:
-        kind = Literal[(*column.levels, *missing)]
-    elif column.kind is Kind.CODE:
-        kind = Annotated[str, Field(pattern=f"^({pattern})$")]
-    elif column.kind is Kind.IDENTIFIER:
-        kind = Annotated[int, Field(ge=1, le=MAXIMUM_NUMBER)] | Annotated[str, Field(pattern=f"^({pattern})$")]
-    elif column.kind is Kind.DATE:
-        # Not every text of the pattern is a day of the calendar: `format` says so.
-        day = Field(pattern=f"^({column.pattern})$", json_schema_extra={"format": "date"})
-        kind = Annotated[str, day, AfterValidator(partial(_held, column))] | Literal[MISSING]
-    elif column.is_code:
-        kind = Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^{column.pattern}$")]
-    else:
-        length = Field(min_length=1, max_length=MAXIMUM_TEXT)
-        held = lru_cache(1000)(partial(_held, column))  # the same few levels come again and again
-        never = [] if column.nullable else [f"[{MISSING}]"]
-        schema: Any = {"pattern": f"^{column.pattern}$", "not": {"pattern": f"^({'|'.join([NO_VALUE, *never])})$"}}
-        kind = Annotated[str, length, AfterValidator(held), Field(json_schema_extra=schema)]
-    return kind | None if column.nullable else kind
+    match column.kind:
+        case Kind.COUNT:
+            count = Annotated[int, Field(ge=column.counts[0], le=column.counts[-1])]
+            return count | Literal[MISSING] if missing else count
+        case Kind.NUMBER:
+            bounds = Field(ge=column.minimum, le=column.maximum, allow_inf_nan=False)
+            text = Annotated[str, Field(pattern=f"^({pattern})$"), AfterValidator(partial(_held, column))]
+            return Annotated[float, bounds, AfterValidator(partial(_written, column))] | text
+        case Kind.LEVEL | Kind.FLAG:
+            whole = column.levels if takes_numbers(column) else ()
+            numbers = [int(level) for level in whole if str(int(level)) == level]
+            levels: Any = Literal[(*column.levels, *numbers, *missing)]
+            flag = Annotated[bool, AfterValidator(column.levels.__getitem__)]  # no, then yes
+            return flag | levels if column.kind is Kind.FLAG else levels
+        case Kind.CODE:
+            return Annotated[str, Field(pattern=f"^({pattern})$")]
+        case Kind.IDENTIFIER if column.numeric:
+            digits = Annotated[str, Field(pattern=f"^({pattern})$")]
+            return Annotated[int, Field(ge=1, le=MAXIMUM_NUMBER)] | digits
+        case Kind.DATE:
+            # Not every text of the pattern is a day of the calendar: `format` says so.
+            day = Field(pattern=f"^({column.pattern})$", json_schema_extra={"format": "date"})
+            return Annotated[str, day, AfterValidator(partial(_held, column))] | Literal[MISSING]
+    if column.is_code:
+        return Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^({pattern})$")]
+    length = Field(min_length=1, max_length=MAXIMUM_TEXT)
+    held: Any = partial(_held, column)
+    if column.kind is Kind.OPEN_LEVEL:
+        held = lru_cache(1000)(held)  # the same few levels come again and again
+    never = [] if column.nullable else [f"[{MISSING}]"]
+    schema: Any = {"pattern": f"^{column.pattern}$", "not": {"pattern": f"^({'|'.join([NO_VALUE, *never])})$"}}
+    return Annotated[str, length, AfterValidator(held), Field(json_schema_extra=schema)]
 
 
 def _held(column: Column, text: str) -> str:
     if not column.holds(text):
         raise ValueError(column.allowed)
     return text
+
+
+def _written(column: Column, number: float) -> float:
+    """A number that a file can hold too."""
+    if round(number, DECIMALS) != number:
+        raise ValueError(column.allowed)
+    return number
 
 
 def _description(column: Column) -> str:
@@ -83,35 +107,46 @@ def _description(column: Column) -> str:
     )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+class _Encounter(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
+    # No column has such a name.
+    __contract__: ClassVar[Contract]
 
 
-Encounter: Any = create_model(  # type: ignore[call-overload]
-    "Encounter",
-    __base__=_Strict,
-    __doc__="One encounter under the data set's own column names.",
-    **{
+def encounter_model(contract: Contract) -> Any:
+    """The model of an encounter, which knows its contract.
+
+    `vars` of an instance gives the values by column: the features in the order of the contract, then the identifiers,
+    which are logged and never scored.
+    """
+    example = example_of(contract)
+    fields: dict[str, Any] = {
         column.name: (
             _type_of(column),
             Field(
                 None if column.nullable else ...,
                 description=_description(column),
-                json_schema_extra={"example": EXAMPLE.get(column.name)},
+                json_schema_extra={"example": example.get(column.name)},
             ),
         )
-        for column in (*FEATURES, *IDENTIFIERS)
-    },
-)
-"""`vars` of an instance gives the values by column: those of `columns.FEATURES` in their order, then the identifiers,
-which are logged and never scored."""
+        for column in (*contract.features, *contract.identifiers)
+    }
+    doc = "One encounter under the data set's own column names."
+    model = create_model("Encounter", __base__=_Encounter, __doc__=doc, **fields)
+    model.__contract__ = contract
+    return model
+
+
+def contract_of_model(model: Any) -> Contract | None:
+    """The contract of a model of an encounter; None for another model."""
+    return getattr(model, "__contract__", None)
 
 
 class Contribution(BaseModel):
     """What one column of the encounter added to the score."""
 
     column: str
-    value: str | int | None
+    value: Value
     contribution: float
 
 
@@ -132,7 +167,9 @@ class Explanation(BaseModel):
 class Prediction(BaseModel):
     """What the service says about one encounter."""
 
-    prediction: Literal[0, 1] = Field(description="1: readmission within 30 days expected")
+    prediction: Literal[0, 1] = Field(
+        description="1: the outcome is expected, since the score is at least the threshold"
+    )
     probability_score: float = Field(ge=0, le=1)
     risk_group: Literal[GROUPS]  # type: ignore[valid-type]
     model_version: str
@@ -142,10 +179,10 @@ class Prediction(BaseModel):
     )
 
 
-def batch_of(maximum_rows: int) -> Any:
+def batch_of(encounter: Any, maximum_rows: int) -> Any:
     """The model of a list of at most so many encounters."""
     # The reading ends with the first wrong encounter; `violations` names them all.
-    rows = Annotated[list[Encounter], FailFast(), Field(max_length=maximum_rows)]
+    rows = Annotated[list[encounter], FailFast(), Field(max_length=maximum_rows)]
 
     class Encounters(RootModel[rows]):
         # Not a docstring: the class that BentoML makes of this one has none.
@@ -153,6 +190,7 @@ def batch_of(maximum_rows: int) -> Any:
             hide_input_in_errors=True,
             json_schema_extra={"description": "Encounters, each as for a single prediction."},
         )
+        row: ClassVar[Any] = encounter
         maximum: ClassVar[int] = maximum_rows
 
     return Encounters
@@ -193,7 +231,7 @@ class Problem(BaseModel):
     detail: str
 
 
-_ALLOWED = {column.name: column.allowed for column in (*FEATURES, *IDENTIFIERS)}
+OTHER_TYPES = ("int_type", "float_type", "bool_type", "string_type")
 MESSAGES = {
     "json_invalid": "is not valid JSON in UTF-8",
     "model_type": "must be an object with one field for each column",
@@ -215,7 +253,7 @@ def violations(model: Any, body: bytes) -> list[Violation]:
         # Of a batch it tells of the list, or of the first wrong encounter.
         of_list = len(error.errors(include_url=False)[0]["loc"]) == 0
         if of_list or not issubclass(model, RootModel):
-            return list(worded(error, ("body",)))
+            return list(worded(error, ("body",), contract_of_model(model)))
     else:
         return []
     rows = from_json(body)
@@ -224,32 +262,32 @@ def violations(model: Any, body: bytes) -> list[Violation]:
     found: list[Violation] = []
     for number, row in enumerate(rows):
         try:
-            Encounter.model_validate(row)
+            model.row.model_validate(row)
         except ValidationError as error:
-            found += worded(error, ("body", number))
+            found += worded(error, ("body", number), contract_of_model(model.row))
         if len(found) > LONGEST_LIST:
             more = Violation(loc=["body"], msg="there are more violations than are listed", type="truncated")
             return [*found[:LONGEST_LIST], more]
     return found
 
 
-def worded(error: ValidationError, loc: tuple[str | int, ...]) -> Iterator[Violation]:
-    """The violations of one object, one for each field; `loc` is its own place."""
+def worded(error: ValidationError, loc: tuple[str | int, ...], contract: Contract | None = None) -> Iterator[Violation]:
+    """The violations of one object, one for each field; `loc` is its own place, `contract` that of an encounter."""
     by_field: dict[tuple[str | int, ...], list[str]] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         # Below a field stands which of its types was tried.
         by_field.setdefault(item["loc"][:1], []).append(item["type"])
     for field, kinds in by_field.items():
         # A code is a number or text: what is wrong with the one that it is says more than that it is not the other.
-        kind = next((kind for kind in kinds if kind not in ("int_type", "string_type")), kinds[0])
+        kind = next((kind for kind in kinds if kind not in OTHER_TYPES), kinds[0])
         shown = [part[:LONGEST_NAME] if isinstance(part, str) else part for part in field]
-        yield Violation(loc=[*loc, *shown], msg=_message(kind, field), type=kind)
+        yield Violation(loc=[*loc, *shown], msg=_message(kind, field, contract), type=kind)
 
 
-def _message(kind: str, field: tuple[str | int, ...]) -> str:
-    if kind == "extra_forbidden" and field[0] in BY_NAME:
+def _message(kind: str, field: tuple[str | int, ...], contract: Contract | None) -> str:
+    if kind == "extra_forbidden" and contract is not None and field[0] in contract.by_name:
         return "is not sent with a request; remove it"
-    if kind in MESSAGES:
+    if kind in MESSAGES or contract is None:
         return MESSAGES[kind]
-    allowed = _ALLOWED[str(field[0])]
+    allowed = next(one.allowed for one in (*contract.features, *contract.identifiers) if one.name == field[0])
     return f"is required: {allowed}" if kind == "missing" else f"must be {allowed}"

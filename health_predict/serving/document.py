@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from health_predict.core.data.columns import EXAMPLE
+from health_predict.core.data.contract import Contract
+from health_predict.core.data.requests import example_of
 from health_predict.serving.contract import Options, Problem, Violations
 from health_predict.serving.gate import Route
 from health_predict.serving.predictor import MEBIBYTE, Predictor
@@ -16,7 +17,6 @@ from health_predict.serving.predictor import MEBIBYTE, Predictor
 REFERENCE = "#/components/schemas/{model}"
 # BentoML makes a class of its own of each model, and names it so.
 MADE = "IODescriptor"
-TITLE = "Readmission within 30 days"
 
 
 class Health(BaseModel):
@@ -33,6 +33,7 @@ class Health(BaseModel):
     bento_tag: str = ""
     bento_digest: str = ""
     run_id: str = ""
+    contract_digest: str = ""
     dataset_digest: str = ""
     dataset_source: str = ""
     git_commit: str = ""
@@ -59,18 +60,16 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
         ),
         "/metrics": ("Prometheus metrics", {"200": {"description": "Metrics in text format", "content": plain}}),
     }
+    example = example_of(predictor.contract)
     paths = {
-        api.route: {"post": _operation(found["paths"][api.route]["post"], routes[api.route], api)}
+        api.route: {"post": _operation(found["paths"][api.route]["post"], routes[api.route], api, example)}
         for api in service.apis.values()
     }
     paths |= {
         path: {"get": {"operationId": path.strip("/"), "summary": summary, "responses": responses}}
         for path, (summary, responses) in gets.items()
     }
-    description = (
-        "Probability that a diabetic in-patient comes back within 30 days of discharge. Trained on US data of "
-    )
-    description += "1999-2008. Not for clinical use."
+    description = description_of(predictor.contract)
     if "risk_cutoffs" in health:
         low, medium, high = health["risk_cutoffs"]
         description += (
@@ -80,10 +79,20 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
     return {
         # Its schemas are pydantic's, which version 3.0 does not know.
         "openapi": "3.1.0",
-        "info": {"title": TITLE, "version": health.get("model_version", ""), "description": description},
+        "info": {
+            "title": predictor.contract.title,
+            "version": health.get("model_version", ""),
+            "description": description,
+        },
         "paths": paths,
         "components": {"schemas": {**_without_bentomls(found["components"]["schemas"]), **ours["$defs"]}},
     }
+
+
+def description_of(contract: Contract) -> str:
+    """What the service says, in words."""
+    learned = f"Learned from: {contract.description.rstrip('.')}. " if contract.description else ""
+    return f"Probability that a patient is {contract.outcome.happened}. {learned}Not for clinical use."
 
 
 def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _operation(operation: dict[str, Any], route: Route, api: Any) -> dict[str, Any]:
+def _operation(operation: dict[str, Any], route: Route, api: Any, example: dict[str, Any]) -> dict[str, Any]:
     options = Options.model_json_schema()["properties"]
     body = {"schema": {"$ref": REFERENCE.format(model=api.input_spec.__name__.removesuffix(MADE))}}
     return {
@@ -113,7 +122,7 @@ def _operation(operation: dict[str, Any], route: Route, api: Any) -> dict[str, A
         ],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {**body, "example": EXAMPLE if route.explains else [EXAMPLE]}},
+            "content": {"application/json": {**body, "example": example if route.explains else [example]}},
         },
         "responses": {
             "200": _answer(operation["responses"]["200"]["description"], api.output_spec.__name__.removesuffix(MADE)),

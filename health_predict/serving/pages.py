@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from health_predict.core.data.columns import EXAMPLE, FEATURES, IDENTIFIERS
+from health_predict.core.data.requests import example_of
 from health_predict.serving.metrics import CONTENT_TYPE
 from health_predict.serving.predictor import Predictor
 
@@ -62,6 +62,7 @@ def pages(predictor: Predictor, document: Callable[[], dict[str, Any]]) -> Starl
 
 
 def _page(predictor: Predictor, document: dict[str, Any]) -> str:
+    contract = predictor.contract
     operations = [
         (method.upper(), path, operation.get("summary", ""), ", ".join(operation["responses"]))
         for path, methods in document["paths"].items()
@@ -69,7 +70,7 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
     ]
     fields = [
         (column.name, "" if column.nullable else "yes", column.allowed, f"{column.description}.")
-        for column in (*FEATURES, *IDENTIFIERS)
+        for column in (*contract.features, *contract.identifiers)
     ]
     health = predictor.health()
     warning = predictor.warning or predictor.problem
@@ -84,7 +85,7 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
 <h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
 <p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
 <h2>Try it</h2><form><label for="body">POST /predict?log=false, so that a try counts as nobody</label>
-<textarea id="body" spellcheck="false">{escape(json.dumps(EXAMPLE, indent=2))}</textarea>
+<textarea id="body" spellcheck="false">{escape(json.dumps(example_of(contract), indent=2))}</textarea>
 <p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
 <h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}
 <script>{SCRIPT}</script></body></html>

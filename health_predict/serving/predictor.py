@@ -10,6 +10,7 @@ from typing import Any
 
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.storage import open_storage
+from health_predict.core.data.contract import Contract
 from health_predict.serving.contract import Explanation, Prediction
 from health_predict.serving.metrics import Metrics
 from health_predict.serving.prediction_log import PredictionLog
@@ -25,11 +26,13 @@ MEBIBYTE = 1024 * 1024
 class Predictor:
     """The model of the Bento whose `src` folder is `folder`, once `open` has loaded and checked it."""
 
-    def __init__(self, folder: Path, settings: Settings, routes: Iterable[str]) -> None:
+    def __init__(self, folder: Path, encounter: Any, settings: Settings, routes: Iterable[str]) -> None:
+        """`encounter` is the model of an encounter of the Bento's contract."""
         self.metrics = Metrics(routes)
+        self.contract: Contract = encounter.__contract__
         self.problem = "the model is being loaded"
         """Why nothing is scored; empty when all is well."""
-        self._folder, self._settings = folder, settings
+        self._folder, self._encounter, self._settings = folder, encounter, settings
         self._scorer: Scorer | None = None
         self._digest = ""
         self._log: PredictionLog | None = None
@@ -39,7 +42,7 @@ class Predictor:
     def open(self) -> None:
         """Load the model and check its golden requests; one that fails stays out of service, and `problem` says why."""
         try:
-            self._scorer = Scorer(self._folder, self._settings.serving_threads)
+            self._scorer = Scorer(self._folder, self._encounter, self._settings.serving_threads)
             self._digest = content_digest(self._folder.parent)
             self._scorer.check()
             self._open_log()

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from health_predict.core.data.columns import FEATURES
+from health_predict.core.data.contract import Contract
 from health_predict.core.model.contributions import PROBABILITY, Explainer, owners_of
 from health_predict.core.model.risk_groups import GROUPS
 from health_predict.core.model.row_encoder import RowEncoder
 from health_predict.core.serving.scoring import GraphScorer
-from health_predict.serving.contract import Contribution, Encounter, Explanation, Prediction
+from health_predict.serving.contract import Contribution, Explanation, Prediction
 
 TOLERANCE = 1e-6
 EXPLAINER = "explainer.npz"
@@ -36,6 +36,7 @@ class Identity(BaseModel):
     model_version: str
     run_id: str
     family: str
+    contract_digest: str
     dataset_digest: str
     dataset_source: str
     git_commit: str
@@ -49,6 +50,11 @@ class Identity(BaseModel):
     metrics: dict[str, float]
 
 
+def contract_in(folder: Path) -> Contract:
+    """The data contract of a Bento."""
+    return Contract.from_json((folder / "contract.json").read_bytes())
+
+
 class GoldenMismatchError(Exception):
     """The model does not answer as it did when the Bento was built."""
 
@@ -56,12 +62,13 @@ class GoldenMismatchError(Exception):
 class Scorer:
     """Tables, graph and threshold of one model version, from the files in `folder`."""
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, encounter: Any, threads: int = 1) -> None:
+        """`encounter` is the model of an encounter of the Bento's contract."""
+        self._encounter = encounter
         self.identity = Identity.model_validate_json((folder / "identity.json").read_bytes())
         self.golden: list[dict[str, Any]] = json.loads((folder / "golden.json").read_bytes())
-        tables = RowEncoder.from_json(json.loads((folder / "encoder.json").read_bytes()))
-        by_name = {table.column: table for table in tables.tables}
-        self._encoder = RowEncoder(tables.names, tuple(by_name[column.name] for column in FEATURES))
+        # Its tables stand in the order of the contract's features.
+        self._encoder = RowEncoder.from_json(json.loads((folder / "encoder.json").read_bytes()))
         self._score = GraphScorer((folder / "model.onnx").read_bytes(), self.identity.calibration, threads=threads)
         explanations = folder / EXPLAINER
         self.explainer = Explainer.from_bytes(explanations.read_bytes()) if explanations.is_file() else None
@@ -78,7 +85,7 @@ class Scorer:
         unseen: Counter[str] = Counter()
         for start in range(0, len(encounters), PORTION):
             columns = zip(*(vars(one).values() for one in encounters[start : start + PORTION]), strict=True)
-            rows, new = self._encoder.encode_columns([*columns][: len(FEATURES)])
+            rows, new = self._encoder.encode_columns([*columns][: len(self._encoder.tables)])
             predictions += self.predictions(self._score(rows).tolist())
             unseen.update(new)
         return predictions, unseen
@@ -120,7 +127,7 @@ class Scorer:
 
         Raises GoldenMismatchError at the first other answer.
         """
-        encounters = [Encounter.model_validate(golden["request"]) for golden in self.golden]
+        encounters = [self._encounter.model_validate(golden["request"]) for golden in self.golden]
         if not encounters:
             raise GoldenMismatchError("the Bento has no golden requests")
         singly, (together, _) = [self.score(one)[0] for one in encounters], self.score_many(encounters)

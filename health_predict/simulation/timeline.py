@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from health_predict.adapters import keys
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.files import write_file
 from health_predict.core.choices import Scenario
-from health_predict.core.data.cohort import target
-from health_predict.core.data.columns import ENCOUNTER
+from health_predict.core.data.cohort import encounter_of, target
 from health_predict.core.monitoring.input_drift import ColumnFinding, QualityFinding
 from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.statistics import Estimate, auc_estimate, observed_expected
@@ -115,8 +115,10 @@ def moment(replay: Replay, number: int) -> Moment:
     batch = batches.batch(number)
     settled, decision = batches.settlement(batch.key), batches.decision(batch.key)
     assert settled is not None and decision is not None
-    sent = replay.batch(number).set_index(ENCOUNTER).loc[batch.frame[ENCOUNTER]]
-    scores, labels = batch.scores, target(sent).astype(np.float64)
+    contract = batches.contract
+    sent = replay.batch(number)
+    sent = sent.set_index(encounter_of(sent, contract)).loc[encounter_of(batch.frame, contract).tolist()]
+    scores, labels = batch.scores, target(sent, contract).astype(np.float64)
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),
@@ -235,7 +237,7 @@ def _without_scenario(replay: Replay, found: Sequence[Finding]) -> tuple[str, Ma
 
 def publish(replay: Replay, found: Timeline) -> str:
     """Write the page and its figures (JSON) to storage and, as a file to open, to the home; the page's address."""
-    page = timeline_page(asdict(found))
+    page = timeline_page(asdict(found), contract_of(replay.settings).outcome)
     replay.storage.write(keys.simulation(found.name, keys.FIGURES), json.dumps(asdict(found), indent=1).encode())
     replay.storage.write(keys.simulation(found.name, keys.TIMELINE), page.encode())
     file = replay.settings.home / "simulations" / found.name / keys.TIMELINE

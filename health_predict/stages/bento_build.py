@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag, pack
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.data.cohort import as_requests, target
-from health_predict.core.data.columns import FEATURES
 from health_predict.core.model import families, risk_groups
 from health_predict.core.serving.compiled_model import TOLERANCE, CompiledModel, compile_pipeline, prove_parity
 from health_predict.core.serving.explained_model import explain_pipeline
@@ -44,7 +44,8 @@ def bento_build(settings: Settings, *, model_version: str, bento: Path) -> Bento
         raise StateError(f"model version {model_version} has no tag {', '.join(missing)}", "register it again")
     storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), version.tags[Tag.DATASET_DIGEST]
     train = stored_part(storage, dataset, "train")
-    identity = _identity(tracking, version, float(np.mean(target(train))))
+    prevalence = float(np.mean(target(train, contract_of(settings))))
+    identity = _identity(tracking, version, prevalence)
     tag = bento_tag(version.version, identity)
     store = BentoStore(settings.home / "bentoml")
     built = store.find(tag, version.tags.get(Tag.BENTO_DIGEST, ""))
@@ -104,11 +105,11 @@ def golden_requests(compiled: CompiledModel, frame: pd.DataFrame, cutoffs: list[
 
     Each column is shuffled by itself: no request is a patient's. `frame` (n >= 1) is the validation part.
     """
-    random = np.random.default_rng(0)
+    random, features = np.random.default_rng(0), compiled.contract.features
     mixed = pd.DataFrame(
-        {column.name: frame[column.name].to_numpy()[random.permutation(len(frame))] for column in FEATURES}
+        {column.name: frame[column.name].to_numpy()[random.permutation(len(frame))] for column in features}
     )
-    requests = as_requests(mixed)
+    requests = as_requests(mixed, features)
     rows = np.stack([compiled.encoder.encode(request)[0] for request in requests])
     scores = compiled.scorer()(rows)
     edges = np.array([*cutoffs, compiled.threshold])

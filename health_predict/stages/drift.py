@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from health_predict.adapters.data.records import FORMAT, BatchDecision, KeptWind
 from health_predict.adapters.data.turns import Turn
 from health_predict.adapters.files import write_file
 from health_predict.adapters.locks import only_one
-from health_predict.adapters.storage import Storage
 from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import target
@@ -228,7 +227,7 @@ def _judged(settings: Settings, batches: Batches, model: _Model, look: _Look) ->
         return replace(record, reasons=(why,)), render("note.html", title=f"Batch {batch.number}", note=why)
     training, validation = (stored_part(batches.storage, dataset, name) for name in ("train", "validation"))
     validation_scores = model.scores(validation)
-    reference = _reference(batches.storage, champion, training, target(validation), validation_scores)
+    reference = _reference(batches, champion, training, validation, validation_scores)
     scores = model.served(batch)
     findings, windows = _findings(reference, batches, model, look, scores)
     newest = next((one for one in look.matured if windows and one.batch.number == windows[-1].batch), None)
@@ -238,6 +237,7 @@ def _judged(settings: Settings, batches: Batches, model: _Model, look: _Look) ->
     second_opinion = _second_opinion(settings, batches, record.key, batch, training, findings)
     page = drift_page(
         findings,
+        batches.contract.outcome,
         batch=batch.number,
         facts=[
             ("Arrivals", f"from {batch.window.begin} to before {batch.window.end}"),
@@ -305,7 +305,7 @@ def _findings(
     rolling = None
     if batch.number and not look.outcomes_alone:
         before = batches.batch(batch.number - 1).frame
-        rolling = InputReference.fit(before, draws=ROLLING_DRAWS) if len(before) else None
+        rolling = InputReference.fit(before, reference.contract, draws=ROLLING_DRAWS) if len(before) else None
     inputs = assess(reference, batch.frame, scores, None, rolling=rolling)
     new = [one for one in look.matured if one.batch.number >= model.first]
     if not new:
@@ -363,24 +363,32 @@ def _second_opinion(
         return {}
     from health_predict.adapters.evidently import evidently_report  # eight seconds to import
 
+    contract = batches.contract
     with tempfile.TemporaryDirectory(prefix="health-predict-drift-") as folder:
         page, figures = Path(folder) / EVIDENTLY, Path(folder) / EVIDENTLY_JSON
-        found = evidently_report(training, batch.frame, page, json_file=figures)
+        found = evidently_report(training, batch.frame, contract, page, json_file=figures)
         for file in (page, figures):
             batches.storage.upload(file, batches.report_key(key, file.name))
     return found
 
 
 def _reference(
-    storage: Storage, champion: ModelVersion, training: pd.DataFrame, outcomes: npt.ArrayLike, scores: Floats
+    batches: Batches, champion: ModelVersion, training: pd.DataFrame, validation: pd.DataFrame, scores: Floats
 ) -> DriftReference:
     """The champion's reference, fitted at its first batch and kept."""
-    key = keys.drift_reference(champion.version)
-    identity = {"format": FORMAT, "dataset": champion.tags[Tag.DATASET_DIGEST], "run": champion.run_id}
+    storage, contract = batches.storage, batches.contract
+    key, reference_type = keys.drift_reference(champion.version), TypeAdapter(DriftReference)
+    identity = {
+        "format": FORMAT,
+        "contract": contract.digest,
+        "dataset": champion.tags[Tag.DATASET_DIGEST],
+        "run": champion.run_id,
+    }
     if storage.exists(key):
         stored = json.loads(storage.read(key))
         if stored["identity"] == identity:
-            return TypeAdapter(DriftReference).validate_python(stored["reference"])
-    reference = DriftReference.fit(training, outcomes, scores)
-    storage.write(key, json.dumps({"identity": identity, "reference": asdict(reference)}).encode())
+            return reference_type.validate_python(stored["reference"])
+    reference = DriftReference.fit(training, contract, target(validation, contract), scores)
+    plain = reference_type.dump_python(reference, mode="json", exclude_defaults=True)
+    storage.write(key, json.dumps({"identity": identity, "reference": plain}).encode())
     return reference

@@ -18,10 +18,11 @@ from sklearn.pipeline import Pipeline
 
 import health_predict.core
 from health_predict.adapters.archives import content_digest
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.files import write_file
 from health_predict.adapters.tracking import Role, RunRecord, Tag, Tracking
 from health_predict.core.data.cohort import load_part, target
-from health_predict.core.data.columns import PATIENT
+from health_predict.core.data.contract import Contract
 from health_predict.core.model import families
 from health_predict.core.model.calibration import CalibratedClassifier, Fold, fit_map, out_of_fold_scores, patient_folds
 from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
@@ -79,9 +80,10 @@ def hpo(
     on the validation rows, the least noisy of the metrics. Each family's winner is calibrated on out-of-fold scores of
     the training rows, so that neither its threshold nor a gate has seen what they are judged on; then `select` chooses.
     """
-    chosen = families.choose(settings.families)
+    chosen, contract = families.choose(settings.families), contract_of(settings)
     tags: dict[str, str] = {
-        Tag.SEARCH_DIGEST: search_digest(settings, dataset_digest, chosen),
+        Tag.SEARCH_DIGEST: search_digest(settings, contract, dataset_digest, chosen),
+        Tag.CONTRACT_DIGEST: contract.digest,
         Tag.DATASET_DIGEST: dataset_digest,
         Tag.DATASET_SOURCE: dataset_source,
         Tag.GIT_COMMIT: settings.git_commit or "unknown",
@@ -93,7 +95,7 @@ def hpo(
         log.info("the same search is there already: run %s", existing.run_id)
         parent, page = existing.run_id, tracking.read_text(existing.run_id, LEADERBOARD)
     else:
-        search = _Search(settings, tracking, tags, load_part(train), load_part(validation))
+        search = _Search(tracking, contract, tags, load_part(train), load_part(validation))
         parent = search.open(chosen)
         try:
             page = search.choose(search.winners(search.trials(chosen)))
@@ -112,19 +114,22 @@ class _Search:
 
     def __init__(
         self,
-        settings: Settings,
         tracking: Tracking,
+        contract: Contract,
         tags: Mapping[str, str],
         train: pd.DataFrame,
         validation: pd.DataFrame,
     ) -> None:
-        self.settings, self.tracking, self.tags = settings, tracking, tags
+        self.settings, self.tracking, self.tags, self.contract = tracking.settings, tracking, tags, contract
         self.parent = ""  # its run in MLflow
         self.train, self.validation = train, validation
         log.info("encoding %d training and %d validation encounters", len(train), len(validation))
-        self.features = EncounterFeatures().fit(train)
+        self.features = EncounterFeatures(contract).fit(train)
         self.rows = Prepared(
-            self.features.transform(train), target(train), self.features.transform(validation), target(validation)
+            self.features.transform(train),
+            target(train, contract),
+            self.features.transform(validation),
+            target(validation, contract),
         )
 
     def open(self, chosen: tuple[Family, ...]) -> str:
@@ -221,9 +226,9 @@ class _Search:
                 winners.append(best)
             else:
                 log.warning("%s has no successful trial and so no best model", family)
-        edges = self.features.transform(edge_rows(self.validation)[0])
+        edges = self.features.transform(edge_rows(self.validation, self.contract)[0])
         # The same for all families: to find them takes longer than some fits.
-        folds = patient_folds(self.rows.train_labels, self.train[PATIENT])
+        folds = patient_folds(self.rows.train_labels, self.train[self.contract.patient])
         logged = {(run.tags[Tag.FAMILY], run.params["trial"]): run for run in self._finished(Role.BEST)}
 
         def scored(best: Trial) -> Scored:
@@ -280,7 +285,7 @@ class _Search:
         """Choose between the families, log the page and close the parent run; the page."""
         tracking = self.tracking
         winners = {run.tags[Tag.FAMILY]: run for run in best_runs(tracking, self.parent)}
-        patients = self.validation[PATIENT]
+        patients = self.validation[self.contract.patient]
         selection = select(self.rows.validation_labels, scored, patients, seed=self.settings.seed)
         log.info("%s", selection.reason)
         best = winners[selection.family]
@@ -307,10 +312,11 @@ def _recorded(run: RunRecord) -> Trial:
     )
 
 
-def search_digest(settings: Settings, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
+def search_digest(settings: Settings, contract: Contract, dataset_digest: str, chosen: tuple[Family, ...]) -> str:
     """SHA-256 over all that the search's result depends on."""
     identity = {
         "dataset": dataset_digest,
+        "contract": contract.digest,
         "families": [family.name for family in chosen],
         "trials": settings.trials,
         "seconds": settings.search_seconds,

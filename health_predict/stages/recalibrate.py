@@ -18,7 +18,6 @@ from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.data.cohort import save_part, target
-from health_predict.core.data.columns import PATIENT
 from health_predict.core.data.partition import places, rows_digest
 from health_predict.core.model.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.model.evaluation import f1_threshold, metrics
@@ -28,7 +27,7 @@ from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEAST_EVENTS = 1000  # readmissions that a map is fitted and judged on: the level then has a standard error of 4 %
+LEAST_EVENTS = 1000  # outcomes that a map is fitted and judged on: the level then has a standard error of 4 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,8 @@ class RecalibrateResult:
 def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, test: Path) -> RecalibrateResult:
     """Fit the champion's calibration and threshold on the newest of the first `labelled_batches` batches.
 
-    Only batches that the estimator did not learn from count, the newest ones until `LEAST_EVENTS` readmissions are
-    known. Their patients are parted as in `split`: the map and the threshold come from the training patients, the
+    Only batches that the estimator did not learn from count, the newest ones until `LEAST_EVENTS` of them had the
+    outcome. Their patients are parted as in `split`: the map and the threshold come from the training patients, the
     other two parts are written for `register`'s gates and card. The result lies in MLflow as a search with a single
     model; the same champion and rows give the same run. Raises StateError when no such batch has matured, DataError
     when other data are asked for than the champion's, GateError when the scores hold nothing that a map could mend.
@@ -61,7 +60,7 @@ def recalibrate(settings: Settings, *, labelled_batches: int, validation: Path, 
     first = int(champion.tags.get(Tag.ESTIMATOR_BATCHES, trained_through(batches.storage, champion)))
     numbers, rows = _newest(batches, first, labelled_batches)
     # By the salt of the champion's dataset: nobody whom it has learned from is among those that judge it.
-    part = places(origin.parameters.salt, rows[PATIENT])
+    part = places(origin.parameters.salt, rows[batches.contract.patient])
     fit, held_back, tested = (rows[part == number].reset_index(drop=True) for number in range(3))
     for path, frame in ((validation, held_back), (test, tested)):
         with whole_file(path) as temporary:
@@ -98,7 +97,7 @@ def _newest(batches: Batches, first: int, labelled_batches: int) -> tuple[list[i
     for number in reversed([one for one in batches.learnable(labelled_batches) if one >= first]):
         numbers.insert(0, number)
         frames.insert(0, batches.with_outcomes(number))
-        events += int(target(frames[0]).sum())
+        events += int(target(frames[0], batches.contract).sum())
         if events >= LEAST_EVENTS:
             break
     if not frames:
@@ -121,10 +120,11 @@ def _fit(
     pipeline = tracking.load_pipeline(champion.version)
     features = pipeline.named_steps["features"]
     base = uncalibrated(pipeline.named_steps["estimator"])
-    calibrated = CalibratedClassifier(base).fit(features.transform(fit), target(fit))
+    labels, judged = (target(frame, features.contract) for frame in (fit, held_back))
+    calibrated = CalibratedClassifier(base).fit(features.transform(fit), labels)
     renewed = Pipeline([("features", features), ("estimator", calibrated)])
-    threshold = cleared(f1_threshold(target(fit), renewed.predict_proba(fit)[:, 1]), renewed, proven)
-    found = metrics(target(held_back), renewed.predict_proba(held_back)[:, 1], threshold)
+    threshold = cleared(f1_threshold(labels, renewed.predict_proba(fit)[:, 1]), renewed, proven)
+    found = metrics(judged, renewed.predict_proba(held_back)[:, 1], threshold)
     log.info(
         "logit(new) = %.3f + %.3f logit(old), from %d encounters; observed/expected on others %.2f",
         calibrated.intercept,
@@ -140,7 +140,7 @@ def _fit(
             parent,
             champion.tags[Tag.FAMILY],
             renewed,
-            {**tags, Tag.BASELINE: "false"},
+            {**tags, Tag.CONTRACT_DIGEST: features.contract.digest, Tag.BASELINE: "false"},
             {**tracking.run(champion.run_id).params, **curve, "threshold": repr(threshold)},
             {f"validation_{name}": value for name, value in found.items()},
             {"threshold.json": {"threshold": threshold, "chosen_by": "F1 on the newest outcomes"}},

@@ -14,7 +14,6 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from health_predict.adapters import keys
-from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.batches import trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
@@ -32,13 +31,13 @@ from health_predict.adapters.tracking import (
     VersionStage,
 )
 from health_predict.core.data.cohort import load_part, target
-from health_predict.core.data.columns import PATIENT, TARGET
+from health_predict.core.data.contract import Contract
 from health_predict.core.data.sources import warning
 from health_predict.core.model import evaluation, risk_groups
 from health_predict.core.model.calibration import uncalibrated
 from health_predict.core.model.evaluation import Scored
 from health_predict.core.model.families import BASELINE
-from health_predict.core.promotion import Decision, decide_promotion
+from health_predict.core.promotion import Decision, JudgedRows, decide_promotion
 from health_predict.core.statistics import Estimate, auc_estimate
 from health_predict.errors import StateError
 from health_predict.report.model_card import model_card_page
@@ -91,24 +90,27 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     best = chosen_run(tracking, parent_run_id)
     pipeline = tracking.load_run_pipeline(best.run_id)
+    contract: Contract = pipeline.named_steps["features"].contract
     if not any(version.run_id == best.run_id for version in tracking.versions()):
         if not tracking.preprocessor_matches(best.run_id, pipeline):
             raise StateError(
                 f"run {best.run_id} ({best.name}) does not hold the preprocessor that its model was fitted with",
                 "run the search again; a model without its preprocessor is not registered",
             )
-        prevalence = float(np.mean(target(stored_part(storage, best.tags[Tag.DATASET_DIGEST], "train", [TARGET]))))
-        cutoffs = risk_groups.cutoffs(prevalence)
-        tracking.log_registered(best.run_id, best.tags[Tag.FAMILY], float(best.params["threshold"]), cutoffs)
+        labels = stored_part(storage, best.tags[Tag.DATASET_DIGEST], "train", [contract.outcome.column])
+        cutoffs = risk_groups.cutoffs(float(np.mean(target(labels, contract))))
+        threshold = float(best.params["threshold"])
+        tracking.log_registered(best.run_id, best.tags[Tag.FAMILY], contract, threshold, cutoffs)
     identity: dict[str, str] = {
         Tag.RUN_ID: best.run_id,
         Tag.PARENT_RUN_ID: parent_run_id,
         Tag.THRESHOLD: best.params["threshold"],
+        Tag.CONTRACT_DIGEST: contract.digest,
         **{tag: best.tags[tag] for tag in TAGS if tag in best.tags},
     }
     version = tracking.register(best.run_id, identity, f"{best.tags[Tag.FAMILY]} of search {parent_run_id}")
     champion = _comparable(tracking, tracking.by_alias(CHAMPION))
-    content = _Judge(settings, tracking, version, best, pipeline).judgement(champion, validation, test)
+    content = _Judge(tracking, version, best, pipeline).judgement(champion, validation, test)
     decision = Decision(content["decision"])
     write_file(card, tracking.read_text(best.run_id, CARD))
     storage.upload(card, keys.model(version.version, keys.CARD))
@@ -133,11 +135,15 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
 class _Judge:
     """Judges one version, by its run and the pipeline in it."""
 
-    settings: Settings
     tracking: Tracking
     version: ModelVersion
     best: RunRecord
     pipeline: Any
+
+    @property
+    def contract(self) -> Contract:
+        found: Contract = self.pipeline.named_steps["features"].contract
+        return found
 
     def scored(self, frame: pd.DataFrame) -> Scored:
         return _scored(self.pipeline, frame, self.best.params["threshold"])
@@ -162,7 +168,7 @@ class _Judge:
             "comparisons": self._comparisons(champion, tested) if champion else [],
         }
         tracking.log_json(best.run_id, EVALUATION, content)
-        tracking.log_text(best.run_id, CARD, model_card_page(version.version, best, content))
+        tracking.log_text(best.run_id, CARD, model_card_page(version.version, self.contract, best, content))
         figures = content["on_test"]["metrics"]
         tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in figures.items()})
         tracking.describe_version(version.version, self._description(content))
@@ -173,12 +179,11 @@ class _Judge:
         return content
 
     def _gates(self, champion: ModelVersion | None, frame: pd.DataFrame) -> dict[str, Any]:
-        labels, candidate = target(frame), self.scored(frame)
+        rows = JudgedRows(self.contract, frame, target(frame, self.contract), frame[self.contract.patient])
+        candidate = self.scored(frame)
         log.info("asking the gates on the %d newest validation encounters", len(frame))
         promotion = decide_promotion(
-            frame,
-            labels,
-            frame[PATIENT],
+            rows,
             candidate,
             self._baseline(frame),
             _champion_scored(self.tracking, champion, frame) if champion else None,
@@ -189,13 +194,13 @@ class _Judge:
             "decision": promotion.decision.value,
             "reasons": promotion.reasons,
             "gates": [asdict(gate) for gate in promotion.gates],
-            "validation": evaluation.metrics(labels, candidate.scores, candidate.threshold),
-            "validation_prevalence": float(np.mean(labels)),
+            "validation": evaluation.metrics(rows.labels, candidate.scores, candidate.threshold),
+            "validation_prevalence": float(np.mean(rows.labels)),
         }
 
     def _learned_less(self, champion: ModelVersion) -> bool:
         """Whether the champion goes on from the same data as the version, with outcomes that came later."""
-        storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
+        storage = open_storage(self.tracking.settings.storage, self.tracking.settings.s3_endpoint_url)
         ours, theirs = (origin_of(storage, one).raw_sha256 for one in (self.version, champion))
         return ours == theirs and trained_through(storage, self.version) < trained_through(storage, champion)
 
@@ -217,7 +222,8 @@ class _Judge:
 
         They are shown and decide nothing.
         """
-        storage = open_storage(self.settings.storage, self.settings.s3_endpoint_url)
+        settings = self.tracking.settings
+        storage = open_storage(settings.storage, settings.s3_endpoint_url)
         ours, theirs = origin_of(storage, self.version), origin_of(storage, champion)
         frames = {"the test set of this version": tested}
         if ours.manifest and theirs.manifest:
@@ -229,8 +235,8 @@ class _Judge:
                 frames = {f"the test set of this version, of which {learned}": tested}
         found: list[dict[str, Any]] = []
         for name, frame in frames.items():
-            labels, other = target(frame), _champion_scored(self.tracking, champion, frame)
-            compared = evaluation.compare(labels, self.scored(frame), other, frame[PATIENT])
+            labels, other = target(frame, self.contract), _champion_scored(self.tracking, champion, frame)
+            compared = evaluation.compare(labels, self.scored(frame), other, frame[self.contract.patient])
             metrics = evaluation.as_plain(compared)
             rows = {"rows": len(frame), "positives": int(labels.sum())}
             found.append({"against": champion.version, "on": name, **rows, "metrics": metrics})
@@ -239,7 +245,8 @@ class _Judge:
     def _on_test(self, frame: pd.DataFrame) -> dict[str, Any]:
         """The figures of the card."""
         log.info("evaluating on %d test encounters", len(frame))
-        labels, patients, scored = target(frame), frame[PATIENT], self.scored(frame)
+        labels, scored = target(frame, self.contract), self.scored(frame)
+        patients, groups = frame[self.contract.patient], evaluation.subgroup_levels(frame, self.contract)
         scores, threshold = scored.scores, scored.threshold
         known = labels.astype(np.float64)
         return {
@@ -248,12 +255,12 @@ class _Judge:
             "metrics": evaluation.as_plain(evaluation.evaluate(labels, scores, threshold, patients)),
             "subgroups": [
                 {**asdict(group), "metrics": evaluation.as_plain(group.metrics)}
-                for group in evaluation.subgroups(frame, labels, scores, threshold, patients)
+                for group in evaluation.subgroups(groups, labels, scores, threshold, patients)
             ],
             # What clinicians use today, on the same rows.
             "clinical_scores": {
                 name: list(astuple(auc_estimate(known, points)))
-                for name, points in clinical_scores(contract_of(self.settings), frame).items()
+                for name, points in clinical_scores(self.contract, frame).items()
             },
             "roc": _roc(labels, scores),
             "confusion": confusion_matrix(labels, scores >= threshold, labels=[0, 1]).tolist(),

@@ -172,7 +172,8 @@ def _build(
     log.info("dataset %s: %s", digest[:12], sizes)
     files = {f"{name}.parquet": part_bytes(part) for name, part in parts.items()}
     origin = {"raw_sha256": raw.sha256, "source": str(raw.source)}
-    files[keys.PROFILE] = data_profile_page(frame, cut, parameters=parameters, dataset_digest=digest, **origin).encode()
+    page = data_profile_page(frame, contract, cut, parameters=parameters, dataset_digest=digest, **origin)
+    files[keys.PROFILE] = page.encode()
     manifest = {
         "digest": digest,
         **origin,

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters import evidently as adapter
-from health_predict.core.data.columns import FEATURES, Kind
+from health_predict.adapters.contracts import built_in
+from health_predict.core.data.contract import Kind
 from health_predict.core.monitoring.input_drift import psi
 from tests.cohorts import synthesize
+
+CONTRACT = built_in()
 
 
 def test_report_names_the_column_that_moved(
@@ -32,10 +35,14 @@ def test_report_names_the_column_that_moved(
     )
     # when
     statistics = adapter.evidently_report(
-        frame[:1000], batch, tmp_path / "report" / "evidently.html", json_file=tmp_path / "report" / "evidently.json"
+        frame[:1000],
+        batch,
+        CONTRACT,
+        tmp_path / "report" / "evidently.html",
+        json_file=tmp_path / "report" / "evidently.json",
     )
     # then the statistics are by column, the moved one is far off, and the file is there
-    assert set(statistics) <= {column.name for column in FEATURES}
+    assert set(statistics) <= {column.name for column in CONTRACT.features}
     assert len(statistics) > 40
     assert statistics["number_diagnoses"] < 0.001 or statistics["number_diagnoses"] > 0.5
     assert "<html" in (tmp_path / "report" / "evidently.html").read_text()[:500].lower()
@@ -44,7 +51,7 @@ def test_report_names_the_column_that_moved(
     content = json.loads((tmp_path / "report" / "evidently.json").read_text())
     assert adapter.statistics(content) == statistics
     assert statistics.drifted["number_diagnoses"]
-    assert set(statistics.drifted) == {column.name for column in FEATURES}
+    assert set(statistics.drifted) == {column.name for column in CONTRACT.features}
     # and nothing was said or sent
     assert not attempts
     captured = capfd.readouterr()
@@ -54,9 +61,9 @@ def test_report_names_the_column_that_moved(
 def test_our_stability_index_is_evidentlys_where_both_compute_the_same() -> None:
     # given two samples, and the columns whose levels all occur in both (Evidently fills empty cells differently)
     reference, current = (synthesize(2500, seed=seed) for seed in (5, 6))
-    theirs = adapter.statistics(adapter.run_preset(reference, current, method="psi").dict())
+    theirs = adapter.statistics(adapter.run_preset(reference, current, CONTRACT, method="psi").dict())
     compared = 0
-    for column in FEATURES:
+    for column in CONTRACT.features:
         before, after = (frame[column.name].value_counts(normalize=True) for frame in (reference, current))
         if column.kind is Kind.COUNT or set(before.index) != set(after.index):
             continue

@@ -39,13 +39,15 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from benchmarks.parts import hostile
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving import endpoint
 from health_predict.adapters.serving.bentoml import SOURCE, BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
 from health_predict.cli import app as cli
 from health_predict.core.data.cohort import save_csv, target
-from health_predict.core.data.columns import BY_NAME, EXAMPLE, FEATURES, IDENTIFIERS, MISSING, Kind
+from health_predict.core.data.contract import MISSING, Kind
 from health_predict.core.data.raw_encounters import read_encounters
+from health_predict.core.data.requests import example_of
 from health_predict.core.model.contributions import Explainer
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
@@ -53,13 +55,17 @@ from health_predict.core.serving.compiled_model import CompiledModel, compile_pi
 from health_predict.core.serving.explained_model import explain_pipeline
 from health_predict.errors import DataError, SettingsError, UnreachableError
 from health_predict.serving import gate, prediction_log, shipping
-from health_predict.serving.contract import LONGEST_LIST, Encounter, Prediction, violations
+from health_predict.serving.contract import LONGEST_LIST, Prediction, encounter_model, violations
 from health_predict.serving.prediction_log import PredictionLog
 from health_predict.settings import PREFIX
 from health_predict.stages.bento_build import golden_requests
+from tests.contracts import DIABETES
 
+CONTRACT = built_in()
+FEATURES, IDENTIFIERS, BY_NAME = CONTRACT.features, CONTRACT.identifiers, CONTRACT.by_name
+EXAMPLE, Encounter = example_of(CONTRACT), encounter_model(CONTRACT)
 IDENTITY: dict[str, Any] = {
-    "model_name": "readmission",
+    "model_name": "diabetes-130",
     "model_version": "7",
     "run_id": "r",
     "dataset_digest": "d",
@@ -77,10 +83,10 @@ IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "20
 
 @pytest.fixture(scope="module")
 def pipeline(cohort: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures(minimum_rows=30).fit(cohort.head(2000))
+    features = EncounterFeatures(built_in(), minimum_rows=30).fit(cohort.head(2000))
     family = FAMILIES["LightGBM"]
     rows = features.transform(cohort.head(2000))
-    estimator = family.fit({**family.first, "n_estimators": 40}, rows, target(cohort.head(2000)), seed=1)
+    estimator = family.fit({**family.first, "n_estimators": 40}, rows, target(cohort.head(2000), DIABETES), seed=1)
     return Pipeline([("features", features), ("estimator", estimator)])
 
 
@@ -401,7 +407,7 @@ class TestViolations:
         else:
             features = [*vars(Encounter(**json.loads(body))).values()][: len(FEATURES)]
             texts = [MISSING if value is None else str(value) for value in features]
-            assert read_encounters(pd.DataFrame([json.loads(body)])).iloc[0].tolist() == texts
+            assert read_encounters(pd.DataFrame([json.loads(body)]), CONTRACT).iloc[0].tolist() == texts
 
 
 class TestExplanation:

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from health_predict.core.data.cohort import target
-from health_predict.core.data.columns import COLUMNS, DRUGS
 from health_predict.core.data.partition import Parameters, Partition, partition
 from health_predict.report.data_profile import data_profile_page
 from tests.contracts import DIABETES
@@ -19,6 +18,7 @@ PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="profile", lab
 def page_of(frame: pd.DataFrame, source: str = "uci", parameters: Parameters = PARAMETERS) -> str:
     return data_profile_page(
         frame,
+        DIABETES,
         partition(frame, DIABETES, parameters),
         parameters=parameters,
         raw_sha256="a" * 64,
@@ -62,14 +62,18 @@ def test_the_flow_leads_from_the_file_to_the_cohort(page: str, cohort: pd.DataFr
 def test_the_splits_are_counted(page: str, cut: Partition) -> None:
     table = {row[0]: row[1:] for row in rows(page)}
     for name, part in (("train", cut.train), ("validation", cut.validation), ("test", cut.test)):
-        assert table[name][:3] == [f"{len(part):,}", f"{part['patient_nbr'].nunique():,}", f"{target(part).sum():,}"]
+        assert table[name][:3] == [
+            f"{len(part):,}",
+            f"{part['patient_nbr'].nunique():,}",
+            f"{target(part, DIABETES).sum():,}",
+        ]
 
 
 def test_every_column_is_described(page: str) -> None:
-    for column in COLUMNS:
+    for column in DIABETES.columns:
         if column.is_feature:
             assert f">{column.name}" in page, column.name
-    assert {row[0] for row in rows(page)} >= set(DRUGS)
+    assert {row[0] for row in rows(page)} >= set(DIABETES.groups[0].columns)
     assert "Without any variation: " in page and "examide" in page
 
 
@@ -97,7 +101,7 @@ def test_synthetic_data_cannot_be_taken_for_real(cohort: pd.DataFrame, page: str
 
 
 def test_a_cohort_without_missing_values_says_so(cohort: pd.DataFrame) -> None:
-    nullable = {column.name: cohort[column.name].replace("?", "1") for column in COLUMNS if column.nullable}
+    nullable = {column.name: cohort[column.name].replace("?", "1") for column in DIABETES.features if column.nullable}
     assert "No value is missing." in page_of(cohort.assign(**nullable))
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from mlflow.models import get_model_info
 
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import load_part
@@ -52,7 +53,7 @@ def test_the_best_family_becomes_a_version_with_a_card(
     assert version.tags["decision"] == result.decision.value
     assert float(version.tags["threshold"]) > 0
     # and its page in MLflow says why
-    stored = tracking._client.get_model_version(settings.registered_model, version.version)
+    stored = tracking._client.get_model_version(version.name, version.version)
     assert all(f"- {reason}" in stored.description for reason in result.reasons)
     # and how to use the model, which decides as the version does
     assert f"mlflow.pyfunc.load_model('models:/{version.name}/{version.version}')" in stored.description
@@ -94,7 +95,7 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
     parent = log_search(settings, "LogisticRegression")
     tracking = Tracking(settings)
     run_id = tracking.children(parent)[0].run_id
-    other = EncounterFeatures(500).fit(pd.read_parquet(parts.train))
+    other = EncounterFeatures(built_in(), 500).fit(pd.read_parquet(parts.train))
     with quiet_mlflow().start_run(run_id=run_id):
         import mlflow
 

@@ -26,7 +26,6 @@ from typing import Any
 from health_predict.adapters.archives import archive, content_digest
 from health_predict.adapters.files import disk_error, whole_file
 from health_predict.adapters.locks import only_one
-from health_predict.core.data.columns import CONTRACT
 from health_predict.core.serving.compiled_model import CompiledModel
 from health_predict.errors import StateError
 
@@ -38,7 +37,7 @@ SOURCE = ROOT / "bentos" / NAME
 DISTRIBUTION = "health-predict"
 EXTRA = "serving"
 # What the library's wheel is built from.
-PACKAGES = ("health_predict", "components", "pipelines")
+PACKAGES = ("health_predict", "components", "contracts", "pipelines")
 PROJECT_FILES = ("pyproject.toml", "README.md")
 BUILD_SECONDS = 300
 WORKSHOP = ".building-"
@@ -90,8 +89,8 @@ class BentoStore:
     ) -> Bento:
         """Build a Bento, replacing one of the same tag.
 
-        `identity` holds the fields of the service's `Identity` but for the tag, the family and the threshold.
-        Raises StateError when BentoML refuses, UnreachableError when the disk does.
+        `identity` holds the fields of the service's `Identity` that `compiled` does not tell. Raises StateError when
+        BentoML refuses, UnreachableError when the disk does.
         """
         with only_one(self.home, BUILD_SECONDS):
             try:
@@ -164,6 +163,7 @@ def write_source(
     complete = {
         **identity,
         "bento_tag": tag,
+        "contract_digest": compiled.contract.digest,
         "family": compiled.family,
         "threshold": compiled.threshold,
         "calibration": compiled.calibration,
@@ -173,7 +173,7 @@ def write_source(
         "identity.json": _json(complete),
         "encoder.json": _json(compiled.encoder.to_json()),
         "golden.json": _json(golden),
-        "contract.json": CONTRACT.to_json(),
+        "contract.json": compiled.contract.to_json(),
         "model.onnx": compiled.graph,
     }
     if compiled.explainer is not None:

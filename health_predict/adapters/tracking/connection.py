@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from sysconfig import get_path
@@ -16,18 +17,20 @@ from urllib.parse import urlsplit
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.files import disk_error
 from health_predict.adapters.storage import file_path
+from health_predict.core.data.contract import Contract
 from health_predict.errors import HealthPredictError, StateError, UnreachableError
 from health_predict.settings import Settings
 
 # What MLflow's pages show above the runs.
-EXPERIMENT_NOTE = """Readmission within 30 days of diabetic in-patients. **Not for clinical use.**
+EXPERIMENT_NOTE = """Models of risk, each by its data contract. **Not for clinical use.**
 
 A run with the tag `role = search` is one search; below it stand its trials (`role = trial`) and the best model of each
 family (`Best_<Family>_Model`, `role = best`), which holds the fitted preprocessor beside the model. The version with
-the alias `champion` serves; `challenger` passed its gates and waits for a rollout. For use elsewhere, load a version:
-`mlflow.pyfunc.load_model("models:/readmission@champion")`."""
+the alias `champion` serves; `challenger` passed its gates and waits for a rollout. For use elsewhere, load a version by
+the name of its contract: `mlflow.pyfunc.load_model("models:/NAME@champion")`."""
 # What a server answers, or a proxy in its place, that will be up again.
 _PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PASSING = re.compile(r"failed with exception|error code (429|5\d\d)|database is locked")
@@ -58,9 +61,8 @@ class Connection:
     """
 
     def __init__(self, settings: Settings, *, patience: float = 0) -> None:
-        self.uri = settings.tracking_uri
+        self.settings, self.uri = settings, settings.tracking_uri
         self.patience = patience
-        self.registered_model = settings.registered_model
         self._experiment_name = settings.mlflow_experiment
         self._artifacts = (settings.home / "mlartifacts").as_uri()
         self._local = urlsplit(self.uri).scheme not in ("http", "https")
@@ -75,6 +77,16 @@ class Connection:
             self._mlflow.set_registry_uri(self.uri)
             self._client = self._mlflow.MlflowClient(self.uri, self.uri)
             self._experiment_id = self._experiment()
+
+    @cached_property
+    def contract(self) -> Contract:
+        """The contract of the run, asked for late: not everybody needs it, and it may lie in a storage that is away."""
+        return contract_of(self.settings)
+
+    @cached_property
+    def registered_model(self) -> str:
+        """The registered model's name: the contract's, unless the settings name another."""
+        return self.settings.registered_model or self.contract.name
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

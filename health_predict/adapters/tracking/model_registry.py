@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import health_predict
 from health_predict.adapters.tracking.runs import MODEL, PREPROCESSOR, TRUSTED_TYPES, Runs, requirements
+from health_predict.core.data.contract import Contract
+from health_predict.core.data.requests import example_of
 from health_predict.core.model import families
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
@@ -27,14 +29,16 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 # The model of a run that is for everybody else.
 REGISTERED = "registered"
+CONTRACT = "contract.json"
 # Of the library, what the registered model needs where nothing of it is installed.
 REGISTERED_CODE = (
     "errors.py",
     "core/statistics.py",
     "core/data/codes.py",
-    "core/data/columns.py",
     "core/data/contract.py",
     "core/data/raw_encounters.py",
+    "core/data/requests.py",
+    "core/data/yaml_file.py",
     "core/model/calibration.py",
     "core/model/features.py",
     "core/model/risk_groups.py",
@@ -68,7 +72,9 @@ class Tracking(Runs):
             raise StateError(f"run {run_id} holds no readable model: {error}", "run the search again") from error
         return loaded
 
-    def log_registered(self, run_id: str, family: str, threshold: float, risk_cutoffs: Sequence[float]) -> None:
+    def log_registered(
+        self, run_id: str, family: str, contract: Contract, threshold: float, risk_cutoffs: Sequence[float]
+    ) -> None:
         """Add the model that is registered to a `Best_` run, unless it is there: see `registered_model`.
 
         The run itself stays finished. One that is open while this is written would be half a run after a kill.
@@ -89,7 +95,7 @@ class Tracking(Runs):
                     self._client.delete_logged_model(half.model_id)
             params = dict(self._client.get_run(run_id).data.params)
             model = self._client.create_logged_model(self._experiment_id, REGISTERED, run_id, params=params)
-            _save_registered(Path(folder), run_id, model, decision, requirements(kind))
+            _save_registered(Path(folder), run_id, model, contract, decision, requirements(kind))
             self._client.log_model_artifacts(model.model_id, str(Path(folder) / REGISTERED))
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
             self._client.finalize_logged_model(model.model_id, "READY")
@@ -147,9 +153,7 @@ class Tracking(Runs):
         """
         with self._answering():
             try:
-                self._client.create_registered_model(
-                    self.registered_model, description="Readmission within 30 days of diabetic in-patients"
-                )
+                self._client.create_registered_model(self.registered_model, description=self.contract.title)
             except self._mlflow.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -207,9 +211,15 @@ def champion_of(settings: Settings) -> ModelVersion | None:
 
 
 def _save_registered(
-    folder: Path, run_id: str, model: Any, decision: Mapping[str, Any], pip_requirements: Sequence[str]
+    folder: Path,
+    run_id: str,
+    model: Any,
+    contract: Contract,
+    decision: Mapping[str, Any],
+    pip_requirements: Sequence[str],
 ) -> None:
     """Write the files of a run's registered model below a folder."""
+    import pandas as pd
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
@@ -223,6 +233,7 @@ def _save_registered(
     for package in {Path(name).parent for name in REGISTERED_CODE} | {Path("core")}:
         (code / package / "__init__.py").touch()
     (folder / "decision.json").write_text(json.dumps(decision))
+    (folder / CONTRACT).write_bytes(contract.to_json())
     save_model(
         folder / REGISTERED,
         mlflow_model=Model(
@@ -232,10 +243,11 @@ def _save_registered(
         artifacts={
             "pipeline": f"runs:/{run_id}/{MODEL}/model.skops",
             "decision": (folder / "decision.json").as_uri(),
+            "contract": (folder / CONTRACT).as_uri(),
         },
         code_paths=[str(code)],
-        signature=registered_model.signature(),
-        input_example=registered_model.example(),
+        signature=registered_model.signature(contract),
+        input_example=pd.DataFrame([example_of(contract)]),
         pip_requirements=list(pip_requirements),
     )
 

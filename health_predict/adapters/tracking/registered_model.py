@@ -18,19 +18,20 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
-from health_predict.core.data.columns import EXAMPLE, FEATURES
+from health_predict.core.data.contract import Contract
 from health_predict.core.data.raw_encounters import read_encounters
 from health_predict.core.model.risk_groups import group_of
 from health_predict.errors import DataError
 
 
-class Readmission(PythonModel):  # type: ignore[misc]
-    """The fitted pipeline with its threshold and the bounds of its risk groups."""
+class RiskModel(PythonModel):  # type: ignore[misc]
+    """The fitted pipeline with its data contract, its threshold and the bounds of its risk groups."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the pipeline, which may hold the named types only, and what decides."""
         import skops.io
 
+        self.contract = Contract.from_json(Path(context.artifacts["contract"]).read_bytes())
         self.decision = json.loads(Path(context.artifacts["decision"]).read_text())
         self.pipeline = skops.io.load(context.artifacts["pipeline"], trusted=self.decision["trusted_types"])
 
@@ -42,7 +43,7 @@ class Readmission(PythonModel):  # type: ignore[misc]
         Raises MlflowException that names the cells that break the contract.
         """
         try:
-            encounters = read_encounters(model_input)
+            encounters = read_encounters(model_input, self.contract)
         except DataError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         # scikit-learn refuses to predict nothing.
@@ -57,10 +58,10 @@ class Readmission(PythonModel):  # type: ignore[misc]
         )
 
 
-def signature() -> ModelSignature:
+def signature(contract: Contract) -> ModelSignature:
     """Columns of any type, since people have counts as text and codes as numbers; the model checks them itself."""
     return ModelSignature(
-        Schema([ColSpec(AnyType(), column.name, required=not column.nullable) for column in FEATURES]),
+        Schema([ColSpec(AnyType(), column.name, required=not column.nullable) for column in contract.features]),
         Schema(
             [
                 ColSpec(DataType.double, "probability_score"),
@@ -71,9 +72,4 @@ def signature() -> ModelSignature:
     )
 
 
-def example() -> pd.DataFrame:
-    """A made-up encounter."""
-    return pd.DataFrame([EXAMPLE])
-
-
-mlflow.models.set_model(Readmission())
+mlflow.models.set_model(RiskModel())

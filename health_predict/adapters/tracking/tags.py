@@ -10,6 +10,7 @@ class Tag(StrEnum):
 
     # Of runs and versions.
     FAMILY = "family"
+    CONTRACT_DIGEST = "contract_digest"
     DATASET_DIGEST = "dataset_digest"
     DATASET_SOURCE = "dataset_source"
     GIT_COMMIT = "git_commit"

@@ -94,6 +94,12 @@ def described(system: System) -> str:
     return _RULES[system].described
 
 
+def example(system: System) -> str:
+    """A code of the system's first chapter."""
+    first, _ = _RULES[system].chapters[0]
+    return first
+
+
 def category(code: str, system: System) -> str:
     """The code without what narrows it down: `250.83` is `250`, `E11.65` and `E1165` are `E11`."""
     return code.partition(".")[0] if system is System.ICD9CM else code[:3]
@@ -107,7 +113,8 @@ class Chapters:
 
     def __init__(self, system: System, apart: Mapping[str, Sequence[str]] | None = None) -> None:
         self.system = system
-        self._apart = {code: name for name, codes in (apart or {}).items() for code in codes}
+        self.apart = {name: tuple(codes) for name, codes in (apart or {}).items()}
+        self._apart = {code: name for name, codes in self.apart.items() for code in codes}
         chapters = _RULES[system].chapters
         self._firsts = [_sortable(first) for first, _ in chapters]
         self._chapters = [name for _, name in chapters]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract
+from health_predict.core.data.requests import number_text
 from health_predict.errors import DataError
 
 _SHOWN = 5  # lines that are named where the same thing is wrong in many
@@ -74,7 +75,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return str(int(value))
     if isinstance(value, float | np.floating):
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
+        return number_text(float(value))
     return str(value) if value.__hash__ is not None else _NESTED
 
 

@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from health_predict.core.data.columns import FEATURES, MISSING, Column, Kind
+from health_predict.core.data.contract import MISSING, Column, Contract, Kind
+from health_predict.core.data.requests import number_text, takes_numbers
 from health_predict.errors import DataError
 
 SHOWN = 5  # violations that a message names
 
 
-def read_encounters(frame: pd.DataFrame) -> pd.DataFrame:
+def read_encounters(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
     """The features of encounters (n, columns) as the text that `EncounterFeatures` takes, under the same index.
 
-    Counts, codes and diagnoses may be numbers (3 or 3.0) or text. A column that may be missing may be absent; columns
-    that are no features are left out. Raises DataError for cells that break the contract: it names the first of them,
-    by the number of their row from 0, and repeats no value, since that may be a patient's.
+    Counts, numbers and codes may be numbers (3 or 3.0) or text, a flag also True or False. A column that may be missing
+    may be absent; columns that are no features are left out. Raises DataError for cells that break the contract: it
+    names the first of them, by the number of their row from 0, and repeats no value, since that may be a patient's.
     """
     found: dict[str, list[str]] = {}
     wrong: list[str] = []
     count, lost = 0, False
-    for column in FEATURES:
+    for column in contract.features:
         if column.name in frame:
             cells = frame[column.name]
             found[column.name] = texts = _read(column, cells.tolist(), cells.isna().tolist())
@@ -72,8 +73,11 @@ def _read(column: Column, cells: Iterable[Any], missing: Iterable[bool]) -> list
 
 
 def _text(column: Column, cell: object) -> str:
-    numeric = column.kind in (Kind.COUNT, Kind.CODE) or column.is_code
-    if numeric and isinstance(cell, (int, float, np.number)) and not isinstance(cell, bool):
+    if isinstance(cell, bool | np.bool_):
+        text = column.levels[int(cell)] if column.kind is Kind.FLAG else ""
+    elif column.kind is Kind.NUMBER and isinstance(cell, int | float | np.number):
+        text = number_text(float(cell))
+    elif isinstance(cell, int | float | np.number) and takes_numbers(column):
         # A column with a missing value holds 3 as 3.0; five digits are the longest code.
         text = f"{float(cell):.9g}"
     elif isinstance(cell, str):

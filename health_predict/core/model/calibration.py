@@ -56,7 +56,7 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return self
 
     def predict_proba(self, rows: Any) -> Floats:
-        """Probabilities (n, 2) of no readmission, and of one."""
+        """Probabilities (n, 2) of the outcome's absence, and of the outcome."""
         log_odds = self.intercept + self.slope * logit(self.estimator.predict_proba(rows)[:, 1])
         positive = 1 / (1 + np.exp(-log_odds))
         return np.column_stack([1 - positive, positive])
@@ -105,7 +105,7 @@ def fit_map(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]
 
     outcomes = np.asarray(labels, dtype=np.int8)
     if len(np.unique(outcomes)) < 2:
-        raise GateError("a calibration needs encounters with and without a readmission", "wait for more outcomes")
+        raise GateError("a calibration needs encounters with the outcome and without it", "wait for more outcomes")
     # Without a penalty; tol far below what a probability is printed with.
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(logit(scores)[:, None], outcomes)
     intercept, slope = float(model.intercept_[0]), float(model.coef_[0, 0])

@@ -200,7 +200,6 @@ def owners_of(encoder: RowEncoder) -> list[list[int]]:
     """For each position, the columns (by number) that can add to it."""
     owners: list[dict[int, None]] = [{} for _ in encoder.names]
     for column, table in enumerate(encoder.tables):
-        for pairs in (*table.amounts.values(), *(table.chapters or {}).values(), table.otherwise):
-            for at, _ in pairs:
-                owners[at][column] = None
+        for at in table.positions:
+            owners[at][column] = None
     return [list(columns) for columns in owners]

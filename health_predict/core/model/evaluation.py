@@ -7,14 +7,16 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.data.contract import MISSING, Contract, Kind
 from health_predict.core.statistics import Estimate, calibration_line
 
 Floats = npt.NDArray[np.floating]
@@ -23,13 +25,7 @@ Labels = npt.NDArray[np.integer]
 CONFIDENCE = 0.95
 TOP_SHARES = (0.10, 0.20)
 SUBGROUP_ROWS = 100  # a group with fewer is left out
-# The groups of the model card. Ages are pooled to have enough rows.
-AGE_GROUPS: Mapping[str, tuple[str, ...]] = {
-    "under 40": ("[0-10)", "[10-20)", "[20-30)", "[30-40)"),
-    "40 to 59": ("[40-50)", "[50-60)"),
-    "60 to 79": ("[60-70)", "[70-80)"),
-    "80 and over": ("[80-90)", "[90-100)"),
-}
+Groups = Mapping[tuple[str, str], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Subgroup:
-    """One level of one attribute: rows, readmissions, and metrics with intervals."""
+    """One level of one attribute: rows, those with the outcome, and metrics with intervals."""
 
     attribute: str
     level: str
@@ -81,7 +77,7 @@ def f1_threshold(labels: Labels, scores: Floats) -> float:
 def metrics(labels: Labels, scores: Floats, threshold: float, weights: Floats | None = None) -> dict[str, float]:
     """All metrics of scores in [0, 1] against labels in {0, 1}; shapes (n,). A metric without meaning is NaN.
 
-    `weights` counts each row (n,). AUC is the probability that a readmitted encounter scores higher, ties half.
+    `weights` counts each row (n,). AUC is the probability that an encounter with the outcome scores higher, ties half.
     AP is the step-wise area under precision-recall. ECE has ten bins of equal size (Naeini et al. 2015). The flag rate
     is the share of rows at or above the threshold, the slope that of Cox's recalibration line.
     """
@@ -279,19 +275,47 @@ def paired_difference(
     return _interval(value, np.array(samples))
 
 
-def subgroup_levels(frame: pd.DataFrame) -> dict[tuple[str, str], npt.NDArray[np.bool_]]:
-    """Masks (n,) of the groups a model card reports: gender, race and age, those with enough rows."""
+def single_predictor(frame: pd.DataFrame, contract: Contract) -> npt.NDArray[np.float64]:
+    """The contract's predictor that a model has to beat alone (n,); the median where it is missing."""
+    amounts = _amounts(frame[contract.single_predictor]).to_numpy(dtype=np.float64)
+    absent = np.isnan(amounts)
+    return np.where(absent, 0.0 if absent.all() else np.nanmedian(amounts), amounts)
+
+
+def _amounts(values: pd.Series[str]) -> pd.Series[float]:
+    """Texts of a count or a number as numbers; NaN where one is missing."""
+    return pd.to_numeric(values.where(values != MISSING))
+
+
+def subgroup_levels(frame: pd.DataFrame, contract: Contract) -> Groups:
+    """Masks (n,) of the groups that the contract names, by column and name: those with enough rows."""
     masks: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
-    for attribute in ("gender", "race"):
-        for level in sorted(frame[attribute].unique()):
-            masks[attribute, "unknown" if level == "?" else level] = (frame[attribute] == level).to_numpy()
-    for name, ages in AGE_GROUPS.items():
-        masks["age", name] = frame["age"].isin(ages).to_numpy()
+    for one in contract.subgroups:
+        values, column = frame[one.column], contract.by_name[one.column]
+        found = {name: values.isin(levels) for name, levels in one.groups.items()}
+        if one.bounds:
+            found = _between(values, one.bounds, whole=column.kind is Kind.COUNT)
+        elif not one.groups:
+            found = {str(level): values == level for level in sorted(values.unique())}
+        masks |= {
+            (one.column, "unknown" if name == MISSING else name): mask.to_numpy(dtype=bool)
+            for name, mask in found.items()
+        }
     return {key: mask for key, mask in masks.items() if int(mask.sum()) >= SUBGROUP_ROWS}
 
 
+def _between(values: pd.Series[str], bounds: Sequence[float], *, whole: bool) -> dict[str, pd.Series[bool]]:
+    """Rows by where their amount lies; each bound begins a group."""
+    amounts = _amounts(values)
+    found = {MISSING: amounts.isna(), f"under {bounds[0]:g}": amounts < bounds[0]}
+    for low, high in pairwise(bounds):
+        last = f"to {high - 1:g}" if whole else f"to under {high:g}"
+        found[f"{low:g} {last}"] = (amounts >= low) & (amounts < high)
+    return {**found, f"{bounds[-1]:g} and over": amounts >= bounds[-1]}
+
+
 def subgroups(
-    frame: pd.DataFrame,
+    groups: Groups,
     labels: Labels,
     scores: Floats,
     threshold: float,
@@ -300,10 +324,10 @@ def subgroups(
     seed: int = 0,
     resamples: int = 300,
 ) -> list[Subgroup]:
-    """Metrics of each group of `subgroup_levels` that has both outcomes."""
+    """Metrics of each of the groups (`subgroup_levels`) that has both outcomes."""
     ids = np.asarray(patients)
     subgroups = []
-    for (attribute, level), mask in subgroup_levels(frame).items():
+    for (attribute, level), mask in groups.items():
         positives = int(labels[mask].sum())
         if 0 < positives < int(mask.sum()):
             rows = labels[mask], scores[mask], threshold, ids[mask]

@@ -1,4 +1,4 @@
-"""Risk groups: how many times as likely as usual a readmission is, in words."""
+"""Risk groups: how many times as likely as usual the outcome is, in words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One encounter to one row of numbers, by plain tables.
 
 The same tables serve training (whole columns at a time, `features`) and the prediction service (one row at a
-time), so both see the same numbers by construction. Standard library and numpy only.
+time), so both see the same numbers by construction. Beside the contract, standard library and numpy only.
 
 A row is a sum: each column's value adds its amounts at some positions. All amounts are small whole numbers or
 single values at a position of their own, so that the sum does not depend on its order.
@@ -9,17 +9,19 @@ single values at a position of their own, so that the sum does not depend on its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from health_predict.core.data.columns import MISSING, icd9_chapter
+from health_predict.core.data.codes import Chapters, System
+from health_predict.core.data.contract import MISSING
 
-FORMAT = 1
+FORMAT = 2
 Amounts = tuple[tuple[int, float], ...]
+Value = str | int | float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +29,36 @@ class ColumnTable:
     """What each value of one column adds to the row.
 
     `seen` holds the values of the training rows; a value outside it is `unseen`: it adds `otherwise`, or for a
-    diagnosis what its ICD-9 chapter adds.
+    code what its chapter of `codes` adds. A number is never unseen: what is not in `amounts` is itself the amount at
+    the positions `number`, rounded to float32.
     """
 
     column: str
     amounts: dict[str, Amounts]
     otherwise: Amounts
-    chapters: dict[str, Amounts] | None
     seen: frozenset[str]
+    codes: Chapters | None = None
+    chapters: Mapping[str, Amounts] = field(default_factory=dict)
+    number: tuple[int, ...] | None = None
 
     def of(self, value: str) -> Amounts:
         """Amounts of a value in its text form, `?` for missing."""
         found = self.amounts.get(value)
         if found is not None:
             return found
-        if self.chapters is not None:
-            return self.chapters.get(icd9_chapter(value), self.otherwise)
+        if self.number is not None:
+            amount = float(np.float32(float(value)))
+            return tuple((at, amount) for at in self.number)
+        if self.codes is not None:
+            return self.chapters.get(self.codes.of(value), self.otherwise)
         return self.otherwise
+
+    @property
+    def positions(self) -> Iterator[int]:
+        """Every position that a value may add to, some of them more than once."""
+        for pairs in (*self.amounts.values(), *self.chapters.values(), self.otherwise):
+            yield from (at for at, _ in pairs)
+        yield from self.number or ()
 
 
 class RowEncoder:
@@ -53,9 +68,9 @@ class RowEncoder:
         self.names = names
         self.tables = tables
         # What values of the training rows add, as they were met: numbers, text or None.
-        self._known: list[dict[str | int | float | None, Amounts]] = [{} for _ in tables]
+        self._known: list[dict[Value, Amounts]] = [{} for _ in tables]
 
-    def encode(self, encounter: Mapping[str, str | int | float | None]) -> tuple[npt.NDArray[np.float32], list[str]]:
+    def encode(self, encounter: Mapping[str, Value]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """One encounter, keyed by column name, to a float32 row of shape (len(names),), and its unseen columns.
 
         An absent key and None count as missing. Values must have passed the contract.
@@ -70,15 +85,13 @@ class RowEncoder:
                 amounts = table.of(text)
                 if text in table.seen:
                     known[value] = amounts
-                else:  # not remembered: what clients make up must not pile up
+                elif table.number is None:  # not remembered: what clients make up must not pile up
                     unseen.append(table.column)
             for position, amount in amounts:
                 row[position] += amount
         return np.array(row, dtype=np.float32), unseen
 
-    def encode_columns(
-        self, columns: Sequence[Sequence[str | int | float | None]]
-    ) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
+    def encode_columns(self, columns: Sequence[Sequence[Value]]) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
         """The rows (n, len(names)) of n encounters, and how many values of each column were unseen.
 
         `columns` holds the values (n,) of each table's column, in the order of the tables. Each distinct value is
@@ -99,11 +112,11 @@ class RowEncoder:
                 added = np.array([amounts[k][1] if k < len(amounts) else 0.0 for amounts in found], dtype=np.float32)
                 rows[every, positions[codes]] += added[codes]
             new = np.array([text not in table.seen for text in texts])
-            if new.any():
+            if table.number is None and new.any():
                 unseen[table.column] = int(new[codes].sum())
         return np.ascontiguousarray(rows[:, :width]), unseen
 
-    def amounts(self, encounter: Mapping[str, str | int | float | None]) -> list[Amounts]:
+    def amounts(self, encounter: Mapping[str, Value]) -> list[Amounts]:
         """What each column of an encounter adds, in the order of the tables."""
         return [table.of(_text(encounter.get(table.column))) for table in self.tables]
 
@@ -115,14 +128,12 @@ class RowEncoder:
             "tables": [
                 {
                     "column": table.column,
-                    "amounts": {
-                        value: [list(pair) for pair in table.amounts[value]] for value in sorted(table.amounts)
-                    },
-                    "otherwise": [list(pair) for pair in table.otherwise],
-                    "chapters": None
-                    if table.chapters is None
-                    else {value: [list(pair) for pair in table.chapters[value]] for value in sorted(table.chapters)},
+                    "amounts": {value: _listed(table.amounts[value]) for value in sorted(table.amounts)},
+                    "otherwise": _listed(table.otherwise),
                     "seen": sorted(table.seen),
+                    "codes": table.codes and {"system": table.codes.system, "apart": table.codes.apart},
+                    "chapters": {name: _listed(table.chapters[name]) for name in sorted(table.chapters)},
+                    "number": table.number,
                 }
                 for table in self.tables
             ],
@@ -134,25 +145,28 @@ class RowEncoder:
         if data.get("format") != FORMAT:
             raise ValueError(f"row encoder format {data.get('format')!r} is not {FORMAT}")
 
-        def amounts(pairs: list[list[float]]) -> Amounts:
-            return tuple((int(position), float(amount)) for position, amount in pairs)
-
-        return cls(
-            tuple(data["names"]),
-            tuple(
-                ColumnTable(
-                    column=entry["column"],
-                    amounts={value: amounts(pairs) for value, pairs in entry["amounts"].items()},
-                    otherwise=amounts(entry["otherwise"]),
-                    chapters=None
-                    if entry["chapters"] is None
-                    else {value: amounts(pairs) for value, pairs in entry["chapters"].items()},
-                    seen=frozenset(entry["seen"]),
-                )
-                for entry in data["tables"]
-            ),
-        )
+        return cls(tuple(data["names"]), tuple(_table(entry) for entry in data["tables"]))
 
 
-def _text(value: str | int | float | None) -> str:
+def _listed(amounts: Amounts) -> list[list[float]]:
+    return [list(pair) for pair in amounts]
+
+
+def _table(entry: Mapping[str, Any]) -> ColumnTable:
+    def amounts(pairs: list[list[float]]) -> Amounts:
+        return tuple((int(position), float(amount)) for position, amount in pairs)
+
+    codes, number = entry["codes"], entry["number"]
+    return ColumnTable(
+        column=entry["column"],
+        amounts={value: amounts(pairs) for value, pairs in entry["amounts"].items()},
+        otherwise=amounts(entry["otherwise"]),
+        seen=frozenset(entry["seen"]),
+        codes=codes and Chapters(System(codes["system"]), codes["apart"]),
+        chapters={name: amounts(pairs) for name, pairs in entry["chapters"].items()},
+        number=None if number is None else tuple(number),
+    )
+
+
+def _text(value: Value) -> str:
     return MISSING if value is None else str(value)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import MISSING
+from health_predict.core.data.contract import MISSING, Contract
 from health_predict.core.model.evaluation import subgroup_levels
 from health_predict.core.monitoring.input_drift import ColumnFinding, InputFindings, InputReference, psi, standardised
 from health_predict.core.monitoring.performance import (
@@ -107,7 +107,7 @@ class ScoreFindings:
 
 @dataclass(frozen=True, slots=True)
 class SubgroupFinding:
-    """Observed over expected readmissions of one group with its 95 % interval. Descriptive: no alarm of its own."""
+    """Observed over expected outcomes of one group with its 95 % interval. Descriptive: no alarm of its own."""
 
     attribute: str
     level: str
@@ -120,7 +120,7 @@ class SubgroupFinding:
 class DriftFindings:
     """All that was found about one batch.
 
-    `calibration` and `discrimination` are None while fewer than `Limits.least_events` readmissions are known.
+    `calibration` and `discrimination` are None while fewer than `Limits.least_events` outcomes are known.
     `rolling` compares with the batches before instead of the training data: an alarm there means news.
     Of the reasons the one that decides comes first, those about the inputs last.
     """
@@ -188,9 +188,10 @@ class DriftFindings:
 class DriftReference:
     """What batches are compared with: training inputs, and scores and discrimination on validation.
 
-    `dataclasses.asdict` and a `pydantic.TypeAdapter` take it to JSON and back.
+    A `pydantic.TypeAdapter` takes it to JSON and back.
     """
 
+    contract: Contract
     inputs: InputReference
     score_edges: tuple[float, ...]
     score_shares: tuple[float, ...]
@@ -201,6 +202,7 @@ class DriftReference:
     def fit(
         cls,
         training: pd.DataFrame,
+        contract: Contract,
         outcomes: npt.ArrayLike,
         probabilities: npt.ArrayLike,
         *,
@@ -213,7 +215,8 @@ class DriftReference:
         scores = np.asarray(probabilities, dtype=np.float64)
         edges = np.unique(np.quantile(scores, np.linspace(0.1, 0.9, 9)))
         return cls(
-            InputReference.fit(training, seed=seed, draws=draws),
+            contract,
+            InputReference.fit(training, contract, seed=seed, draws=draws),
             tuple(edges.tolist()),
             tuple(_score_shares(edges, scores).tolist()),
             float(scores.mean()),
@@ -244,8 +247,9 @@ def assess(  # a batch, what it is compared with, and its history
     labels = np.full(len(frame), np.nan) if outcomes is None else np.asarray(outcomes, dtype=np.float64)
     if not len(frame) == len(scores) == len(labels):
         raise ValueError(f"{len(frame)} encounters, {len(scores)} probabilities and {len(labels)} outcomes")
-    inputs = reference.inputs.compare(frame, alpha=limits.input_alpha)
-    news = rolling.compare(frame, alpha=limits.input_alpha) if rolling is not None else None
+    contract = reference.contract
+    inputs = reference.inputs.compare(frame, contract, alpha=limits.input_alpha)
+    news = rolling.compare(frame, contract, alpha=limits.input_alpha) if rolling is not None else None
     score_findings = _scores(reference, scores, limits)
 
     known = np.isfinite(labels)
@@ -254,12 +258,12 @@ def assess(  # a batch, what it is compared with, and its history
     groups: tuple[SubgroupFinding, ...] = ()
     if min(events, int(known.sum()) - events) >= limits.least_events:
         newest = LabelledRows(frame[known], scores[known], labels[known])
-        window = LabelledWindow.of(labels[known], scores[known], refit_gain(earlier, newest))
+        window = LabelledWindow.of(labels[known], scores[known], refit_gain(earlier, newest, contract))
         windows = [*history, window]
         calibration = assess_calibration(windows, limits)
         discrimination = assess_discrimination(reference.validation, windows, limits)
-        groups = _subgroups(frame[known], labels[known], scores[known])
-    verdict, reasons = _judge(score_findings, calibration, discrimination, events, limits)
+        groups = _subgroups(frame[known], contract, labels[known], scores[known])
+    verdict, reasons = _judge(contract, score_findings, calibration, discrimination, events, limits)
     return DriftFindings(
         verdict,
         (*reasons, *_about_inputs(inputs, news)),
@@ -292,15 +296,16 @@ def _scores(reference: DriftReference, scores: Floats, limits: Limits) -> ScoreF
     )
 
 
-def _subgroups(frame: pd.DataFrame, labels: Floats, scores: Floats) -> tuple[SubgroupFinding, ...]:
+def _subgroups(frame: pd.DataFrame, contract: Contract, labels: Floats, scores: Floats) -> tuple[SubgroupFinding, ...]:
     found = []
-    for (attribute, level), mask in subgroup_levels(frame).items():
+    for (attribute, level), mask in subgroup_levels(frame, contract).items():
         ratio = observed_expected(labels[mask], scores[mask])
         found.append(SubgroupFinding(attribute, level, int(mask.sum()), int(labels[mask].sum()), ratio))
     return tuple(found)
 
 
 def _judge(
+    contract: Contract,
     scores: ScoreFindings,
     calibration: Calibration | None,
     discrimination: Discrimination | None,
@@ -311,12 +316,12 @@ def _judge(
     if calibration is None or discrimination is None:
         waiting = Reason(
             ReasonKind.WAITING,
-            f"Waiting for labels: {events} readmissions are known, {limits.least_events} are needed before "
-            "calibration and discrimination can be judged.",
+            f"Waiting for labels: {events} {contract.outcome.events} are known, {limits.least_events} are needed "
+            "before calibration and discrimination can be judged.",
         )
         return Verdict.STEADY, (waiting,)
     ranking = Reason(ReasonKind.RANKING, discrimination.sentence())
-    risks = Reason(ReasonKind.RISKS, calibration.sentence())
+    risks = Reason(ReasonKind.RISKS, calibration.sentence(contract.outcome.events))
     verdict, reasons = Verdict.STEADY, [ranking, risks]
     if discrimination.fell:
         verdict = Verdict.RETRAIN

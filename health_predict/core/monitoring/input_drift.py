@@ -1,11 +1,11 @@
 """Do the encounters of a batch look like those of a reference? One decision over all columns.
 
-Each column is cut into a few cells: frequent levels, chapters of rare diagnoses, intervals of counts, missing,
-and one for all else. A column's statistic is Pearson's chi-square between the shares of batch and reference;
+Each column is cut into a few cells: frequent levels, chapters of rare codes, intervals of counts and numbers,
+missing, and one for all else. A column's statistic is Pearson's chi-square between the shares of batch and reference;
 its cube root is nearly normal (Wilson and Hilferty 1931, doi:10.1073/pnas.17.12.684), which makes columns with
 few and many cells comparable. The batch is called different when the largest of these z values is larger than
 in all but a share `alpha` of resamples of the reference, so columns that depend on each other are counted as
-they are and looking at 47 columns does not raise the false alarms.
+they are and looking at many columns does not raise the false alarms.
 
 Apart from that decision, missing-value switches, new, appeared and vanished levels are named: they are questions to
 those who supply the data, not evidence about patients. A level has vanished when hardly any of it is left, and appeared
@@ -21,7 +21,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import lru_cache
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from health_predict.core.data.columns import FEATURES, MISSING, Column, Kind, icd9_chapter
+from health_predict.core.data.contract import MISSING, Column, Contract, Kind
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,9 +45,6 @@ _HARDLY = 0.05  # of its former share
 _CHANCE = 1e-4  # share of batches without drift in which any level may seem to have vanished or appeared
 
 
-_chapter = lru_cache(maxsize=4096)(icd9_chapter)
-
-
 @dataclass(frozen=True, slots=True)
 class Cells:
     """How one column is cut, and the reference's share of rows in each cell."""
@@ -56,17 +53,17 @@ class Cells:
     names: tuple[str, ...]
     shares: tuple[float, ...]
     levels: Mapping[str, int] = field(default_factory=dict)  # level or `chapter:<name>` to cell
-    edges: tuple[int, ...] = ()  # of a count: cell i holds values up to edges[i]
-    seen: Mapping[str, float] = field(default_factory=dict)  # share of each value in the reference
+    edges: tuple[float, ...] = ()  # of a count or a number: cell i holds values up to edges[i]
+    seen: Mapping[str, float] = field(default_factory=dict)  # share of each value in the reference; see `_kept`
     unseen_expected: float = 0.0  # share of rows with new values to expect without drift
 
-    def cell(self, value: str) -> int:
-        """Cell of a value in its text form. Raises ValueError for a count that is not an integer."""
-        if self.edges:
-            return bisect_left(self.edges, int(value))
+    def cell(self, value: str, column: Column) -> int:
+        """Cell of a value of the column in its text form. Raises ValueError for an amount that is no number."""
         found = self.levels.get(value)
-        if found is None and self.column.startswith("diag_"):
-            found = self.levels.get(f"chapter:{_chapter(value)}")
+        if found is None and self.edges:
+            return bisect_left(self.edges, float(value))
+        if found is None and column.kind is Kind.CODE:
+            found = self.levels.get(f"chapter:{column.chapters.of(value)}")
         return len(self.names) - 1 if found is None else found
 
     @property
@@ -142,14 +139,14 @@ class InputReference:
     largest: Mapping[int, tuple[float, ...]]
 
     @classmethod
-    def fit(cls, frame: pd.DataFrame, *, seed: int = 0, draws: int = 1000) -> Self:
+    def fit(cls, frame: pd.DataFrame, contract: Contract, *, seed: int = 0, draws: int = 1000) -> Self:
         """From a cohort frame of at least one row; other columns than features are ignored."""
-        coded = [_code(frame[column.name], column) for column in FEATURES if column.name in frame.columns]
+        coded = [_code(frame[column.name], column) for column in contract.features if column.name in frame.columns]
         cells = tuple(cell for cell, _ in coded)
         return cls(len(frame), cells, _null(cells, [codes for _, codes in coded], seed, draws))
 
-    def compare(self, frame: pd.DataFrame, *, alpha: float = 0.01) -> InputFindings:
-        """A batch of n rows against the reference. `alpha`: the share of clean batches that may alarm.
+    def compare(self, frame: pd.DataFrame, contract: Contract, *, alpha: float = 0.01) -> InputFindings:
+        """A batch of n rows against the reference of this contract. `alpha`: the share of clean batches that may alarm.
 
         Raises ValueError for an empty batch and KeyError for a column that the reference has and the batch lacks.
         """
@@ -161,10 +158,11 @@ class InputReference:
         columns: list[ColumnFinding] = []
         batches: list[_Batch] = []
         for cells in self.cells:
-            counts = _counted(frame[cells.column])
+            column = contract.by_name[cells.column]
+            counts = _counted(frame[cells.column], column)
             shares = np.zeros(len(cells.names))
             for value, count in counts.items():
-                shares[cells.cell(value)] += count
+                shares[cells.cell(value, column)] += count
             batches.append(_Batch(cells, self.rows, n, counts, shares / n))
             columns.append(_column(cells, shares / n, scale, threshold))
         frequent = [_frequent(batch) for batch in batches]
@@ -201,10 +199,19 @@ class _Batch:
     shares: Floats
 
 
-def _counted(series: pd.Series[str]) -> dict[str, int]:
+def _counted(series: pd.Series[str], column: Column) -> dict[str, int]:
     """How often each value occurs. Arrow counts its own text several times faster than pandas does."""
     counted = pa.array(series).value_counts()
-    return dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+    counts: dict[str, int] = {}
+    for value, count in zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True):
+        same = _same(value, column)
+        counts[same] = counts.get(same, 0) + count
+    return counts
+
+
+def _same(value: str, column: Column) -> str:
+    """One text for all ways to write a number: 5, 5.0 and 5.00."""
+    return f"{float(value):.12g}" if column.kind is Kind.NUMBER and value != MISSING else value
 
 
 def psi(before: Floats, after: Floats) -> float:
@@ -229,45 +236,70 @@ def standardised(before: Floats, after: Floats, scale: float) -> Floats:
 
 def _code(series: pd.Series[str], column: Column) -> tuple[Cells, npt.NDArray[np.int64]]:
     """The cells of one reference column and the cell of each of its rows."""
-    codes, values = pd.factorize(series.to_numpy(dtype=object))
+    codes, written = pd.factorize(series.to_numpy(dtype=object))
+    same, values = pd.factorize(np.array([_same(str(value), column) for value in written], dtype=object))
+    codes = same[codes]
     counts = np.bincount(codes, minlength=len(values))
     share = {str(value): count / len(series) for value, count in zip(values, counts, strict=True)}
     # Good 1953, doi:10.1093/biomet/40.3-4.237: new values come as often as values seen once.
     unseen = float((counts == 1).sum()) / len(series)
-    names: list[str]
-    levels: dict[str, int] = {}
-    edges: tuple[int, ...] = ()
-    if column.kind is Kind.COUNT:
-        numbers = np.array([int(value) for value in values])[codes]
-        inner = np.unique(np.quantile(numbers, _QUANTILES, method="inverted_cdf").astype(int))
-        edges = tuple(int(edge) for edge in inner)
-        lows = [None, *(edge + 1 for edge in edges)]
-        names = [
-            f"up to {high}" if low is None else f"{low} and over" if high is None else _span(low, high)
-            for low, high in zip(lows, [*edges, None], strict=True)
-        ]
-    else:
-        names = [level for level in sorted(share) if share[level] >= RARE or level == MISSING]
-        if column.nullable and MISSING not in names:
-            names.append(MISSING)
-        levels = {level: i for i, level in enumerate(names)}
-        if column.kind is Kind.CODE:
-            chapters: dict[str, float] = {}
-            for level, part in share.items():
-                if level not in levels:
-                    chapters[icd9_chapter(level)] = chapters.get(icd9_chapter(level), 0.0) + part
-            for chapter in sorted(chapter for chapter, part in chapters.items() if part >= RARE):
-                levels[f"chapter:{chapter}"] = len(names)
-                names.append(f"other {chapter} codes")
-        names.append(OTHER)
-    cells = Cells(column.name, tuple(names), (), levels, edges, share, unseen)
-    by_row = np.array([cells.cell(str(value)) for value in values], dtype=np.int64)[codes]
+    amounts = column.kind in (Kind.COUNT, Kind.NUMBER)
+    edges = _edges(values, counts, whole=column.kind is Kind.COUNT) if amounts else ()
+    names, levels = ([], {}) if edges else _level_cells(share, column)
+    if edges:
+        names = [*_intervals(edges, whole=column.kind is Kind.COUNT), *([MISSING] if column.nullable else [])]
+        levels = {MISSING: len(names) - 1} if column.nullable else {}
+    cells = Cells(column.name, tuple(names), (), levels, edges, _kept(share, counts, column), unseen)
+    by_row = np.array([cells.cell(str(value), column) for value in values], dtype=np.int64)[codes]
     shares = np.bincount(by_row, minlength=len(names)) / len(series)
     return replace(cells, shares=tuple(shares.tolist())), by_row
 
 
+def _level_cells(share: Mapping[str, float], column: Column) -> tuple[list[str], dict[str, int]]:
+    """Names of the cells of a column of levels or codes, and the cell of each level and chapter that has one."""
+    names = [level for level in sorted(share) if share[level] >= RARE or level == MISSING]
+    if column.nullable and MISSING not in names:
+        names.append(MISSING)
+    levels = {level: i for i, level in enumerate(names)}
+    if column.kind is Kind.CODE:
+        chapters: dict[str, float] = {}
+        for level, part in share.items():
+            if level not in levels:
+                chapter = column.chapters.of(level)
+                chapters[chapter] = chapters.get(chapter, 0.0) + part
+        for chapter in sorted(chapter for chapter, part in chapters.items() if part >= RARE):
+            levels[f"chapter:{chapter}"] = len(names)
+            names.append(f"other {chapter} codes")
+    return [*names, OTHER], levels
+
+
+def _edges(values: npt.NDArray[np.object_], counts: npt.NDArray[np.int64], *, whole: bool) -> tuple[float, ...]:
+    """Where the intervals of a count or a number end: at quantiles of what is there; none when nothing is."""
+    present = np.array([value != MISSING for value in values])
+    amounts = np.repeat(np.array([float(value) for value in values[present]]), counts[present])
+    if not len(amounts):
+        return ()
+    inner = np.unique(np.quantile(amounts, _QUANTILES, method="inverted_cdf"))
+    return tuple(int(edge) if whole else float(edge) for edge in inner)
+
+
+def _intervals(edges: Sequence[float], *, whole: bool) -> list[str]:
+    """Names of the intervals that end at the edges, and of the one beyond."""
+    if not whole:
+        between = [f"over {low:.12g} to {high:.12g}" for low, high in pairwise(edges)]
+        return [f"up to {edges[0]:.12g}", *between, f"over {edges[-1]:.12g}"]
+    between = [_span(int(low) + 1, int(high)) for low, high in pairwise(edges)]
+    return [f"up to {edges[0]}", *between, f"{edges[-1] + 1} and over"]
+
+
 def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
+
+
+def _kept(share: Mapping[str, float], counts: npt.NDArray[np.int64], column: Column) -> dict[str, float]:
+    """Shares by value, of which the single ones of a number, which may be as many as rows, say nothing."""
+    often = counts > (1 if column.kind is Kind.NUMBER else 0)
+    return {value: part for (value, part), kept in zip(share.items(), often, strict=True) if kept}
 
 
 def _null(

@@ -45,13 +45,13 @@ class Limits:
     calibration_alpha: float = 0.04
     discrimination_alpha: float = 0.01
     gain_alpha: float = 0.025
-    # What the 1,600 readmissions of the initial training data leave uncertain about the overall risk.
+    # What 1,600 outcomes in the initial training data leave uncertain about the overall risk.
     observed_expected_tolerance: float = 0.025
     slope_tolerance: float = 0.15
     gain_tolerance: float = 0.005  # of AUC: more data alone bring about as much, without any drift
     lost_slope: float = 0.5  # surely below it, the scores hold less than half of the differences they claim
     score_psi: float = 0.025  # the risk scores moved; chance gives about .005 with 5,000 rows
-    least_events: int = 30  # readmissions that must be known before performance is judged
+    least_events: int = 30  # outcomes that must be known before performance is judged
 
 
 DEFAULT_LIMITS = Limits()
@@ -139,7 +139,7 @@ class Accumulated:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Observed over expected readmissions with its interval, and Cox's recalibration line (logit scale).
+    """Observed over expected outcomes with its interval, and Cox's recalibration line (logit scale).
 
     All of the newest batch, but for the two questions that are asked of all batches of this model version: has
     observed over expected left 1 (`ratio_over`), has the slope (`slope_over`)?
@@ -165,9 +165,9 @@ class Calibration:
         """Whether the risks are off and a new map from score to risk can set them right."""
         return self.broken and not self.collapsed
 
-    def sentence(self) -> str:
-        """The finding in words: what is off first, by which batches, and what holds."""
-        observed = f"{self.observed:,} readmissions were observed and {self.expected:,.0f} expected, a ratio of"
+    def sentence(self, events: str) -> str:
+        """The finding in words: what is off first, by which batches, and what holds. `events`: the outcomes' name."""
+        observed = f"{self.observed:,} {events} were observed and {self.expected:,.0f} expected, a ratio of"
         ratio, slope = f"{observed} {self.ratio.words(2)}", self.slope.words(2)
         if not self.broken:
             return f"Calibration holds: {ratio}; calibration slope {slope}."

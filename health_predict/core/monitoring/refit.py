@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from health_predict.core.data.contract import Contract
 from health_predict.core.model.families import BASELINE, FAMILIES
 from health_predict.core.statistics import logit, paired_auc
 
@@ -33,10 +34,10 @@ class LabelledRows:
     outcomes: Floats
 
 
-def refit_gain(earlier: Sequence[LabelledRows], newest: LabelledRows) -> tuple[float, float] | None:
+def refit_gain(earlier: Sequence[LabelledRows], newest: LabelledRows, contract: Contract) -> tuple[float, float] | None:
     """AUC of the refit on `earlier` minus AUC of the model, both on `newest`, and its standard error.
 
-    None when `earlier` has fewer than LEAST_ROWS rows or LEAST_EVENTS readmissions. The penalty is the baseline
+    None when `earlier` has fewer than LEAST_ROWS rows or LEAST_EVENTS outcomes. The penalty is the baseline
     family's first choice. Raises ValueError when an outcome is absent in `newest`.
     """
     rows = sum(len(part.outcomes) for part in earlier)
@@ -48,7 +49,7 @@ def refit_gain(earlier: Sequence[LabelledRows], newest: LabelledRows) -> tuple[f
     from health_predict.core.model.features import EncounterFeatures
 
     frame = pd.concat([part.frame for part in earlier], ignore_index=True)
-    features = EncounterFeatures().fit(frame)
+    features = EncounterFeatures(contract).fit(frame)
     matrix, newest_matrix = features.transform(frame), features.transform(newest.frame)
     mean, scale = matrix.mean(axis=0, dtype=np.float64), matrix.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1.0

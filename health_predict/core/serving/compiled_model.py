@@ -10,14 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import FEATURES, MISSING, Column, Kind
+from health_predict.core.data.codes import System
+from health_predict.core.data.contract import MAXIMUM_CODE, MISSING, Column, Contract, Kind
 from health_predict.core.model.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.model.contributions import Explainer
 from health_predict.core.model.families import Family
@@ -30,17 +32,21 @@ TOLERANCE = 1e-6
 # A threshold keeps this distance from the scores that it is chosen by, so that such a difference cannot flip one.
 CLEARANCE = 2 * TOLERANCE
 UNSEEN_LEVEL = "never seen in training"
+# Of made-up rows: values of a count or seen ones of a number, steps of a number, columns with every missing pattern.
+MOST_COUNTS, NUMBER_STEPS, MOST_PATTERNS = 250, 21, 8
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
     """What the service needs to score: `encoder`, `graph` (ONNX bytes), and the score from which it says 1.
 
-    The graph takes `rows`, float32 (n, d), and gives `probabilities`, float32 (n, 2): of no readmission, and of one.
-    `calibration` is the intercept and slope of the map that they go through then, None when there is none (`scoring`).
-    `explainer` tells what each column added to a score (`explained_model`); None: the service does not explain.
+    `contract` says what an encounter holds. The graph takes `rows`, float32 (n, d), and gives `probabilities`, float32
+    (n, 2): of the outcome's absence, and of the outcome. `calibration` is the intercept and slope of the map that they
+    go through then, None when there is none (`scoring`). `explainer` tells what each column added to a score
+    (`explained_model`); None: the service does not explain.
     """
 
+    contract: Contract
     encoder: RowEncoder
     graph: bytes
     threshold: float
@@ -72,14 +78,15 @@ def compile_pipeline(pipeline: Any, family: Family, threshold: float) -> Compile
 
     The same pipeline gives the same bytes.
     """
-    encoder: RowEncoder = pipeline.named_steps["features"].encoder_
+    features = pipeline.named_steps["features"]
     outer = pipeline.named_steps["estimator"]
     with warnings.catch_warnings():
         # The converters use names that their own dependencies have deprecated.
         warnings.simplefilter("ignore")
-        model = family.to_onnx(uncalibrated(outer), len(encoder.names))
+        model = family.to_onnx(uncalibrated(outer), len(features.encoder_.names))
     calibration = (outer.intercept, outer.slope) if isinstance(outer, CalibratedClassifier) else None
-    return CompiledModel(encoder, _normalised(model), float(threshold), family.name, calibration)
+    graph = _normalised(model)
+    return CompiledModel(features.contract, features.encoder_, graph, float(threshold), family.name, calibration)
 
 
 def _normalised(model: Any) -> bytes:
@@ -87,7 +94,7 @@ def _normalised(model: Any) -> bytes:
     import onnx
 
     graph = model.graph
-    graph.name, graph.doc_string, model.doc_string = "readmission", "", ""
+    graph.name, graph.doc_string, model.doc_string = "risk", "", ""
     output = next(value for value in graph.output if "label" not in value.name)
     del graph.output[:]
     graph.output.append(output)
@@ -116,14 +123,15 @@ def _drop_unused(graph: Any) -> None:
     graph.initializer.extend(initializers)
 
 
-def edge_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def edge_rows(frame: pd.DataFrame, contract: Contract) -> tuple[pd.DataFrame, list[str]]:
     """Encounters that a validation set may lack, and what is special about each.
 
-    Every level of every column, unseen levels, every pattern of missing values, extremes of counts, and a code of
-    each ICD-9 chapter; all satisfy the contract.
+    Every level of every column, unseen levels, patterns of missing values, extremes and steps of counts and numbers,
+    and codes of each chapter; all satisfy the contract.
     """
-    names = [column.name for column in FEATURES]
-    base = {column.name: _present(frame[column.name], column.levels) for column in FEATURES}
+    features = contract.features
+    names = [column.name for column in features]
+    base = {column.name: _present(frame[column.name], column) for column in features}
     rows: list[dict[str, str]] = []
     labels: list[str] = []
 
@@ -131,42 +139,79 @@ def edge_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         rows.append({**base, **values})
         labels.append(label)
 
-    for column in FEATURES:
+    for column in features:
         for value in _values(column, frame[column.name]):
             add(f"{column.name}={value}", **{column.name: value})
-    for extreme in ("minimum", "maximum"):
-        counts = {column.name: str(getattr(column, extreme)) for column in FEATURES if column.kind is Kind.COUNT}
-        add(f"every count at its {extreme}", **counts)
-    nullable = [column.name for column in FEATURES if column.nullable]
-    for pattern in product((False, True), repeat=len(nullable)):
-        missing = [name for name, absent in zip(nullable, pattern, strict=True) if absent]
+    counts = [column for column in features if column.kind is Kind.COUNT]
+    for extreme, at in (("minimum", 0), ("maximum", -1)):
+        add(f"every count at its {extreme}", **{column.name: str(column.counts[at]) for column in counts})
+    nullable = [column.name for column in features if column.nullable]
+    for missing in _patterns(nullable):
         add(f"missing: {', '.join(missing) or 'nothing'}", **dict.fromkeys(missing, MISSING))
     return pd.DataFrame(rows, columns=names, dtype=frame[names[0]].dtype), labels
 
 
-def _present(values: pd.Series[str], levels: tuple[str, ...]) -> str:
+def _patterns(nullable: list[str]) -> Iterable[list[str]]:
+    """Every pattern of missing values; of many columns each one, each two, and all."""
+    if len(nullable) <= MOST_PATTERNS:
+        for pattern in product((False, True), repeat=len(nullable)):
+            yield [name for name, absent in zip(nullable, pattern, strict=True) if absent]
+    else:
+        for number in (0, 1, 2, len(nullable)):
+            yield from map(list, combinations(nullable, number))
+
+
+def _present(values: pd.Series[str], column: Column) -> str:
     """A value that is not missing: a row with it shows what each missing one changes."""
     found = values[values != MISSING]
-    return str(found.iloc[0]) if len(found) else (*levels, "250")[0]
+    return str(found.iloc[0] if len(found) else next(iter(_values(column, found))))
 
 
 def _values(column: Column, seen: pd.Series[str]) -> Iterable[str]:
     kind, levels = column.kind, column.levels
     if kind is Kind.COUNT:
-        return (str(n) for n in column.counts)
-    if kind is Kind.CODE:
-        # A round code and one with decimals in every stretch of the tabular list, and those beside it.
-        numbers = (f"{n}" for n in range(1, 1000))
-        decimals = (f"{n}.99" for n in range(1, 1000, 7))
-        return (*numbers, *decimals, "001", "V01", "V91.9", "E800", "E999.9")
+        counts = column.counts
+        return (str(n) for n in dict.fromkeys((*counts[:: 1 + len(counts) // MOST_COUNTS], counts[-1])))
+    if kind is Kind.NUMBER:
+        return _numbers(column, seen)
+    if column.system is not None:
+        return _CODES[column.system]()
     known = dict.fromkeys((*levels, *sorted(set(seen) - {MISSING})))
-    return (*known, UNSEEN_LEVEL) if kind is Kind.OPEN_LEVEL and not levels else (*known, *_unseen(kind, levels))
+    return (*known, *_unseen(column))
 
 
-def _unseen(kind: Kind, levels: tuple[str, ...]) -> tuple[str, ...]:
-    if kind is not Kind.OPEN_LEVEL:
+def _numbers(column: Column, seen: pd.Series[str]) -> list[str]:
+    """The bounds, 0, even steps between the bounds, and values that were seen, with decimals and without."""
+    low, high = float(column.minimum or 0), float(column.maximum or 0)
+    steps = [low, high, 0.0, *np.linspace(low, high, NUMBER_STEPS)]
+    texts = [f"{step:.{digits}f}" for step in steps for digits in (0, 1, 7)]
+    quantiles = sorted(set(seen) - {MISSING}, key=float)
+    texts += quantiles[:: 1 + len(quantiles) // MOST_COUNTS]
+    return [text for text in dict.fromkeys(texts) if column.holds(text)]
+
+
+def _icd9() -> Iterable[str]:
+    # A round code and one with decimals in every stretch of the tabular list, and those beside it.
+    numbers = (f"{n}" for n in range(1, 1000))
+    decimals = (f"{n}.99" for n in range(1, 1000, 7))
+    return (*numbers, *decimals, "001", "V01", "V91.9", "E800", "E999.9")
+
+
+def _icd10() -> Iterable[str]:
+    # In every stretch of the tabular list, round and narrowed down, with the dot and without it.
+    for letter in ascii_uppercase:
+        yield from (f"{letter}{n:02d}" for n in range(0, 100, 3))
+        yield from (f"{letter}{n:02d}.9" for n in range(0, 100, 10))
+        yield from (f"{letter}99", f"{letter}5019", f"{letter}09.A1XD", f"{letter}4A", f"{letter}7B.8")
+
+
+_CODES = {System.ICD9CM: _icd9, System.ICD10CM: _icd10}
+
+
+def _unseen(column: Column) -> tuple[str, ...]:
+    if column.kind is not Kind.OPEN_LEVEL:
         return ()
-    return ("999",) if levels[0].isdigit() else (UNSEEN_LEVEL,)
+    return (str(MAXIMUM_CODE),) if column.is_code else (UNSEEN_LEVEL,)
 
 
 def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) -> Parity:
@@ -175,7 +220,7 @@ def prove_parity(compiled: CompiledModel, pipeline: Any, frame: pd.DataFrame) ->
     Rows must be equal bit by bit, probabilities within 1e-6, decisions identical. Raises GateError that names the first
     rows where they are not.
     """
-    edges, labels = edge_rows(frame)
+    edges, labels = edge_rows(frame, pipeline.named_steps["features"].contract)
     names = list(edges.columns)
     everything = pd.concat([frame[names].reset_index(drop=True), edges], ignore_index=True)
     where = [f"validation row {index}" for index in range(len(frame))] + [f"edge row {label}" for label in labels]
@@ -236,9 +281,8 @@ def clear_threshold(threshold: float, real: Scores, made_up: Scores) -> float:
 
 def cleared(threshold: float, pipeline: Any, frame: pd.DataFrame) -> float:
     """`clear_threshold` on the rows that `prove_parity` compares: those of `frame`, and their edge rows."""
-    real, made_up = (
-        np.asarray(pipeline.predict_proba(rows)[:, 1], dtype=np.float64) for rows in (frame, edge_rows(frame)[0])
-    )
+    edges, _ = edge_rows(frame, pipeline.named_steps["features"].contract)
+    real, made_up = (np.asarray(pipeline.predict_proba(rows)[:, 1], dtype=np.float64) for rows in (frame, edges))
     return clear_threshold(threshold, real, made_up)
 
 

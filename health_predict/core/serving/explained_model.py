@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import FEATURES
 from health_predict.core.model.calibration import CalibratedClassifier, uncalibrated
 from health_predict.core.model.contributions import PROBABILITY, Explainer, owners_of
 from health_predict.core.model.families import Family
@@ -48,10 +47,9 @@ def _check(explainer: Explainer, pipeline: Any, training: pd.DataFrame) -> None:
     frame = training.head(CHECKED_ROWS)
     rows = np.asarray(pipeline.named_steps["features"].transform(frame), dtype=np.float32)
     owners = owners_of(encoder)
-    tables = {table.column: table for table in encoder.tables}
     wrong = []
     for number, expected in enumerate(scores(pipeline, rows, explainer.unit)):
-        amounts = [tables[column.name].of(str(frame[column.name].iloc[number])) for column in FEATURES]
+        amounts = encoder.amounts({table.column: str(frame[table.column].iloc[number]) for table in encoder.tables})
         total = explainer.base + explainer.by_column(amounts, owners).sum()
         if not abs(total - expected) <= TOLERANCE:
             wrong.append(f"training row {number}: {total:.6f} instead of {expected:.6f}")

@@ -38,6 +38,6 @@ class GraphScorer:
         self._calibration = calibration
 
     def __call__(self, rows: Rows) -> Scores:
-        """Probability of a readmission of each row; rows (n, d), result (n,)."""
+        """Probability of the outcome of each row; rows (n, d), result (n,)."""
         scores = self._session.run([OUTPUT], {INPUT: rows})[0][:, 1].astype(np.float64)
         return scores if self._calibration is None else calibrated(scores, *self._calibration)

@@ -17,6 +17,7 @@ import yaml
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.archives import content_digest
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving import bentoml
 from health_predict.adapters.serving.bentoml import (
     Bento,
@@ -28,11 +29,13 @@ from health_predict.adapters.serving.bentoml import (
     service_files,
 )
 from health_predict.core.data.cohort import target
+from health_predict.core.data.contract import Contract
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.serving.compiled_model import CompiledModel, compile_pipeline
 from health_predict.errors import StateError
 from health_predict.stages.bento_build import golden_requests
+from tests.contracts import DIABETES
 
 IDENTITY: dict[str, Any] = {
     "model_name": "readmission",
@@ -50,9 +53,9 @@ TAG = bento_tag("7", IDENTITY)
 
 @pytest.fixture(scope="module")
 def compiled(cohort: pd.DataFrame) -> CompiledModel:
-    features = EncounterFeatures().fit(cohort)
+    features = EncounterFeatures(built_in()).fit(cohort)
     family = FAMILIES["LogisticRegression"]
-    estimator = family.fit(family.first, features.transform(cohort), target(cohort), seed=1)
+    estimator = family.fit(family.first, features.transform(cohort), target(cohort, DIABETES), seed=1)
     return compile_pipeline(Pipeline([("features", features), ("estimator", estimator)]), family, 0.12)
 
 
@@ -87,7 +90,8 @@ def test_everything_is_inside(built: tuple[BentoStore, Bento], compiled: Compile
     assert identity["threshold"] == compiled.threshold
     assert (source / "model.onnx").read_bytes() == compiled.graph
     assert json.loads((source / "encoder.json").read_text()) == json.loads(json.dumps(compiled.encoder.to_json()))
-    assert len(json.loads((source / "contract.json").read_text())) == 47
+    assert Contract.from_json((source / "contract.json").read_bytes()) == compiled.contract
+    assert identity["contract_digest"] == compiled.contract.digest
     # and the library's wheel, which BentoML's image installs
     (wheel,) = (source / "wheels").iterdir()
     assert "health_predict/serving/gate.py" in zipfile.ZipFile(wheel).namelist()
@@ -138,7 +142,7 @@ def test_the_tag_follows_the_model_and_the_service(monkeypatch: pytest.MonkeyPat
 
 def test_the_tag_follows_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     files = library_files()
-    assert "health_predict/core/data/columns.py" in files
+    assert "health_predict/core/data/contract.py" in files
     monkeypatch.setattr(bentoml, "library_files", lambda: {**files, "health_predict/new.py": b""})
     assert bento_tag("7", IDENTITY) != TAG
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
+from health_predict.adapters.contracts import built_in
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import target
-from health_predict.core.data.columns import FEATURES
 from health_predict.core.model.calibration import (
     FOLDS,
     CalibratedClassifier,
@@ -29,6 +29,7 @@ from health_predict.core.serving.compiled_model import compile_pipeline, prove_p
 from health_predict.core.serving.explained_model import explain_pipeline, scores
 from health_predict.errors import GateError
 from health_predict.settings import Settings
+from tests.contracts import DIABETES
 
 
 def test_the_map_that_made_the_outcomes_is_found() -> None:
@@ -45,7 +46,7 @@ def test_scores_without_meaning_are_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(GateError, match="no calibration helps"):
         fit_map(rng.random(5000), rng.random(5000) < 0.1)
-    with pytest.raises(GateError, match="without a readmission"):
+    with pytest.raises(GateError, match="with the outcome and without it"):
         fit_map([0.1, 0.2], [0, 0])
 
 
@@ -55,12 +56,12 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
 ) -> None:
     # given a model of the first rows, and later rows with half of the readmissions gone
     train, later = cohort.head(1800), cohort.iloc[1800:].reset_index(drop=True)
-    features = EncounterFeatures(minimum_rows=30).fit(train)
+    features = EncounterFeatures(built_in(), minimum_rows=30).fit(train)
     few = {"n_estimators": 30} if "n_estimators" in {**FAMILIES[family].fixed, **FAMILIES[family].first} else {}
     estimator = FAMILIES[family].fit(
-        {**FAMILIES[family].first, **few}, features.transform(train), target(train), seed=1
+        {**FAMILIES[family].first, **few}, features.transform(train), target(train, DIABETES), seed=1
     )
-    labels = target(later) * (np.arange(len(later)) % 2)
+    labels = target(later, DIABETES) * (np.arange(len(later)) % 2)
     rows = features.transform(later)
     # when it is calibrated, twice
     once = CalibratedClassifier(estimator).fit(rows, labels)
@@ -78,7 +79,7 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
     explainer = Explainer.from_bytes(explain_pipeline(pipeline, FAMILIES[family], train).to_bytes())
     tables = {table.column: table for table in features.encoder_.tables}
     for number, expected in enumerate(scores(pipeline, rows[:5], explainer.unit)):
-        amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in FEATURES]
+        amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in built_in().features]
         total = explainer.base + explainer.by_column(amounts, owners_of(features.encoder_)).sum()
         assert total == pytest.approx(expected, abs=1e-4)
     # and MLflow keeps it, and loads it as a type that it may trust

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.data.columns import EXAMPLE, FEATURES
+from health_predict.adapters.contracts import built_in
+from health_predict.core.data.requests import example_of
 from health_predict.core.model.features import EncounterFeatures
+from health_predict.errors import StateError
+
+EXAMPLE = example_of(built_in())
 
 
 @pytest.fixture(scope="module")
 def fitted(cohort: pd.DataFrame) -> EncounterFeatures:
-    return EncounterFeatures().fit(cohort)
+    return EncounterFeatures(built_in()).fit(cohort)
 
 
 def row(fitted: EncounterFeatures, **changes: str | int | None) -> dict[str, float]:
@@ -45,7 +48,7 @@ def test_identifiers_and_the_outcome_have_no_influence(fitted: EncounterFeatures
     other = cohort.assign(encounter_id="1", patient_nbr="2", readmitted="<30")
     # then nothing changes, and the columns need not be there at all
     np.testing.assert_array_equal(fitted.transform(other), fitted.transform(cohort))
-    only_features = cohort[[column.name for column in FEATURES]]
+    only_features = cohort[[column.name for column in built_in().features]]
     np.testing.assert_array_equal(fitted.transform(only_features), fitted.transform(cohort))
 
 
@@ -80,7 +83,7 @@ def test_an_unseen_level_joins_the_rare_ones(fitted: EncounterFeatures) -> None:
 
 def test_it_learns_from_training_rows_only(cohort: pd.DataFrame) -> None:
     # given tables fitted on the first rows, and the same rows with others appended
-    first = EncounterFeatures().fit(cohort.head(1500))
+    first = EncounterFeatures(built_in()).fit(cohort.head(1500))
     # when other rows are transformed
     before = first.encoder_.to_json()
     first.transform(cohort.tail(1500))
@@ -93,13 +96,14 @@ def test_it_survives_saving(fitted: EncounterFeatures, cohort: pd.DataFrame) -> 
     np.testing.assert_array_equal(again.transform(cohort), fitted.transform(cohort))
 
 
-def test_one_that_an_earlier_version_saved_is_read(fitted: EncounterFeatures, cohort: pd.DataFrame) -> None:
-    # given the tables as a structure, not as text
+def test_what_is_saved_is_text_and_one_without_a_contract_is_refused(fitted: EncounterFeatures) -> None:
+    # given what is saved: a contract and tables as text
     state = fitted.__getstate__()
+    assert isinstance(state["contract"], str)
     assert isinstance(state["encoder_"], str)
-    again = EncounterFeatures()
-    again.__setstate__({**state, "encoder_": json.loads(state["encoder_"])})
-    np.testing.assert_array_equal(again.transform(cohort.head(50)), fitted.transform(cohort.head(50)))
+    # when a model of an earlier version is loaded, then it is said what to do
+    with pytest.raises(StateError, match=r"earlier version.*train again"):
+        EncounterFeatures(built_in()).__setstate__({"minimum_rows": 100, "encoder_": state["encoder_"]})
 
 
 def test_an_absent_column_is_named(fitted: EncounterFeatures, cohort: pd.DataFrame) -> None:
