@@ -55,7 +55,7 @@ class Moment(Finding):
     """A batch of the simulation. Metrics are of the probabilities as they were served, against the true outcomes."""
 
     rows: int
-    readmitted: int
+    positives: int
     served_by: str
     auc: Estimate
     observed_expected: Estimate
@@ -122,7 +122,7 @@ def moment(replay: Replay, number: int) -> Moment:
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),
-        readmitted=int(labels.sum()),
+        positives=int(labels.sum()),
         served_by=", ".join(sorted({*batch.versions})),
         auc=auc_estimate(labels, scores),
         observed_expected=observed_expected(labels, scores),

@@ -84,7 +84,7 @@ def test_the_timeline_tells_what_happened(scenarios: tuple[str, ...]) -> None:
         version_after="2",
         labelled_batches=1,
         rows=1000,
-        readmitted=110,
+        positives=110,
         served_by="1",
         auc=Estimate(0.66, 0.64, 0.68),
         observed_expected=Estimate(1.2, 1.1, 1.3),
