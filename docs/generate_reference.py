@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import health_predict  # noqa: E402
 from benchmarks.parts import results  # noqa: E402
 from health_predict import cli, components, errors  # noqa: E402
 from health_predict.adapters.contracts import built_in  # noqa: E402
+from health_predict.core.data import contract  # noqa: E402
 from health_predict.pipelines import PIPELINES  # noqa: E402
 from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings  # noqa: E402
 
@@ -447,10 +449,64 @@ def architecture() -> str:
     return f"{before}{FIRST_OF_ROOMS}\n\n{picture}\n\n{LAST_OF_ROOMS}{rest.split(LAST_OF_ROOMS)[1]}"
 
 
+# The data contract
+
+SCHEMA = FOLDER / "contract.schema.json"
+_PARTS = (
+    (contract.Contract, "The file", "One mapping. `columns` is a mapping from the names of the columns."),
+    (contract.Column, "A column", "Below `columns`, under its name."),
+    (contract.Outcome, "The outcome", "Below `outcome`: of the row itself, or by `next` of the patient's next row."),
+    (contract.Next, "The next row", "Below `outcome: next`."),
+    (contract.Exclusion, "An exclusion", "Each item of `exclude`."),
+    (contract.Group, "A group", "Each item of `groups`."),
+    (contract.Subgroups, "Subgroups", "Each item of `subgroups`."),
+    (contract.Published, "Published data", "Below `published`."),
+)
+_KINDS = {
+    "identifier": "names an encounter or a patient: any text, or with `numeric` a whole number; never a feature",
+    "date": "a day as YYYY-MM-DD; never a feature",
+    "count": "a whole number from `minimum` (0) to `maximum`",
+    "number": "a measurement from `minimum` to `maximum`, in `unit`",
+    "level": "one of `levels`, and nothing else",
+    "open level": "usually one of `levels`; a new one is scored and counted",
+    "flag": "no or yes, as the two `levels` are written",
+    "code": "a diagnosis code of `system`: icd9cm or icd10cm, by exactly its pattern",
+}
+
+
+def _word_default(value: Any) -> str:
+    return f"`{', '.join(value)}`" if value and isinstance(value, tuple) else "" if value == {} else _shown(value)
+
+
+def contract_reference_page() -> str:
+    """Every word of a contract file."""
+    parts = [
+        "What a contract file may say; [own-table.md](../own-table.md) shows how one is made. "
+        f"[{SCHEMA.name}]({SCHEMA.name}) says it to editors, by a first line `# yaml-language-server: $schema=...`.",
+        "## Kinds of columns",
+        table(("Kind", "Holds"), ((f"`{kind}`", text) for kind, text in _KINDS.items())),
+    ]
+    for model, title, text in _PARTS:
+        rows = [
+            (f"`{name}`", "required" if field.is_required() else _word_default(field.default), field.description or "")
+            for name, field in model.model_fields.items()
+            if not (model is contract.Column and name == "name")
+        ]
+        parts += [f"## {title}", text, table(("Word", "Default", "Meaning"), rows)]
+    return page("The data contract", *parts)
+
+
 def pages() -> dict[Path, str]:
     """Text of each page by its file."""
-    made = {"commands": commands_page, "settings": settings_page, "http": http_page, "pipelines": pipelines_page}
+    made = {
+        "commands": commands_page,
+        "contract": contract_reference_page,
+        "settings": settings_page,
+        "http": http_page,
+        "pipelines": pipelines_page,
+    }
     return {FOLDER / f"{name}.md": make() for name, make in made.items()} | {
+        SCHEMA: json.dumps(contract.file_schema(), indent=1) + "\n",
         README: readme(),
         ARCHITECTURE: architecture(),
     }

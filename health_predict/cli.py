@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from health_predict.adapters.files import temporary_files
-from health_predict.commands import data, operate, pipeline, report
+from health_predict.commands import contract, data, operate, pipeline, report
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
@@ -26,10 +26,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Readmission within 30 days of diabetic in-patients: train, ship and watch one model.",
+    help="Train, ship and watch a model of a hospital's outcomes: one data set by default, your own by contract.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong setting or usage, 3 bad data, 4 missing or inconsistent state, "
     "5 something does not answer or is full, 6 a gate refused, 70 unexpected, 130 interrupted.",
 )
+app.add_typer(contract.app, name="contract")
 app.add_typer(data.app, name="data")
 app.add_typer(pipeline.app, name="pipeline")
 app.add_typer(report.app, name="report")

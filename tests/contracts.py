@@ -6,8 +6,11 @@ import tempfile
 from pathlib import Path
 
 from health_predict.adapters.contracts import FOLDER, built_in
+from health_predict.core.data.contract import read_contract
 
 DIABETES = built_in()
+ICD10_FILE = Path(__file__).with_name("icd10.yaml")
+ICD10 = read_contract(ICD10_FILE.read_text(encoding="utf-8"), ICD10_FILE.name)
 
 
 def published_at(url: str = "", sha256: str = "") -> str:

@@ -64,11 +64,15 @@ def check(
 
     With --json every cell by itself. Labelled data must also be enough to train a model with the settings.
     """
+    check_file(load_settings(), file, unlabelled=unlabelled, as_json=as_json)
+
+
+def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: bool) -> None:
+    """Print what breaks the contract in a file, or that nothing does. Raises typer.Exit with the code of DataError."""
     with working(console_of(as_json), "reading and checking"):
         from health_predict.core.data import cohort  # these take a second
         from health_predict.core.data.partition import Parameters, partition
 
-        settings = load_settings()
         contract = contract_of(settings)
         given = not unlabelled and contract.outcome.next is None  # else the label is made from the next row
         frame = cohort.read_cohort(file, contract, labelled=given)

@@ -43,7 +43,7 @@ def add_encounters(settings: Settings, file: Path) -> tuple[Added, int]:
     tracking = Tracking(settings)
     champion = tracking.champion()
     arrivals = Arrivals(settings)
-    contract, frame = arrivals.contract, read_encounters(file)
+    contract, frame = arrivals.contract, read_table_file(file).replace("", MISSING)
     label = contract.outcome.column
     found = _outcomes(frame, contract, file) if label in frame else frame.iloc[:0]
     frame = frame.drop(columns=label, errors="ignore")
@@ -86,8 +86,8 @@ def _outcomes(frame: pd.DataFrame, contract: Contract, file: Path) -> pd.DataFra
     return known.assign(**{label: known[label].map(meaning)})
 
 
-def read_encounters(file: Path) -> pd.DataFrame:
-    """A CSV or Parquet file of encounters, of any types (n, columns). Raises DataError when it cannot be read."""
+def read_table_file(file: Path) -> pd.DataFrame:
+    """A CSV or Parquet file, of any types (n, columns). Raises DataError when it cannot be read."""
     try:
         with file.open("rb") as opened:
             start = opened.read(len(PARQUET))
@@ -96,7 +96,7 @@ def read_encounters(file: Path) -> pd.DataFrame:
             f"{file} cannot be read: {error.strerror}", "give the path of a file that may be read"
         ) from None
     if start != PARQUET:
-        return read_table(file).replace("", MISSING)  # as a CSV file says null
+        return read_table(file)
     import pyarrow
     import pyarrow.parquet
 

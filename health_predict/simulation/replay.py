@@ -109,7 +109,7 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
         if keep or Batches(settings).progress().settled < plan.batches:
             _go_on(settings, known, anew=remember(settings, plan.name))
         return Replay(known, settings, synthetic)
-    truths = _write_batches(settings, storage, plan, training_cohort(raw.path, contract)[0], parameters)
+    truths = _write_batches(settings, plan, training_cohort(raw.path, contract)[0], parameters)
     remember(settings, plan.name)
     version = _first_version(settings, storage)
     # Stopped first, since what runs has the settings of another time; what it logged is shipped by that.
@@ -121,10 +121,10 @@ def begin(settings: Settings, plan: Plan, *, keep: bool = False) -> Replay:
 
 
 def _write_batches(
-    settings: Settings, storage: Storage, plan: Plan, frame: pd.DataFrame, parameters: Parameters
+    settings: Settings, plan: Plan, frame: pd.DataFrame, parameters: Parameters
 ) -> tuple[GroundTruth, ...]:
     """The future batches as they will be sent, with drift injected; what was done to them."""
-    contract = contract_of(settings)
+    contract, storage = contract_of(settings), open_storage(settings.storage, settings.s3_endpoint_url)
     frame = frame.iloc[np.argsort(in_order(frame, contract), kind="stable")].reset_index(drop=True)
     row = batch_bounds(len(frame), parameters)[plan.from_batch]
     truths = []

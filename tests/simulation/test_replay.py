@@ -40,10 +40,10 @@ def test_two_drifts_begin_with_their_batch(
     settings, parameters = make_settings(), Parameters(0.2, 4, "s")
     storage = open_storage(settings.storage)
     # when the batches are prepared that will be sent, twice, with drift injected
-    truths = _write_batches(storage, PLAN, read_cohort(file), parameters)
+    truths = _write_batches(settings, PLAN, read_cohort(file), parameters)
     keys = storage.keys("simulations/p/batches/")
     written = [storage.read(key) for key in keys]
-    assert _write_batches(storage, PLAN, read_cohort(file), parameters) == truths
+    assert _write_batches(settings, PLAN, read_cohort(file), parameters) == truths
     # then both are known, the same comes of it, and what comes before the batch is as it was
     assert [str(truth.scenario) for truth in truths] == ["age-shift", "prevalence-up"]
     assert {truth.from_row for truth in truths} == {batch_bounds(len(cohort), parameters)[2]}

@@ -165,7 +165,7 @@ class Played:
         settings = self.settings.model_copy(update=changes)
         storage, pipeline = open_storage(settings.storage), Tracking(settings).load_pipeline(version)
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
-        truths = _write_batches(storage, plan, read_cohort(Path(settings.data_source)), parameters)
+        truths = _write_batches(settings, plan, read_cohort(Path(settings.data_source)), parameters)
         data = {"raw_sha256": "the same", "parameters": parameters.to_json()}
         begun = Begun(**asdict(plan), data=data, first_version=version, truths=truths)
         found = Replay(begun, settings, False)

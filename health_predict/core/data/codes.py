@@ -81,6 +81,7 @@ _RULES: Mapping[System, _Rules] = {
     ),
 }
 MISSING_CHAPTER = "missing"
+EXAMPLES: Mapping[System, str] = {System.ICD9CM: "428", System.ICD10CM: "I50.9"}
 
 
 def pattern(system: System) -> str:

@@ -50,7 +50,7 @@ def read_cohort(path: Path, contract: Contract = CONTRACT, *, labelled: bool = T
     frame = read_table(path, contract.published.file if contract.published else "")
     target, derived = contract.target.name, contract.outcome.next is not None
     expected = [column.name for column in contract.table if column.name != target or (labelled and not derived)]
-    known = [*(column.name for column in contract.columns), *([] if derived else [target])]
+    known = [*contract.ignore, *(column.name for column in contract.columns), *([] if derived else [target])]
     missing = [name for name in expected if name not in frame]
     extra = [str(name)[:60] for name in frame if name not in known]
     if missing or extra:

@@ -30,7 +30,6 @@ DATE = CONTRACT.date
 DISCHARGE = CONTRACT.exclude[0].column
 NOT_READMITTABLE = CONTRACT.exclude[0].levels
 DRUGS = CONTRACT.groups[0].columns
-DRUG_LEVELS = CONTRACT.by_name[DRUGS[0]].levels
 AGES = CONTRACT.by_name["age"].levels
 DIAGNOSES = CONTRACT.names(Kind.CODE)
 COLUMNS = CONTRACT.table

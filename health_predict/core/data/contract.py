@@ -49,7 +49,7 @@ class Kind(StrEnum):
 # A file, the service and the registered model all read by these.
 _PATTERNS = {
     Kind.COUNT: "0|[1-9][0-9]{0,8}",
-    Kind.NUMBER: r"-?(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?",
+    Kind.NUMBER: r"-?[0-9]{1,12}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
     Kind.DATE: "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
 }
 _NUMERIC = "[1-9][0-9]{0,17}"  # fits 64 bits
@@ -68,7 +68,7 @@ class Column(_Part):
     """One column: its name in the file and in a request, and what it may hold."""
 
     name: str = Field(min_length=1, max_length=100)
-    kind: Kind
+    kind: Kind = Field(description="How values are read")
     description: str = Field("", description="What the column says, for people")
     levels: tuple[str, ...] = Field((), description="Of a level or an open level; of a flag: no, then yes")
     minimum: int | float | None = Field(None, description="Smallest count (0 if absent) or number")
@@ -92,6 +92,15 @@ class Column(_Part):
     def is_code(self) -> bool:
         """Whether the open levels are numbers, which a client may write with or without quotes."""
         return self.kind is Kind.OPEN_LEVEL and bool(self.levels) and self.levels[0].isdigit()
+
+    @property
+    def first(self) -> str:
+        """The first value that the column may hold: missing, where it may be."""
+        if self.nullable:
+            return MISSING
+        if self.kind in (Kind.COUNT, Kind.NUMBER):
+            return str(self.minimum or 0)
+        return codes.EXAMPLES[self.system] if self.system else (*self.levels, "any")[0]
 
     @property
     def counts(self) -> range:
@@ -209,22 +218,22 @@ class Outcome(_Part):
 class Exclusion(_Part):
     """Encounters that are not to be scored."""
 
-    column: str
-    levels: tuple[str, ...] = Field(min_length=1)
+    column: str = Field(description="A column with levels")
+    levels: tuple[str, ...] = Field(min_length=1, description="Of those encounters")
     reason: str = Field(min_length=1, description="Why, for people")
 
 
 class Group(_Part):
     """Columns that are also counted together, such as drugs."""
 
-    columns: tuple[str, ...] = Field(min_length=2)
+    columns: tuple[str, ...] = Field(min_length=2, description="Names of columns with levels")
     counts: Mapping[str, tuple[str, ...]] = Field(description="For each count the levels that add one to it")
 
 
 class Subgroups(_Part):
     """Patients for whom figures are shown apart."""
 
-    column: str
+    column: str = Field(description="By which patients are told apart")
     groups: Mapping[str, tuple[str, ...]] = Field(
         {}, description="Levels that are taken together, by a name; else each"
     )
@@ -247,18 +256,19 @@ class Contract(_Part):
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]{0,50}$", description="Names the registered model")
     title: str = Field(min_length=1, description="One line for people")
     description: str = Field("", description="What the table is and where it comes from")
-    published: Published | None = None
+    published: Published | None = Field(None, description="Where the table is published")
     missing: tuple[str, ...] = Field((MISSING,), description='What files write for a missing value; "": an empty cell')
     encounter: tuple[str, ...] = Field(min_length=1, description="Column or columns that identify an encounter")
     patient: str = Field(description="Column that identifies a patient")
     order: str = Field(description="Column that orders encounters in time: a numeric identifier, a count or a date")
     date: str = Field("", description="Column with the day of an encounter, by which arrivals fall into windows")
-    outcome: Outcome
+    outcome: Outcome = Field(description="What is predicted, and its words")
     follow_up_days: float = Field(30, ge=0, description="Days until an outcome is known")
-    exclude: tuple[Exclusion, ...] = ()
-    columns: tuple[Column, ...] = Field(min_length=1)
-    groups: tuple[Group, ...] = ()
-    subgroups: tuple[Subgroups, ...] = ()
+    exclude: tuple[Exclusion, ...] = Field((), description="Encounters that are not scored")
+    ignore: tuple[str, ...] = Field((), description='Columns of files that nobody needs; "" is one without a name')
+    columns: tuple[Column, ...] = Field(min_length=1, description="All columns but the label, in the order of the file")
+    groups: tuple[Group, ...] = Field((), description="Columns that are also counted together")
+    subgroups: tuple[Subgroups, ...] = Field((), description="Patients for whom figures are shown apart")
     single_predictor: str = Field(description="Count or number that a model must beat alone")
     scores: str = Field("", description="Plug-in with the field's own scores (entry point health_predict.scores)")
     synthetic: str = Field("", description="File beside the contract from which a made-up table is drawn")
@@ -318,12 +328,23 @@ class Contract(_Part):
 
     @cached_property
     def request(self) -> Mapping[str, str | int | float | None]:
-        """The example as the body of a request."""
-        return {column.name: column.value(self.example.get(column.name, MISSING)) for column in self.features}
+        """The example as the body of a request; what it leaves out is missing, or the first value that may be."""
+        return {column.name: column.value(self.example.get(column.name, column.first)) for column in self.features}
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Names of the columns of a kind."""
         return tuple(column.name for column in self.columns if column.kind is kind)
+
+
+def file_schema() -> dict[str, Any]:
+    """JSON Schema of a contract file, for editors: there the columns are a mapping from their names."""
+    schema = Contract.model_json_schema()
+    column = schema["$defs"]["Column"]
+    column["required"].remove("name")
+    del column["properties"]["name"]
+    columns = {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#/$defs/Column"}}
+    schema["properties"]["columns"] = columns
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def read_contract(text: str, name: object) -> Contract:
@@ -337,7 +358,7 @@ def read_contract(text: str, name: object) -> Contract:
         Contract,
         _mistakes,
         begin=("is no data contract", "begin one with `health-predict contract draft FILE`"),
-        mend="mend these lines; docs/contract.md and its JSON Schema say what each may hold",
+        mend="mend these lines; docs/reference/contract.md says what each word means",
     )
 
 
@@ -368,7 +389,7 @@ def _mistakes_of(column: Column) -> Iterator[str]:
     if len(set(column.levels)) < len(column.levels):
         yield "a level is named twice"
     if kind in (Kind.COUNT, Kind.NUMBER) and column.maximum is None:
-        yield f"a {kind} needs a `maximum`: the largest value that can be true"
+        yield f"the kind {kind} needs a `maximum`: the largest value that can be true"
     if kind is Kind.NUMBER and column.minimum is None:
         yield "a number needs a `minimum`: the smallest value that can be true"
     if column.maximum is not None and (column.minimum or 0) > column.maximum:
@@ -402,7 +423,7 @@ def _mistakes_of_names(contract: Contract) -> Iterator[tuple[Place, str]]:
             if column is None:
                 yield place, f"there is no column {name}"
             elif kinds and column.kind not in kinds:
-                yield place, f"{name} is a {column.kind}; it must be a {' or a '.join(kinds)}"
+                yield place, f"{name} is of kind {column.kind}; it must be of kind {' or '.join(kinds)}"
             elif place in (("encounter",), ("patient",)) and column.is_feature:
                 yield place, f"{name} identifies, so its kind must be identifier or date: it is never a feature"
     order = contract.by_name.get(contract.order)

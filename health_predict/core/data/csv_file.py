@@ -108,10 +108,11 @@ def read_table(path: Path, wanted: str = "") -> pd.DataFrame:
         shown = "; ".join(f"line {line} {problem}" for line, problem in wrong[:_SHOWN])
         more = f"; and {len(wrong) - _SHOWN:,} more lines" if len(wrong) > _SHOWN else ""
         raise DataError(f"{path} is damaged: {shown}{more}", "mend these lines, or copy or download the file again")
-    names = Counter(next(csv.reader(io.StringIO(text, newline=""))))
-    if twice := [name for name, count in names.items() if count > 1]:
+    header = next(csv.reader(io.StringIO(text, newline="")))
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise DataError(f"{path} names a column more than once: {', '.join(twice)[:200]}", "keep one of them")
-    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+    frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+    return frame.set_axis(header, axis="columns")  # pandas makes up a name for a column without one
 
 
 def _wrong_lines(text: str) -> Iterator[tuple[int, str]]:

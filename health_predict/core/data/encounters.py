@@ -87,7 +87,7 @@ def complete(frame: pd.DataFrame, contract: Contract, name: object) -> pd.DataFr
     names = names_of(contract)
     twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
     absent = [column.name for column in accepted(contract) if not column.nullable and column.name not in frame]
-    unknown = [str(column)[:60] for column in frame.columns if column not in names]
+    unknown = [str(column)[:60] for column in frame.columns if column not in (*names, *contract.ignore)]
     found = (("names more than once:", twice), ("lacks", absent), ("has unknown", unknown))
     if problems := [f"{what} {', '.join(some[:6])}{', ...' * (len(some) > 6)}" for what, some in found if some]:
         raise DataError(f"{name} {'; '.join(problems)}", "give the columns of the contract by their names, each once")

@@ -1,0 +1,30 @@
+"""A data contract as a page to read."""
+
+from __future__ import annotations
+
+from health_predict.core.data.contract import MISSING, Contract
+from health_predict.report.page import render
+
+
+def contract_page(contract: Contract) -> str:
+    """HTML page: what is predicted, what identifies, who is excluded, and every column."""
+    outcome = contract.outcome
+    rule = f"{outcome.column} is {' or '.join(outcome.positive)}"
+    if outcome.next:
+        rule = (
+            f"{outcome.next.column} of the patient's next row is above {outcome.next.above:g}, where that row comes at "
+            f"most {outcome.next.within:g} later by {contract.order}"
+        )
+    roles = {contract.patient: "patient", contract.order: "order", contract.date: "date"}
+    roles |= dict.fromkeys(contract.encounter, "encounter")
+    columns = [
+        (
+            column.name,
+            roles.get(column.name, "") if not column.is_feature else "feature",
+            column.kind.value,
+            column.described + (f", or {MISSING}" if column.nullable else ""),
+            column.description,
+        )
+        for column in contract.columns
+    ]
+    return render("contract.html", contract=contract, rule=rule, columns=columns)
