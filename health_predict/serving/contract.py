@@ -33,8 +33,6 @@ from health_predict.core.model.risk_groups import GROUPS
 LONGEST_LIST = 1000
 # A wrong name is repeated to show the typing mistake, cut to this length.
 LONGEST_NAME = 64
-# Of a number: as many as its text may have.
-DECIMALS = 12
 
 
 # Words for missing in a schema's pattern, in which no case is ignored.
@@ -57,7 +55,7 @@ def _present_type(column: Column) -> Any:
         case Kind.NUMBER:
             bounds = Field(ge=column.minimum, le=column.maximum, allow_inf_nan=False)
             text = Annotated[str, Field(pattern=f"^({pattern})$"), AfterValidator(partial(_held, column))]
-            return Annotated[float, bounds, AfterValidator(partial(_written, column))] | text
+            return Annotated[float, bounds] | text
         case Kind.LEVEL | Kind.FLAG:
             whole = column.levels if takes_numbers(column) else ()
             numbers = [int(level) for level in whole if str(int(level)) == level]
@@ -88,13 +86,6 @@ def _held(column: Column, text: str) -> str:
     if not column.holds(text):
         raise ValueError(column.allowed)
     return text
-
-
-def _written(column: Column, number: float) -> float:
-    """A number that a file can hold too."""
-    if round(number, DECIMALS) != number:
-        raise ValueError(column.allowed)
-    return number
 
 
 def _description(column: Column) -> str:

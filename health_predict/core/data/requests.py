@@ -43,7 +43,7 @@ def _first(column: Column) -> str:
     if column.nullable:
         return MISSING
     if column.system is not None:
-        return codes.example(column.system)
+        return codes.EXAMPLES[column.system]
     if column.kind in (Kind.COUNT, Kind.NUMBER):
         return str(column.minimum or 0)
     return column.levels[0] if column.levels else "text"
