@@ -48,6 +48,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A shell outside, a platform whose service ships its log at once, and a first model in service."""
     folder = tmp_path_factory.mktemp("live")
     storage = f"s3://mlpipeline/{NAME}"
+    kubectl("-n", NAMESPACE, "delete", "deployment", "readmission-api", "--ignore-not-found", "--wait")
     platform.prepare(folder)
     platform.up(folder, storage_uri=storage, prediction_log_seconds="1")
     save_csv(COHORT[: -WEEKS * A_WEEK], folder / "first.csv")
