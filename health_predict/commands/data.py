@@ -176,8 +176,8 @@ def forget(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    rows = f"{found.encounters:,} encounters and {found.outcomes:,} outcomes removed"
-    typer.echo(f"{rows}, and rows of {len(found.datasets)} datasets")
+    rows = f"{_many(found.encounters, 'encounter')} and {_many(found.outcomes, 'outcome')} removed"
+    typer.echo(f"{rows}, and rows of {_many(len(found.datasets), 'dataset')}")
     if found.versions:
         typer.echo(f"learned from: version {', '.join(found.versions)} of the model; the next retraining will not")
     if found.calibrated:

@@ -73,6 +73,7 @@ def test_what_arrived_is_counted(settings: Settings, tracking: Tracking, champio
     # and outcomes of nobody, and a file that is none
     batches.storage.write(keys.outcomes("live", "a"), write_outcomes({"encounter_id": ["1"]}, DIABETES, [1]))
     batches.storage.write(keys.outcomes("live", "b"), b"-")
+    assert status(settings).waiting[-1] == "2 files of outcomes at the door: the next monitoring takes them in"
     batches.arrivals.collect()
     # when
     found = status(settings)
