@@ -56,7 +56,20 @@ example:
    balance: "-450", intensive: No, smoker: "1", first: I50.9, second: E11.65, opioid: none, diuretic: more}
 """
 CONTRACT = read_contract(TEXT, "modern.yaml")
-CODES = ("I50.9", "I50.22", "E11.65", "E119", "J18.9", "N17.9", "A41.9", "C34.90", "K92.2", "S72.001A", "Z79.4", "R07.9")
+CODES = (
+    "I50.9",
+    "I50.22",
+    "E11.65",
+    "E119",
+    "J18.9",
+    "N17.9",
+    "A41.9",
+    "C34.90",
+    "K92.2",
+    "S72.001A",
+    "Z79.4",
+    "R07.9",
+)
 
 
 def encounters(rows: int, seed: int = 0) -> pd.DataFrame:

@@ -19,7 +19,7 @@ import pandas as pd
 from health_predict.core.data.columns import CONTRACT
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract, Kind
 from health_predict.core.data.csv_file import read_table
-from health_predict.core.data.requests import Value
+from health_predict.core.data.values import Value
 from health_predict.errors import DataError
 
 FIRST_LINE = 2  # of the encounters in a file: line 1 is the header

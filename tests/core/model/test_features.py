@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 
 from health_predict.adapters.contracts import built_in
-from health_predict.core.data.requests import example_of
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.errors import StateError
 
-EXAMPLE = example_of(built_in())
+EXAMPLE = built_in().request
 
 
 @pytest.fixture(scope="module")
