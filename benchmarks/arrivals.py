@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DATE, DIABETES, ENCOUNTER, PATIENT, TARGET, synthesize
 from health_predict.adapters import keys
 from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION, Arrivals
@@ -33,7 +33,6 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.data.cohort import part_bytes, target, without_excluded
-from health_predict.core.data.columns import DATE, ENCOUNTER, PATIENT, TARGET
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
@@ -52,7 +51,7 @@ def prepare(home: Path) -> None:
     """A champion with its dataset, and the month's encounters, one file a night, beside the door."""
     settings = Settings(home=home, git_commit="abc")
     storage, tracking = open_storage(settings.storage), Tracking(settings)
-    cohort = without_excluded(synthesize(20_000, seed=2))
+    cohort = without_excluded(synthesize(20_000, seed=2), DIABETES)
     train, validation = cohort[:14_000].reset_index(drop=True), cohort[14_000:17_000].reset_index(drop=True)
     for name, frame in (("train", train), ("validation", validation), ("test", validation)):
         storage.write(keys.part(DATASET, name), part_bytes(frame))
@@ -60,12 +59,12 @@ def prepare(home: Path) -> None:
     storage.write(keys.dataset(DATASET, keys.MANIFEST), json.dumps(manifest).encode())
     estimator = LogisticRegression(C=0.01, max_iter=1000)
     pipeline = Pipeline([("features", EncounterFeatures(built_in())), ("estimator", estimator)])
-    pipeline.fit(train, target(train))
+    pipeline.fit(train, target(train, DIABETES))
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc", "family": BASELINE}
     parent = tracking.start_search("search", tags, {})
     run = tracking.log_best(parent, BASELINE, pipeline, tags, {"threshold": "0.15"}, {}, {})
     tracking.set_alias(CHAMPION, tracking.register(run, {**tags, "threshold": "0.15"}, "").version)
-    source = without_excluded(synthesize(60_000, seed=3)).drop(columns=TARGET)
+    source = without_excluded(synthesize(60_000, seed=3), DIABETES).drop(columns=TARGET)
     scores = [repr(float(score)) for score in pipeline.predict_proba(source)[:, 1]]
     for night in range(NIGHTS):
         begin, end = ENCOUNTERS * night // NIGHTS, ENCOUNTERS * (night + 1) // NIGHTS

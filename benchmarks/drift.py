@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each othe
 import numpy as np
 
 from benchmarks.parts import drift_inputs, drift_scenarios, results
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DIABETES, PATIENT, synthesize
 from benchmarks.parts.drift_stream import (
     BATCHES,
     Floats,
@@ -31,7 +31,6 @@ from benchmarks.parts.drift_stream import (
 )
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import read_cohort, without_excluded
-from health_predict.core.data.columns import PATIENT
 from health_predict.core.monitoring.policy import Action
 from health_predict.core.statistics import delong
 
@@ -49,7 +48,7 @@ def main() -> None:
 
 def inputs() -> dict[str, float]:
     """(a) false alarms, (b) power, (d) CPU."""
-    cohort = without_excluded(synthesize(40_000, seed=3)).reset_index(drop=True)
+    cohort = without_excluded(synthesize(40_000, seed=3), DIABETES).reset_index(drop=True)
     training, clean = cohort[:14_000], cohort[14_000:].reset_index(drop=True)
     alarms = drift_inputs.false_alarms(training, DRAWS)
     print(f"\nfalse alarms of the inputs on {DRAWS} clean resamples of the reference, and questions about recording")
@@ -103,7 +102,7 @@ def stream() -> dict[str, float]:
     """(e) the policies on the stream."""
     source = Path(os.environ.get("HEALTH_PREDICT_DATA_COPY", ""))
     real = source.is_file()
-    data = build(read_cohort(source) if real else synthesize(60_000, seed=1))
+    data = build(read_cohort(source, DIABETES) if real else synthesize(60_000, seed=1))
     print(f"\nthe {'real' if real else 'SYNTHETIC'} stream, {BATCHES} batches: gain in prequential AUC over never")
     never, every = walk(data, ()), walk(data, range(BATCHES - 1))
     span = _gain(data, never, every)

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.parts import results
+from benchmarks.parts.cohorts import DIABETES
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import load_part, target
 from health_predict.core.model.calibration import uncalibrated
@@ -68,7 +69,7 @@ def first_window(salt: str, home: Path) -> tuple[str, str, Calibration, Calibrat
         card=home / "card.html",
     )
     batch = load_part(home / f"storage/datasets/{data.dataset_digest}/batches/00.parquet")
-    outcomes = target(batch).astype(float)
+    outcomes = target(batch, DIABETES).astype(float)
     features, estimator = (step for _, step in Tracking(settings).load_pipeline(registered.model_version).steps)
     rows = features.transform(batch)
     found, raw = (

@@ -21,7 +21,7 @@ from typing import IO, Any
 from sklearn.pipeline import Pipeline
 
 from benchmarks.parts import results
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DIABETES, synthesize
 from health_predict.adapters.contracts import built_in
 from health_predict.adapters.files import unpack_archive
 from health_predict.adapters.images import RemoteRegistry
@@ -52,7 +52,7 @@ def bentos(home: Path) -> list[Path]:
     """Archives of two models of the same code."""
     frame = synthesize(6_000, seed=1)
     features = EncounterFeatures(built_in()).fit(frame)
-    matrix, labels = features.transform(frame), target(frame)
+    matrix, labels = features.transform(frame), target(frame, DIABETES)
     found = []
     for version, seed in (("1", 1), ("2", 2)):
         family = FAMILIES["XGBoost"]

@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.parts import results
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DIABETES, synthesize
 from benchmarks.parts.processes import carries
 from benchmarks.parts.search_space import NAMES
 from health_predict.core.data.cohort import load_part, save_csv, save_part, without_excluded
@@ -92,7 +92,7 @@ def prepare(folder: Path) -> None:
             save_csv(load_part(files[name]), folder / f"{name}.csv")
         return
     print("SYNTHETIC encounters: HEALTH_PREDICT_DATA_COPY names no file")
-    encounters = without_excluded(synthesize(20_000, seed=1))
+    encounters = without_excluded(synthesize(20_000, seed=1), DIABETES)
     for name, part in (("train", encounters[:14_000]), ("validation", encounters[14_000:17_000])):
         save_part(part, folder / name)
         save_csv(part, folder / f"{name}.csv")

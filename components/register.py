@@ -32,6 +32,7 @@ def register(
     """
     from pathlib import Path
 
+    from health_predict.adapters.contracts import contract_of
     from health_predict.stages.register import register as stage
     from health_predict.stages.task import task
 
@@ -48,5 +49,6 @@ def register(
             metrics.log_metric(f"{name}_low", estimate.low)
             metrics.log_metric(f"{name}_high", estimate.high)
         roc.log_roc_curve(*result.roc)
-        roc.log_confusion_matrix(["not readmitted", "readmitted"], result.confusion)
+        event = contract_of(settings).outcome.event
+        roc.log_confusion_matrix([f"no {event}", event], result.confusion)
     return (result.model_version, result.decision.value)

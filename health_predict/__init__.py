@@ -1,4 +1,4 @@
-"""Readmission within 30 days of diabetic in-patients: the whole life of one model."""
+"""The whole life of one model of a hospital's outcomes."""
 
 import os
 

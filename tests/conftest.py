@@ -15,11 +15,9 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import load_part, save_part, target, without_excluded
-from health_predict.core.data.columns import ENCOUNTER
 from health_predict.core.data.synthetic import FIRST_NUMBER
 from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.model.families import BASELINE, FAMILIES
@@ -28,6 +26,7 @@ from health_predict.core.model.selection import select
 from health_predict.core.serving.compiled_model import cleared
 from health_predict.settings import PREFIX, Settings
 from tests.cohorts import synthesize
+from tests.contracts import DIABETES, ENCOUNTER
 
 # Nothing here may fail because a machine is slow.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -185,7 +184,7 @@ class Parts:
 def parts(cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """The small cohort by patient, as `split` would leave it."""
     folder = tmp_path_factory.mktemp("parts")
-    kept = without_excluded(cohort)
+    kept = without_excluded(cohort, DIABETES)
     hashed = kept["patient_nbr"].map(lambda number: zlib.crc32(number.encode()) % 100)
     files = {}
     for name, low, high in (("train", 0, 60), ("validation", 60, 80), ("test", 80, 100)):
@@ -209,18 +208,20 @@ def log_search(parts: Parts) -> Callable[..., str]:
         if not storage.exists(f"datasets/{dataset}/train.parquet"):
             storage.upload(parts.train, f"datasets/{dataset}/train.parquet")
         train, validation = load_part(parts.train), load_part(parts.validation)
-        features = preprocessor or EncounterFeatures(built_in()).fit(train)
+        features = preprocessor or EncounterFeatures(DIABETES).fit(train)
         tags = {"search_digest": "s", "dataset_digest": dataset, "dataset_source": source, "git_commit": "c" * 40}
         parent = tracking.start_search("search", tags, {"trials": 1, "seed": 1})
         models, runs = {}, {}
         for name in names:
             family = FAMILIES[name]
             small = {"n_estimators": 60} if "n_estimators" in {**family.fixed, **family.first} else {}
-            estimator = family.fit({**family.first, **small}, features.transform(train), target(train), seed=1)
+            estimator = family.fit(
+                {**family.first, **small}, features.transform(train), target(train, DIABETES), seed=1
+            )
             pipeline = Pipeline([("features", features), ("estimator", estimator)])
             scores = pipeline.predict_proba(validation)[:, 1].astype(float)
-            threshold = cleared(f1_threshold(target(validation), scores), pipeline, validation)
-            found = metrics(target(validation), scores, threshold)
+            threshold = cleared(f1_threshold(target(validation, DIABETES), scores), pipeline, validation)
+            found = metrics(target(validation, DIABETES), scores, threshold)
             models[name] = Scored(scores, threshold)
             runs[name] = tracking.log_best(
                 parent,
@@ -231,7 +232,7 @@ def log_search(parts: Parts) -> Callable[..., str]:
                 {f"validation_{key}": value for key, value in found.items()},
                 {},
             )
-        selection = select(target(validation), models, validation["patient_nbr"], resamples=100)
+        selection = select(target(validation, DIABETES), models, validation["patient_nbr"], resamples=100)
         tracking.tag_run(parent, {Tag.CHOSEN: runs[selection.family], Tag.REASON: selection.reason})
         tracking.end_search(parent, {})
         return parent

@@ -6,9 +6,14 @@ import tempfile
 from pathlib import Path
 
 from health_predict.adapters.contracts import FOLDER, built_in
-from health_predict.core.data.contract import read_contract
+from health_predict.core.data.contract import Kind, read_contract
 
 DIABETES = built_in()
+ENCOUNTER, PATIENT, DATE = DIABETES.encounter[0], DIABETES.patient, DIABETES.date
+TARGET, POSITIVE = DIABETES.outcome.column, DIABETES.outcome.positive[0]
+NOT_READMITTABLE = DIABETES.exclude[0].levels
+DRUGS, DIAGNOSES, AGES = DIABETES.groups[0].columns, DIABETES.names(Kind.CODE), DIABETES.by_name["age"].levels
+COLUMNS, BY_NAME = DIABETES.table, DIABETES.by_name
 ICD10_FILE = Path(__file__).with_name("icd10.yaml")
 ICD10 = read_contract(ICD10_FILE.read_text(encoding="utf-8"), ICD10_FILE.name)
 

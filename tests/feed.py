@@ -14,7 +14,8 @@ import pandas as pd
 from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage
 from health_predict.core.data.cohort import as_requests
-from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT
+from health_predict.core.data.contract import MISSING
+from tests.contracts import DATE, DIABETES, ENCOUNTER, PATIENT
 
 
 def dated(frame: pd.DataFrame, days: Sequence[str]) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def logged(
     """Write a file of the prediction log; the ids of its predictions. Identifiers that the frame lacks are not sent."""
     scores = np.broadcast_to(np.asarray(probability, dtype=np.float64), len(frame))
     ids, lines = [], []
-    for row, (features, score) in enumerate(zip(as_requests(frame), scores, strict=True)):
+    for row, (features, score) in enumerate(zip(as_requests(frame, DIABETES.features), scores, strict=True)):
         known = {one: frame[one].iloc[row] for one in (ENCOUNTER, PATIENT, DATE) if one in frame}
         identifiers = {one: value for one, value in known.items() if value != MISSING}
         ids.append(str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name}-{row}")))

@@ -18,6 +18,7 @@ from health_predict.stages.ecr_push import ecr_push
 from health_predict.stages.hpo import hpo
 from health_predict.stages.register import register
 from health_predict.stages.rollout import rollout
+from tests.contracts import DIABETES
 
 DATASET = "d" * 64
 
@@ -48,7 +49,7 @@ def main(home: Path, parts: Path, port: int, families: tuple[str, ...]) -> dict[
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         frame = load_part(test).head(20)
         answers = []
-        for encounter in as_requests(frame):
+        for encounter in as_requests(frame, DIABETES.features):
             headers = {"Content-Type": "application/json"}
             connection.request("POST", "/predict?explain=true", json.dumps(encounter), headers)
             answers.append(json.loads(connection.getresponse().read()))

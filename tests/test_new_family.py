@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from health_predict.core.data.cohort import load_part, save_part
-from health_predict.core.data.columns import POSITIVE, TARGET
 from tests.conftest import Parts
+from tests.contracts import POSITIVE, TARGET
 from tests.documented_family import documented_family, documented_module
 
 ROOT = Path(__file__).parents[1]

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DIABETES, synthesize
 from benchmarks.parts.processes import carriers
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import save_part, without_excluded
@@ -66,7 +66,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="hp-kill-") as name:
         folder = Path(name)
-        cohort = without_excluded(synthesize(6000, seed=3))
+        cohort = without_excluded(synthesize(6000, seed=3), DIABETES)
         for part, rows in (("train", cohort[:4000]), ("validation", cohort[4000:])):
             save_part(rows.reset_index(drop=True), folder / part)
         calm = Search(folder, "calm")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from benchmarks.parts.cohorts import inject, synthesize
+from benchmarks.parts.cohorts import DIABETES, inject, synthesize
 from health_predict.adapters.contracts import built_in
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target, without_excluded
@@ -66,17 +66,17 @@ def run(seeds: Sequence[int] = SEEDS) -> list[Outcome]:
 
 def _seed(seed: int) -> list[Outcome]:
     cohort = synthesize(INITIAL + BATCH + STRIDE * (BATCHES - 1) * BATCH, seed)
-    initial = without_excluded(cohort[:INITIAL]).reset_index(drop=True)
+    initial = without_excluded(cohort[:INITIAL], DIABETES).reset_index(drop=True)
     cut = round(0.75 * len(initial))
     train, validation = initial[:cut], initial[cut:].reset_index(drop=True)
     features = EncounterFeatures(built_in()).fit(train)
     family = FAMILIES["LightGBM"]
-    model = family.fit(family.first, features.transform(train), target(train), seed=0, threads=1)
+    model = family.fit(family.first, features.transform(train), target(train, DIABETES), seed=0, threads=1)
 
     def scores(frame: pd.DataFrame) -> np.ndarray:
         return np.asarray(model.predict_proba(features.transform(frame))[:, 1], dtype=np.float64)
 
-    reference = DriftReference.fit(train, built_in(), target(validation), scores(validation), draws=300)
+    reference = DriftReference.fit(train, built_in(), target(validation, DIABETES), scores(validation), draws=300)
     outcomes = []
     for name in EXPECTED:
         frame = cohort
@@ -94,9 +94,9 @@ def _stream(name: str, frame: pd.DataFrame, reference: DriftReference, scores: o
     columns: tuple[str, ...] = ()
     for number in range(BATCHES):
         start = INITIAL + number * BATCH
-        batch = without_excluded(frame[start : start + BATCH]).reset_index(drop=True)
+        batch = without_excluded(frame[start : start + BATCH], DIABETES).reset_index(drop=True)
         risk = scores(batch)  # type: ignore[operator]
-        labels = target(batch).astype(np.float64)
+        labels = target(batch, DIABETES).astype(np.float64)
         findings = assess(reference, batch, risk, labels, history=history, earlier=earlier)
         if findings.window is not None:
             history.append(findings.window)

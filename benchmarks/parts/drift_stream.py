@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from benchmarks.parts.cohorts import DIABETES, PATIENT
 from health_predict.adapters.contracts import built_in
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import target
-from health_predict.core.data.columns import PATIENT
 from health_predict.core.data.partition import Parameters, partition, places
 from health_predict.core.model.calibration import fit_map
 from health_predict.core.model.evaluation import paired_difference
@@ -79,7 +79,7 @@ def build(frame: pd.DataFrame, models: Sequence[int] = range(BATCHES)) -> Stream
         rows,
         batch,
         part,
-        target(rows).astype(np.float64),
+        target(rows, DIABETES).astype(np.float64),
         tuple(scores.get(model, empty) for model in range(max(order) + 1)),
     )
 
@@ -93,7 +93,7 @@ def _scores(model: int) -> Floats:
     train = rows[(batch < model) & (part == TRAIN)].reset_index(drop=True)
     features = EncounterFeatures(built_in()).fit(train)
     family = FAMILIES[FAMILY]
-    fitted = family.fit(family.first, features.transform(train), target(train), seed=0, threads=1)
+    fitted = family.fit(family.first, features.transform(train), target(train, DIABETES), seed=0, threads=1)
     return np.asarray(fitted.predict_proba(features.transform(rows))[:, 1], dtype=np.float64)
 
 

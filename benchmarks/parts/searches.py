@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.parts.cohorts import DIABETES
 from benchmarks.parts.search_space import NAMES, SEED
 from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import read_cohort, target
@@ -27,7 +28,7 @@ from health_predict.core.model.features import EncounterFeatures
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and validation encounters."""
-    return read_cohort(folder / "train.csv"), read_cohort(folder / "validation.csv")
+    return read_cohort(folder / "train.csv", DIABETES), read_cohort(folder / "validation.csv", DIABETES)
 
 
 def auc(labels: Any, scores: Any) -> float:
@@ -153,8 +154,8 @@ def optuna(trials: int, folder: Path, home: Path) -> float:
     mlflow = experiment(home)
     train, validation = read(folder)
     features = EncounterFeatures(built_in()).fit(train)
-    rows, labels = features.transform(train), target(train)
-    validation_rows, validation_labels = features.transform(validation), target(validation)
+    rows, labels = features.transform(train), target(train, DIABETES)
+    validation_rows, validation_labels = features.transform(validation), target(validation, DIABETES)
     best = 0.0
     with mlflow.start_run():
         for name in NAMES:
@@ -217,7 +218,7 @@ def halving(trials: int, folder: Path, home: Path) -> float:
     train, validation = read(folder)
     features = EncounterFeatures(built_in()).fit(train)
     rows = np.vstack([features.transform(train), features.transform(validation)])
-    labels = np.concatenate([target(train), target(validation)])
+    labels = np.concatenate([target(train, DIABETES), target(validation, DIABETES)])
     fold = PredefinedSplit(np.repeat([-1, 0], [len(train), len(validation)]))
 
     def space(dimension: Range | Choice) -> Any:

@@ -22,7 +22,7 @@ import pandas as pd
 import psutil
 from sklearn.pipeline import Pipeline
 
-from benchmarks.parts.cohorts import synthesize
+from benchmarks.parts.cohorts import DIABETES, synthesize
 from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving.bentoml import Bento, BentoStore, bento_tag
 from health_predict.core.data.cohort import as_requests, target
@@ -59,14 +59,14 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     training, other = everything.head(TRAINING_ROWS), everything.tail(OTHER_ROWS).reset_index(drop=True)
     features = EncounterFeatures(built_in()).fit(training)
     chosen = FAMILIES[family]
-    estimator = chosen.fit(chosen.first, features.transform(training), target(training), seed=seed, threads=1)
+    estimator = chosen.fit(chosen.first, features.transform(training), target(training, DIABETES), seed=seed, threads=1)
     pipeline = Pipeline([("features", features), ("estimator", estimator)])
     scores = pipeline.predict_proba(training)[:, 1].astype(float)
-    threshold = cleared(f1_threshold(target(training), scores), pipeline, other)
+    threshold = cleared(f1_threshold(target(training, DIABETES), scores), pipeline, other)
     compiled = compile_pipeline(pipeline, chosen, threshold)
     compiled = replace(compiled, explainer=explain_pipeline(pipeline, chosen, training))
     prove_parity(compiled, pipeline, other)
-    prevalence = float(np.mean(target(training)))
+    prevalence = float(np.mean(target(training, DIABETES)))
     cutoffs = risk_groups.cutoffs(prevalence)
     identity = {
         "model_name": "readmission",
@@ -81,7 +81,7 @@ def train(folder: Path, family: str = "XGBoost", version: str = "1", seed: int =
     }
     golden = golden_requests(compiled, other, cutoffs)
     bento = BentoStore(folder / "bentoml").build(bento_tag(version, identity), compiled, identity, golden)
-    return Model(pipeline, bento, compiled.threshold, as_requests(other), other)
+    return Model(pipeline, bento, compiled.threshold, as_requests(other, DIABETES.features), other)
 
 
 def free_port() -> int:

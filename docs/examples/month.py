@@ -15,7 +15,6 @@ import numpy as np
 
 from health_predict.adapters.contracts import built_in, built_in_synthetic
 from health_predict.core.data.cohort import save_csv, without_excluded
-from health_predict.core.data.columns import DATE, ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.synthetic import synthesize
 
@@ -26,15 +25,19 @@ def main(folder: Path) -> None:
     """Write week-1.csv to week-4.csv and outcomes-1.csv to outcomes-4.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(5)
-    cohort = without_excluded(synthesize(built_in(), built_in_synthetic(), 6000, seed=5)).drop(columns=TARGET)
+    contract = built_in()
+    cohort = without_excluded(synthesize(contract, built_in_synthetic(), 6000, seed=5), contract)
+    cohort = cohort.drop(columns="readmitted")
     risk = np.where(cohort["number_inpatient"].astype(int) > 0, 0.02, 0.2)
     readmitted = random.random(len(cohort)) < risk
     for week in range(WEEKS):
         rows = slice(week * A_WEEK, (week + 1) * A_WEEK)
         encounters = cohort[rows]
         days = [FIRST_MONDAY + timedelta(days=7 * week + at % 7) for at in range(len(encounters))]
-        save_csv(encounters.assign(**{DATE: [day.isoformat() for day in days]}), folder / f"week-{week + 1}.csv")
-        outcomes = write_outcomes({ENCOUNTER: encounters[ENCOUNTER]}, built_in(), readmitted[rows])
+        save_csv(
+            encounters.assign(**{"discharge_date": [day.isoformat() for day in days]}), folder / f"week-{week + 1}.csv"
+        )
+        outcomes = write_outcomes({"encounter_id": encounters["encounter_id"]}, contract, readmitted[rows])
         (folder / f"outcomes-{week + 1}.csv").write_bytes(outcomes)
     print(f"{WEEKS} weeks of {A_WEEK:,} encounters in {folder}")
 

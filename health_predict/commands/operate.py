@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.serving.target import open_target
 from health_predict.commands.progress import console_of, say_source, working
 from health_predict.errors import StateError
@@ -73,14 +74,15 @@ def status(on: On = None, as_of: AsOf = None, as_json: AsJson = False) -> None:
     with working(console, "asking the endpoint, the registry and the storage"):
         from health_predict.operations.status import status as ask  # with pandas and MLflow: seconds
 
-        found = ask(settings_on(on, as_of))
+        settings = settings_on(on, as_of)
+        found = ask(settings)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:
-        _print_status(console, found)
+        _print_status(console, found, contract_of(settings).outcome.happened)
 
 
-def _print_status(console: Console, found: Status) -> None:
+def _print_status(console: Console, found: Status, happened: str) -> None:
     from health_predict.core.statistics import Estimate
     from health_predict.report.comparison import LABELS
 
@@ -101,7 +103,7 @@ def _print_status(console: Console, found: Status) -> None:
     if found.data:
         row("data", found.data)
     if found.on_test:
-        row("on its test set", f"{found.on_test['rows']:,} encounters, {found.on_test['positives']:,} readmitted")
+        row("on its test set", f"{found.on_test['rows']:,} encounters, {found.on_test['positives']:,} {happened}")
         for name in (name for name in _SHOWN_METRICS if name in found.on_test["metrics"]):
             row(f"  {LABELS[name]}", str(Estimate(**found.on_test["metrics"][name])))
     if found.drift is not None:

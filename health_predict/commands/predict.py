@@ -74,6 +74,6 @@ def predict(
     else:
         console.print(
             f"{target}: {len(found)} encounters by version {', '.join(versions)} in "
-            f"{time.monotonic() - begin:.1f} s, {result['positives']} with a readmission expected",
+            f"{time.monotonic() - begin:.1f} s, {result['positives']} with {contract.outcome.an_event} expected",
             markup=False,
         )

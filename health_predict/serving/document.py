@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -103,7 +104,7 @@ def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _operation(operation: dict[str, Any], route: Route, api: Any, example: dict[str, Any]) -> dict[str, Any]:
+def _operation(operation: dict[str, Any], route: Route, api: Any, example: Mapping[str, Any]) -> dict[str, Any]:
     options = Options.model_json_schema()["properties"]
     body = {"schema": {"$ref": REFERENCE.format(model=api.input_spec.__name__.removesuffix(MADE))}}
     return {

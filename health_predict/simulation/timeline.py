@@ -20,8 +20,7 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.adapters.files import write_file
 from health_predict.core.choices import Scenario
-from health_predict.core.data.cohort import target
-from health_predict.core.data.columns import ENCOUNTER
+from health_predict.core.data.cohort import encounter_of, target
 from health_predict.core.monitoring.input_drift import ColumnFinding, QualityFinding
 from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.statistics import Estimate, auc_estimate, observed_expected
@@ -56,7 +55,7 @@ class Moment(Finding):
     """A batch of the simulation. Metrics are of the probabilities as they were served, against the true outcomes."""
 
     rows: int
-    readmitted: int
+    positives: int
     served_by: str
     auc: Estimate
     observed_expected: Estimate
@@ -116,12 +115,14 @@ def moment(replay: Replay, number: int) -> Moment:
     batch = batches.batch(number)
     settled, decision = batches.settlement(batch.key), batches.decision(batch.key)
     assert settled is not None and decision is not None
-    sent = replay.batch(number).set_index(ENCOUNTER).loc[batch.frame[ENCOUNTER]]
-    scores, labels = batch.scores, target(sent).astype(np.float64)
+    contract = batches.contract
+    sent = replay.batch(number)
+    sent = sent.set_index(encounter_of(sent, contract)).loc[encounter_of(batch.frame, contract).tolist()]
+    scores, labels = batch.scores, target(sent, contract).astype(np.float64)
     return Moment(
         **_finding(settled, decision),
         rows=len(labels),
-        readmitted=int(labels.sum()),
+        positives=int(labels.sum()),
         served_by=", ".join(sorted({*batch.versions})),
         auc=auc_estimate(labels, scores),
         observed_expected=observed_expected(labels, scores),

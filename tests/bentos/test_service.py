@@ -35,7 +35,6 @@ from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
 from benchmarks.parts import hostile
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving import endpoint
 from health_predict.adapters.serving.bentoml import BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
@@ -53,11 +52,11 @@ from health_predict.serving import gate, prediction_log, shipping
 from health_predict.serving.contract import LONGEST_LIST, Prediction, encounter_model, violations
 from health_predict.serving.prediction_log import PredictionLog
 from health_predict.stages.bento_build import golden_requests
+from tests.contracts import DIABETES
 from tests.services import IDENTITY, JSON, Client, imported, open_client
 
-CONTRACT = built_in()
-FEATURES, IDENTIFIERS, BY_NAME = CONTRACT.features, CONTRACT.identifiers, CONTRACT.by_name
-EXAMPLE, Encounter = CONTRACT.request, encounter_model(CONTRACT)
+FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
+EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)
 REQUIRED = [column.name for column in FEATURES if not column.nullable]
 ASKED = (*FEATURES, *IDENTIFIERS)
 IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "2026-02-28"}
@@ -65,10 +64,10 @@ IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "20
 
 @pytest.fixture(scope="module")
 def pipeline(cohort: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(cohort.head(2000))
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(cohort.head(2000))
     family = FAMILIES["LightGBM"]
     rows = features.transform(cohort.head(2000))
-    estimator = family.fit({**family.first, "n_estimators": 40}, rows, target(cohort.head(2000)), seed=1)
+    estimator = family.fit({**family.first, "n_estimators": 40}, rows, target(cohort.head(2000), DIABETES), seed=1)
     return Pipeline([("features", features), ("estimator", estimator)])
 
 
@@ -339,7 +338,7 @@ class TestViolations:
         else:
             features = [*vars(Encounter(**json.loads(body))).values()][: len(FEATURES)]
             texts = [MISSING if value is None else str(value) for value in features]
-            assert read_encounters(pd.DataFrame([json.loads(body)]), CONTRACT).iloc[0].tolist() == texts
+            assert read_encounters(pd.DataFrame([json.loads(body)]), DIABETES).iloc[0].tolist() == texts
 
 
 class TestExplanation:

@@ -217,7 +217,7 @@ class TestSynthesize:
         for name in ("a.csv", "b.csv"):
             assert invoke("synthesize", "--rows", 300, "--seed", 4, "--out", tmp_path / name).exit_code == 0
         assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-        assert validate(read_cohort(tmp_path / "a.csv")) == []
+        assert validate(read_cohort(tmp_path / "a.csv", DIABETES), DIABETES) == []
         assert not (tmp_path / "a.truth.json").exists()
 
     @pytest.mark.parametrize(("words", "row"), [([], 150), (["--from-row", 0], 0), (["--from-row", 299], 299)])
@@ -226,7 +226,7 @@ class TestSynthesize:
         result = invoke("synthesize", "--rows", 300, "--scenario", "capped-counts", *words, "--out", out)
         truth = json.loads((tmp_path / "drifted.truth.json").read_text())
         assert result.exit_code == 0 and truth["scenario"] == "capped-counts" and truth["from_row"] == row
-        assert read_cohort(out)["number_inpatient"].astype(int).iloc[row:].max() <= 1
+        assert read_cohort(out, DIABETES)["number_inpatient"].astype(int).iloc[row:].max() <= 1
 
     def test_wrong_arguments_write_nothing(self, tmp_path: Path) -> None:
         out = tmp_path / "x.csv"

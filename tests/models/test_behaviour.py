@@ -14,7 +14,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.scores import clinical_scores
 from health_predict.core.data.cohort import read_cohort, target, without_excluded
 from health_predict.core.data.partition import Parameters, Partition, partition
@@ -37,9 +36,9 @@ class World:
 
 
 def fit(family: str, train: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures(built_in()).fit(train)
+    features = EncounterFeatures(DIABETES).fit(train)
     estimator = FAMILIES[family].fit(
-        FAMILIES[family].first, features.transform(train), target(train), seed=17, threads=1
+        FAMILIES[family].first, features.transform(train), target(train, DIABETES), seed=17, threads=1
     )
     return Pipeline([("features", features), ("estimator", estimator)])
 
@@ -50,7 +49,7 @@ def probabilities(model: Pipeline, frame: pd.DataFrame) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def real_frame(real_data: Path) -> pd.DataFrame:
-    return read_cohort(real_data)
+    return read_cohort(real_data, DIABETES)
 
 
 @pytest.fixture(scope="module", params=["synthetic", "real"])
@@ -109,14 +108,14 @@ def test_frequent_patients_are_ranked_above_first_timers(world: World) -> None:
 
 
 def test_scores_are_probabilities_of_a_rare_event(world: World) -> None:
-    scores, labels = probabilities(world.model, world.parts.test), target(world.parts.test)
+    scores, labels = probabilities(world.model, world.parts.test), target(world.parts.test, DIABETES)
     assert ((scores > 0) & (scores < 1)).all()
     assert 0.8 < labels.mean() / scores.mean() < 1.25
     assert metrics(labels, scores, 0.5)["ece"] < 0.04
 
 
 def test_it_beats_the_count_of_earlier_stays(world: World) -> None:
-    labels = target(world.parts.test)
+    labels = target(world.parts.test, DIABETES)
     alone = world.parts.test["number_inpatient"].astype(float).to_numpy()
     ours = metrics(labels, probabilities(world.model, world.parts.test), 0.5)["auc"]
     assert ours > metrics(labels, alone, 0.5)["auc"] + 0.02
@@ -134,8 +133,8 @@ def salted(request: pytest.FixtureRequest, real_frame: pd.DataFrame) -> Partitio
 def test_auc_stays_in_the_credible_range(salted: Partition, family: str) -> None:
     parts = salted
     model = fit(family, parts.train)
-    threshold = f1_threshold(target(parts.validation), probabilities(model, parts.validation))
-    labels, scores = target(parts.test), probabilities(model, parts.test)
+    threshold = f1_threshold(target(parts.validation, DIABETES), probabilities(model, parts.validation))
+    labels, scores = target(parts.test, DIABETES), probabilities(model, parts.test)
     found = metrics(labels, scores, threshold)
     assert 0.63 <= found["auc"] <= 0.70
     # and the count of earlier stays alone ranks as the README says
@@ -146,7 +145,7 @@ def test_auc_stays_in_the_credible_range(salted: Partition, family: str) -> None
 def test_clinical_scores_rank_the_real_patients_a_little(real_frame: pd.DataFrame) -> None:
     # given the encounters of the initial data
     order = real_frame["encounter_id"].astype(int).argsort()
-    frame = without_excluded(real_frame.iloc[order].head(20_353))
+    frame = without_excluded(real_frame.iloc[order].head(20_353), DIABETES)
     # then each score ranks a little better than chance, and none as well as a model
-    for name, points in clinical_scores(built_in(), frame).items():
-        assert 0.55 < roc_auc_score(target(frame), points) < 0.63, name
+    for name, points in clinical_scores(DIABETES, frame).items():
+        assert 0.55 < roc_auc_score(target(frame, DIABETES), points) < 0.63, name

@@ -15,14 +15,14 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.outcome_files import outcomes_of
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import without_excluded
-from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.errors import DataError, StateError
 from health_predict.operations.feed import add_encounters, add_outcomes
 from health_predict.settings import Settings
 from tests.cohorts import synthesize
+from tests.contracts import DIABETES, ENCOUNTER, TARGET
 
-FRAME = without_excluded(synthesize(60, seed=9)).head(30).reset_index(drop=True)
+FRAME = without_excluded(synthesize(60, seed=9), DIABETES).head(30).reset_index(drop=True)
 
 
 class Model:

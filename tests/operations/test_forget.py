@@ -16,11 +16,11 @@ from health_predict.adapters.data.parts import read_frame
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import part_bytes, without_excluded
-from health_predict.core.data.columns import ENCOUNTER, PATIENT, TARGET
 from health_predict.core.data.partition import Parameters, places, rows_digest
 from health_predict.operations.forget import forget
 from health_predict.settings import Settings
 from tests.cohorts import synthesize
+from tests.contracts import DIABETES, ENCOUNTER, PATIENT, TARGET
 from tests.feed import dated, logged
 
 DAY = datetime(2026, 1, 5, tzinfo=UTC)
@@ -31,7 +31,7 @@ def test_nothing_of_a_patient_is_left(settings: Settings, tracking: Tracking, ch
     # given a patient with encounters in a closed batch, at the door, in quarantine, and in a dataset
     settings = settings.model_copy(update={"as_of": DAY + timedelta(days=7), "window": "week"})
     storage, arrivals = open_storage(settings.storage), Arrivals(settings)
-    cohort = without_excluded(synthesize(40, seed=5))
+    cohort = without_excluded(synthesize(40, seed=5), DIABETES)
     cohort.loc[[3, 12, 21, 33], PATIENT] = HIS
     days = [(DAY + timedelta(days=at % 7)).date().isoformat() for at in range(10)]
     logged(storage, "predictions-0", dated(cohort[:10], days), DAY + timedelta(days=7))
@@ -80,7 +80,7 @@ def test_a_map_that_alone_saw_the_patient_is_named_as_such(
     salt = next(f"{at}" for at in range(99) if (places(f"{at}", pd.Series([HIS]))[0] == 2) != learned)
     settings = settings.model_copy(update={"as_of": DAY + timedelta(days=7), "window": "week"})
     storage, arrivals = open_storage(settings.storage), Arrivals(settings)
-    cohort = without_excluded(synthesize(40, seed=5))[:14]
+    cohort = without_excluded(synthesize(40, seed=5), DIABETES)[:14]
     cohort.loc[cohort.index[3], PATIENT] = HIS
     days = [(DAY + timedelta(days=at % 7)).date().isoformat() for at in range(14)]
     logged(storage, "predictions-0", dated(cohort, days), DAY + timedelta(days=7))
@@ -100,7 +100,7 @@ def test_who_only_waited_in_the_future_was_not_learned_from(
 ) -> None:
     # given a patient who is in no part of the dataset but a future batch
     storage = open_storage(settings.storage)
-    part = without_excluded(synthesize(20, seed=5))
+    part = without_excluded(synthesize(20, seed=5), DIABETES)
     part.loc[3, PATIENT] = HIS
     storage.write(keys.part("d" * 64, "batches/00"), part_bytes(part))
     manifest = {"parts": {"batches/00": {"rows_sha256": rows_digest(part)}}, "files": {}}

@@ -30,7 +30,7 @@ def test_nothing_was_ever_deployed(settings: Settings, tracking: Tracking) -> No
 def test_a_champion_with_batches_and_a_challenger(settings: Settings, tracking: Tracking, champion: str) -> None:
     # given a champion, three batches that arrived on three days, of which one was judged, and a challenger
     batches = Batches(settings.model_copy(update={"window": "10"}))
-    frame = without_excluded(synthesize(60, seed=1)).head(32).reset_index(drop=True)
+    frame = without_excluded(synthesize(60, seed=1), DIABETES).head(32).reset_index(drop=True)
     now = datetime.now(UTC)
     for number in range(3):
         logged(batches.storage, f"{number}", frame[10 * number : 10 * number + 10].reset_index(drop=True), now)
@@ -63,7 +63,7 @@ def test_a_champion_with_batches_and_a_challenger(settings: Settings, tracking: 
 def test_what_arrived_is_counted(settings: Settings, tracking: Tracking, champion: str) -> None:
     # given two known encounters, one without a patient, one sent again, and a line that breaks the contract
     batches = Batches(settings)
-    frame = without_excluded(synthesize(20, seed=1)).head(4).reset_index(drop=True)
+    frame = without_excluded(synthesize(20, seed=1), DIABETES).head(4).reset_index(drop=True)
     frame.loc[2, "patient_nbr"] = "?"
     frame.loc[3, "age"] = "old"
     logged(batches.storage, "first", frame, datetime.now(UTC))
@@ -73,6 +73,7 @@ def test_what_arrived_is_counted(settings: Settings, tracking: Tracking, champio
     # and outcomes of nobody, and a file that is none
     batches.storage.write(keys.outcomes("live", "a"), write_outcomes({"encounter_id": ["1"]}, DIABETES, [1]))
     batches.storage.write(keys.outcomes("live", "b"), b"-")
+    assert status(settings).waiting[-1] == "2 files of outcomes at the door: the next monitoring takes them in"
     batches.arrivals.collect()
     # when
     found = status(settings)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import validate
 from health_predict.core.data.contract import MISSING, Column, Kind
 from health_predict.core.data.encounters import as_text, complete, refused
@@ -18,10 +17,10 @@ from health_predict.core.data.raw_encounters import read_encounters
 from health_predict.errors import DataError
 from health_predict.serving.contract import encounter_model, violations
 from tests import modern
+from tests.contracts import DIABETES
 
-CONTRACT = built_in()
-FEATURES, IDENTIFIERS, BY_NAME = CONTRACT.features, CONTRACT.identifiers, CONTRACT.by_name
-EXAMPLE, Encounter = CONTRACT.request, encounter_model(CONTRACT)
+FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
+EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)
 TEXTS = [column for column in FEATURES if column.kind is not Kind.COUNT]
 CODES = [
     "E11.9",
@@ -60,13 +59,13 @@ def in_a_file(column: Column, text: str) -> bool:
     frame = pd.read_csv(
         io.StringIO(pd.DataFrame({column.name: [text, "x"]}).to_csv(index=False)), dtype=str, keep_default_na=False
     )
-    return not any(one.row == 2 and one.column == column.name for one in validate(frame, labelled=False))
+    return not any(one.row == 2 and one.column == column.name for one in validate(frame, DIABETES, labelled=False))
 
 
 def before_the_model(column: Column, text: str) -> bool:
     """Whether the registered model takes the text."""
     try:
-        read_encounters(pd.DataFrame([{**EXAMPLE, column.name: text}]), CONTRACT)
+        read_encounters(pd.DataFrame([{**EXAMPLE, column.name: text}]), DIABETES)
     except DataError:
         return False
     return True
@@ -103,8 +102,8 @@ NUMBERS = ["1", "0", "01", "9" * 18, "9" * 19, "-1", "1.0", "1e3", " 1", "A1"]
 @given(st.sampled_from(IDENTIFIERS), st.sampled_from([*DAYS, *NUMBERS, *WORDS]) | st.text(max_size=8))
 def test_an_identifier_is_read_by_the_service_as_in_a_file(column: Column, text: str) -> None:
     # given identifiers, which are no part of the published file's contract in this form
-    frame = complete(as_text(pd.DataFrame([{**EXAMPLE, column.name: text}])), CONTRACT, "a file")
-    wrong, _ = refused(frame, CONTRACT, [1])
+    frame = complete(as_text(pd.DataFrame([{**EXAMPLE, column.name: text}])), DIABETES, "a file")
+    wrong, _ = refused(frame, DIABETES, [1])
     # then the service takes what may arrive in a file, and nothing else
     assert asked(column, text) == (not wrong[0]) == column.holds(text)
 

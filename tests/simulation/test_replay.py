@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.cohort import load_part, read_cohort
 from health_predict.core.data.partition import Parameters, batch_bounds, partition
@@ -40,10 +39,10 @@ def test_two_drifts_begin_with_their_batch(
     settings, parameters = make_settings(), Parameters(0.2, 4, "s")
     storage = open_storage(settings.storage)
     # when the batches are prepared that will be sent, twice, with drift injected
-    truths = _write_batches(settings, PLAN, read_cohort(file), parameters)
+    truths = _write_batches(settings, PLAN, read_cohort(file, DIABETES), parameters)
     keys = storage.keys("simulations/p/batches/")
     written = [storage.read(key) for key in keys]
-    assert _write_batches(settings, PLAN, read_cohort(file), parameters) == truths
+    assert _write_batches(settings, PLAN, read_cohort(file, DIABETES), parameters) == truths
     # then both are known, the same comes of it, and what comes before the batch is as it was
     assert [str(truth.scenario) for truth in truths] == ["age-shift", "prevalence-up"]
     assert {truth.from_row for truth in truths} == {batch_bounds(len(cohort), parameters)[2]}
@@ -84,7 +83,7 @@ def test_the_timeline_tells_what_happened(scenarios: tuple[str, ...]) -> None:
         version_after="2",
         labelled_batches=1,
         rows=1000,
-        readmitted=110,
+        positives=110,
         served_by="1",
         auc=Estimate(0.66, 0.64, 0.68),
         observed_expected=Estimate(1.2, 1.1, 1.3),
@@ -97,7 +96,7 @@ def test_the_timeline_tells_what_happened(scenarios: tuple[str, ...]) -> None:
     detection = Detection(scenarios, ("concept",), 0, None, None, seen, None, 2, "")
     found = Timeline("s", "drift", 1, False, "1", (one, other), detection if scenarios else None, 1, 0, 0)
     # when
-    html = timeline_page(asdict(found), built_in().outcome)
+    html = timeline_page(asdict(found), DIABETES.outcome)
     # then
     assert html.count("<svg") == 3
     assert "retrain: version 2" in html

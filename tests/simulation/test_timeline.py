@@ -14,14 +14,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import load_part, read_cohort, target
-from health_predict.core.data.columns import ENCOUNTER, TARGET
 from health_predict.core.data.encounters import complete
 from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
@@ -35,6 +33,7 @@ from health_predict.simulation.replay import Replay, _write_batches, deliver_out
 from health_predict.simulation.timeline import Detection, Finding, Sign, detect, timeline
 from health_predict.stages.split import split
 from tests.cohorts import synthesize
+from tests.contracts import DIABETES, ENCOUNTER, TARGET
 
 KINDS = {
     "concept-flip": "concept",
@@ -148,8 +147,8 @@ class Played:
         """A champion that ranks well and whose risks are too low."""
         data = split(self.settings, labelled_batches=0, **self.parts)
         train = load_part(self.parts["train"])
-        steps = [("features", EncounterFeatures(built_in())), ("estimator", LogisticRegression(C=0.01, max_iter=1000))]
-        pipeline = Pipeline(steps).fit(train, target(train))
+        steps = [("features", EncounterFeatures(DIABETES)), ("estimator", LogisticRegression(C=0.01, max_iter=1000))]
+        pipeline = Pipeline(steps).fit(train, target(train, DIABETES))
         pipeline.named_steps["estimator"].intercept_ -= 0.5
         tracking = Tracking(self.settings)
         tags = {"dataset_digest": data.dataset_digest, "dataset_source": "custom", "git_commit": "abc"}
@@ -165,7 +164,7 @@ class Played:
         settings = self.settings.model_copy(update=changes)
         storage, pipeline = open_storage(settings.storage), Tracking(settings).load_pipeline(version)
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
-        truths = _write_batches(settings, plan, read_cohort(Path(settings.data_source)), parameters)
+        truths = _write_batches(settings, plan, read_cohort(Path(settings.data_source), DIABETES), parameters)
         data = {"raw_sha256": "the same", "parameters": parameters.to_json()}
         begun = Begun(**asdict(plan), data=data, first_version=version, truths=truths)
         found = Replay(begun, settings, False)
@@ -212,7 +211,7 @@ def test_a_flip_is_credited_to_the_first_outcomes_that_show_it(
     assert (found.detection.verdict.before, found.detection.verdict.looks) == (1, 1)
     # and the page and the terminal say so, and that the stream may drift by itself
     plain = json.loads(json.dumps(asdict(found)))
-    page = timeline_page(plain, built_in().outcome)
+    page = timeline_page(plain, DIABETES.outcome)
     assert "in its first batch" not in page and "1 batch later" in page and "in 1 of 1" in page
     assert "may drift by itself" in page and "health-predict simulate --batches 3 --policy never --delay 1" in page
     assert any("The verdict is not steady: 1 batch later (" in line for line in summary(plain))

@@ -19,6 +19,7 @@ from health_predict.errors import GateError, StateError
 from health_predict.settings import Settings
 from health_predict.stages import bento_build as stage
 from health_predict.stages.bento_build import PARITY, bento_build
+from tests.contracts import DIABETES
 
 DATASET = "d" * 64
 
@@ -97,7 +98,7 @@ def test_a_model_that_cannot_be_compiled_faithfully_is_refused(
     storage = open_storage(settings.storage)
     storage.download(f"datasets/{DATASET}/validation.parquet", tmp_path / "validation.parquet")
     frame = load_part(tmp_path / "validation.parquet")
-    labels = target(frame)
+    labels = target(frame, DIABETES)
     real = stage.compile_pipeline
     monkeypatch.setattr(stage, "compile_pipeline", another)
     # when it is built, then the rows are named and nothing is left

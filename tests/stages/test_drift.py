@@ -15,7 +15,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters import keys
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
@@ -48,7 +47,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     shutil.copy(mlflow_database, home / "mlflow.db")
     settings = Settings(home=home, git_commit="abc", evidently="never")
     storage = open_storage(settings.storage)
-    cohort = without_excluded(synthesize(9000, seed=2))
+    cohort = without_excluded(synthesize(9000, seed=2), DIABETES)
     parts = {"train": cohort[:3000], "validation": cohort[3000:4000], "test": cohort[3000:4000]}
     for name, frame in parts.items():
         file = home / "part.parquet"
@@ -58,8 +57,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     storage.write(f"datasets/{DATASET}/manifest.json", json.dumps(manifest).encode())
     train: pd.DataFrame = parts["train"].reset_index(drop=True)
     estimator = LogisticRegression(C=0.01, max_iter=1000)
-    pipeline = Pipeline([("features", EncounterFeatures(built_in())), ("estimator", estimator)])
-    pipeline.fit(train, target(train))
+    pipeline = Pipeline([("features", EncounterFeatures(DIABETES)), ("estimator", estimator)])
+    pipeline.fit(train, target(train, DIABETES))
     tracking = Tracking(settings)
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc"}
     tags["family"] = "LogisticRegression"
@@ -112,7 +111,7 @@ class Hospital:
 
 def test_batches_are_judged_in_turn_each_once(settings: Settings, tmp_path: Path) -> None:
     # given two batches that were served by the champion
-    hospital, cohort = Hospital(settings, "turns"), without_excluded(synthesize(6000, seed=3))
+    hospital, cohort = Hospital(settings, "turns"), without_excluded(synthesize(6000, seed=3), DIABETES)
     hospital.send(cohort[:1200], version="1")
     hospital.send(cohort[1200:2400], version="1")
     # when what is due is asked for
@@ -153,7 +152,7 @@ def test_outcomes_are_judged_when_they_have_matured(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given two batches of a stream of its own
-    hospital, cohort = Hospital(settings, "late"), without_excluded(synthesize(6000, seed=4))
+    hospital, cohort = Hospital(settings, "late"), without_excluded(synthesize(6000, seed=4), DIABETES)
     raised = np.random.default_rng(0).random(1500) < 0.35
     hospital.send(cohort[:1500])
     hospital.send(cohort[1500:3000])
@@ -193,7 +192,7 @@ def test_outcomes_are_judged_when_they_have_matured(
 
 def test_two_runs_of_a_cluster_end_as_one_after_the_other(settings: Settings, tmp_path: Path) -> None:
     # given the same batches in two streams, the second of which two runs watch, by schedule and by hand
-    cohort = without_excluded(synthesize(4000, seed=12))
+    cohort = without_excluded(synthesize(4000, seed=12), DIABETES)
     alone, both = (Hospital(settings, name, profile=Profile.KIND) for name in ("alone", "both"))
     for hospital in (alone, both):  # one after the other: whoever looks takes in what is logged
         hospital.send(cohort[:1200])
@@ -217,7 +216,7 @@ def test_two_runs_of_a_cluster_end_as_one_after_the_other(settings: Settings, tm
 
 def test_outcomes_that_never_come_are_not_waited_for_for_ever(settings: Settings, tmp_path: Path) -> None:
     # given a batch without outcomes, and one with, long after
-    hospital, cohort = Hospital(settings, "lapsed"), without_excluded(synthesize(4000, seed=5))
+    hospital, cohort = Hospital(settings, "lapsed"), without_excluded(synthesize(4000, seed=5), DIABETES)
     hospital.send(cohort[:1000])
     first = hospital.look(tmp_path)
     finish(hospital.settings, first)
@@ -237,7 +236,7 @@ def test_outcomes_that_never_come_are_not_waited_for_for_ever(settings: Settings
 def test_a_recalibration_is_a_version_that_passes_the_gates(settings: Settings, tmp_path: Path) -> None:
     # given a stream in which risks doubled
     hospital = Hospital(settings, "doubled", follow_up_days=0.0)
-    cohort = without_excluded(synthesize(16000, seed=6))[9000:]
+    cohort = without_excluded(synthesize(16000, seed=6), DIABETES)[9000:]
     hospital.send(cohort)
     pipeline = Tracking(settings).load_pipeline("1")
     doubled = 2 * pipeline.predict_proba(cohort)[:, 1]
@@ -288,7 +287,7 @@ def test_where_nothing_arrived_nothing_is_judged(settings: Settings, tmp_path: P
     assert finish(hospital.settings, result) is Settlement.UNCHANGED
     assert open_storage(settings.storage).keys("monitoring/quiet/") == []
     # when encounters come, they are judged
-    hospital.send(without_excluded(synthesize(1000, seed=8)))
+    hospital.send(without_excluded(synthesize(1000, seed=8), DIABETES))
     assert hospital.look(tmp_path).batch == 0
 
 

@@ -19,7 +19,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.images import LayoutRegistry
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
@@ -35,6 +34,7 @@ from health_predict.stages.ecr_push import ecr_push
 from health_predict.stages.rollout import RolloutOutcome, RolloutResult, rollout, unpacked
 from health_predict.stages.split import split
 from tests.cohorts import synthesize
+from tests.contracts import DIABETES
 
 pytestmark = pytest.mark.slow
 
@@ -103,8 +103,10 @@ def _register(settings: Settings, parts: dict[str, Path], dataset: str, depth: i
 
     tracking = Tracking(settings)
     train = load_part(parts["train"])
-    features = EncounterFeatures(built_in()).fit(train)
-    forest = RandomForestClassifier(20, max_depth=depth, random_state=1).fit(features.transform(train), target(train))
+    features = EncounterFeatures(DIABETES).fit(train)
+    forest = RandomForestClassifier(20, max_depth=depth, random_state=1).fit(
+        features.transform(train), target(train, DIABETES)
+    )
     tags = {"dataset_digest": dataset, "dataset_source": "synthetic", "git_commit": "c" * 40, "family": "RandomForest"}
     parent = tracking.start_search("search", tags, {})
     pipeline = Pipeline([("features", features), ("estimator", forest)])

@@ -207,7 +207,7 @@ def test_what_arrived_is_learned_from_once_its_outcome_is_known(continued: Setti
     # when the champion's dataset is continued with both
     result = run(continued, tmp_path / "out", labelled_batches=2)
     # then they are what joins the initial encounters: those whose outcome is known, with it
-    kept = without_excluded(pd.concat([patients[:280], patients[300:580]]))
+    kept = without_excluded(pd.concat([patients[:280], patients[300:580]]), DIABETES)
     parts = pd.concat([load_part(tmp_path / "out" / name) for name in NAMES[:3]])
     joined = parts[parts["encounter_id"].isin(patients["encounter_id"])]
     assert sorted(joined["encounter_id"]) == sorted(kept["encounter_id"])
@@ -238,7 +238,7 @@ def test_who_has_no_patient_is_never_learned_from(continued: Settings, tmp_path:
     # then the others are learned from
     parts = pd.concat([load_part(tmp_path / "out" / name) for name in NAMES[:3]])
     assert not (parts["patient_nbr"] == "?").any()
-    known = without_excluded(patients[100:])
+    known = without_excluded(patients[100:], DIABETES)
     assert set(known["encounter_id"]) <= set(parts["encounter_id"])
     assert not set(patients["encounter_id"][:100]) & set(parts["encounter_id"])
 

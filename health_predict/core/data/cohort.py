@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.columns import CONTRACT
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract, Kind
 from health_predict.core.data.csv_file import read_table
 from health_predict.core.data.values import Value
@@ -38,7 +37,7 @@ class Violation:
     remedy: str
 
 
-def read_cohort(path: Path, contract: Contract = CONTRACT, *, labelled: bool = True) -> pd.DataFrame:
+def read_cohort(path: Path, contract: Contract, *, labelled: bool = True) -> pd.DataFrame:
     """A CSV file, plain or packed, as a cohort frame in the order of the file; what it writes for missing is `?`.
 
     With `labelled=False` the label may be absent, as it is in encounters that are yet to be scored; one that is made
@@ -155,7 +154,7 @@ def save_csv(frame: pd.DataFrame, path: Path) -> None:
     frame.to_csv(path, index=False, lineterminator="\n")
 
 
-def validate(frame: pd.DataFrame, contract: Contract = CONTRACT, *, labelled: bool = True) -> list[Violation]:
+def validate(frame: pd.DataFrame, contract: Contract, *, labelled: bool = True) -> list[Violation]:
     """Every cell of a cohort frame that breaks the contract, by row and then column; an empty list when none does.
 
     Columns that are missing or too many count as violations of the header (row 1). With `labelled=False` the label
@@ -202,7 +201,7 @@ def _violations(values: pd.Series[str], column: Column) -> list[Violation]:
     return found
 
 
-def check(frame: pd.DataFrame, contract: Contract = CONTRACT, *, labelled: bool = True, name: str = "the data") -> None:
+def check(frame: pd.DataFrame, contract: Contract, *, labelled: bool = True, name: str = "the data") -> None:
     """Refuse a cohort frame that breaks the contract or, when labelled, has labels of one kind only.
 
     Raises DataError with the number of violations and the first of them; `name` is what the message calls the data.
@@ -250,7 +249,7 @@ def training_cohort(path: Path, contract: Contract, name: str = "") -> tuple[pd.
     return labelled, len(frame) - len(labelled)
 
 
-def as_requests(frame: pd.DataFrame, columns: Sequence[Column] = CONTRACT.features) -> list[dict[str, Value]]:
+def as_requests(frame: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Value]]:
     """Some columns of a valid cohort frame as bodies of `POST /predict`: counts and numbers as such, `?` as None."""
     return [
         {column.name: column.value(value) for column, value in zip(columns, row, strict=True)}
@@ -258,7 +257,7 @@ def as_requests(frame: pd.DataFrame, columns: Sequence[Column] = CONTRACT.featur
     ]
 
 
-def without_excluded(frame: pd.DataFrame, contract: Contract = CONTRACT) -> pd.DataFrame:
+def without_excluded(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
     """The encounters that are to be scored: without those that the contract excludes. Index from 0."""
     excluded = np.zeros(len(frame), dtype=bool)
     for one in contract.exclude:
@@ -266,7 +265,7 @@ def without_excluded(frame: pd.DataFrame, contract: Contract = CONTRACT) -> pd.D
     return frame[~excluded].reset_index(drop=True)
 
 
-def exclusions(frame: pd.DataFrame, contract: Contract = CONTRACT) -> Mapping[str, int]:
+def exclusions(frame: pd.DataFrame, contract: Contract) -> Mapping[str, int]:
     """How many encounters have each excluded level, in the order of the contract, those that occur."""
     found: dict[str, int] = {}
     for one in contract.exclude:
@@ -275,6 +274,6 @@ def exclusions(frame: pd.DataFrame, contract: Contract = CONTRACT) -> Mapping[st
     return found
 
 
-def target(frame: pd.DataFrame, contract: Contract = CONTRACT) -> npt.NDArray[np.int8]:
+def target(frame: pd.DataFrame, contract: Contract) -> npt.NDArray[np.int8]:
     """1 where the outcome is positive, else 0; shape (n,). Raises KeyError without labels."""
     return np.asarray(frame[contract.outcome.column].isin(contract.outcome.positive), dtype=np.int8)

@@ -214,6 +214,11 @@ class Outcome(_Part):
     events: str = Field("events", description="Several of it: readmissions")
     happened: str = Field("with the outcome", description="Of whom it happened to: readmitted within 30 days")
 
+    @property
+    def an_event(self) -> str:
+        """One of it, with its article: a readmission."""
+        return f"{'an' if self.event[:1] in 'aeiou' else 'a'} {self.event}"
+
 
 class Exclusion(_Part):
     """Encounters that are not to be scored."""

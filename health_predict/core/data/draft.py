@@ -73,8 +73,10 @@ def _words_for_missing(frame: pd.DataFrame) -> tuple[str, ...]:
 def _guess(name: str, cells: pd.Series[str]) -> _Guess:
     values = cells[cells != MISSING]
     distinct = [str(value) for value in values.unique()]
-    if not distinct or not name:
-        return _Guess(name, "empty in all rows" if name else "a number of the row")
+    if not name:
+        return _Guess(name, "a number of the row")
+    if len(distinct) < 2:
+        return _Guess(name, "the same in all rows" if distinct else "empty in all rows")
     guess = _Guess(name, "", distinct=len(distinct), unique=len(distinct) == len(cells))
     guess.why, guess.lines = _kind(name, distinct, len(cells))
     if guess.lines and len(values) < len(cells):
@@ -125,7 +127,8 @@ class _Every:
 def _of_numbers(name: str, values: Sequence[int], rows: int) -> tuple[str, dict[str, Any]]:
     low, high, said = min(values), max(values), f"whole numbers from {min(values)} to {max(values)}"
     named = re.search(f"{_NAMES['patient']}|{_NAMES['encounter']}|(^|_)(id|nr|no)$", name, re.I)
-    if named or (len(values) == rows and rows > 1) or re.fullmatch("year", name, re.I):
+    many = len(values) > min(FEW_LEVELS, rows / 3)  # number_of_visits names no visit
+    if (named and many) or (len(values) == rows and rows > 1) or re.fullmatch("year", name, re.I):
         return said, {"kind": Kind.IDENTIFIER.value, "numeric": low > 0}
     if high > MAXIMUM_COUNT:
         return said, {"kind": Kind.NUMBER.value, "minimum": low, "maximum": _rounded(high, np.ceil), "unit": ""}

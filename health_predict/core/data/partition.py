@@ -169,7 +169,7 @@ class _Cutting:
             for outcome, rows in (("with", positive), ("without", ~positive)):
                 patients = parts[name].loc[rows, self.contract.patient].nunique()
                 if patients < least:
-                    what = f"{outcome} {_a(self.contract.outcome.event)}"
+                    what = f"{outcome} {self.contract.outcome.an_event}"
                     found.append(f"{name} has {patients} of the {least} patients {what} that it needs")
         return found + [f"nothing is left for {name}" for name, part in parts.items() if part.empty and "/" in name]
 
@@ -193,10 +193,6 @@ class _Cutting:
             rows = len(frame) * ENOUGH_PATIENTS / (rarer * parameters.initial_share)
             needed += f", here some {float(f'{rows:.2g}'):,.0f} encounters"
         return ", or ".join([*remedies, f"give more data, {needed}"])
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
 def places(salt: str, patients: pd.Series[str]) -> npt.NDArray[np.int64]:

@@ -18,18 +18,18 @@ from health_predict.adapters.data.arrivals import AGAIN_DAYS, Arrivals
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.records import BatchDecision, SettledBatch
 from health_predict.core.data.cohort import without_excluded
-from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
+from health_predict.core.data.contract import MISSING
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.monitoring.policy import Settlement
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
 from health_predict.stages.drift import _due
 from tests.cohorts import synthesize
-from tests.contracts import DIABETES
+from tests.contracts import DATE, DIABETES, ENCOUNTER, PATIENT, TARGET
 from tests.feed import dated, logged
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
-COHORT = without_excluded(synthesize(300, seed=5))
+COHORT = without_excluded(synthesize(300, seed=5), DIABETES)
 
 
 def settings_of(home: Path, now: datetime, **values: object) -> Settings:
@@ -363,7 +363,7 @@ class Counting:
 @pytest.mark.parametrize("window", ["week", "6"])
 def test_what_a_window_costs_does_not_grow_with_the_history(tmp_path: Path, window: str) -> None:
     # given 200 weeks of 6 encounters, with dates or without, each with its outcomes a week later
-    cohort = without_excluded(synthesize(1400, seed=9))
+    cohort = without_excluded(synthesize(1400, seed=9), DIABETES)
     costs: list[tuple[int, int]] = []
     for week in range(200):
         begin = MONDAY + timedelta(days=7 * week)

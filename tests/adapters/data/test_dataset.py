@@ -241,7 +241,7 @@ class TestFallback:
             raw = fetch(Settings(home=tmp_path), stand_in=True, url=url)
         # then
         assert raw.source == Source.SYNTHETIC == "synthetic" and "SYNTHETIC DATA" in caplog.text
-        assert len(read_cohort(raw.path)) == 500 and files(tmp_path) == [raw.path.name]
+        assert len(read_cohort(raw.path, DIABETES)) == 500 and files(tmp_path) == [raw.path.name]
         # and the next time it is the same file
         assert fetch(Settings(home=tmp_path), stand_in=True, url=url) == raw
 

@@ -17,7 +17,6 @@ import yaml
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.archives import content_digest
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving import bentoml
 from health_predict.adapters.serving.bentoml import (
     Bento,
@@ -35,6 +34,7 @@ from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.serving.compiled_model import CompiledModel, compile_pipeline
 from health_predict.errors import StateError
 from health_predict.stages.bento_build import golden_requests
+from tests.contracts import DIABETES
 
 IDENTITY: dict[str, Any] = {
     "model_name": "readmission",
@@ -52,9 +52,9 @@ TAG = bento_tag("7", IDENTITY)
 
 @pytest.fixture(scope="module")
 def compiled(cohort: pd.DataFrame) -> CompiledModel:
-    features = EncounterFeatures(built_in()).fit(cohort)
+    features = EncounterFeatures(DIABETES).fit(cohort)
     family = FAMILIES["LogisticRegression"]
-    estimator = family.fit(family.first, features.transform(cohort), target(cohort), seed=1)
+    estimator = family.fit(family.first, features.transform(cohort), target(cohort, DIABETES), seed=1)
     return compile_pipeline(Pipeline([("features", features), ("estimator", estimator)]), family, 0.12)
 
 

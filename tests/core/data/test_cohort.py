@@ -23,8 +23,8 @@ from health_predict.core.data.cohort import (
     validate,
     without_excluded,
 )
-from health_predict.core.data.columns import BY_NAME, COLUMNS, NOT_READMITTABLE
 from health_predict.errors import DataError
+from tests.contracts import BY_NAME, COLUMNS, DIABETES, NOT_READMITTABLE
 
 NAMES = [column.name for column in COLUMNS]
 
@@ -47,7 +47,7 @@ def same(left: pd.DataFrame, right: pd.DataFrame) -> bool:
 
 def test_a_file_reads_as_text_with_its_question_marks_and_nones(small: pd.DataFrame, file: Path) -> None:
     # when
-    frame = read_cohort(file)
+    frame = read_cohort(file, DIABETES)
     # then
     assert same(frame, small) and frame.index.equals(pd.RangeIndex(200))
     assert (frame["weight"] == "?").any() and (frame["A1Cresult"] == "None").any()
@@ -56,7 +56,7 @@ def test_a_file_reads_as_text_with_its_question_marks_and_nones(small: pd.DataFr
 
 def test_columns_may_stand_in_any_order(small: pd.DataFrame, file: Path) -> None:
     save_csv(small[NAMES[::-1]], file)
-    assert same(read_cohort(file), small)
+    assert same(read_cohort(file, DIABETES), small)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_cohort_is_refused_in_one_line(
     file.write_bytes(change(file.read_bytes()))
     # when
     with pytest.raises(DataError, match=message) as error:
-        read_cohort(file)
+        read_cohort(file, DIABETES)
     # then
     assert error.value.remedy and "\n" not in str(error.value) and str(file) in str(error.value)
 
@@ -84,13 +84,13 @@ def test_a_batch_without_labels_reads_and_checks_only_as_unlabelled(small: pd.Da
     # given
     save_csv(small.drop(columns="readmitted"), file)
     # when
-    frame = read_cohort(file, labelled=False)
+    frame = read_cohort(file, DIABETES, labelled=False)
     # then
-    assert frame.shape == (200, 49) and validate(frame, labelled=False) == []
-    check(frame, labelled=False)
-    assert [violation.column for violation in validate(frame)] == ["readmitted"]
+    assert frame.shape == (200, 49) and validate(frame, DIABETES, labelled=False) == []
+    check(frame, DIABETES, labelled=False)
+    assert [violation.column for violation in validate(frame, DIABETES)] == ["readmitted"]
     with pytest.raises(DataError, match="--unlabelled"):
-        read_cohort(file)
+        read_cohort(file, DIABETES)
 
 
 BAD = [
@@ -120,7 +120,7 @@ def test_a_bad_cell_is_named_with_its_line_and_a_remedy(
     column: str, value: str, remedy: str, small: pd.DataFrame
 ) -> None:
     small.loc[7, column] = value
-    (violation,) = validate(small)
+    (violation,) = validate(small, DIABETES)
     assert (violation.row, violation.column, violation.value) == (9, column, value)
     assert remedy in violation.remedy and violation.problem
 
@@ -133,7 +133,7 @@ def test_every_bad_cell_is_listed_by_line_then_column(small: pd.DataFrame) -> No
         small.loc[199 - row, column] = value
     small.loc[0, "gender"] = None
     # when
-    found = validate(small)
+    found = validate(small, DIABETES)
     # then
     assert {(violation.row, violation.column) for violation in found} == {
         (2, "gender"),
@@ -144,12 +144,12 @@ def test_every_bad_cell_is_listed_by_line_then_column(small: pd.DataFrame) -> No
 
 def test_a_second_encounter_of_the_same_number_is_a_violation(small: pd.DataFrame) -> None:
     small.loc[9, "encounter_id"] = small.loc[3, "encounter_id"]
-    (violation,) = validate(small)
+    (violation,) = validate(small, DIABETES)
     assert violation.row == 11 and "occurs earlier" in violation.problem
 
 
 def test_columns_that_are_missing_or_unknown_are_violations_of_the_header(small: pd.DataFrame) -> None:
-    found = validate(small.drop(columns="age").assign(extra="x"))
+    found = validate(small.drop(columns="age").assign(extra="x"), DIABETES)
     assert {(violation.row, violation.column) for violation in found} == {(1, "age"), (1, "extra")}
 
 
@@ -168,14 +168,14 @@ def test_columns_that_are_missing_or_unknown_are_violations_of_the_header(small:
 )
 def test_new_open_levels_and_missing_values_keep_the_contract(column: str, value: str, small: pd.DataFrame) -> None:
     small.loc[7, column] = value
-    assert validate(small) == []
+    assert validate(small, DIABETES) == []
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([name for name in NAMES if name != "encounter_id"]), st.text(max_size=12))
 def test_any_text_in_any_cell_is_either_accepted_or_listed(column: str, value: str) -> None:
     frame = TEMPLATE.assign(**{column: value})
-    found = validate(frame)
+    found = validate(frame, DIABETES)
     assert [(violation.row, violation.column) for violation in found] in ([], [(2, column)])
     if value in BY_NAME[column].levels:
         assert found == []
@@ -187,27 +187,27 @@ TEMPLATE = pd.DataFrame({column.name: [column.levels[0] if column.levels else "1
 def test_check_sums_up_and_names_the_first_violations(small: pd.DataFrame) -> None:
     small.loc[2:9, "age"] = "old"
     with pytest.raises(DataError, match=r"8 violations .* in f\.csv: line 4, age: 'old'") as error:
-        check(small, name="f.csv")
+        check(small, DIABETES, name="f.csv")
     assert error.value.exit_code == 3
 
 
 @pytest.mark.parametrize(("label", "word"), [("NO", "no"), ("<30", "every")])
 def test_labels_of_one_kind_are_refused(label: str, word: str, small: pd.DataFrame) -> None:
     frame = small.assign(readmitted=label)
-    assert validate(frame) == []
+    assert validate(frame, DIABETES) == []
     with pytest.raises(DataError, match=f"{word} encounter .*readmitted <30"):
-        check(frame)
+        check(frame, DIABETES)
 
 
 def test_who_cannot_come_back_is_left_out_and_counted(cohort: pd.DataFrame) -> None:
-    kept, lost = without_excluded(cohort), exclusions(cohort)
+    kept, lost = without_excluded(cohort, DIABETES), exclusions(cohort, DIABETES)
     assert len(kept) + sum(lost.values()) == len(cohort) and lost
     assert not kept["discharge_disposition_id"].isin(NOT_READMITTABLE).any()
     assert kept.index.equals(pd.RangeIndex(len(kept)))
 
 
 def test_the_target_is_readmission_within_30_days(small: pd.DataFrame) -> None:
-    labels = target(small)
+    labels = target(small, DIABETES)
     assert labels.dtype == np.int8 and labels.sum() == (small["readmitted"] == "<30").sum() > 0
 
 
@@ -226,10 +226,10 @@ def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 def test_the_real_file_keeps_the_contract_in_seconds(real_data: Path) -> None:
     # when
-    frame = read_cohort(real_data)
+    frame = read_cohort(real_data, DIABETES)
     began = time.process_time()
-    violations = validate(frame)
+    violations = validate(frame, DIABETES)
     # then
     assert time.process_time() - began < 6  # usually under 1
     assert frame.shape == (101_766, 50) and violations == []
-    assert target(frame).sum() == 11_357 and sum(exclusions(frame).values()) == 2_423
+    assert target(frame, DIABETES).sum() == 11_357 and sum(exclusions(frame, DIABETES).values()) == 2_423

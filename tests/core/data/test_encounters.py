@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.data.columns import DATE, ENCOUNTER, MISSING, PATIENT, TARGET
+from health_predict.core.data.contract import MISSING
 from health_predict.core.data.encounters import as_text, complete, names_of, refused
 from health_predict.errors import DataError
 from tests.cohorts import synthesize
-from tests.contracts import DIABETES
+from tests.contracts import DATE, DIABETES, ENCOUNTER, PATIENT, TARGET
 
 
 @pytest.mark.parametrize(

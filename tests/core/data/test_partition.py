@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from health_predict.core.data.cohort import read_cohort, save_csv, without_excluded
-from health_predict.core.data.columns import NOT_READMITTABLE
 from health_predict.core.data.partition import (
     Parameters,
     Partition,
@@ -26,7 +25,7 @@ from health_predict.core.data.partition import (
 )
 from health_predict.errors import DataError
 from tests.cohorts import synthesize
-from tests.contracts import DIABETES
+from tests.contracts import DIABETES, NOT_READMITTABLE
 
 PARAMETERS = Parameters(initial_share=0.2, future_batches=4, salt="test")
 FRAME = synthesize(2_000, seed=3)
@@ -69,7 +68,7 @@ def test_no_patient_is_in_two_parts_and_no_encounter_is_lost(
     # and the splits with the batches not among them hold every encounter of the cohort once
     everything = [number for part in splits(cut) for number in ids(part)]
     everything += [number for batch in cut.batches[labelled:] for number in ids(batch)]
-    assert sorted(everything) == sorted(ids(without_excluded(FRAME)))
+    assert sorted(everything) == sorted(ids(without_excluded(FRAME, DIABETES)))
     # and time goes forward
     for part in (*splits(cut), *cut.batches):
         assert ids(part) == sorted(ids(part)) and part.index.equals(pd.RangeIndex(len(part)))
@@ -146,7 +145,9 @@ def test_what_arrived_joins_once_and_as_it_is_known_by_now() -> None:
     cut = partition(FRAME, DIABETES, dataclasses.replace(PARAMETERS, labelled_batches=1), arrived)
     # then each is there once, with the outcome that is known by now
     everything = pd.concat(splits(cut))
-    assert len(everything) == sum(map(len, splits(partition(FRAME, DIABETES, PARAMETERS)))) + len(without_excluded(new))
+    assert len(everything) == sum(map(len, splits(partition(FRAME, DIABETES, PARAMETERS)))) + len(
+        without_excluded(new, DIABETES)
+    )
     [outcome] = everything.loc[everything["encounter_id"] == known["encounter_id"][0], "readmitted"]
     assert outcome == known["readmitted"][0]
 
@@ -191,7 +192,7 @@ def test_a_window_that_is_too_small_is_named() -> None:
 
 
 def test_the_real_data_are_cut_as_documented(real_data: Path) -> None:
-    cut = partition(read_cohort(real_data), DIABETES, Parameters(0.2, 16, "readmission"))
+    cut = partition(read_cohort(real_data, DIABETES), DIABETES, Parameters(0.2, 16, "readmission"))
     assert cut.initial_rows == 20_353
     assert [len(part) for part in splits(cut)] == [13_991, 3_059, 2_922]
     assert rows_digest(cut.train) == "a0599bca327993f2db6e8c31dcb1bb30f7effdb9e13f02ffcb3592ab898e0318"
@@ -200,7 +201,7 @@ def test_the_real_data_are_cut_as_documented(real_data: Path) -> None:
 def test_a_trip_through_csv_changes_no_digest(tmp_path: Path) -> None:
     path = tmp_path / "cohort.csv"
     save_csv(FRAME, path)
-    assert rows_digest(read_cohort(path)) == rows_digest(FRAME)
+    assert rows_digest(read_cohort(path, DIABETES)) == rows_digest(FRAME)
 
 
 def test_a_window_keeps_the_newest_labelled_encounters(cohort: pd.DataFrame) -> None:

@@ -20,13 +20,13 @@ from sklearn.preprocessing import StandardScaler
 from health_predict.adapters.contracts import built_in, built_in_synthetic
 from health_predict.core.choices import Scenario
 from health_predict.core.data.cohort import target, validate, without_excluded
-from health_predict.core.data.columns import AGES, COLUMNS, DIAGNOSES, DRUGS, NOT_READMITTABLE
 from health_predict.core.data.partition import patient_share
 from health_predict.core.data.scenarios import GroundTruth
 from health_predict.core.data.synthetic import is_synthetic
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.errors import DataError
 from tests.cohorts import inject, synthesize
+from tests.contracts import AGES, COLUMNS, DIABETES, DIAGNOSES, DRUGS, NOT_READMITTABLE
 
 ROWS, FROM_ROW = 40_000, 20_000
 
@@ -39,15 +39,15 @@ def large() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def model(large: pd.DataFrame) -> Callable[[pd.DataFrame], float]:
     """AUC on other rows of a regression that was fitted before the drift."""
-    train = without_excluded(large.iloc[:FROM_ROW])
+    train = without_excluded(large.iloc[:FROM_ROW], DIABETES)
     train = train[[patient_share("s", number) < 0.7 for number in train["patient_nbr"]]]
     fitted = make_pipeline(EncounterFeatures(built_in()), StandardScaler(), LogisticRegression(C=3e-4, max_iter=500))
-    fitted.fit(train, target(train))
+    fitted.fit(train, target(train, DIABETES))
     known = set(train["patient_nbr"])
 
     def auc(rows: pd.DataFrame) -> float:
-        fresh = without_excluded(rows[~rows["patient_nbr"].isin(known)])
-        return float(roc_auc_score(target(fresh), fitted.predict_proba(fresh)[:, 1]))
+        fresh = without_excluded(rows[~rows["patient_nbr"].isin(known)], DIABETES)
+        return float(roc_auc_score(target(fresh, DIABETES), fitted.predict_proba(fresh)[:, 1]))
 
     return auc
 
@@ -57,7 +57,7 @@ def model(large: pd.DataFrame) -> Callable[[pd.DataFrame], float]:
 def test_any_size_keeps_the_contract(rows: int, seed: int) -> None:
     frame = synthesize(rows, seed)
     assert frame.shape == (rows, 50) and frame.columns.tolist() == [column.name for column in COLUMNS]
-    assert validate(frame) == [] and frame.index.equals(pd.RangeIndex(rows))
+    assert validate(frame, DIABETES) == [] and frame.index.equals(pd.RangeIndex(rows))
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others() -> None:
@@ -102,7 +102,7 @@ def test_marginals_are_those_of_the_real_cohort(large: pd.DataFrame) -> None:
 
 
 def test_prevalence_repeats_and_missing_values_are_those_of_the_real_cohort(large: pd.DataFrame) -> None:
-    assert abs(target(large).mean() - 0.112) < 0.008
+    assert abs(target(large, DIABETES).mean() - 0.112) < 0.008
     assert abs((large["readmitted"] == ">30").mean() - 0.349) < 0.015
     assert 0.24 < large["patient_nbr"].duplicated().mean() < 0.34
     assert abs((large["weight"] == "?").mean() - 0.969) < 0.01
@@ -113,7 +113,11 @@ def test_prevalence_repeats_and_missing_values_are_those_of_the_real_cohort(larg
 
 def test_nothing_changes_over_time(large: pd.DataFrame) -> None:
     halves = np.array_split(np.arange(ROWS), 2)
-    for values in (target(large), large["number_inpatient"].astype(int).to_numpy(), large["age"].map(AGES.index)):
+    for values in (
+        target(large, DIABETES),
+        large["number_inpatient"].astype(int).to_numpy(),
+        large["age"].map(AGES.index),
+    ):
         first, second = (np.asarray(values)[half] for half in halves)
         error = np.sqrt(first.var() / len(first) + second.var() / len(second))
         assert abs(first.mean() - second.mean()) < 5 * error
@@ -154,7 +158,7 @@ def test_every_scenario_keeps_the_contract_the_past_and_the_order(scenario: Scen
     # when
     drifted, truth = inject(large, scenario, FROM_ROW, seed=3)
     # then
-    assert validate(drifted) == [] and drifted.index.equals(large.index)
+    assert validate(drifted, DIABETES) == [] and drifted.index.equals(large.index)
     assert drifted.iloc[:FROM_ROW].equals(large.iloc[:FROM_ROW])
     assert drifted["encounter_id"].equals(large["encounter_id"])
     assert truth.first_encounter == large["encounter_id"].iloc[FROM_ROW] and truth.rows == ROWS - FROM_ROW
@@ -186,7 +190,7 @@ def test_prevalence_moves_and_ranking_holds(
     scenario: str, factor: float, large: pd.DataFrame, model: Callable[[pd.DataFrame], float]
 ) -> None:
     before, after, truth = drift(large, scenario)
-    assert target(after).mean() / target(before).mean() == pytest.approx(factor, abs=0.08)
+    assert target(after, DIABETES).mean() / target(before, DIABETES).mean() == pytest.approx(factor, abs=0.08)
     assert abs(model(after) - model(before)) < 0.03 and truth.kind == "prior"
 
 
@@ -195,7 +199,7 @@ def test_a_concept_flip_is_silent_but_for_the_labels(
 ) -> None:
     before, after, _ = drift(large, "concept-flip")
     assert after.drop(columns="readmitted").equals(before.drop(columns="readmitted"))
-    assert target(after).sum() == target(before).sum()
+    assert target(after, DIABETES).sum() == target(before, DIABETES).sum()
     assert model(after) < 0.5
     dead = after["discharge_disposition_id"].isin(NOT_READMITTABLE)
     assert (after.loc[dead, "readmitted"] == "NO").all()

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import target
 from health_predict.core.model.calibration import (
@@ -29,6 +28,7 @@ from health_predict.core.serving.compiled_model import compile_pipeline, prove_p
 from health_predict.core.serving.explained_model import explain_pipeline, scores
 from health_predict.errors import GateError
 from health_predict.settings import Settings
+from tests.contracts import DIABETES
 
 
 def test_the_map_that_made_the_outcomes_is_found() -> None:
@@ -55,12 +55,12 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
 ) -> None:
     # given a model of the first rows, and later rows with half of the readmissions gone
     train, later = cohort.head(1800), cohort.iloc[1800:].reset_index(drop=True)
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(train)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(train)
     few = {"n_estimators": 30} if "n_estimators" in {**FAMILIES[family].fixed, **FAMILIES[family].first} else {}
     estimator = FAMILIES[family].fit(
-        {**FAMILIES[family].first, **few}, features.transform(train), target(train), seed=1
+        {**FAMILIES[family].first, **few}, features.transform(train), target(train, DIABETES), seed=1
     )
-    labels = target(later) * (np.arange(len(later)) % 2)
+    labels = target(later, DIABETES) * (np.arange(len(later)) % 2)
     rows = features.transform(later)
     # when it is calibrated, twice
     once = CalibratedClassifier(estimator).fit(rows, labels)
@@ -78,7 +78,7 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
     explainer = Explainer.from_bytes(explain_pipeline(pipeline, FAMILIES[family], train).to_bytes())
     tables = {table.column: table for table in features.encoder_.tables}
     for number, expected in enumerate(scores(pipeline, rows[:5], explainer.unit)):
-        amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in built_in().features]
+        amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in DIABETES.features]
         total = explainer.base + explainer.by_column(amounts, owners_of(features.encoder_)).sum()
         assert total == pytest.approx(expected, abs=1e-4)
     # and MLflow keeps it, and loads it as a type that it may trust

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.codes import MISSING_CHAPTER
 from health_predict.core.data.cohort import target
 from health_predict.core.data.contract import MISSING, Contract, Kind
@@ -30,6 +29,7 @@ from health_predict.core.serving.compiled_model import (
 )
 from health_predict.errors import GateError
 from tests import modern
+from tests.contracts import DIABETES
 
 TRAIN = 2000
 
@@ -37,8 +37,8 @@ TRAIN = 2000
 @pytest.fixture(scope="module")
 def pipelines(cohort: pd.DataFrame) -> dict[str, Pipeline]:
     train = cohort.head(TRAIN)
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(train)
-    rows, labels = features.transform(train), target(train)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(train)
+    rows, labels = features.transform(train), target(train, DIABETES)
     fitted = {}
     for name, family in FAMILIES.items():
         small = {"n_estimators": 40} if "n_estimators" in {**family.fixed, **family.first} else {}
@@ -89,12 +89,12 @@ def test_the_graph_gives_probabilities_and_nothing_else(pipelines: dict[str, Pip
 
 
 def test_edge_rows_have_every_level_and_every_missing_pattern(validation: pd.DataFrame) -> None:
-    edges, labels = edge_rows(validation, built_in())
+    edges, labels = edge_rows(validation, DIABETES)
     assert len(edges) == len(labels)
-    for column in built_in().features:
+    for column in DIABETES.features:
         assert set(column.levels) <= set(edges[column.name])
         assert (MISSING in set(edges[column.name])) >= column.nullable
-    nullable = [column.name for column in built_in().features if column.nullable]
+    nullable = [column.name for column in DIABETES.features if column.nullable]
     patterns = set(map(tuple, (edges[nullable] == MISSING).to_numpy().tolist()))
     assert len(patterns) == 2 ** len(nullable)
     assert {"0", "200"} <= set(edges["num_lab_procedures"])

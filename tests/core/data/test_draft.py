@@ -1,0 +1,87 @@
+"""A contract drafted from a table."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from health_predict.core.data.cohort import check, target, validate, with_missing
+from health_predict.core.data.contract import Contract, Kind, read_contract
+from health_predict.core.data.draft import DECIDE, draft
+from tests import icd10
+from tests.contracts import ICD10
+
+
+def drafted(frame: pd.DataFrame) -> tuple[str, Contract]:
+    text = draft(frame, "a table")
+    return text, read_contract(text, "draft")
+
+
+def test_a_modern_extract_is_recognised() -> None:
+    # given a table with dates, measurements, flags and ICD-10
+    frame = icd10.table(1500, seed=1)
+    # when a contract is drafted
+    text, contract = drafted(frame)
+    # then it has the roles and nearly all kinds of the one that a person wrote
+    assert contract.encounter == ("encounter_key",) and contract.patient == "patient_key"
+    assert (contract.order, contract.date) == ("discharged", "discharged")
+    assert (contract.outcome.column, contract.outcome.positive) == ("returned_30d", ("Y",))
+    assert set(contract.missing) == {"NULL", ""}
+    kinds = {column.name: column.kind for column in contract.columns}
+    written = {column.name: column.kind for column in ICD10.columns}
+    assert {name for name in written if kinds.get(name) is not written[name]} <= {"disposition"}
+    assert {column.system for column in contract.columns if column.kind is Kind.CODE} == {"icd10cm"}
+    # and the table keeps it, once what is missing is known
+    known = with_missing(frame, contract)[[column.name for column in contract.table]]
+    assert validate(known, contract) == []
+    check(known, contract)
+    assert 0 < target(known, contract).mean() < 0.5 and text.count(DECIDE) > 4
+
+
+def test_every_line_says_why_and_the_example_is_nobodys() -> None:
+    frame = icd10.table(1500, seed=1)
+    text, contract = drafted(frame)
+    columns = text[text.index("columns:") : text.index("example:")].splitlines()
+    assert all("#" in line for line in columns if line.startswith("  ") and not line.startswith("   "))
+    known = with_missing(frame, contract)
+    example = pd.Series(contract.example)
+    assert not (known[[*example.index]] == example).all(axis=1).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["0", "1", "1", "0"], Kind.FLAG),
+        (["No", "Yes", "No", "No"], Kind.FLAG),
+        (["1.5", "2", "-3.25", "2e1"], Kind.NUMBER),
+        (["0", "3", "7", "3"], Kind.COUNT),
+        (["90000", "3", "7", "3"], Kind.NUMBER),
+        (["2026-01-01", "2026-01-02", "2026-01-01", "2026-01-01"], Kind.DATE),
+        (["a", "b", "a", "b"], Kind.LEVEL),
+    ],
+)
+def test_the_kind_follows_from_the_values(values: list[str], kind: Kind) -> None:
+    frame = pd.DataFrame(
+        {"row_id": ["11", "12", "13", "14"], "pid": ["1", "1", "2", "2"], "x": values, "n": list("5657")}
+    )
+    assert drafted(frame)[1].by_name["x"].kind is kind
+
+
+def test_what_is_no_column_for_a_model_is_left_out_with_the_reason() -> None:
+    frame = pd.DataFrame(
+        {
+            "row_id": [str(n) for n in range(10, 30)],
+            "": [str(n) for n in range(20)],
+            "empty": ["NA"] * 20,
+            "note": [f"patient {n} was seen and sent home with a letter" for n in range(20)],
+            "n": [str(n % 7) for n in range(20)],
+        }
+    )
+    text, contract = drafted(frame)
+    assert set(contract.ignore) == {"", "empty", "note"} and "free text" in text and "empty in all rows" in text
+
+
+def test_nothing_is_refused() -> None:
+    # given a table without anything that identifies, counts or happens
+    text = draft(pd.DataFrame({"a": ["x", "y", "x"], "b": ["u", "u", "v"]}), "Äußerst/klein")
+    assert DECIDE in text and "name: u-erst-klein" in text
