@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import load_part, save_part, target, without_excluded
@@ -209,7 +208,7 @@ def log_search(parts: Parts) -> Callable[..., str]:
         if not storage.exists(f"datasets/{dataset}/train.parquet"):
             storage.upload(parts.train, f"datasets/{dataset}/train.parquet")
         train, validation = load_part(parts.train), load_part(parts.validation)
-        features = preprocessor or EncounterFeatures(built_in()).fit(train)
+        features = preprocessor or EncounterFeatures(DIABETES).fit(train)
         tags = {"search_digest": "s", "dataset_digest": dataset, "dataset_source": source, "git_commit": "c" * 40}
         parent = tracking.start_search("search", tags, {"trials": 1, "seed": 1})
         models, runs = {}, {}

@@ -25,7 +25,7 @@ from health_predict.core.data.contract import (
     Contract,
     Kind,
 )
-from health_predict.core.data.requests import Value, example_of, takes_numbers
+from health_predict.core.data.values import Value, number_text, takes_numbers
 from health_predict.core.model.contributions import LOG_ODDS, PROBABILITY
 from health_predict.core.model.risk_groups import GROUPS
 
@@ -48,6 +48,7 @@ def _present_type(column: Column) -> Any:
     """What a request may say, null apart."""
     missing = [MISSING] if column.nullable else []
     pattern = "|".join([column.pattern, *(f"[{text}]" for text in missing)])
+    is_flag = column.kind is Kind.FLAG
     match column.kind:
         case Kind.COUNT:
             count = Annotated[int, Field(ge=column.counts[0], le=column.counts[-1])]
@@ -55,13 +56,12 @@ def _present_type(column: Column) -> Any:
         case Kind.NUMBER:
             bounds = Field(ge=column.minimum, le=column.maximum, allow_inf_nan=False)
             text = Annotated[str, Field(pattern=f"^({pattern})$"), AfterValidator(partial(_held, column))]
-            return Annotated[float, bounds] | text
+            return Annotated[float, bounds, AfterValidator(partial(_written, column))] | text
         case Kind.LEVEL | Kind.FLAG:
-            whole = column.levels if takes_numbers(column) else ()
-            numbers = [int(level) for level in whole if str(int(level)) == level]
-            levels: Any = Literal[(*column.levels, *numbers, *missing)]
-            flag = Annotated[bool, AfterValidator(column.levels.__getitem__)]  # no, then yes
-            return flag | levels if column.kind is Kind.FLAG else levels
+            levels: Any = Literal[(*column.levels, *missing)]
+            if takes_numbers(column):
+                levels |= Annotated[int, AfterValidator(partial(_named, column))]
+            return Annotated[bool, AfterValidator(partial(_flagged, column))] | levels if is_flag else levels
         case Kind.CODE:
             return Annotated[str, Field(pattern=f"^({pattern})$")]
         case Kind.IDENTIFIER if column.numeric:
@@ -88,6 +88,24 @@ def _held(column: Column, text: str) -> str:
     return text
 
 
+def _named(column: Column, number: int) -> int:
+    """A level by its number."""
+    _held(column, str(number))
+    return number
+
+
+def _flagged(column: Column, yes: bool | str) -> str:
+    """No or yes as its text. BentoML's class of a model applies a validator twice, so one is let through."""
+    no_and_yes = column.levels
+    return yes if isinstance(yes, str) else no_and_yes[yes]
+
+
+def _written(column: Column, number: float) -> float:
+    """A number that a file can hold too."""
+    _held(column, number_text(number))
+    return number
+
+
 def _description(column: Column) -> str:
     known = f" Known levels: {', '.join(column.levels)}; others are scored and counted."
     return (
@@ -110,7 +128,7 @@ def encounter_model(contract: Contract) -> Any:
     `vars` of an instance gives the values by column: the features in the order of the contract, then the identifiers,
     which are logged and never scored.
     """
-    example = example_of(contract)
+    example = contract.request
     fields: dict[str, Any] = {
         column.name: (
             _type_of(column),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from health_predict.core.data.contract import Contract
-from health_predict.core.data.requests import example_of
 from health_predict.serving.contract import Options, Problem, Violations
 from health_predict.serving.gate import Route
 from health_predict.serving.predictor import MEBIBYTE, Predictor
@@ -60,7 +60,7 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
         ),
         "/metrics": ("Prometheus metrics", {"200": {"description": "Metrics in text format", "content": plain}}),
     }
-    example = example_of(predictor.contract)
+    example = predictor.contract.request
     paths = {
         api.route: {"post": _operation(found["paths"][api.route]["post"], routes[api.route], api, example)}
         for api in service.apis.values()
@@ -104,7 +104,7 @@ def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _operation(operation: dict[str, Any], route: Route, api: Any, example: dict[str, Any]) -> dict[str, Any]:
+def _operation(operation: dict[str, Any], route: Route, api: Any, example: Mapping[str, Any]) -> dict[str, Any]:
     options = Options.model_json_schema()["properties"]
     body = {"schema": {"$ref": REFERENCE.format(model=api.input_spec.__name__.removesuffix(MADE))}}
     return {

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters import evidently as adapter
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.contract import Kind
 from health_predict.core.monitoring.input_drift import psi
 from tests.cohorts import synthesize
-
-CONTRACT = built_in()
+from tests.contracts import DIABETES
 
 
 def test_report_names_the_column_that_moved(
@@ -37,12 +35,12 @@ def test_report_names_the_column_that_moved(
     statistics = adapter.evidently_report(
         frame[:1000],
         batch,
-        CONTRACT,
+        DIABETES,
         tmp_path / "report" / "evidently.html",
         json_file=tmp_path / "report" / "evidently.json",
     )
     # then the statistics are by column, the moved one is far off, and the file is there
-    assert set(statistics) <= {column.name for column in CONTRACT.features}
+    assert set(statistics) <= {column.name for column in DIABETES.features}
     assert len(statistics) > 40
     assert statistics["number_diagnoses"] < 0.001 or statistics["number_diagnoses"] > 0.5
     assert "<html" in (tmp_path / "report" / "evidently.html").read_text()[:500].lower()
@@ -51,7 +49,7 @@ def test_report_names_the_column_that_moved(
     content = json.loads((tmp_path / "report" / "evidently.json").read_text())
     assert adapter.statistics(content) == statistics
     assert statistics.drifted["number_diagnoses"]
-    assert set(statistics.drifted) == {column.name for column in CONTRACT.features}
+    assert set(statistics.drifted) == {column.name for column in DIABETES.features}
     # and nothing was said or sent
     assert not attempts
     captured = capfd.readouterr()
@@ -61,9 +59,9 @@ def test_report_names_the_column_that_moved(
 def test_our_stability_index_is_evidentlys_where_both_compute_the_same() -> None:
     # given two samples, and the columns whose levels all occur in both (Evidently fills empty cells differently)
     reference, current = (synthesize(2500, seed=seed) for seed in (5, 6))
-    theirs = adapter.statistics(adapter.run_preset(reference, current, CONTRACT, method="psi").dict())
+    theirs = adapter.statistics(adapter.run_preset(reference, current, DIABETES, method="psi").dict())
     compared = 0
-    for column in CONTRACT.features:
+    for column in DIABETES.features:
         before, after = (frame[column.name].value_counts(normalize=True) for frame in (reference, current))
         if column.kind is Kind.COUNT or set(before.index) != set(after.index):
             continue

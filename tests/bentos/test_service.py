@@ -16,11 +16,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.util import module_from_spec, spec_from_file_location
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +32,16 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.pipeline import Pipeline
-from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from benchmarks.parts import hostile
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving import endpoint
-from health_predict.adapters.serving.bentoml import SOURCE, BentoStore, bento_tag, write_source
+from health_predict.adapters.serving.bentoml import BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
 from health_predict.cli import app as cli
 from health_predict.core.data.cohort import save_csv, target
 from health_predict.core.data.contract import MISSING, Kind
 from health_predict.core.data.raw_encounters import read_encounters
-from health_predict.core.data.requests import example_of
 from health_predict.core.model.contributions import Explainer
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
@@ -57,25 +51,12 @@ from health_predict.errors import DataError, SettingsError, UnreachableError
 from health_predict.serving import gate, prediction_log, shipping
 from health_predict.serving.contract import LONGEST_LIST, Prediction, encounter_model, violations
 from health_predict.serving.prediction_log import PredictionLog
-from health_predict.settings import PREFIX
 from health_predict.stages.bento_build import golden_requests
 from tests.contracts import DIABETES
+from tests.services import IDENTITY, JSON, Client, imported, open_client
 
-CONTRACT = built_in()
-FEATURES, IDENTIFIERS, BY_NAME = CONTRACT.features, CONTRACT.identifiers, CONTRACT.by_name
-EXAMPLE, Encounter = example_of(CONTRACT), encounter_model(CONTRACT)
-IDENTITY: dict[str, Any] = {
-    "model_name": "diabetes-130",
-    "model_version": "7",
-    "run_id": "r",
-    "dataset_digest": "d",
-    "dataset_source": "uci",
-    "git_commit": "c",
-    "training_prevalence": 0.1,
-    "risk_cutoffs": [0.1, 0.15, 0.25],
-    "metrics": {},
-}
-JSON = {"content-type": "application/json"}
+FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
+EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)
 REQUIRED = [column.name for column in FEATURES if not column.nullable]
 ASKED = (*FEATURES, *IDENTIFIERS)
 IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "2026-02-28"}
@@ -83,7 +64,7 @@ IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "20
 
 @pytest.fixture(scope="module")
 def pipeline(cohort: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(cohort.head(2000))
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(cohort.head(2000))
     family = FAMILIES["LightGBM"]
     rows = features.transform(cohort.head(2000))
     estimator = family.fit({**family.first, "n_estimators": 40}, rows, target(cohort.head(2000), DIABETES), seed=1)
@@ -120,56 +101,6 @@ def source(compiled: CompiledModel, golden: list[dict[str, Any]], tmp_path_facto
 
     first = write()
     return lambda **changes: write(**changes) if changes else first
-
-
-class Client(TestClient):
-    """Asks a service in this process, without a network."""
-
-    def __init__(self, service: Any) -> None:
-        self.predictor = service.PREDICTOR
-        super().__init__(service.Readmission.to_asgi(), raise_server_exceptions=False)
-
-    def predict(self, body: Any) -> httpx.Response:
-        return self.post("/predict", json=body)
-
-    def raw(self, body: bytes, path: str = "/predict", **headers: str | bytes) -> httpx.Response:
-        return self.post(path, content=body, headers=httpx.Headers({**JSON, **headers}))
-
-    def metric(self, name: str, **labels: str) -> float:
-        wanted = {f'{key}="{value}"' for key, value in labels.items()}
-        for line in self.get("/metrics").text.splitlines():
-            series, _, value = line.rpartition(" ")
-            if series.partition("{")[0] == f"health_predict_{name}" and wanted <= set(
-                series.partition("{")[2].rstrip("}").split(",")
-            ):
-                return float(value)
-        return 0.0
-
-
-NUMBERS = count()
-
-
-def imported(folder: Path, **settings: Any) -> Any:
-    """The module `service.py` of a Bento with these settings, as new as BentoML would import it."""
-    name, file = f"service_{next(NUMBERS)}", folder / "service.py"
-    spec = spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    # Coverage follows links: so it is counted as the file that it is a copy of.
-    file.unlink()
-    file.symlink_to(SOURCE / "service.py")
-    sys.modules[name] = module
-    with pytest.MonkeyPatch.context() as environment:
-        for setting, value in settings.items():
-            environment.setenv(PREFIX + setting.upper(), str(value))
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def open_client(folder: Path, **settings: Any) -> Iterator[Client]:
-    with Client(imported(folder, **settings)) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +338,7 @@ class TestViolations:
         else:
             features = [*vars(Encounter(**json.loads(body))).values()][: len(FEATURES)]
             texts = [MISSING if value is None else str(value) for value in features]
-            assert read_encounters(pd.DataFrame([json.loads(body)]), CONTRACT).iloc[0].tolist() == texts
+            assert read_encounters(pd.DataFrame([json.loads(body)]), DIABETES).iloc[0].tolist() == texts
 
 
 class TestExplanation:

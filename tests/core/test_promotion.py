@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.model.evaluation import Scored, f1_threshold, metrics
 from health_predict.core.monitoring.performance import LabelledWindow, assess_calibration
 from health_predict.core.promotion import Decision, JudgedRows, Promotion, decide_promotion
 from health_predict.core.statistics import logit
+from tests.contracts import DIABETES
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def scored(world: SimpleNamespace, scores: np.ndarray) -> Scored:
 
 def ask(world: SimpleNamespace, candidate: np.ndarray, **others: Any) -> Promotion:
     return decide_promotion(
-        JudgedRows(built_in(), world.frame, world.labels, world.patients),
+        JudgedRows(DIABETES, world.frame, world.labels, world.patients),
         scored(world, candidate),
         others.get("baseline"),
         others.get("champion"),

@@ -14,7 +14,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.scores import clinical_scores
 from health_predict.core.data.cohort import read_cohort, target, without_excluded
 from health_predict.core.data.partition import Parameters, Partition, partition
@@ -37,7 +36,7 @@ class World:
 
 
 def fit(family: str, train: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures(built_in()).fit(train)
+    features = EncounterFeatures(DIABETES).fit(train)
     estimator = FAMILIES[family].fit(
         FAMILIES[family].first, features.transform(train), target(train, DIABETES), seed=17, threads=1
     )
@@ -148,5 +147,5 @@ def test_clinical_scores_rank_the_real_patients_a_little(real_frame: pd.DataFram
     order = real_frame["encounter_id"].astype(int).argsort()
     frame = without_excluded(real_frame.iloc[order].head(20_353), DIABETES)
     # then each score ranks a little better than chance, and none as well as a model
-    for name, points in clinical_scores(built_in(), frame).items():
+    for name, points in clinical_scores(DIABETES, frame).items():
         assert 0.55 < roc_auc_score(target(frame, DIABETES), points) < 0.63, name

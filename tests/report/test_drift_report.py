@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.monitoring.drift import DriftReference, assess
 from health_predict.report.drift_report import drift_page
 from tests.cohorts import synthesize
+from tests.contracts import DIABETES
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -18,7 +18,7 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     random = np.random.default_rng(3)
     risk = random.beta(2, 10, 3000)
     labels = (random.random(3000) < risk).astype(np.float64)
-    reference = DriftReference.fit(cohort[:2000], built_in(), labels, risk, draws=100)
+    reference = DriftReference.fit(cohort[:2000], DIABETES, labels, risk, draws=100)
     batch = cohort[2000:].assign(medical_specialty="?")
     outcomes = (random.random(3000) < risk / 2).astype(np.float64) if known else np.full(3000, np.nan)
     findings = assess(reference, batch, risk, outcomes)
@@ -26,7 +26,7 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     # when
     html = drift_page(
         findings,
-        built_in().outcome,
+        DIABETES.outcome,
         batch=4,
         facts=[("Model version", "3")],
         synthetic=True,

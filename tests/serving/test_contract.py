@@ -10,19 +10,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import validate
 from health_predict.core.data.contract import MISSING, Column, Kind
 from health_predict.core.data.encounters import as_text, complete, refused
 from health_predict.core.data.raw_encounters import read_encounters
-from health_predict.core.data.requests import example_of
 from health_predict.errors import DataError
 from health_predict.serving.contract import encounter_model, violations
+from tests import modern
 from tests.contracts import DIABETES
 
-CONTRACT = built_in()
-FEATURES, IDENTIFIERS, BY_NAME = CONTRACT.features, CONTRACT.identifiers, CONTRACT.by_name
-EXAMPLE, Encounter = example_of(CONTRACT), encounter_model(CONTRACT)
+FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
+EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)
 TEXTS = [column for column in FEATURES if column.kind is not Kind.COUNT]
 CODES = [
     "E11.9",
@@ -67,7 +65,7 @@ def in_a_file(column: Column, text: str) -> bool:
 def before_the_model(column: Column, text: str) -> bool:
     """Whether the registered model takes the text."""
     try:
-        read_encounters(pd.DataFrame([{**EXAMPLE, column.name: text}]), CONTRACT)
+        read_encounters(pd.DataFrame([{**EXAMPLE, column.name: text}]), DIABETES)
     except DataError:
         return False
     return True
@@ -104,8 +102,8 @@ NUMBERS = ["1", "0", "01", "9" * 18, "9" * 19, "-1", "1.0", "1e3", " 1", "A1"]
 @given(st.sampled_from(IDENTIFIERS), st.sampled_from([*DAYS, *NUMBERS, *WORDS]) | st.text(max_size=8))
 def test_an_identifier_is_read_by_the_service_as_in_a_file(column: Column, text: str) -> None:
     # given identifiers, which are no part of the published file's contract in this form
-    frame = complete(as_text(pd.DataFrame([{**EXAMPLE, column.name: text}])), CONTRACT, "a file")
-    wrong, _ = refused(frame, CONTRACT, [1])
+    frame = complete(as_text(pd.DataFrame([{**EXAMPLE, column.name: text}])), DIABETES, "a file")
+    wrong, _ = refused(frame, DIABETES, [1])
     # then the service takes what may arrive in a file, and nothing else
     assert asked(column, text) == (not wrong[0]) == column.holds(text)
 
@@ -123,3 +121,72 @@ def test_a_column_that_is_not_asked_for_is_told_from_one_that_does_not_exist() -
         "readmitted": "is not sent with a request; remove it",
         "shoe_size": "is not a column of the contract; remove it",
     }
+
+
+class TestOtherKinds:
+    """Numbers, flags, levels that are digits, and ICD-10: as the service, a file and the registered model read them."""
+
+    MODEL = encounter_model(modern.CONTRACT)
+    TEXTS = [column for column in modern.CONTRACT.features if column.kind is not Kind.COUNT]
+    ODD = [
+        "1.35",
+        "-0",
+        "0.0",
+        "-450.5",
+        "1e3",
+        "1.",
+        ".5",
+        "+1",
+        "01",
+        "30.0001",
+        "Yes",
+        "1",
+        "6",
+        "I50.9",
+        "E119",
+        "C7A",
+    ]
+    NUMBERS = st.floats(-100, 100).map(lambda value: round(value, 3)) | st.floats() | st.integers(-5, 50)
+
+    def asked(self, column: Column, value: object) -> bool:
+        return not violations(self.MODEL, json.dumps({**modern.CONTRACT.request, column.name: value}).encode())
+
+    def read(self, column: Column, value: object) -> str:
+        """The text that the registered model makes of a value; empty where it refuses."""
+        row = {**modern.CONTRACT.request, column.name: value}
+        try:
+            return str(read_encounters(pd.DataFrame([row], dtype=object), modern.CONTRACT)[column.name].iloc[0])
+        except DataError:
+            return ""
+
+    @given(st.sampled_from(TEXTS), st.sampled_from([*ODD, *CODES, *WORDS]) | st.floats(-100, 100).map(str))
+    def test_a_text_is_read_alike_everywhere(self, column: Column, text: str) -> None:
+        assert self.asked(column, text) == bool(self.read(column, text)) == column.holds(text)
+
+    @given(st.sampled_from([one for one in modern.CONTRACT.features if one.kind is Kind.NUMBER]), NUMBERS)
+    @example(modern.CONTRACT.by_name["balance"], -1e-7)
+    @example(modern.CONTRACT.by_name["balance"], 1e-300)
+    def test_a_number_is_read_alike_everywhere(self, column: Column, value: float) -> None:
+        # given a number as JSON, which has no NaN but Python's own
+        if value != value:
+            assert not self.asked(column, value)
+            return
+        text = self.read(column, value)
+        assert self.asked(column, value) == bool(text)
+        # then its text means it, and arrivals read the very text
+        if text:
+            assert float(text) == value and column.holds(text)
+            assert as_text(pd.DataFrame({"cell": [value]}))["cell"].tolist() == [text]
+
+    @pytest.mark.parametrize(("name", "value", "text"), [("intensive", True, "Yes"), ("smoker", False, "0")])
+    def test_a_flag_may_be_true_or_false(self, name: str, value: bool, text: str) -> None:
+        column = modern.CONTRACT.by_name[name]
+        assert self.read(column, value) == text
+        held = self.MODEL.model_validate({**modern.CONTRACT.request, name: value})
+        assert getattr(held, name) == text
+        assert not self.asked(modern.CONTRACT.by_name["sex"], value)
+
+    @pytest.mark.parametrize(("name", "value"), [("triage", 3), ("smoker", 1), ("triage", 6), ("triage", 0)])
+    def test_levels_in_digits_may_be_numbers(self, name: str, value: int) -> None:
+        column = modern.CONTRACT.by_name[name]
+        assert self.asked(column, value) == bool(self.read(column, value)) == column.holds(str(value))

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.cohort import load_part, read_cohort
 from health_predict.core.data.partition import Parameters, batch_bounds, partition
@@ -97,7 +96,7 @@ def test_the_timeline_tells_what_happened(scenarios: tuple[str, ...]) -> None:
     detection = Detection(scenarios, ("concept",), 0, None, None, seen, None, 2, "")
     found = Timeline("s", "drift", 1, False, "1", (one, other), detection if scenarios else None, 1, 0, 0)
     # when
-    html = timeline_page(asdict(found), built_in().outcome)
+    html = timeline_page(asdict(found), DIABETES.outcome)
     # then
     assert html.count("<svg") == 3
     assert "retrain: version 2" in html

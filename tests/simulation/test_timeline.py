@@ -14,7 +14,6 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.arrivals import PROBABILITY, TIME, VERSION
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
@@ -148,7 +147,7 @@ class Played:
         """A champion that ranks well and whose risks are too low."""
         data = split(self.settings, labelled_batches=0, **self.parts)
         train = load_part(self.parts["train"])
-        steps = [("features", EncounterFeatures(built_in())), ("estimator", LogisticRegression(C=0.01, max_iter=1000))]
+        steps = [("features", EncounterFeatures(DIABETES)), ("estimator", LogisticRegression(C=0.01, max_iter=1000))]
         pipeline = Pipeline(steps).fit(train, target(train, DIABETES))
         pipeline.named_steps["estimator"].intercept_ -= 0.5
         tracking = Tracking(self.settings)
@@ -212,7 +211,7 @@ def test_a_flip_is_credited_to_the_first_outcomes_that_show_it(
     assert (found.detection.verdict.before, found.detection.verdict.looks) == (1, 1)
     # and the page and the terminal say so, and that the stream may drift by itself
     plain = json.loads(json.dumps(asdict(found)))
-    page = timeline_page(plain, built_in().outcome)
+    page = timeline_page(plain, DIABETES.outcome)
     assert "in its first batch" not in page and "1 batch later" in page and "in 1 of 1" in page
     assert "may drift by itself" in page and "health-predict simulate --batches 3 --policy never --delay 1" in page
     assert any("The verdict is not steady: 1 batch later (" in line for line in summary(plain))

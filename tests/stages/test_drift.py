@@ -15,7 +15,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters import keys
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, Tracking
@@ -58,7 +57,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
     storage.write(f"datasets/{DATASET}/manifest.json", json.dumps(manifest).encode())
     train: pd.DataFrame = parts["train"].reset_index(drop=True)
     estimator = LogisticRegression(C=0.01, max_iter=1000)
-    pipeline = Pipeline([("features", EncounterFeatures(built_in())), ("estimator", estimator)])
+    pipeline = Pipeline([("features", EncounterFeatures(DIABETES)), ("estimator", estimator)])
     pipeline.fit(train, target(train, DIABETES))
     tracking = Tracking(settings)
     tags = {"dataset_digest": DATASET, "dataset_source": "synthetic", "git_commit": "abc"}

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from health_predict.adapters import ray
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.model.calibration import CalibratedClassifier
 from health_predict.core.model.families import FAMILIES, choose
@@ -22,6 +21,7 @@ from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.stages.hpo import hpo, search_digest
 from tests.conftest import Parts
+from tests.contracts import DIABETES
 
 IDENTITY = {"dataset_digest": "d" * 64, "dataset_source": "custom"}
 
@@ -38,7 +38,7 @@ def test_a_search_is_logged_whole_and_done_once(
     settings = make_settings(families=("LogisticRegression", "LightGBM"), trials=2, git_commit="abc")
     tracking = Tracking(settings)
     # given a search that was killed after one trial, in the middle of another
-    digest = search_digest(settings, built_in(), IDENTITY["dataset_digest"], choose(settings.families))
+    digest = search_digest(settings, DIABETES, IDENTITY["dataset_digest"], choose(settings.families))
     tags = {"search_digest": digest, **IDENTITY, "git_commit": "abc"}
     left = tracking.start_search("search", tags, {"seed": settings.seed})
     first = FAMILIES["LogisticRegression"].first
@@ -138,14 +138,14 @@ def test_a_search_that_was_killed_among_its_winners_goes_on_there(
 
 def test_the_search_digest_changes_with_what_matters(make_settings: Callable[..., Settings]) -> None:
     families = choose(())
-    base = search_digest(make_settings(), built_in(), "d", families)
-    assert base == search_digest(make_settings(serving_port=4000), built_in(), "d", families)
+    base = search_digest(make_settings(), DIABETES, "d", families)
+    assert base == search_digest(make_settings(serving_port=4000), DIABETES, "d", families)
     others = {
-        search_digest(make_settings(), built_in(), "e", families),
-        search_digest(make_settings(trials=7), built_in(), "d", families),
-        search_digest(make_settings(seed=1), built_in(), "d", families),
-        search_digest(make_settings(search_concurrency=3), built_in(), "d", families),
-        search_digest(make_settings(), built_in(), "d", choose(("XGBoost",))),
+        search_digest(make_settings(), DIABETES, "e", families),
+        search_digest(make_settings(trials=7), DIABETES, "d", families),
+        search_digest(make_settings(seed=1), DIABETES, "d", families),
+        search_digest(make_settings(search_concurrency=3), DIABETES, "d", families),
+        search_digest(make_settings(), DIABETES, "d", choose(("XGBoost",))),
     }
     assert len(others | {base}) == 6
 

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from mlflow.models import get_model_info
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import load_part
@@ -25,6 +24,7 @@ from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.stages.register import EVALUATION, RegisterResult, register
 from tests.conftest import Parts
+from tests.contracts import DIABETES
 
 LogSearch = Callable[..., str]
 
@@ -95,7 +95,7 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
     parent = log_search(settings, "LogisticRegression")
     tracking = Tracking(settings)
     run_id = tracking.children(parent)[0].run_id
-    other = EncounterFeatures(built_in(), 500).fit(pd.read_parquet(parts.train))
+    other = EncounterFeatures(DIABETES, 500).fit(pd.read_parquet(parts.train))
     with quiet_mlflow().start_run(run_id=run_id):
         import mlflow
 

@@ -19,7 +19,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.images import LayoutRegistry
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
@@ -104,7 +103,7 @@ def _register(settings: Settings, parts: dict[str, Path], dataset: str, depth: i
 
     tracking = Tracking(settings)
     train = load_part(parts["train"])
-    features = EncounterFeatures(built_in()).fit(train)
+    features = EncounterFeatures(DIABETES).fit(train)
     forest = RandomForestClassifier(20, max_depth=depth, random_state=1).fit(
         features.transform(train), target(train, DIABETES)
     )

@@ -94,12 +94,6 @@ def described(system: System) -> str:
     return _RULES[system].described
 
 
-def example(system: System) -> str:
-    """A code of the system's first chapter."""
-    first, _ = _RULES[system].chapters[0]
-    return first
-
-
 def category(code: str, system: System) -> str:
     """The code without what narrows it down: `250.83` is `250`, `E11.65` and `E1165` are `E11`."""
     return code.partition(".")[0] if system is System.ICD9CM else code[:3]

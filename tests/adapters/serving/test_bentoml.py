@@ -17,7 +17,6 @@ import yaml
 from sklearn.pipeline import Pipeline
 
 from health_predict.adapters.archives import content_digest
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.serving import bentoml
 from health_predict.adapters.serving.bentoml import (
     Bento,
@@ -53,7 +52,7 @@ TAG = bento_tag("7", IDENTITY)
 
 @pytest.fixture(scope="module")
 def compiled(cohort: pd.DataFrame) -> CompiledModel:
-    features = EncounterFeatures(built_in()).fit(cohort)
+    features = EncounterFeatures(DIABETES).fit(cohort)
     family = FAMILIES["LogisticRegression"]
     estimator = family.fit(family.first, features.transform(cohort), target(cohort, DIABETES), seed=1)
     return compile_pipeline(Pipeline([("features", features), ("estimator", estimator)]), family, 0.12)

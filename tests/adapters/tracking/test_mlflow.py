@@ -21,7 +21,6 @@ from mlflow import MlflowClient
 from mlflow.models import get_model_info
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, REGISTERED, Tag, Tracking
 from health_predict.core.data.cohort import target
 from health_predict.core.model.families import FAMILIES
@@ -34,7 +33,7 @@ from tests.mlflow_server import mlflow_server
 
 @pytest.fixture(scope="module")
 def pipelines(cohort: pd.DataFrame) -> dict[str, Pipeline]:
-    features = EncounterFeatures(built_in()).fit(cohort)
+    features = EncounterFeatures(DIABETES).fit(cohort)
     rows, labels = features.transform(cohort), target(cohort, DIABETES)
     small = {"RandomForest": {"n_estimators": 5}, "XGBoost": {"n_estimators": 5}, "LightGBM": {"n_estimators": 5}}
     return {
@@ -122,7 +121,7 @@ def test_a_preprocessor_of_another_fit_is_noticed(
     tracking: Tracking, pipelines: dict[str, Pipeline], cohort: pd.DataFrame
 ) -> None:
     run_id = log_best(tracking, pipelines, "XGBoost")
-    other = Pipeline([("features", EncounterFeatures(built_in(), 400).fit(cohort)), ("estimator", None)])
+    other = Pipeline([("features", EncounterFeatures(DIABETES, 400).fit(cohort)), ("estimator", None)])
     assert not tracking.preprocessor_matches(run_id, other)
 
 
@@ -242,7 +241,7 @@ def test_a_server_registers_what_a_file_does(
         # then MLflow puts no line between those of the stage
         assert capsys.readouterr().out == ""
         # when its model is registered
-        tracking.log_registered(run_id, "LogisticRegression", built_in(), 0.1, [0.1, 0.2, 0.3])
+        tracking.log_registered(run_id, "LogisticRegression", DIABETES, 0.1, [0.1, 0.2, 0.3])
         assert capsys.readouterr().out == ""
         version = tracking.register(run_id, {"family": "x"}, "text")
         # then it is found there, is the one for everybody, and our own loads

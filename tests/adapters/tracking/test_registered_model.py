@@ -22,7 +22,6 @@ from mlflow.pyfunc import PythonModelContext
 from mlflow.types.schema import AnyType
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.tracking import REGISTERED, REGISTERED_CODE, ModelVersion, Tracking, registered_model
 from health_predict.core.data.cohort import target
 from health_predict.core.data.contract import MISSING, Kind
@@ -49,7 +48,7 @@ class Registered:
 @pytest.fixture
 def registered(settings: Settings, cohort: pd.DataFrame) -> Registered:
     """A calibrated booster, registered."""
-    features = EncounterFeatures(built_in()).fit(cohort)
+    features = EncounterFeatures(DIABETES).fit(cohort)
     family = FAMILIES[FAMILY]
     estimator = family.fit(
         {**family.first, "n_estimators": 40}, features.transform(cohort), target(cohort, DIABETES), seed=1
@@ -60,7 +59,7 @@ def registered(settings: Settings, cohort: pd.DataFrame) -> Registered:
         tracking.start_search("s", {}, {}), FAMILY, pipeline, {}, {"threshold": THRESHOLD}, {}, {}
     )
     tracking._client.set_terminated(run_id)
-    tracking.log_registered(run_id, FAMILY, built_in(), THRESHOLD, CUTOFFS)
+    tracking.log_registered(run_id, FAMILY, DIABETES, THRESHOLD, CUTOFFS)
     version = tracking.register(run_id, {}, "")
     return Registered(tracking, pipeline, run_id, version, folder_of(tracking, run_id))
 
@@ -73,7 +72,7 @@ def folder_of(tracking: Tracking, run_id: str) -> Path:
 def as_people_have_them(frame: pd.DataFrame) -> pd.DataFrame:
     """The features with counts and codes as numbers, and four ways to say that something is missing."""
     found = pd.DataFrame(index=frame.index)
-    for column in built_in().features:
+    for column in DIABETES.features:
         cells = frame[column.name].astype(object)
         if column.kind is Kind.COUNT or column.is_code:
             cells = pd.Series([(int, float, str)[row % 3](cell) for row, cell in enumerate(cells)], dtype=object)
@@ -135,12 +134,12 @@ def test_the_version_is_of_it_and_says_what_it_takes(registered: Registered) -> 
     assert item.source == f"models:/{model.model_id}"
     # and columns may hold anything, while those that may be missing may be absent
     taken = model.signature.inputs.inputs
-    assert [column.name for column in taken] == [column.name for column in built_in().features]
+    assert [column.name for column in taken] == [column.name for column in DIABETES.features]
     assert all(isinstance(column.type, AnyType) for column in taken)
-    assert [column.required for column in taken] == [not column.nullable for column in built_in().features]
+    assert [column.required for column in taken] == [not column.nullable for column in DIABETES.features]
     assert model.signature.outputs.input_names() == ["probability_score", "prediction", "risk_group"]
     # and an example is there, and what it needs is exact, without the library and other families
-    assert list(model.load_input_example(str(registered.folder))) == [column.name for column in built_in().features]
+    assert list(model.load_input_example(str(registered.folder))) == [column.name for column in DIABETES.features]
     needed = (registered.folder / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in needed} == {
         *("lightgbm", "mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops")
@@ -195,13 +194,13 @@ def test_a_kill_while_it_is_written_leaves_nothing_behind_that_counts(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tracking._client, "log_model_artifacts", killed)
-        tracking.log_registered(run_id, FAMILY, built_in(), THRESHOLD, CUTOFFS)
+        tracking.log_registered(run_id, FAMILY, DIABETES, THRESHOLD, CUTOFFS)
     assert tracking.run(run_id).status == "FINISHED"
     assert tracking._logged_model(run_id, REGISTERED) is None
     # when it is written again, and once more
-    tracking.log_registered(run_id, FAMILY, built_in(), THRESHOLD, CUTOFFS)
+    tracking.log_registered(run_id, FAMILY, DIABETES, THRESHOLD, CUTOFFS)
     first = tracking._logged_model(run_id, REGISTERED)
-    tracking.log_registered(run_id, FAMILY, built_in(), THRESHOLD, CUTOFFS)
+    tracking.log_registered(run_id, FAMILY, DIABETES, THRESHOLD, CUTOFFS)
     # then there is one, whole
     assert tracking._logged_model(run_id, REGISTERED) == first
     assert [item.name for item in tracking._logged_models(run_id) if item.name == REGISTERED] == [REGISTERED]

@@ -10,21 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.contract import MISSING, Kind
 from health_predict.core.data.raw_encounters import read_encounters as read
-from health_predict.core.data.requests import example_of
 from health_predict.errors import DataError
+from tests.contracts import DIABETES
 
-CONTRACT = built_in()
-FEATURES, EXAMPLE, BY_NAME = CONTRACT.features, example_of(CONTRACT), CONTRACT.by_name
+FEATURES, EXAMPLE, BY_NAME = DIABETES.features, DIABETES.request, DIABETES.by_name
 NAMES = [column.name for column in FEATURES]
 NUMBERS = [column.name for column in FEATURES if column.kind is Kind.COUNT or column.is_code]
 NULLABLE = [column.name for column in FEATURES if column.nullable]
 
 
 def read_encounters(frame: pd.DataFrame) -> pd.DataFrame:
-    return read(frame, CONTRACT)
+    return read(frame, DIABETES)
 
 
 def with_cell(column: str, value: Any) -> pd.DataFrame:

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import target
 from health_predict.core.model.calibration import (
@@ -56,7 +55,7 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
 ) -> None:
     # given a model of the first rows, and later rows with half of the readmissions gone
     train, later = cohort.head(1800), cohort.iloc[1800:].reset_index(drop=True)
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(train)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(train)
     few = {"n_estimators": 30} if "n_estimators" in {**FAMILIES[family].fixed, **FAMILIES[family].first} else {}
     estimator = FAMILIES[family].fit(
         {**FAMILIES[family].first, **few}, features.transform(train), target(train, DIABETES), seed=1
@@ -79,7 +78,7 @@ def test_every_family_is_calibrated_compiled_explained_and_saved(
     explainer = Explainer.from_bytes(explain_pipeline(pipeline, FAMILIES[family], train).to_bytes())
     tables = {table.column: table for table in features.encoder_.tables}
     for number, expected in enumerate(scores(pipeline, rows[:5], explainer.unit)):
-        amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in built_in().features]
+        amounts = [tables[column.name].of(str(later[column.name].iloc[number])) for column in DIABETES.features]
         total = explainer.base + explainer.by_column(amounts, owners_of(features.encoder_)).sum()
         assert total == pytest.approx(expected, abs=1e-4)
     # and MLflow keeps it, and loads it as a type that it may trust

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import target
 from health_predict.core.model.evaluation import (
     evaluate,
@@ -127,7 +126,7 @@ def test_paired_difference_sees_less_noise_than_two_intervals() -> None:
 def test_subgroups_name_their_attribute(cohort: pd.DataFrame) -> None:
     labels = target(cohort, DIABETES)
     scores = np.random.default_rng(0).random(len(cohort))
-    found = subgroups(subgroup_levels(cohort, built_in()), labels, scores, 0.5, cohort["patient_nbr"], resamples=20)
+    found = subgroups(subgroup_levels(cohort, DIABETES), labels, scores, 0.5, cohort["patient_nbr"], resamples=20)
     assert {group.attribute for group in found} == {"gender", "race", "age"}
     assert all(group.rows >= 100 and group.positives > 0 for group in found)
     assert sum(group.rows for group in found if group.attribute == "age") <= len(cohort)

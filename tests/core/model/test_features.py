@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.adapters.contracts import built_in
-from health_predict.core.data.requests import example_of
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.errors import StateError
+from tests.contracts import DIABETES
 
-EXAMPLE = example_of(built_in())
+EXAMPLE = DIABETES.request
 
 
 @pytest.fixture(scope="module")
 def fitted(cohort: pd.DataFrame) -> EncounterFeatures:
-    return EncounterFeatures(built_in()).fit(cohort)
+    return EncounterFeatures(DIABETES).fit(cohort)
 
 
 def row(fitted: EncounterFeatures, **changes: str | int | None) -> dict[str, float]:
@@ -48,7 +47,7 @@ def test_identifiers_and_the_outcome_have_no_influence(fitted: EncounterFeatures
     other = cohort.assign(encounter_id="1", patient_nbr="2", readmitted="<30")
     # then nothing changes, and the columns need not be there at all
     np.testing.assert_array_equal(fitted.transform(other), fitted.transform(cohort))
-    only_features = cohort[[column.name for column in built_in().features]]
+    only_features = cohort[[column.name for column in DIABETES.features]]
     np.testing.assert_array_equal(fitted.transform(only_features), fitted.transform(cohort))
 
 
@@ -83,7 +82,7 @@ def test_an_unseen_level_joins_the_rare_ones(fitted: EncounterFeatures) -> None:
 
 def test_it_learns_from_training_rows_only(cohort: pd.DataFrame) -> None:
     # given tables fitted on the first rows, and the same rows with others appended
-    first = EncounterFeatures(built_in()).fit(cohort.head(1500))
+    first = EncounterFeatures(DIABETES).fit(cohort.head(1500))
     # when other rows are transformed
     before = first.encoder_.to_json()
     first.transform(cohort.tail(1500))
@@ -103,7 +102,7 @@ def test_what_is_saved_is_text_and_one_without_a_contract_is_refused(fitted: Enc
     assert isinstance(state["encoder_"], str)
     # when a model of an earlier version is loaded, then it is said what to do
     with pytest.raises(StateError, match=r"earlier version.*train again"):
-        EncounterFeatures(built_in()).__setstate__({"minimum_rows": 100, "encoder_": state["encoder_"]})
+        EncounterFeatures(DIABETES).__setstate__({"minimum_rows": 100, "encoder_": state["encoder_"]})
 
 
 def test_an_absent_column_is_named(fitted: EncounterFeatures, cohort: pd.DataFrame) -> None:

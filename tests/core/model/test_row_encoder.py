@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.model.row_encoder import RowEncoder
+from tests.contracts import DIABETES
 
 
 @pytest.fixture(scope="module")
 def features(cohort: pd.DataFrame) -> EncounterFeatures:
-    return EncounterFeatures(built_in()).fit(cohort)
+    return EncounterFeatures(DIABETES).fit(cohort)
 
 
 def encounter(cohort: pd.DataFrame, row: int, **changes: str | int | None) -> dict[str, str | int | None]:
-    return {**{column.name: str(cohort[column.name].iloc[row]) for column in built_in().features}, **changes}
+    return {**{column.name: str(cohort[column.name].iloc[row]) for column in DIABETES.features}, **changes}
 
 
 def test_rows_are_those_of_the_transformer(cohort: pd.DataFrame, features: EncounterFeatures) -> None:

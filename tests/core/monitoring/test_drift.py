@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from pydantic import TypeAdapter
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import target
 from health_predict.core.data.contract import MISSING
 from health_predict.core.monitoring.drift import Alarm, DriftFindings, DriftReference, ReasonKind, Verdict, assess
@@ -34,7 +33,6 @@ from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
 Floats = npt.NDArray[np.float64]
-CONTRACT = built_in()
 
 
 def risks(frame: pd.DataFrame) -> Floats:
@@ -57,7 +55,7 @@ def cohort() -> pd.DataFrame:
 def reference(cohort: pd.DataFrame) -> DriftReference:
     training, validation = cohort[:10_000], cohort[10_000:13_000]
     risk = risks(validation)
-    return DriftReference.fit(training, CONTRACT, outcomes_of(risk, 1), risk)
+    return DriftReference.fit(training, DIABETES, outcomes_of(risk, 1), risk)
 
 
 @pytest.fixture()
@@ -85,7 +83,7 @@ def test_clean_resamples_alarm_in_at_most_three_of_a_hundred(
     random = np.random.default_rng(rows)
     draws = 100
     alarms = sum(
-        reference.inputs.compare(cohort[:10_000].iloc[random.integers(0, 10_000, rows)], CONTRACT).alarm
+        reference.inputs.compare(cohort[:10_000].iloc[random.integers(0, 10_000, rows)], DIABETES).alarm
         for _ in range(draws)
     )
     assert alarms <= 3
@@ -148,10 +146,10 @@ def test_a_switch_to_missing_is_a_question_about_recording(reference: DriftRefer
 def test_new_and_vanished_levels_are_named(reference: DriftReference, batch: pd.DataFrame) -> None:
     # given a hospital that calls one specialty differently, and capped counts
     changed = batch.assign(race=batch["race"].replace({"AfricanAmerican": "Black"}))
-    kinds = {(item.kind, item.column) for item in reference.inputs.compare(changed, CONTRACT).quality}
+    kinds = {(item.kind, item.column) for item in reference.inputs.compare(changed, DIABETES).quality}
     assert kinds == {(QualityKind.NEW, "race"), (QualityKind.VANISHED, "race")}
     # and every sentence names the level
-    sentences = " ".join(item.sentence for item in reference.inputs.compare(changed, CONTRACT).quality)
+    sentences = " ".join(item.sentence for item in reference.inputs.compare(changed, DIABETES).quality)
     assert "Black" in sentences
     assert "AfricanAmerican" in sentences
 
@@ -163,14 +161,14 @@ def test_a_level_that_all_but_vanished_or_appeared_is_named_with_its_shares(
     place = batch["discharge_disposition_id"].copy()
     common = place.index[place == "3"]
     place.loc[common[2:]] = "22"
-    rare = batch["diag_1"].map(lambda code: CONTRACT.by_name["diag_1"].chapters.of(code) == "digestive")
+    rare = batch["diag_1"].map(lambda code: DIABETES.by_name["diag_1"].chapters.of(code) == "digestive")
     changed = batch.assign(
         discharge_disposition_id=place,
         admission_type_id=batch["admission_type_id"].mask(batch.index % 4 == 0, "8"),
         diag_1=batch["diag_1"].mask(rare, "428"),
     )
     # when
-    found = {(item.column, item.level): item for item in reference.inputs.compare(changed, CONTRACT).quality}
+    found = {(item.column, item.level): item for item in reference.inputs.compare(changed, DIABETES).quality}
     # then each is asked about, and the other levels are not
     gone = found["discharge_disposition_id", "3"]
     assert gone.kind is QualityKind.VANISHED
@@ -193,14 +191,14 @@ def test_levels_of_a_column_that_is_no_longer_recorded_are_not_asked_about_one_b
     reference: DriftReference, batch: pd.DataFrame
 ) -> None:
     changed = batch.assign(medical_specialty=batch["medical_specialty"].mask(batch.index % 50 > 0, MISSING))
-    assert [item.kind for item in reference.inputs.compare(changed, CONTRACT).quality] == [QualityKind.MISSING]
+    assert [item.kind for item in reference.inputs.compare(changed, DIABETES).quality] == [QualityKind.MISSING]
 
 
 @pytest.mark.parametrize("rows", [200, 2000])
 def test_clean_resamples_raise_no_question(reference: DriftReference, cohort: pd.DataFrame, rows: int) -> None:
     random = np.random.default_rng(rows)
     for _ in range(60):
-        assert reference.inputs.compare(cohort[:10_000].iloc[random.integers(0, 10_000, rows)], CONTRACT).quality == ()
+        assert reference.inputs.compare(cohort[:10_000].iloc[random.integers(0, 10_000, rows)], DIABETES).quality == ()
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.5])
@@ -228,7 +226,7 @@ def test_a_collapsed_slope_asks_for_retraining_even_when_validation_is_too_small
 ) -> None:
     # given a validation set with very few readmissions, and a batch whose risks have levelled out
     risk = risks(cohort[:300])
-    reference = DriftReference.fit(cohort[:3000], CONTRACT, outcomes_of(risk, 1), risk, draws=100)
+    reference = DriftReference.fit(cohort[:3000], DIABETES, outcomes_of(risk, 1), risk, draws=100)
     findings = judge(reference, batch, np.full(len(batch), risks(batch).mean()))
     assert findings.discrimination is not None
     assert findings.calibration is not None
@@ -371,8 +369,8 @@ def test_a_refit_sees_what_the_model_does_not_know(cohort: pd.DataFrame) -> None
         return [LabelledRows(rows[i : i + 2000], scores[i : i + 2000], labels[i : i + 2000]) for i in (0, 2000, 4000)]
 
     # when a refit on two batches is tried on the third
-    good = refit_gain(parts(risk)[:2], parts(risk)[2], CONTRACT)
-    wrong = refit_gain(parts(flipped)[:2], parts(flipped)[2], CONTRACT)
+    good = refit_gain(parts(risk)[:2], parts(risk)[2], DIABETES)
+    wrong = refit_gain(parts(flipped)[:2], parts(flipped)[2], DIABETES)
     # then it gains nothing over the first, and surely over the second
     assert good is not None
     assert wrong is not None
@@ -380,7 +378,7 @@ def test_a_refit_sees_what_the_model_does_not_know(cohort: pd.DataFrame) -> None
     assert wrong[0] > 0.1
     assert wrong[0] > 5 * wrong[1]
     # and what is too little to learn from is said to be so
-    assert refit_gain([], parts(risk)[2], CONTRACT) is None
+    assert refit_gain([], parts(risk)[2], DIABETES) is None
 
 
 def test_an_outdated_model_asks_for_retraining(reference: DriftReference, batch: pd.DataFrame) -> None:
@@ -395,14 +393,14 @@ def test_an_outdated_model_asks_for_retraining(reference: DriftReference, batch:
 
 def test_a_lasting_shift_is_no_news_against_the_batch_before(reference: DriftReference, batch: pd.DataFrame) -> None:
     shifted = capped(batch)
-    rolling = InputReference.fit(shifted[:1500], CONTRACT, draws=200)
+    rolling = InputReference.fit(shifted[:1500], DIABETES, draws=200)
     findings = judge(reference, shifted[1500:], risks(shifted[1500:]), rolling=rolling)
     assert findings.inputs.alarm
     assert findings.rolling is not None
     assert not findings.rolling.alarm
     assert any("nothing new" in reason.sentence for reason in findings.reasons)
     # and the first batch of the shift is news
-    first = judge(reference, shifted, risks(shifted), rolling=InputReference.fit(batch, CONTRACT, draws=200))
+    first = judge(reference, shifted, risks(shifted), rolling=InputReference.fit(batch, DIABETES, draws=200))
     assert any("the change goes on" in reason.sentence for reason in first.reasons)
 
 
@@ -419,7 +417,7 @@ def test_reference_and_findings_survive_json(reference: DriftReference, batch: p
 
 
 def test_fitting_again_gives_the_same_reference(cohort: pd.DataFrame) -> None:
-    one, two = (InputReference.fit(cohort[:1000], CONTRACT, draws=100) for _ in range(2))
+    one, two = (InputReference.fit(cohort[:1000], DIABETES, draws=100) for _ in range(2))
     assert one == two
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+import yaml
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
+from health_predict.core.data.codes import MISSING_CHAPTER
 from health_predict.core.data.cohort import target
-from health_predict.core.data.contract import MISSING
+from health_predict.core.data.contract import MISSING, Contract, Kind
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.model.row_encoder import ColumnTable, RowEncoder
@@ -27,6 +28,7 @@ from health_predict.core.serving.compiled_model import (
     prove_parity,
 )
 from health_predict.errors import GateError
+from tests import modern
 from tests.contracts import DIABETES
 
 TRAIN = 2000
@@ -35,7 +37,7 @@ TRAIN = 2000
 @pytest.fixture(scope="module")
 def pipelines(cohort: pd.DataFrame) -> dict[str, Pipeline]:
     train = cohort.head(TRAIN)
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(train)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(train)
     rows, labels = features.transform(train), target(train, DIABETES)
     fitted = {}
     for name, family in FAMILIES.items():
@@ -87,12 +89,12 @@ def test_the_graph_gives_probabilities_and_nothing_else(pipelines: dict[str, Pip
 
 
 def test_edge_rows_have_every_level_and_every_missing_pattern(validation: pd.DataFrame) -> None:
-    edges, labels = edge_rows(validation, built_in())
+    edges, labels = edge_rows(validation, DIABETES)
     assert len(edges) == len(labels)
-    for column in built_in().features:
+    for column in DIABETES.features:
         assert set(column.levels) <= set(edges[column.name])
         assert (MISSING in set(edges[column.name])) >= column.nullable
-    nullable = [column.name for column in built_in().features if column.nullable]
+    nullable = [column.name for column in DIABETES.features if column.nullable]
     patterns = set(map(tuple, (edges[nullable] == MISSING).to_numpy().tolist()))
     assert len(patterns) == 2 ** len(nullable)
     assert {"0", "200"} <= set(edges["num_lab_procedures"])
@@ -168,3 +170,54 @@ class TestClearThreshold:
         scores = np.array([0.3, 0.4])
         assert clear_threshold(0.9, scores, scores) > 0.4
         assert clear_threshold(0.0, scores, scores) < 0.3
+
+
+class TestOtherKinds:
+    """Numbers, flags, counts that may be missing, and ICD-10."""
+
+    @pytest.fixture(scope="class")
+    def fitted(self) -> EncounterFeatures:
+        return EncounterFeatures(modern.CONTRACT, minimum_rows=30).fit(modern.encounters(2000))
+
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_parity_of_every_family(self, name: str, fitted: EncounterFeatures) -> None:
+        train, later = modern.encounters(2000), modern.encounters(500, seed=1)
+        family = FAMILIES[name]
+        small = {"n_estimators": 40} if "n_estimators" in {**family.fixed, **family.first} else {}
+        labels = target(train, modern.CONTRACT)
+        estimator = family.fit({**family.first, **small}, fitted.transform(train), labels, seed=1)
+        pipeline = Pipeline([("features", fitted), ("estimator", estimator)])
+        compiled = compile_pipeline(pipeline, family, cleared(0.1, pipeline, later))
+        parity = prove_parity(compiled, pipeline, later)
+        assert parity.largest_difference <= 1e-6 and not parity.near
+        assert compiled.contract == modern.CONTRACT
+
+    def test_edge_rows_keep_the_contract_and_reach_its_ends(self) -> None:
+        later = modern.encounters(500, seed=1)
+        edges, labels = edge_rows(later, modern.CONTRACT)
+        assert len(edges) == len(labels)
+        for column in modern.CONTRACT.features:
+            values = set(edges[column.name])
+            assert all(column.holds(value) for value in values), column.name
+            assert (MISSING in values) == column.nullable
+            if column.kind is Kind.NUMBER:
+                numbers = {float(value) for value in values - {MISSING}}
+                assert {float(column.minimum), float(column.maximum)} <= numbers
+                assert any("." in value for value in values) and any("." not in value for value in values)
+        assert {"-20000", "0"} <= set(edges["balance"])
+        # and a code of every chapter of ICD-10 is there, with its dot and without
+        chapters = modern.CONTRACT.by_name["first"].chapters
+        assert {chapters.of(code) for code in edges["first"]} == set(chapters.names) - {MISSING_CHAPTER}
+        assert {"I50.9", "I5019"} <= set(edges["first"])
+
+    def test_many_nullable_columns_make_no_flood_of_rows(self) -> None:
+        # given twenty columns that may be missing
+        columns = {f"n{i}": {"kind": "number", "minimum": "0", "maximum": "1", "nullable": "true"} for i in range(20)}
+        plain = {**yaml.load(modern.TEXT, yaml.BaseLoader), "single_predictor": "n0", "example": {}, "subgroups": []}
+        plain["columns"] |= columns
+        contract = Contract.model_validate(plain)
+        frame = modern.encounters(50).assign(**dict.fromkeys(columns, "0.5"))
+        # then each one, each two and all of them are missing in a row, and no more
+        patterns = [label for label in edge_rows(frame, contract)[1] if label.startswith("missing: ")]
+        nullable = sum(column.nullable for column in contract.features)
+        assert len(patterns) == 2 + nullable + nullable * (nullable - 1) // 2

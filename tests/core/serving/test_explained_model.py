@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline
 
-from health_predict.adapters.contracts import built_in
 from health_predict.core.data.cohort import target
 from health_predict.core.model.contributions import PROBABILITY, Explainer, LinearTables, owners_of
 from health_predict.core.model.families import FAMILIES, Family
@@ -32,7 +31,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="module")
 def fitted(family: Family, cohort: pd.DataFrame) -> Pipeline:
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(cohort)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(cohort)
     few = {family.rounds: 30} if family.rounds else {}
     estimator = family.fit({**family.first, **few}, features.transform(cohort), target(cohort, DIABETES), seed=1)
     return Pipeline([("features", features), ("estimator", estimator)])
@@ -50,7 +49,7 @@ def reference(estimator: Any, background: Any, rows: Any) -> Any:
 
 def amounts_of(pipeline: Pipeline, frame: pd.DataFrame, row: int) -> list[Any]:
     tables = {table.column: table for table in pipeline.named_steps["features"].encoder_.tables}
-    return [tables[column.name].of(str(frame[column.name].iloc[row])) for column in built_in().features]
+    return [tables[column.name].of(str(frame[column.name].iloc[row])) for column in DIABETES.features]
 
 
 def test_as_the_shap_library_says(family: Family, fitted: Pipeline, cohort: pd.DataFrame) -> None:
@@ -104,7 +103,7 @@ def test_what_does_not_add_up_is_refused(
 
 def test_a_graph_that_is_no_ensemble_of_trees_is_refused(cohort: pd.DataFrame) -> None:
     # given a linear model that shall be explained by the trees of its graph
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(cohort)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(cohort)
     family = FAMILIES["LogisticRegression"]
     estimator = family.fit(family.first, features.transform(cohort), target(cohort, DIABETES), seed=1)
     pipeline = Pipeline([("features", features), ("estimator", estimator)])
@@ -115,7 +114,7 @@ def test_a_graph_that_is_no_ensemble_of_trees_is_refused(cohort: pd.DataFrame) -
 
 def test_trees_of_nothing_but_a_root(cohort: pd.DataFrame) -> None:
     # given a booster that finds nothing to split
-    features = EncounterFeatures(built_in(), minimum_rows=30).fit(cohort)
+    features = EncounterFeatures(DIABETES, minimum_rows=30).fit(cohort)
     family = FAMILIES["XGBoost"]
     parameters = {**family.first, "n_estimators": 3, "min_child_weight": 1e9}
     estimator = family.fit(parameters, features.transform(cohort), target(cohort, DIABETES), seed=1)
