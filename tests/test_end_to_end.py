@@ -6,109 +6,27 @@ network, and has to go on with the data of the champion.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import psutil
 import pytest
 
-from benchmarks.parts.processes import carriers
-from health_predict import cli
 from health_predict.core.choices import Scenario
 from health_predict.core.data.partition import Parameters, batch_bounds
-from health_predict.settings import PREFIX
 from tests.browser import address, browser, needs_chromium
 from tests.cohorts import inject, synthesize
-from tests.conftest import FOREIGN, as_if_real
+from tests.conftest import as_if_real
+from tests.shell import Shell, last_line
 
 INITIAL_SHARE = 0.8
-COMMAND = (sys.executable, "-m", "health_predict")
-
-
-def last_line(said: str) -> Any:
-    return json.loads(said.strip().splitlines()[-1])
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Shell:
-    """A home and the commands run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "home"
-        self.port = free_port()
-        values = {
-            "HOME": self.home,
-            "SERVING_PORT": self.port,
-            "TRIALS": 1,
-            "FAMILIES": '["LogisticRegression", "LightGBM"]',
-            "INITIAL_SHARE": INITIAL_SHARE,
-            "FUTURE_BATCHES": 2,
-        }
-        # Coverage would slow the imports of every process by half; what they run is measured by the stages' own tests.
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-        offline = {"https_proxy": "http://127.0.0.1:1"}
-        self.environment = {**plain, **offline, **{PREFIX + name: str(value) for name, value in values.items()}}
-
-    def start(self, *arguments: str, **settings: object) -> subprocess.Popen[str]:
-        more = {PREFIX + name: str(value) for name, value in settings.items()}
-        return subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=self.folder,
-            env={**self.environment, **more},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def run(self, *arguments: str, code: int = 0, **settings: object) -> str:
-        """What a command says that runs as a process of its own, with more settings."""
-        process = self.start(*arguments, **settings)
-        output, _ = process.communicate(timeout=900)
-        assert process.returncode == code, output
-        return output
-
-    def ask(self, *arguments: str, code: int = 0, **settings: object) -> str:
-        """The same in this process: the imports of another one take seconds. Stages have processes all the same."""
-        more = {PREFIX + name: str(value) for name, value in settings.items()}
-        said = io.StringIO()
-        with (
-            mock.patch.dict(os.environ, {**self.environment, **more}, clear=True),
-            mock.patch.object(sys, "argv", ["health-predict", *arguments]),
-            contextlib.chdir(self.folder),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-            pytest.raises(SystemExit) as caught,
-        ):
-            cli.main()
-        assert (caught.value.code or 0) == code, said.getvalue()
-        return said.getvalue()
-
-    def json(self, *arguments: str) -> Any:
-        return last_line(self.ask(*arguments, "--json"))
-
-    def processes(self) -> list[psutil.Process]:
-        """Everything that runs for this home, found by the home in its environment."""
-        return carriers(f"{PREFIX}HOME", str(self.home))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A home, with everything in it stopped at the end."""
-    shell = Shell(tmp_path_factory.mktemp("shell"))
+    shell = Shell(tmp_path_factory.mktemp("shell"), INITIAL_SHARE=INITIAL_SHARE, FUTURE_BATCHES=2)
     try:
         yield shell
     finally:

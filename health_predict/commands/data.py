@@ -71,6 +71,7 @@ def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: boo
     """Print what breaks the contract in a file, or that nothing does. Raises typer.Exit with the code of DataError."""
     with working(console_of(as_json), "reading and checking"):
         from health_predict.core.data import cohort  # these take a second
+        from health_predict.core.data.leaks import refuse_leaks
         from health_predict.core.data.partition import Parameters, partition
 
         contract = contract_of(settings)
@@ -93,7 +94,8 @@ def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: boo
     without = 0
     if not unlabelled:
         labelled, without = cohort.training_cohort(file, contract)
-        partition(labelled, contract, Parameters(settings.initial_share, settings.future_batches, settings.salt))
+        parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
+        refuse_leaks(partition(labelled, contract, parameters).train, contract)
     if not as_json:
         patients = frame[contract.patient].nunique()
         said = f" ({without:,} without a next one, which have no label)" if without else ""
@@ -176,8 +178,8 @@ def forget(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    rows = f"{found.encounters:,} encounters and {found.outcomes:,} outcomes removed"
-    typer.echo(f"{rows}, and rows of {len(found.datasets)} datasets")
+    rows = f"{_many(found.encounters, 'encounter')} and {_many(found.outcomes, 'outcome')} removed"
+    typer.echo(f"{rows}, and rows of {_many(len(found.datasets), 'dataset')}")
     if found.versions:
         typer.echo(f"learned from: version {', '.join(found.versions)} of the model; the next retraining will not")
     if found.calibrated:

@@ -35,12 +35,13 @@ class Arrived:
 
     total: int
     open: int  # in no batch yet
-    at_door: int  # files that the next monitoring takes in
+    at_door: int  # files of encounters that the next monitoring takes in
     without_patient: int  # judged and never learned from
     repeated: int  # of the same encounter: left out
     quarantined: int
     outcomes: Mapping[str, Any]
     """How many were taken, late, repeated, contradicting and unknown; files that were damaged."""
+    delivered: int = 0  # files of outcomes that the next monitoring takes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,10 @@ def status(settings: Settings) -> Status:
     progress, arrived = batches.progress(), _arrived(batches)
     closed = len(batches.numbers())
     waiting = [*_rollouts(tracking, active, champion, target.trouble())]
-    if arrived.at_door == 1:
-        waiting.append("1 file at the door: the next monitoring takes it in")
-    elif arrived.at_door:
-        waiting.append(f"{arrived.at_door:,} files at the door: the next monitoring takes them in")
+    for count, what in ((arrived.at_door, ""), (arrived.delivered, " of outcomes")):
+        if count:
+            some = f"1 file{what}" if count == 1 else f"{count:,} files{what}"
+            waiting.append(f"{some} at the door: the next monitoring takes {'it' if count == 1 else 'them'} in")
     if progress.settled < closed:
         waiting.append(f"{closed - progress.settled} of {closed} batches are not judged yet, next: {progress.settled}")
     waiting += _outcomes(batches, progress, arrived)
@@ -126,6 +127,9 @@ def _arrived(batches: Batches) -> Arrived:
         total=state.arrived,
         open=state.windows.waiting,
         at_door=len([key for key in batches.arrivals.at_door() if key not in state.taken]),
+        delivered=len(
+            [key for key in batches.storage.keys(keys.outcomes_door(batches.stream)) if key not in state.taken]
+        ),
         without_patient=state.without_patient,
         repeated=state.repeated,
         quarantined=state.quarantined,
