@@ -19,7 +19,6 @@ from pathlib import Path
 
 from benchmarks.parts import hostile, load, servers
 from health_predict.adapters.contracts import built_in
-from health_predict.core.data.requests import example_of
 
 BODIES, WARM_BODIES = 20_000, 5_000
 CONNECTIONS = 16
@@ -36,7 +35,7 @@ def main() -> None:
         model = servers.train(home)
         port = servers.free_port()
         command, environment = servers.ours(model.bento, port, home, 2, prediction_log=str(home / "log"))
-        honest = json.dumps(example_of(built_in())).encode()
+        honest = json.dumps(built_in().request).encode()
         server = running.enter_context(
             servers.serve(command, port, home / "log.txt", probe=("/predict", honest), environment=environment)
         )

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from health_predict.adapters.contracts import built_in
-from health_predict.core.data.requests import example_of
 
-EXAMPLE = example_of(built_in())
+EXAMPLE = built_in().request
 Body = tuple[str, bytes, bytes]
 """Path, content type and body."""
 

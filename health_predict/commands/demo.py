@@ -26,7 +26,6 @@ from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tag, Tracking
 from health_predict.commands.pipeline import run_pipeline
 from health_predict.commands.progress import console_of, say_source, working
-from health_predict.core.data.requests import example_of
 from health_predict.core.statistics import Estimate
 from health_predict.errors import GateError, UnreachableError
 from health_predict.report.comparison import LABELS
@@ -167,7 +166,7 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     )
     for name in SHOWN:
         console.print(f"  {LABELS[name]:<38} {Estimate(**tested['metrics'][name])}")
-    encounter, example = settings.home / "encounter.json", example_of(contract_of(settings))
+    encounter, example = settings.home / "encounter.json", contract_of(settings).request
     write_file(encounter, json.dumps(example, indent=1) + "\n")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     profile = storage.uri(keys.dataset(record.tags[Tag.DATASET_DIGEST], keys.PROFILE))

@@ -25,7 +25,7 @@ from health_predict.core.data.contract import (
     Contract,
     Kind,
 )
-from health_predict.core.data.requests import Value, example_of, number_text, takes_numbers
+from health_predict.core.data.values import Value, number_text, takes_numbers
 from health_predict.core.model.contributions import LOG_ODDS, PROBABILITY
 from health_predict.core.model.risk_groups import GROUPS
 
@@ -128,7 +128,7 @@ def encounter_model(contract: Contract) -> Any:
     `vars` of an instance gives the values by column: the features in the order of the contract, then the identifiers,
     which are logged and never scored.
     """
-    example = example_of(contract)
+    example = contract.request
     fields: dict[str, Any] = {
         column.name: (
             _type_of(column),

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from health_predict.core.data.contract import Contract
-from health_predict.core.data.requests import example_of
 from health_predict.serving.contract import Options, Problem, Violations
 from health_predict.serving.gate import Route
 from health_predict.serving.predictor import MEBIBYTE, Predictor
@@ -61,7 +60,7 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
         ),
         "/metrics": ("Prometheus metrics", {"200": {"description": "Metrics in text format", "content": plain}}),
     }
-    example = example_of(predictor.contract)
+    example = predictor.contract.request
     paths = {
         api.route: {"post": _operation(found["paths"][api.route]["post"], routes[api.route], api, example)}
         for api in service.apis.values()

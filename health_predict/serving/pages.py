@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from health_predict.core.data.requests import example_of
 from health_predict.serving.metrics import CONTENT_TYPE
 from health_predict.serving.predictor import Predictor
 
@@ -85,7 +84,7 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
 <h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
 <p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
 <h2>Try it</h2><form><label for="body">POST /predict?log=false, so that a try counts as nobody</label>
-<textarea id="body" spellcheck="false">{escape(json.dumps(example_of(contract), indent=2))}</textarea>
+<textarea id="body" spellcheck="false">{escape(json.dumps(contract.request, indent=2))}</textarea>
 <p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
 <h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}
 <script>{SCRIPT}</script></body></html>

@@ -114,11 +114,14 @@ class Predictor:
 
     @property
     def warning(self) -> str:
-        """Not empty when the model did not learn from the published data."""
-        source = self._scorer.identity.dataset_source if self._scorer is not None else "uci"
+        """Not empty when the model learned from nobody, or from other data than the contract's published ones."""
+        source = self._scorer.identity.dataset_source if self._scorer is not None else ""
         if source == "synthetic":
             return "TRAINED ON SYNTHETIC DATA: the scores say nothing about real patients"
-        return "" if source == "uci" else f"trained on {source} data, not on the published data set"
+        published = self.contract.published
+        if not source or published is None or source == published.name:
+            return ""
+        return f"trained on {source} data, not on the published data set"
 
     def health(self) -> dict[str, Any]:
         """What `/health` tells."""

@@ -18,7 +18,6 @@ from health_predict.adapters.serving.bentoml import bento_tag, write_source
 from health_predict.core.data.cohort import target
 from health_predict.core.data.contract import MISSING, Contract
 from health_predict.core.data.raw_encounters import read_encounters
-from health_predict.core.data.requests import as_value, example_of
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.serving.compiled_model import CompiledModel, cleared, compile_pipeline, edge_rows, prove_parity
@@ -28,7 +27,7 @@ from tests.modern import CONTRACT, encounters
 from tests.services import IDENTITY, Client, open_client
 
 FAMILY = FAMILIES["LightGBM"]
-EXAMPLE = example_of(CONTRACT)
+EXAMPLE = CONTRACT.request
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def as_people_have_them(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Requests with numbers as numbers, flags as true and false, and levels that are digits as digits."""
     rows = []
     for texts in frame[[column.name for column in CONTRACT.features]].to_dict("records"):
-        row = {name: as_value(CONTRACT.by_name[name], text) for name, text in texts.items()}
+        row = {name: CONTRACT.by_name[name].value(text) for name, text in texts.items()}
         row["intensive"] = texts["intensive"] == "Yes"
         row |= {name: {"?": None, "1": True, "0": False}[texts[name]] for name in ("smoker",)}
         row["triage"] = None if texts["triage"] == "?" else int(texts["triage"])

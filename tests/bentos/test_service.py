@@ -42,7 +42,6 @@ from health_predict.cli import app as cli
 from health_predict.core.data.cohort import save_csv, target
 from health_predict.core.data.contract import MISSING, Kind
 from health_predict.core.data.raw_encounters import read_encounters
-from health_predict.core.data.requests import example_of
 from health_predict.core.model.contributions import Explainer
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.features import EncounterFeatures
@@ -57,7 +56,7 @@ from tests.contracts import DIABETES
 from tests.services import IDENTITY, JSON, Client, imported, open_client
 
 FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
-EXAMPLE, Encounter = example_of(DIABETES), encounter_model(DIABETES)
+EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)
 REQUIRED = [column.name for column in FEATURES if not column.nullable]
 ASKED = (*FEATURES, *IDENTIFIERS)
 IDENTIFIED = {"encounter_id": 12345, "patient_nbr": "678", "discharge_date": "2026-02-28"}

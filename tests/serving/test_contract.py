@@ -14,14 +14,13 @@ from health_predict.core.data.cohort import validate
 from health_predict.core.data.contract import MISSING, Column, Kind
 from health_predict.core.data.encounters import as_text, complete, refused
 from health_predict.core.data.raw_encounters import read_encounters
-from health_predict.core.data.requests import example_of
 from health_predict.errors import DataError
 from health_predict.serving.contract import encounter_model, violations
 from tests import modern
 from tests.contracts import DIABETES
 
 FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
-EXAMPLE, Encounter = example_of(DIABETES), encounter_model(DIABETES)
+EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)
 TEXTS = [column for column in FEATURES if column.kind is not Kind.COUNT]
 CODES = [
     "E11.9",
@@ -150,11 +149,11 @@ class TestOtherKinds:
     NUMBERS = st.floats(-100, 100).map(lambda value: round(value, 3)) | st.floats() | st.integers(-5, 50)
 
     def asked(self, column: Column, value: object) -> bool:
-        return not violations(self.MODEL, json.dumps({**example_of(modern.CONTRACT), column.name: value}).encode())
+        return not violations(self.MODEL, json.dumps({**modern.CONTRACT.request, column.name: value}).encode())
 
     def read(self, column: Column, value: object) -> str:
         """The text that the registered model makes of a value; empty where it refuses."""
-        row = {**example_of(modern.CONTRACT), column.name: value}
+        row = {**modern.CONTRACT.request, column.name: value}
         try:
             return str(read_encounters(pd.DataFrame([row], dtype=object), modern.CONTRACT)[column.name].iloc[0])
         except DataError:
@@ -183,7 +182,7 @@ class TestOtherKinds:
     def test_a_flag_may_be_true_or_false(self, name: str, value: bool, text: str) -> None:
         column = modern.CONTRACT.by_name[name]
         assert self.read(column, value) == text
-        held = self.MODEL.model_validate({**example_of(modern.CONTRACT), name: value})
+        held = self.MODEL.model_validate({**modern.CONTRACT.request, name: value})
         assert getattr(held, name) == text
         assert not self.asked(modern.CONTRACT.by_name["sex"], value)
 

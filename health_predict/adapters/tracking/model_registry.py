@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import health_predict
 from health_predict.adapters.tracking.runs import MODEL, PREPROCESSOR, TRUSTED_TYPES, Runs, requirements
 from health_predict.core.data.contract import Contract
-from health_predict.core.data.requests import example_of
 from health_predict.core.model import families
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
@@ -37,7 +36,7 @@ REGISTERED_CODE = (
     "core/data/codes.py",
     "core/data/contract.py",
     "core/data/raw_encounters.py",
-    "core/data/requests.py",
+    "core/data/values.py",
     "core/data/yaml_file.py",
     "core/model/calibration.py",
     "core/model/features.py",
@@ -247,7 +246,7 @@ def _save_registered(
         },
         code_paths=[str(code)],
         signature=registered_model.signature(contract),
-        input_example=pd.DataFrame([example_of(contract)]),
+        input_example=pd.DataFrame([contract.request]),
         pip_requirements=list(pip_requirements),
     )
 

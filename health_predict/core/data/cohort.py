@@ -18,7 +18,7 @@ import pandas as pd
 
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract, Kind
 from health_predict.core.data.csv_file import read_table
-from health_predict.core.data.requests import Value, as_value
+from health_predict.core.data.values import Value
 from health_predict.errors import DataError
 
 FIRST_LINE = 2  # of the encounters in a file: line 1 is the header
@@ -252,7 +252,7 @@ def training_cohort(path: Path, contract: Contract, name: str = "") -> tuple[pd.
 def as_requests(frame: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Value]]:
     """Some columns of a valid cohort frame as bodies of `POST /predict`: counts and numbers as such, `?` as None."""
     return [
-        {column.name: as_value(column, value) for column, value in zip(columns, row, strict=True)}
+        {column.name: column.value(value) for column, value in zip(columns, row, strict=True)}
         for row in frame[[column.name for column in columns]].itertuples(index=False, name=None)
     ]
 

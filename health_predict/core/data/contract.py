@@ -49,7 +49,7 @@ class Kind(StrEnum):
 # A file, the service and the registered model all read by these.
 _PATTERNS = {
     Kind.COUNT: "0|[1-9][0-9]{0,8}",
-    Kind.NUMBER: r"-?[0-9]{1,12}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,2})?",
+    Kind.NUMBER: r"-?[0-9]{1,12}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
     Kind.DATE: "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
 }
 _NUMERIC = "[1-9][0-9]{0,17}"  # fits 64 bits
@@ -92,6 +92,15 @@ class Column(_Part):
     def is_code(self) -> bool:
         """Whether the open levels are numbers, which a client may write with or without quotes."""
         return self.kind is Kind.OPEN_LEVEL and bool(self.levels) and self.levels[0].isdigit()
+
+    @property
+    def first(self) -> str:
+        """The first value that the column may hold: missing, where it may be."""
+        if self.nullable:
+            return MISSING
+        if self.kind in (Kind.COUNT, Kind.NUMBER):
+            return str(self.minimum or 0)
+        return codes.EXAMPLES[self.system] if self.system else (*self.levels, "any")[0]
 
     @property
     def counts(self) -> range:
@@ -164,6 +173,14 @@ class Column(_Part):
                 level.lower() for level in self.levels
             }
         return True
+
+    def value(self, text: str) -> str | int | float | None:
+        """A text that the column holds as a request has it: counts and numbers as such, None for what is missing."""
+        if text == MISSING:
+            return None
+        if self.kind is Kind.COUNT:
+            return int(text)
+        return float(text) if self.kind is Kind.NUMBER else text
 
 
 def _is_day(text: str) -> bool:
@@ -313,6 +330,11 @@ class Contract(_Part):
         """What an arrival may say of itself beside its features: who it is about, and when."""
         others = (column for column in self.columns if not column.is_feature)
         return tuple(column.model_copy(update={"nullable": True}) for column in others)
+
+    @cached_property
+    def request(self) -> Mapping[str, str | int | float | None]:
+        """The example as the body of a request; what it leaves out is missing, or the first value that may be."""
+        return {column.name: column.value(self.example.get(column.name, column.first)) for column in self.features}
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Names of the columns of a kind."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract
-from health_predict.core.data.requests import number_text
+from health_predict.core.data.values import number_text
 from health_predict.errors import DataError
 
 _SHOWN = 5  # lines that are named where the same thing is wrong in many

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from health_predict.core.data.contract import MISSING, Column, Contract, Kind
-from health_predict.core.data.requests import number_text, takes_numbers
+from health_predict.core.data.values import number_text, takes_numbers
 from health_predict.errors import DataError
 
 SHOWN = 5  # violations that a message names

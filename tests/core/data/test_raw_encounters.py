@@ -12,11 +12,10 @@ import pytest
 
 from health_predict.core.data.contract import MISSING, Kind
 from health_predict.core.data.raw_encounters import read_encounters as read
-from health_predict.core.data.requests import example_of
 from health_predict.errors import DataError
 from tests.contracts import DIABETES
 
-FEATURES, EXAMPLE, BY_NAME = DIABETES.features, example_of(DIABETES), DIABETES.by_name
+FEATURES, EXAMPLE, BY_NAME = DIABETES.features, DIABETES.request, DIABETES.by_name
 NAMES = [column.name for column in FEATURES]
 NUMBERS = [column.name for column in FEATURES if column.kind is Kind.COUNT or column.is_code]
 NULLABLE = [column.name for column in FEATURES if column.nullable]

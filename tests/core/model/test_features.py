@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.data.requests import example_of
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.errors import StateError
 from tests.contracts import DIABETES
 
-EXAMPLE = example_of(DIABETES)
+EXAMPLE = DIABETES.request
 
 
 @pytest.fixture(scope="module")

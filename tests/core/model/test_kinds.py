@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from health_predict.core.data.requests import Value, example_of
+from health_predict.core.data.values import Value
 from health_predict.core.model.evaluation import single_predictor, subgroup_levels
 from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.model.row_encoder import RowEncoder
 from tests.modern import CONTRACT, encounters
 
-EXAMPLE = example_of(CONTRACT)
+EXAMPLE = CONTRACT.request
 
 
 @pytest.fixture(scope="module")
