@@ -56,7 +56,7 @@ def _to_onnx(estimator: Any, width: int) -> Any:
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {"coefficients": estimator.coef_.T, "intercept": estimator.intercept_, "one": np.ones(1)}
-    steps = (
+    steps: tuple[tuple[str, list[str], str, dict[str, int]], ...] = (
         ("Cast", ["rows"], "wide", {"to": TensorProto.DOUBLE}),
         ("MatMul", ["wide", "coefficients"], "parts", {}),
         ("Add", ["parts", "intercept"], "score", {}),
