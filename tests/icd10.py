@@ -19,7 +19,8 @@ def table(rows: int, seed: int) -> pd.DataFrame:
     stay, age = rng.gamma(2, 2.2, rows).round(2), rng.normal(66, 15, rows).clip(18, 104).round(1)
     codes = rng.choice(CODES, rows)
     creatinine = rng.lognormal(0.1, 0.5, rows).round(2)
-    risk = -3.1 + 0.7 * np.log1p(before) + 0.12 * np.sqrt(stay) + 0.9 * (creatinine > 2) + 0.7 * (codes == "I50.9")
+    ill = np.isin(codes, ("I50.9", "I5033", "C34.90"))
+    risk = -3.6 + 0.4 * np.log1p(before) + 0.3 * np.sqrt(stay) + 1.2 * (creatinine > 1.6) + 1.3 * ill
     returned = rng.random(rows) < 1 / (1 + np.exp(-risk))
     days = np.sort(rng.integers(0, 730, rows))
     gone = rng.random(rows) < 0.03

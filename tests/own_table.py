@@ -36,7 +36,7 @@ def health_registry(folder: Path) -> Table:
         ("follow_up_days: 30", "follow_up_days: 365"),
         ("single_predictor: docvis", "single_predictor: hospvis"),
     )
-    settings: dict[str, object] = {"INITIAL_SHARE": 0.6, "FUTURE_BATCHES": 4}
+    settings: dict[str, object] = {"INITIAL_SHARE": 0.6, "FUTURE_BATCHES": 4, "TRIALS": 6}
     return Table(folder / "rwm5yr.csv", edits, settings, "hospital stay")
 
 

@@ -106,7 +106,7 @@ def test_a_column_that_gives_the_outcome_away_is_named(tmp_path: Path) -> None:
     # given an extract with a column that is known only afterwards
     table = modern_extract(tmp_path)
     frame = pd.read_csv(table.file, dtype=str, keep_default_na=False)
-    frame["bed_of_return"] = ["B1" if returned == "Y" else "none" for returned in frame["returned_30d"]]
+    frame["bed_of_return"] = ["B1" if returned == "Y" else "no bed" for returned in frame["returned_30d"]]
     frame.to_csv(table.file, index=False)
     shell = Shell(tmp_path, **table.settings)
     shell.ask("contract", "draft", str(table.file), "--out", "drafted.yaml")
