@@ -11,6 +11,7 @@ from pathlib import Path
 
 from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
+from health_predict.adapters.contracts import stored_contract
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.target import open_target
@@ -82,7 +83,7 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     yield f"{health.get('bento_tag')} {digest}", "content hashed again, equal in the process"
 
     version = tracking.version(active.model_version)
-    names = (Tag.BENTO_TAG, Tag.BENTO_DIGEST, Tag.RUN_ID, Tag.DATASET_DIGEST, Tag.GIT_COMMIT)
+    names = (Tag.BENTO_TAG, Tag.BENTO_DIGEST, Tag.RUN_ID, Tag.CONTRACT_DIGEST, Tag.DATASET_DIGEST, Tag.GIT_COMMIT)
     expected = {Tag.IMAGE_URI: active.image_uri, **{name: health.get(name) for name in names}}
     for name, value in expected.items():
         _same(f"tag {name}", "the registry", version.tags.get(name), "the Bento", value)
@@ -92,13 +93,15 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
 
     _same("the run", "the version", version.run_id, "its tag", version.tags.get(Tag.RUN_ID))
     run = tracking.run(version.run_id)
-    for name in (Tag.DATASET_DIGEST, Tag.GIT_COMMIT):
+    for name in (Tag.CONTRACT_DIGEST, Tag.DATASET_DIGEST, Tag.GIT_COMMIT):
         _same(f"tag {name}", "the run", run.tags.get(name), "the version", version.tags.get(name))
     _same("the status", "the run", run.status, "a run that ended well", "FINISHED")
     yield f"{run.name} {run.run_id}", "finished, tags equal to the version's"
 
-    digest = run.tags[Tag.DATASET_DIGEST]
-    yield digest, _verify_dataset(open_storage(settings.storage, settings.s3_endpoint_url), digest)
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    contract, digest = run.tags[Tag.CONTRACT_DIGEST], run.tags[Tag.DATASET_DIGEST]
+    _same("the digest", "the data contract", stored_contract(storage, contract).digest, "the run", contract)
+    yield digest, _verify_dataset(storage, digest)
 
     revision = run.tags[Tag.GIT_COMMIT]
     clean, _, dirty = revision.partition("-")

@@ -147,7 +147,7 @@ class Runs(Connection):
             return
         digest, source = tags[Tag.DATASET_DIGEST], tags.get(Tag.DATASET_SOURCE, "")
         dataset = Dataset(
-            name="readmission",
+            name=self.contract.name,
             digest=digest[:DATASET_DIGEST_LENGTH],
             source_type="code",
             source=json.dumps({"tags": {"source": source, "key": keys.dataset(digest)}}),

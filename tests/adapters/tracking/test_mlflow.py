@@ -99,7 +99,7 @@ def test_pages_name_the_experiment_and_the_dataset_of_a_search(tracking: Trackin
     # then its run has the dataset as input, and the experiment says what the runs are
     run = tracking._client.get_run(run_id)
     [given] = run.inputs.dataset_inputs
-    assert (given.dataset.name, given.dataset.digest) == ("readmission", "d" * 36)
+    assert (given.dataset.name, given.dataset.digest) == ("diabetes-130", "d" * 36)
     experiment = tracking._client.get_experiment(run.info.experiment_id)
     assert "Not for clinical use" in experiment.tags["mlflow.note.content"]
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from health_predict.adapters.contracts import FOLDER
 from health_predict.core.data.contract import MISSING, Column, Contract, Kind, file_schema, read_contract
-from health_predict.core.data.requests import example_of
 from health_predict.errors import DataError
 from tests.contracts import DIABETES, ICD10
 
@@ -110,7 +109,7 @@ def test_a_column_holds_exactly_what_its_kind_says(kind: dict[str, Any], holds: 
 def test_what_a_contract_leaves_out_of_its_example_is_filled_with_a_value_that_may_be() -> None:
     for contract in (DIABETES, ICD10):
         for without in (contract, contract.model_copy(update={"example": {}})):
-            request = example_of(without)
+            request = without.request
             assert [*request] == [one.name for one in contract.features]
             texts = {name: MISSING if value is None else str(value) for name, value in request.items()}
             assert all(one.holds(texts[one.name]) for one in contract.features)

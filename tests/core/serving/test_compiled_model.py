@@ -192,6 +192,23 @@ class TestOtherKinds:
         assert parity.largest_difference <= 1e-6 and not parity.near
         assert compiled.contract == modern.CONTRACT
 
+    def test_a_linear_model_of_numbers_far_from_zero(self) -> None:
+        # given a number that differs by little beside its size, as a year does, and that tells much
+        plain = yaml.load(modern.TEXT, yaml.BaseLoader)
+        plain["columns"]["year"] = {"kind": "number", "minimum": "1900", "maximum": "2100"}
+        contract, random = Contract.model_validate(plain), np.random.default_rng(0)
+        year = random.normal(2020, 1.5, 2000).round(1)
+        back = (random.random(2000) < 1 / (1 + np.exp(2 - (year - 2020)))).astype(int)
+        frame = modern.encounters(2000).assign(year=year.astype(str), back=back.astype(str))
+        features, family = EncounterFeatures(contract, minimum_rows=30).fit(frame), FAMILIES["LogisticRegression"]
+        estimator = family.fit({"C": 0.03}, features.transform(frame), target(frame, contract), seed=1)
+        assert abs(estimator.intercept_[0]) > 500
+        # then the graph does not lose it in rounding
+        pipeline = Pipeline([("features", features), ("estimator", estimator)])
+        compiled = compile_pipeline(pipeline, family, cleared(0.2, pipeline, frame))
+        assert prove_parity(compiled, pipeline, frame).largest_difference <= 1e-7
+        assert compile_pipeline(pipeline, family, 0.2).graph == compiled.graph
+
     def test_edge_rows_keep_the_contract_and_reach_its_ends(self) -> None:
         later = modern.encounters(500, seed=1)
         edges, labels = edge_rows(later, modern.CONTRACT)

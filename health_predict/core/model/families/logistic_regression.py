@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from health_predict.core.model.features import EncounterFeatures
 
 
+LARGEST_INTERCEPT = 10.0  # that leaves single precision the digits that the parity proof asks for
+
+
 class StandardizedLogisticRegression:
     """Fits on standardised positions and folds the scales into the coefficients.
 
@@ -43,6 +46,35 @@ def _build(parameters: Mapping[str, Any], seed: int, threads: int) -> Any:
     return StandardizedLogisticRegression(max_iter=1000, random_state=seed, **parameters)
 
 
+def _to_onnx(estimator: Any, width: int) -> Any:
+    """scikit-learn's graph for rows (n, width); one in double precision where a score is what large numbers leave.
+
+    A year of 2020 adds a thousand times its coefficient, and the folded intercept takes that away again.
+    """
+    if abs(float(estimator.intercept_[0])) <= LARGEST_INTERCEPT:
+        return scikit_learn.to_onnx(estimator, width)
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {"coefficients": estimator.coef_.T, "intercept": estimator.intercept_, "one": np.ones(1)}
+    steps: tuple[tuple[str, list[str], str, dict[str, int]], ...] = (
+        ("Cast", ["rows"], "wide", {"to": TensorProto.DOUBLE}),
+        ("MatMul", ["wide", "coefficients"], "parts", {}),
+        ("Add", ["parts", "intercept"], "score", {}),
+        ("Sigmoid", ["score"], "positive", {}),
+        ("Sub", ["one", "positive"], "negative", {}),
+        ("Concat", ["negative", "positive"], "both", {"axis": 1}),
+        ("Cast", ["both"], "probabilities", {"to": TensorProto.FLOAT}),
+    )
+    graph = helper.make_graph(
+        [helper.make_node(kind, given, [made], **options) for kind, given, made, options in steps],
+        "risk",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, width])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(np.asarray(value, np.float64), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def _explain(estimator: Any, features: EncounterFeatures, training: pd.DataFrame) -> Explainer:
     coefficients = np.asarray(estimator.coef_[0], dtype=np.float64)
     offsets = []
@@ -64,6 +96,6 @@ FAMILY = Family(
     space={"C": Range(3e-5, 3e-2, log=True)},
     first={"C": 3e-4},
     build=_build,
-    to_onnx=scikit_learn.to_onnx,
+    to_onnx=_to_onnx,
     explain=_explain,
 )
