@@ -81,7 +81,7 @@ def test_a_table_of_ones_own_goes_the_whole_way(shell: Shell, table: Table) -> N
     window = {"AS_OF": "2027-11-30T12:00Z", "WINDOW": "week" if contract.date else "1500", "POLICY": "never"}
     judged = shell.run("pipeline", "run", "monitoring", **window)
     assert "verdict" in judged
-    assert shell.json("status")["judged"] == 1
+    assert shell.json("status")["monitored"] == 1
     # and no page and no answer speaks of another table
     shell.ask("report", "build", "--to", "pages")
     shell.ask("contract", "show")

@@ -215,12 +215,18 @@ def profile(
 
         raw = _bring(settings, console, stand_in=False)
         contract = contract_of(settings)
-        frame, _ = cohort.training_cohort(raw.path, contract, str(file or raw.path))
+        frame, unlabelled = cohort.training_cohort(raw.path, contract, str(file or raw.path))
     with working(console, "profiling"):
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
         cut = partition(frame, contract, parameters)
         page = data_profile_page(
-            frame, contract, cut, parameters=parameters, raw_sha256=raw.sha256, source=str(raw.source)
+            frame,
+            contract,
+            cut,
+            parameters=parameters,
+            raw_sha256=raw.sha256,
+            source=raw.source,
+            unlabelled=unlabelled,
         )
         write_file(target, page, ANOTHER_FILE if out else "")
     typer.echo(target)

@@ -15,15 +15,17 @@ def contract_page(contract: Contract) -> str:
             f"{outcome.next.column} of the patient's next row is above {outcome.next.above:g}, where that row comes at "
             f"most {outcome.next.within:g} later by {contract.order}"
         )
-    roles = {contract.patient: "patient", contract.order: "order", contract.date: "date"}
-    roles |= dict.fromkeys(contract.encounter, "encounter")
+    roles = {"encounter": contract.encounter, "patient": (contract.patient,), "order": (contract.order,)}
+    described = any(column.description for column in contract.columns)
     columns = [
         (
             column.name,
-            roles.get(column.name, "") if not column.is_feature else "feature",
+            "feature"
+            if column.is_feature
+            else ", ".join(role for role, names in roles.items() if column.name in names),
             column.kind.value,
             column.described + (f", or {MISSING}" if column.nullable else ""),
-            column.description,
+            *([column.description] if described else []),
         )
         for column in contract.columns
     ]

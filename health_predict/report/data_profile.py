@@ -26,11 +26,12 @@ def data_profile_page(
     raw_sha256: str,
     source: str,
     dataset_digest: str = "",
+    unlabelled: int = 0,
 ) -> str:
     """HTML page of a valid, labelled cohort frame of a contract and its partition.
 
     `Initial` is the first share of the encounters in order of time, `later` are the future batches; both without
-    encounters that the contract excludes.
+    encounters that the contract excludes. `unlabelled`: how many more encounters the file has.
     """
     # The splits without the labelled batches that joined them.
     together = pd.concat([cut.train, cut.validation, cut.test], ignore_index=True)
@@ -49,12 +50,8 @@ def data_profile_page(
         dataset_digest=dataset_digest,
         parameters=parameters,
         cut=cut,
-        left_out=[
-            (f"{one.column} {level}", cut.excluded[level])
-            for one in contract.exclude
-            for level in one.levels
-            if level in cut.excluded
-        ],
+        unlabelled=unlabelled,
+        left_out=list(cut.excluded.items()),
         file=profile.people(frame),
         cohort=profile.people(kept),
         initial=profile.people(initial),

@@ -172,7 +172,9 @@ def _build(
     log.info("dataset %s: %s", digest[:12], sizes)
     files = {f"{name}.parquet": part_bytes(part) for name, part in parts.items()}
     origin = {"raw_sha256": raw.sha256, "source": str(raw.source)}
-    page = data_profile_page(frame, contract, cut, parameters=parameters, dataset_digest=digest, **origin)
+    page = data_profile_page(
+        frame, contract, cut, parameters=parameters, dataset_digest=digest, unlabelled=unlabelled, **origin
+    )
     files[keys.PROFILE] = page.encode()
     manifest = {
         "digest": digest,

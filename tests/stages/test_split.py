@@ -393,5 +393,8 @@ def test_the_real_data_split_in_seconds_to_the_documented_parts(real_data: Path,
     parts = result.manifest["parts"]
     assert [parts[name]["rows"] for name in ("train", "validation", "test")] == [13_991, 3_059, 2_922]
     assert len([name for name in parts if name.startswith("batches/")]) == 16
-    assert result.manifest["excluded"] == {"11": 1642, "13": 399, "14": 372, "19": 8, "20": 2}
+    excluded = {"11": 1642, "13": 399, "14": 372, "19": 8, "20": 2}
+    assert result.manifest["excluded"] == {
+        f"discharge_disposition_id {code}": count for code, count in excluded.items()
+    }
     assert "Synthetic data" not in (tmp_path / "out" / "profile").read_text()

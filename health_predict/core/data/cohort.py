@@ -266,11 +266,11 @@ def without_excluded(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
 
 
 def exclusions(frame: pd.DataFrame, contract: Contract) -> Mapping[str, int]:
-    """How many encounters have each excluded level, in the order of the contract, those that occur."""
+    """How many encounters have each excluded level that occurs, by column and level, in the order of the contract."""
     found: dict[str, int] = {}
     for one in contract.exclude:
         counts = frame[one.column].value_counts()
-        found |= {level: int(counts[level]) for level in one.levels if level in counts.index}
+        found |= {f"{one.column} {level}": int(counts[level]) for level in one.levels if level in counts.index}
     return found
 
 
