@@ -158,7 +158,7 @@ def _line(kind: type[errors.HealthPredictError]) -> str:
 
 def http_page() -> str:
     """Every path of the service, and what goes in and out."""
-    from health_predict.serving.document import document
+    from health_predict.serving.openapi import document
 
     # A Bento's folder without its model: what the document says of a model is not on the page.
     with tempfile.TemporaryDirectory() as folder:

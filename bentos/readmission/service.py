@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import bentoml
 
-from health_predict.serving.contract import Prediction, Predictions, batch_of, encounter_model
-from health_predict.serving.document import description_of, document
-from health_predict.serving.gate import WAITING_BATCHES, Gate, Route, keep_values_out_of_logs, options_of
+from health_predict.serving.middleware import WAITING_BATCHES, Limits, Route, keep_values_out_of_logs, options_of
+from health_predict.serving.openapi import description_of, document
 from health_predict.serving.pages import PATHS, pages
 from health_predict.serving.predictor import MEBIBYTE, Predictor
+from health_predict.serving.schemas import Prediction, Predictions, batch_of, encounter_model
 from health_predict.serving.scorer import contract_in
 from health_predict.settings import load_settings
 
@@ -55,7 +55,7 @@ PREDICTOR = Predictor(HERE, Encounter, SETTINGS, [*ROUTES, *COUNTED, "other"])
         {"name": "BENTOML_DO_NOT_TRACK", "value": "true"},
         {"name": "ORT_DISABLE_TELEMETRY", "value": "1"},
     ],
-    # BentoML holds each answered request until then. The gate's own limits are shorter.
+    # BentoML holds each answered request until then. The middleware's own limits are shorter.
     traffic={"timeout": 40},
     # Counted by the service itself, with bounded labels.
     metrics={"enabled": False},
@@ -99,4 +99,4 @@ class Readmission:
 
 
 # BentoML's decorator has made a service of the class, which the type checker does not see.
-Readmission.add_asgi_middleware(Gate, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)  # type: ignore[attr-defined]
+Readmission.add_asgi_middleware(Limits, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
-from health_predict.serving.contract import Prediction
+from health_predict.serving.schemas import Prediction
 from health_predict.serving.scorer import Identity
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST

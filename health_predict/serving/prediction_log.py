@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from health_predict.serving.contract import Prediction
+from health_predict.serving.schemas import Prediction
 
 logger = logging.getLogger(__name__)
 

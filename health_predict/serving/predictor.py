@@ -11,9 +11,9 @@ from typing import Any
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.storage import open_storage
 from health_predict.core.data.contract import Contract
-from health_predict.serving.contract import Explanation, Prediction
 from health_predict.serving.metrics import Metrics
 from health_predict.serving.prediction_log import PredictionLog
+from health_predict.serving.schemas import Explanation, Prediction
 from health_predict.serving.scorer import Scorer
 from health_predict.serving.shipping import Shipper
 from health_predict.settings import Settings

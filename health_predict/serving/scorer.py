@@ -19,7 +19,7 @@ from health_predict.core.model.contributions import PROBABILITY, Explainer, owne
 from health_predict.core.model.risk_groups import GROUPS
 from health_predict.core.model.row_encoder import RowEncoder
 from health_predict.core.serving.scoring import GraphScorer
-from health_predict.serving.contract import Contribution, Explanation, Prediction
+from health_predict.serving.schemas import Contribution, Explanation, Prediction
 
 TOLERANCE = 1e-6
 EXPLAINER = "explainer.npz"

@@ -23,10 +23,10 @@ from pydantic import TypeAdapter
 from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import State
 from health_predict.adapters.data.batches import Batch, Batches, Labelled, trained_through
+from health_predict.adapters.data.monitoring_turn import Turn
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.data.records import FORMAT, BatchDecision, KeptWindow, Progress
-from health_predict.adapters.data.turns import Turn
 from health_predict.adapters.files import write_file
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.tracking import ModelVersion, Tag, Tracking

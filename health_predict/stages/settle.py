@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from health_predict.adapters.data.batches import Batches
+from health_predict.adapters.data.monitoring_turn import Turn
 from health_predict.adapters.data.records import SettledBatch, batch_key
-from health_predict.adapters.data.turns import Turn
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.monitoring import policy
 from health_predict.core.monitoring.policy import Action, Settlement

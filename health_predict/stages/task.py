@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from health_predict.adapters.parents import exit_with_parent
+from health_predict.adapters.parent_process import exit_with_parent
 from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings, load_settings
 

@@ -48,9 +48,9 @@ from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.serving.compiled_model import CompiledModel, compile_pipeline, prove_parity
 from health_predict.core.serving.explained_model import explain_pipeline
 from health_predict.errors import DataError, SettingsError, UnreachableError
-from health_predict.serving import gate, prediction_log, shipping
-from health_predict.serving.contract import LONGEST_LIST, Prediction, encounter_model, violations
+from health_predict.serving import middleware, prediction_log, shipping
 from health_predict.serving.prediction_log import PredictionLog
+from health_predict.serving.schemas import LONGEST_LIST, Prediction, encounter_model, violations
 from health_predict.stages.bento_build import golden_requests
 from tests.contracts import DIABETES
 from tests.services import IDENTITY, JSON, Client, imported, open_client
@@ -532,8 +532,8 @@ class TestRefusals:
             Encounter.model_validate_json((await receive())["body"])
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
-        route = gate.Route(Encounter, 2**20, seconds, most=10)
-        asyncio.run(gate.Gate(inner, client.predictor, {"/predict": route}, frozenset())(scope, receive, send))
+        route = middleware.Route(Encounter, 2**20, seconds, most=10)
+        asyncio.run(middleware.Limits(inner, client.predictor, {"/predict": route}, frozenset())(scope, receive, send))
         return sent, read
 
     def parts(self, client: Client, bodies: list[bytes], headers: Any = None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from health_predict.adapters.parents import exit_with_parent
+from health_predict.adapters.parent_process import exit_with_parent
 
 KEEP_ALIVE_SECONDS = 5
 # An idle connection ends by itself before: no request that is on its way is cut off.

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from health_predict.adapters.parents import end_descendants, intact, parent_links
+from health_predict.adapters.parent_process import end_descendants, intact, parent_links
 from health_predict.adapters.serving import bento_worker
 from health_predict.adapters.serving.manager import bound_log
 from health_predict.adapters.serving.processes import ProcessTarget
@@ -470,7 +470,7 @@ def test_a_stage_ends_with_the_program_that_runs_it(through_shell: bool) -> None
     # given a runner, maybe a shell, a stage that watches, and a child of the stage
     stage = (
         "import subprocess, sys, os\n"
-        "from health_predict.adapters.parents import exit_with_parent\n"
+        "from health_predict.adapters.parent_process import exit_with_parent\n"
         "exit_with_parent(poll_seconds=0.05)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "print(os.getpid(), child.pid, flush=True)\n"

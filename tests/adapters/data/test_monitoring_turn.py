@@ -14,7 +14,7 @@ import boto3
 import pytest
 
 from health_predict.adapters import keys
-from health_predict.adapters.data.turns import LONGEST, Turn
+from health_predict.adapters.data.monitoring_turn import LONGEST, Turn
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.errors import UnreachableError
 from health_predict.settings import Settings

@@ -17,8 +17,8 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 
-from health_predict.serving.contract import Options, Problem, Violation, Violations, violations, worded
 from health_predict.serving.predictor import MEBIBYTE, Predictor
+from health_predict.serving.schemas import Options, Problem, Violation, Violations, violations, worded
 
 # How much of a body that is too large is read before the refusal.
 DRAINED_BYTES = 128 * MEBIBYTE
@@ -64,7 +64,7 @@ def options_of(query: bytes) -> Options:
     return Options.model_validate(dict(parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True)))
 
 
-class Gate:
+class Limits:
     """The middleware; `predictor` tells whether a model is ready and has the metrics."""
 
     def __init__(

@@ -15,7 +15,7 @@ from health_predict.core.data.contract import MISSING, Column, Kind
 from health_predict.core.data.encounters import as_text, complete, refused
 from health_predict.core.data.raw_encounters import read_encounters
 from health_predict.errors import DataError
-from health_predict.serving.contract import encounter_model, violations
+from health_predict.serving.schemas import encounter_model, violations
 from tests import modern
 from tests.contracts import DIABETES
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: BentoML's own, with the statuses that the gate gives and the paths mounted beside the API."""
+"""The OpenAPI document: BentoML's own, with the statuses that the middleware gives and the paths mounted beside the API."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from health_predict.core.data.contract import Contract
-from health_predict.serving.contract import Options, Problem, Violations
-from health_predict.serving.gate import Route
+from health_predict.serving.middleware import Route
 from health_predict.serving.predictor import MEBIBYTE, Predictor
+from health_predict.serving.schemas import Options, Problem, Violations
 
 REFERENCE = "#/components/schemas/{model}"
 # BentoML makes a class of its own of each model, and names it so.
@@ -96,7 +96,7 @@ def description_of(contract: Contract) -> str:
 
 
 def _without_bentomls(schemas: dict[str, Any]) -> dict[str, Any]:
-    """Without the schemas of answers that the gate words anew, and BentoML's own mark."""
+    """Without the schemas of answers that the middleware words anew, and BentoML's own mark."""
     return {
         name: {key: value for key, value in schema.items() if key != "root_input"}
         for name, schema in schemas.items()
