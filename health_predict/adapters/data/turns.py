@@ -1,9 +1,9 @@
 """Whose turn it is to monitor a stream: one run at a time, wherever it runs.
 
-On one machine a lock in the home does that already. Runs on several machines meet in storage: a run takes its turn
-before it takes in arrivals and gives it back once its look has ended, by a write that storage refuses when somebody
-else wrote meanwhile. Who died is followed by its own repetition at once, and by others once its end was recorded, or
-after `LONGEST`.
+Where storage lies in the home, the home's own lock does that already. Runs of several homes or of a cluster meet in
+storage: one takes its turn before it takes in arrivals and gives it back once its look has ended, by a write that
+storage refuses when somebody else wrote meanwhile. Who died is followed by its own repetition at once, and by others
+once its end was recorded, or after `LONGEST`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ class Turn:
         here = f"{socket.gethostname()}:{settings.home}"
         self._holder = run_id if run_id and settings.profile is not Profile.LOCAL else here
         self._storage, self._key = storage, keys.turn(settings.stream)
+        self._alone = settings.profile is Profile.LOCAL and not settings.storage_uri
 
     def take(self) -> None:
         """Raises UnreachableError while it is another run's."""
+        if self._alone:
+            return
         found = self._storage.tagged(self._key)
         told = json.loads(found[0]) if found else {}
         holder, since = str(told.get("holder", "")), str(told.get("since", ""))
