@@ -208,8 +208,7 @@ class _Model:
 
 def _judged(settings: Settings, batches: Batches, model: _Model, look: _Look) -> tuple[BatchDecision, str]:
     """The record of a look with its judgement, and its page."""
-    champion, batch = model.version, look.batch
-    dataset = champion.tags[Tag.DATASET_DIGEST]
+    champion, batch, dataset = model.version, look.batch, model.version.tags[Tag.DATASET_DIGEST]
     record = BatchDecision(
         batch=batch.number,
         batch_digest=look.digest,
