@@ -1,4 +1,4 @@
-"""The OpenAPI document: BentoML's own, with the statuses that the middleware gives and the paths mounted beside the API."""
+"""The OpenAPI document: BentoML's own, with the statuses of the middleware and the paths mounted beside the API."""
 
 from __future__ import annotations
 
