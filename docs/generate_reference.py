@@ -23,6 +23,7 @@ from benchmarks.parts import results  # noqa: E402
 from health_predict import cli, components, errors  # noqa: E402
 from health_predict.adapters.contracts import built_in  # noqa: E402
 from health_predict.core.data import contract  # noqa: E402
+from health_predict.core.data.contract_file import file_schema  # noqa: E402
 from health_predict.pipelines import PIPELINES  # noqa: E402
 from health_predict.settings import PREFIX, PROFILE_DEFAULTS, Profile, Settings  # noqa: E402
 
@@ -506,7 +507,7 @@ def pages() -> dict[Path, str]:
         "pipelines": pipelines_page,
     }
     return {FOLDER / f"{name}.md": make() for name, make in made.items()} | {
-        SCHEMA: json.dumps(contract.file_schema(), indent=1) + "\n",
+        SCHEMA: json.dumps(file_schema(), indent=1) + "\n",
         README: readme(),
         ARCHITECTURE: architecture(),
     }

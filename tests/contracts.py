@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from health_predict.adapters.contracts import FOLDER, built_in
-from health_predict.core.data.contract import Kind, read_contract
+from health_predict.core.data.contract import Kind
+from health_predict.core.data.contract_file import read_contract
 
 DIABETES = built_in()
 ENCOUNTER, PATIENT, DATE = DIABETES.encounter[0], DIABETES.patient, DIABETES.date

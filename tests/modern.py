@@ -7,7 +7,7 @@ from datetime import date, timedelta
 import numpy as np
 import pandas as pd
 
-from health_predict.core.data.contract import read_contract
+from health_predict.core.data.contract_file import read_contract
 
 TEXT = """
 format: 1

@@ -12,7 +12,8 @@ import pytest
 
 from health_predict.adapters.contracts import FOLDER
 from health_predict.core.data.cohort import training_cohort
-from health_predict.core.data.contract import Contract, read_contract
+from health_predict.core.data.contract import Contract
+from health_predict.core.data.contract_file import read_contract
 from tests.own_table import Table, health_registry, modern_extract
 from tests.shell import Shell, last_line
 

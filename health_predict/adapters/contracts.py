@@ -14,7 +14,8 @@ from pathlib import Path
 from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage, file_path, open_storage
 from health_predict.contracts import BUILT_IN
-from health_predict.core.data.contract import Contract, read_contract
+from health_predict.core.data.contract import Contract
+from health_predict.core.data.contract_file import read_contract
 from health_predict.core.data.synthetic_file import Synthetic, read_synthetic
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings

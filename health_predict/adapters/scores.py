@@ -29,11 +29,14 @@ def clinical_scores(contract: Contract, frame: pd.DataFrame) -> Mapping[str, Poi
     Raises SettingsError when the contract's plug-in is not installed.
     """
     alone = contract.single_predictor
-    theirs = _plug_in(contract)(frame) if contract.scores else {}
-    return {**theirs, f"{alone} alone": single_predictor(frame, contract)}
+    theirs = plug_in(contract)
+    return {**(theirs(frame) if theirs else {}), f"{alone} alone": single_predictor(frame, contract)}
 
 
-def _plug_in(contract: Contract) -> PlugIn:
+def plug_in(contract: Contract) -> PlugIn | None:
+    """The contract's plug-in, None where it names none. Raises SettingsError when it is not installed."""
+    if not contract.scores:
+        return None
     found = entry_points(group=GROUP)
     if contract.scores not in found.names:
         names = ", ".join(sorted(found.names)) or "none"
@@ -42,5 +45,5 @@ def _plug_in(contract: Contract) -> PlugIn:
             f"install the package that has them as an entry point of {GROUP}, ours with `make install`, "
             "or leave `scores` out of the contract",
         )
-    plug_in: PlugIn = found[contract.scores].load()
-    return plug_in
+    loaded: PlugIn = found[contract.scores].load()
+    return loaded

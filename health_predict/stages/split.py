@@ -21,6 +21,7 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
 from health_predict.adapters.files import write_file
+from health_predict.adapters.scores import plug_in
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.data.cohort import encounter_of, part_bytes, target, training_cohort
 from health_predict.core.data.contract import MISSING, Contract
@@ -81,6 +82,7 @@ def split(  # each path is an artifact of the pipeline
     log.info("raw data: %s (%s)", raw.path, raw.source)
     contract = contract_of(settings)
     refuse_other(storage, contract)
+    plug_in(contract)  # missing, it would be noticed after the search
     cut = {name: getattr(settings, name) for name in _CUT}
     if labelled_batches and origin is not None:
         cut |= {name: getattr(origin.parameters, name) for name in _CUT if name not in given}

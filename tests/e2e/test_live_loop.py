@@ -25,20 +25,20 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.serving.endpoint import Endpoint
 from health_predict.adapters.tracking import Tag, Tracking
-from health_predict.core.data.cohort import as_requests, exclude_not_readmittable, save_csv
-from health_predict.core.data.columns import COLUMNS, DATE, ENCOUNTER, NEGATIVE, PATIENT, POSITIVE, TARGET
+from health_predict.core.data.cohort import as_requests, save_csv, without_excluded
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import rows_digest
-from health_predict.core.data.synthetic import synthesize
 from health_predict.core.promotion import Decision
 from health_predict.settings import Settings
 from health_predict.simulation.monitoring import monitoring, readmission
+from tests.cohorts import synthesize
+from tests.contracts import DATE, DIABETES, ENCOUNTER, PATIENT, POSITIVE, TARGET
 from tests.e2e import platform
 from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, deployment, kubectl, object_store_keys, outside, until
 
 NAME = f"e2e-{secrets.token_hex(4)}"  # of this session alone: its storage, experiment and model
 WEEKS, A_WEEK = 3, 800
-COHORT = exclude_not_readmittable(synthesize(20_000, seed=11))
+COHORT = without_excluded(synthesize(20_000, seed=11), DIABETES)
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 MONDAY = TODAY - timedelta(days=TODAY.weekday() + 10 * 7)
 
@@ -99,9 +99,9 @@ def ask_the_service(settings: Settings) -> pd.DataFrame:
     often = (sent["number_inpatient"].astype(int) > 0).to_numpy()
     readmitted = np.random.default_rng(7).random(len(sent)) < np.where(often, 0.02, 0.25)
     days = [(MONDAY + timedelta(days=7 * (at // A_WEEK) + at % 7)).date().isoformat() for at in range(len(sent))]
-    sent = sent.assign(**{TARGET: np.where(readmitted, POSITIVE, NEGATIVE), DATE: days})
+    sent = sent.assign(**{TARGET: np.where(readmitted, POSITIVE, DIABETES.outcome.negative), DATE: days})
     named = sent[[ENCOUNTER, PATIENT, DATE]].to_dict("records")
-    bodies = [{**body, **names} for body, names in zip(as_requests(sent), named, strict=True)]
+    bodies = [{**body, **names} for body, names in zip(as_requests(sent, DIABETES.features), named, strict=True)]
     with Endpoint(f"http://127.0.0.1:{SERVING_PORT}") as endpoint:
         answers = [answer for some in endpoint.predict(bodies, 400) for answer in some]
     assert {answer["model_version"] for answer in answers} == {"1"}
@@ -124,7 +124,7 @@ def test_what_was_served_is_judged_and_learned_from(settings: Settings, tmp_path
     assert batches.arrivals.state().quarantined == 0 and tracking.champion().version == "1"
     # when the outcomes are delivered, and have matured
     file = tmp_path / "outcomes.csv"
-    file.write_bytes(write_outcomes(ENCOUNTER, sent[ENCOUNTER], sent[TARGET] == POSITIVE))
+    file.write_bytes(write_outcomes({ENCOUNTER: sent[ENCOUNTER]}, DIABETES, sent[TARGET] == POSITIVE))
     assert f"{len(sent):,} outcomes" in command(settings, "data", "outcomes", str(file))
     monitoring(settings.model_copy(update={"as_of": MONDAY + timedelta(days=7 * WEEKS + 31)}))
     # then the model is found wrong, and another one is in service, in every pod
@@ -138,7 +138,7 @@ def test_what_was_served_is_judged_and_learned_from(settings: Settings, tmp_path
     # and it has learned from what was served, row by row, with the outcomes that were delivered
     digest = champion.tags[Tag.DATASET_DIGEST]
     parts = pd.concat([stored_part(batches.storage, digest, name) for name in ("train", "validation", "test")])
-    columns = [column.name for column in COLUMNS if column.name != ENCOUNTER]
+    columns = [column.name for column in DIABETES.table if column.name != ENCOUNTER]
     learned = parts.set_index(ENCOUNTER)[columns].loc[sent[ENCOUNTER]]
     pd.testing.assert_frame_equal(learned.astype(str), sent.set_index(ENCOUNTER)[columns].astype(str))
     # and its manifest names them by digest

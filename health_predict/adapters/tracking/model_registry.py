@@ -37,7 +37,6 @@ REGISTERED_CODE = (
     "core/data/contract.py",
     "core/data/raw_encounters.py",
     "core/data/values.py",
-    "core/data/yaml_file.py",
     "core/model/calibration.py",
     "core/model/features.py",
     "core/model/risk_groups.py",

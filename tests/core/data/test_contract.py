@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from health_predict.adapters.contracts import FOLDER
-from health_predict.core.data.contract import MISSING, Column, Contract, Kind, file_schema, read_contract
+from health_predict.core.data.contract import MISSING, Column, Contract, Kind
+from health_predict.core.data.contract_file import file_schema, read_contract
 from health_predict.errors import DataError
 from tests.contracts import DIABETES, ICD10
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from health_predict.core.data.cohort import check, target, validate, with_missing
-from health_predict.core.data.contract import Contract, Kind, read_contract
+from health_predict.core.data.contract import Contract, Kind
+from health_predict.core.data.contract_file import read_contract
 from health_predict.core.data.draft import DECIDE, draft
 from tests import icd10
 from tests.contracts import ICD10

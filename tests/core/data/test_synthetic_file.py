@@ -7,7 +7,8 @@ import pytest
 
 from health_predict.adapters.contracts import built_in, built_in_synthetic
 from health_predict.core.choices import Scenario
-from health_predict.core.data.contract import Contract, read_contract
+from health_predict.core.data.contract import Contract
+from health_predict.core.data.contract_file import read_contract
 from health_predict.core.data.scenarios import inject
 from health_predict.core.data.synthetic import synthesize
 from health_predict.core.data.synthetic_file import Synthetic, read_synthetic
