@@ -62,7 +62,7 @@ def compile_(
 
 
 @app.command("run")
-def run(
+def run(  # each parameter is an option of the command
     name: Name,
     parameter: Parameters = None,
     replace_data: ReplaceData = False,

@@ -17,7 +17,7 @@ from health_predict.report.page import capital, render
 _LEVELS_SHOWN = 12
 
 
-def data_profile_page(
+def data_profile_page(  # the table, how it was cut, and where it comes from
     frame: pd.DataFrame,
     contract: Contract,
     cut: Partition,
