@@ -92,7 +92,7 @@ def test_what_is_private_is_found(source: str, expected: list[str]) -> None:
     [
         "import os\nos._exit(1)\nos.environ['A'] = 'b'",
         "import sys\nsys.tracebacklimit = 0",
-        "from health_predict.adapters.ray import _short_folder",
+        "from health_predict.adapters.ray_session import _short_folder",
         "from __future__ import annotations\nfrom importlib.metadata import version as __version__",
         "class A:\n    def __init__(self):\n        self._a = 1\n    def f(self, other):\n        return other._a",
         "from threading import Thread\nclass A(Thread):\n    def _mine(self):\n        return self._mine()",

@@ -151,6 +151,7 @@ class _Search:
     def trials(self, chosen: tuple[Family, ...]) -> list[Trial]:
         """All trials: those that MLflow has already as they are, and the others on Ray, each logged as it ends."""
         from health_predict.adapters import ray  # `register` reads the runs of a search, and needs no Ray
+        from health_predict.adapters.ray_session import Resources
 
         settings = self.settings
         recorded = [_recorded(trial) for trial in self._finished(Role.TRIAL)]
@@ -167,7 +168,7 @@ class _Search:
             )
             for family in chosen
         ]
-        resources = ray.Resources(
+        resources = Resources(
             at_once=settings.search_concurrency * len(chosen),
             cpus=settings.search_cpus,
             address=settings.ray_address,

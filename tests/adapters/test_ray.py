@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from health_predict.adapters import ray
+from health_predict.adapters import ray, ray_session
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.search import METRICS, FamilySearch, Point, Prepared, Trial, TrialReport, winner
 from health_predict.errors import SettingsError, StateError, UnreachableError
@@ -27,7 +27,7 @@ def searches(*names: str, trials: int = 1, concurrency: int = 1) -> list[FamilyS
 
 
 def searched(families: Sequence[FamilySearch], run: Any, done: Any = lambda *event: None, **values: Any) -> list[Trial]:
-    resources = ray.Resources(**{"at_once": 2, "cpus": 2, **values})
+    resources = ray_session.Resources(**{"at_once": 2, "cpus": 2, **values})
     return ray.search(families, EMPTY, resources=resources, seed=1, done=done, run=run)
 
 
@@ -157,7 +157,7 @@ def test_families_take_turns_and_wait_for_what_they_learn_from() -> None:
 )
 def test_ray_s_folder_is_short(folder: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", folder)
-    found = ray._short_folder()
+    found = ray_session._short_folder()
     Path(found).rmdir()
     assert found.startswith(expected)
 
@@ -176,7 +176,7 @@ def test_what_a_killed_search_left_is_removed_by_the_next(tmp_path: Path, monkey
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = [Path(tempfile.mkdtemp(prefix=f"hp-{pid}-", dir="/tmp")) for pid in (gone.pid, os.getpid())]
     # when a search begins
-    Path(ray._short_folder()).rmdir()
+    Path(ray_session._short_folder()).rmdir()
     # then
     assert [folder.exists() for folder in left] == [False, True]
     left[1].rmdir()
