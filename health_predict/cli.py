@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import ExitStack, suppress
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -24,7 +25,6 @@ from health_predict.settings import load_settings
 app = typer.Typer(
     name="health-predict",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Train, ship and watch a model of a hospital's outcomes: one data set by default, your own by contract.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong setting or usage, 3 bad data, 4 missing or inconsistent state, "
@@ -54,8 +54,17 @@ GO_ON = {
 }
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"health-predict {version('health-predict')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error")] = False,
 ) -> None:
     """Options of every command; `main` reads --debug itself, since it also covers errors of the other options."""
