@@ -11,7 +11,6 @@ import typer
 
 from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.files import named_file, write_file
-from health_predict.adapters.scores import plug_in
 from health_predict.commands.data import ANOTHER_FILE, check_file
 from health_predict.commands.operate import AsJson
 from health_predict.commands.progress import console_of, working
@@ -49,7 +48,10 @@ def check(
     """Check a contract, and a file by it: exit code 3 with the lines that are wrong."""
     settings = load_settings(contract=str(contract))
     described = contract_of(settings)
-    plug_in(described)
+    with working(console_of(as_json), "checking"):
+        from health_predict.adapters.scores import plug_in  # with pandas: a second
+
+        plug_in(described)
     if file is not None:
         check_file(settings, file, unlabelled=False, as_json=as_json)
     elif as_json:
