@@ -28,11 +28,11 @@ import psutil
 
 from benchmarks.parts import results
 from benchmarks.parts.cohorts import DIABETES, synthesize
-from benchmarks.parts.processes import carries
 from benchmarks.parts.search_space import NAMES
 from health_predict.core.data.cohort import load_part, save_csv, save_part, without_excluded
 from health_predict.settings import Settings
 from health_predict.stages.split import split
+from tests.processes import carries
 
 MARK = "BENCH_SEARCH"
 FEW, MANY = 24, int(os.environ.get("BENCH_MANY_TRIALS", "99"))  # of all families together

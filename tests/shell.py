@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,10 +17,10 @@ from unittest import mock
 import psutil
 import pytest
 
-from benchmarks.parts.processes import carriers
 from health_predict import cli
 from health_predict.settings import PREFIX
 from tests.conftest import FOREIGN
+from tests.processes import carriers
 
 COMMAND = (sys.executable, "-m", "health_predict")
 
@@ -71,14 +72,19 @@ class Shell:
         assert process.returncode == code, output
         return output
 
+    @contextlib.contextmanager
+    def inside(self, **settings: object) -> Iterator[None]:
+        """This process is in that shell, with more settings."""
+        more = {PREFIX + name: str(value) for name, value in settings.items()}
+        with mock.patch.dict(os.environ, {**self.environment, **more}, clear=True), contextlib.chdir(self.folder):
+            yield
+
     def ask(self, *arguments: str, code: int = 0, **settings: object) -> str:
         """The same in this process: the imports of another one take seconds. Stages have processes all the same."""
-        more = {PREFIX + name: str(value) for name, value in settings.items()}
         said = io.StringIO()
         with (
-            mock.patch.dict(os.environ, {**self.environment, **more}, clear=True),
+            self.inside(**settings),
             mock.patch.object(sys, "argv", ["health-predict", *arguments]),
-            contextlib.chdir(self.folder),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
             pytest.raises(SystemExit) as caught,
@@ -89,6 +95,12 @@ class Shell:
 
     def json(self, *arguments: str) -> Any:
         return last_line(self.ask(*arguments, "--json"))
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        self.ask("down")
+        for process in self.processes():
+            process.kill()
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this home, found by the home in its environment."""

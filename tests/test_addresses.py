@@ -21,8 +21,8 @@ from health_predict.adapters.pipelines.local import run_locally
 from health_predict.adapters.storage import FolderStorage, file_path, open_storage
 from health_predict.errors import SettingsError
 from health_predict.settings import Settings, load_settings
-from tests.adapters.pipelines.test_local import says
 from tests.conftest import environment_in
+from tests.pipeline_of_one import says
 
 # One folder's name: anything but a slash and NUL, and neither `.` nor `..`; at most 255 bytes.
 LETTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
@@ -78,14 +78,12 @@ def test_a_shell_a_database_and_a_folder_take_it_as_it_is(name: str) -> None:
         assert (home / "storage" / "a" / "b").read_bytes() == storage.read("a/b") == b"c"
 
 
-@given(name=NAMES.filter(lambda name: ":" not in name))
-@settings(max_examples=2)
-def test_a_pipeline_runs_there(name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
-        python = environment_in(Path(folder) / name)
-        patched.setattr("sys.executable", str(python))
-        run = run_locally(says, {"words": name}, Settings(home=python.parent / "home"), lambda event: None)
-        assert run.outputs == {"Output": name}
+def test_a_pipeline_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = WORST + "\n\t\x1b…\U0001f3e5"
+    python = environment_in(tmp_path / name)
+    monkeypatch.setattr("sys.executable", str(python))
+    run = run_locally(says, {"words": name}, Settings(home=python.parent / "home"), lambda event: None)
+    assert run.outputs == {"Output": name}
 
 
 def test_a_folder_that_no_text_can_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ WORDS = re.compile("diabet|insulin|A1C", re.IGNORECASE)
 
 
 def files() -> list[Path]:
-    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    return [path for path in found if path.suffix in (".py", ".html", ".md") and "__pycache__" not in path.parts]
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    return [path for path in found if path.suffix in (".py", ".html", ".md")]
 
 
 def literals(path: Path) -> Iterator[str]:

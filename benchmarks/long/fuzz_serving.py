@@ -1,6 +1,6 @@
 """Hostile clients against a running service: no failure of ours, no hang, no memory that grows.
 
-20,000 bodies of every kind in `parts/hostile.py`, bodies of 100 MB, clients that never finish their body or their
+20,000 bodies of every kind in `tests/hostile.py`, bodies of 100 MB, clients that never finish their body or their
 headers, and Schemathesis over the OpenAPI document. Ends with exit code 1 when something is not as it should be.
 """
 
@@ -17,8 +17,9 @@ from contextlib import ExitStack, suppress
 from itertools import cycle, islice
 from pathlib import Path
 
-from benchmarks.parts import hostile, load, servers
+from benchmarks.parts import load, servers
 from health_predict.adapters.contracts import built_in
+from tests import hostile
 
 BODIES, WARM_BODIES = 20_000, 5_000
 CONNECTIONS = 16

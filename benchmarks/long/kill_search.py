@@ -29,12 +29,12 @@ from typing import Any
 import psutil
 
 from benchmarks.parts.cohorts import DIABETES, synthesize
-from benchmarks.parts.processes import carriers
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.core.data.cohort import save_part, without_excluded
 from health_predict.settings import PREFIX, Settings, load_settings
 from health_predict.stages.hpo import hpo
 from tests.mlflow_server import mlflow_server
+from tests.processes import carriers
 
 MARK = "KILL_SEARCH"
 FAMILIES = ("LogisticRegression", "LightGBM", "XGBoost")

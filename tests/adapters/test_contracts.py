@@ -12,7 +12,7 @@ from health_predict.adapters.contracts import built_in, built_in_synthetic, cont
 from health_predict.adapters.storage import open_storage
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
-from tests.core.data.test_synthetic_file import CONTRACT, FILE
+from tests.wards import CONTRACT, FILE
 
 MakeSettings = Callable[..., Settings]
 

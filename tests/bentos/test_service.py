@@ -34,7 +34,6 @@ from hypothesis import strategies as st
 from sklearn.pipeline import Pipeline
 from typer.testing import CliRunner
 
-from benchmarks.parts import hostile
 from health_predict.adapters.serving import endpoint
 from health_predict.adapters.serving.bentoml import BentoStore, bento_tag, write_source
 from health_predict.adapters.storage import FolderStorage, S3Storage
@@ -52,6 +51,7 @@ from health_predict.serving import middleware, prediction_log, shipping
 from health_predict.serving.prediction_log import PredictionLog
 from health_predict.serving.schemas import LONGEST_LIST, Prediction, encounter_model, violations
 from health_predict.stages.bento_build import golden_requests
+from tests import hostile
 from tests.contracts import DIABETES
 from tests.services import IDENTITY, JSON, Client, imported, open_client
 
@@ -775,6 +775,7 @@ class TestClients:
             client.predict({**valid, "age": "old"})
 
 
+@pytest.mark.no_cover  # every line that they reach has a test of its own, and coverage doubles what they take
 class TestHostile:
     """A short version of `make fuzz-serving`."""
 

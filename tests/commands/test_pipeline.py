@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from health_predict.adapters.pipelines.local import LocalRun
+from health_predict.commands import pipeline
 from health_predict.commands.pipeline import _arguments
 from health_predict.errors import SettingsError
 from health_predict.settings import PREFIX, Profile, settings_on
@@ -47,3 +50,14 @@ def test_a_path_means_the_same_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp_pa
     given = {"data_source": "my.csv", "replace_data": "true"}
     expected = {"data_source": str(tmp_path / "my.csv"), "replace_data": True}
     assert _arguments(settings_on(None), "training", given) == expected
+
+
+def test_what_stands_on_synthetic_data_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # given a run that ended with a model of nobody
+    ended = LocalRun("r", "training", tmp_path, {"model_version": "1", "dataset_source": "synthetic"})
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda *arguments: ended)
+    # then the command says among its outputs and in its last line that nobody real stands behind it
+    done = CliRunner().invoke(pipeline.app, ["run", "training"])
+    lines = done.output.strip().splitlines()
+    assert done.exit_code == 0 and "dataset_source: synthetic" in lines
+    assert lines[-1].startswith("SYNTHETIC DATA")

@@ -30,7 +30,7 @@ from health_predict.stages.split import split
 from tests.cohorts import synthesize
 from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, deployment, kubectl
 from tests.e2e.faulty_api_server import in_front_of
-from tests.stages.test_rollout import _register
+from tests.rollouts import register_forest
 
 CRASHING = """
 import os, threading
@@ -102,7 +102,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, serv
     found = split(settings, labelled_batches=0, **parts, batches=home.parent / "b.json", profile=home.parent / "p.html")
     images = {}
     for number, depth in (("1", 2), ("2", 3)):
-        _register(settings, parts, found.dataset_digest, depth)
+        register_forest(settings, parts, found.dataset_digest, depth)
         archive = home.parent / f"{number}.tar"
         bento_build(settings, model_version=number, bento=archive)
         images[number] = ecr_push(settings, bento=archive, model_version=number)

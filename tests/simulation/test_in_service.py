@@ -15,7 +15,7 @@ from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.operations.status import status
 from health_predict.simulation.in_service import put_back, remember, under_way, version_of
 from health_predict.simulation.plan import Begun, begun
-from tests.stages.test_rollout import Built, down, first, original, shared
+from tests.rollouts import Built, down, first, original, shared
 
 __all__ = ["down", "first", "original", "shared"]  # fixtures
 pytestmark = pytest.mark.slow

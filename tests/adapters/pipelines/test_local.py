@@ -10,18 +10,7 @@ from kfp import dsl
 from health_predict.adapters.pipelines.local import list_runs, run_locally
 from health_predict.errors import StateError
 from health_predict.settings import Settings
-
-
-@dsl.component(base_image="python", install_kfp_package=False)
-def echo(words: str) -> str:
-    """Say what was said."""
-    return words
-
-
-@dsl.pipeline
-def says(words: str) -> str:
-    """One task."""
-    return echo(words=words).output
+from tests.pipeline_of_one import says
 
 
 @dsl.component(base_image="python", install_kfp_package=False)

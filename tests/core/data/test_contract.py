@@ -16,7 +16,8 @@ from health_predict.adapters.contracts import FOLDER
 from health_predict.core.data.contract import MISSING, Column, Contract, Kind
 from health_predict.core.data.contract_file import file_schema, read_contract
 from health_predict.errors import DataError
-from tests.contracts import DIABETES, ICD10
+from tests import modern
+from tests.contracts import DIABETES
 
 BUILT_IN = (FOLDER / "diabetes-130.yaml").read_text(encoding="utf-8")
 
@@ -26,7 +27,7 @@ def column(**values: Any) -> Column:
 
 
 def test_a_contract_survives_its_json_and_keeps_its_digest() -> None:
-    for contract in (DIABETES, ICD10):
+    for contract in (DIABETES, modern.CONTRACT):
         again = Contract.from_json(contract.to_json())
         assert again == contract and again.digest == contract.digest
 
@@ -108,7 +109,7 @@ def test_a_column_holds_exactly_what_its_kind_says(kind: dict[str, Any], holds: 
 
 
 def test_what_a_contract_leaves_out_of_its_example_is_filled_with_a_value_that_may_be() -> None:
-    for contract in (DIABETES, ICD10):
+    for contract in (DIABETES, modern.CONTRACT):
         for without in (contract, contract.model_copy(update={"example": {}})):
             request = without.request
             assert [*request] == [one.name for one in contract.features]

@@ -9,8 +9,7 @@ from health_predict.core.data.cohort import check, target, validate, with_missin
 from health_predict.core.data.contract import Contract, Kind
 from health_predict.core.data.contract_file import read_contract
 from health_predict.core.data.draft import DECIDE, draft
-from tests import icd10
-from tests.contracts import ICD10
+from tests import modern
 
 
 def drafted(frame: pd.DataFrame) -> tuple[str, Contract]:
@@ -20,17 +19,22 @@ def drafted(frame: pd.DataFrame) -> tuple[str, Contract]:
 
 def test_a_modern_extract_is_recognised() -> None:
     # given a table with dates, measurements, flags and ICD-10
-    frame = icd10.table(1500, seed=1)
+    frame = modern.extract(1500, seed=1)
     # when a contract is drafted
     text, contract = drafted(frame)
     # then it has the roles and nearly all kinds of the one that a person wrote
-    assert contract.encounter == ("encounter_key",) and contract.patient == "patient_key"
+    assert contract.encounter == ("visit",) and contract.patient == "person"
     assert (contract.order, contract.date) == ("discharged", "discharged")
-    assert (contract.outcome.column, contract.outcome.positive) == ("returned_30d", ("Y",))
+    assert (contract.outcome.column, contract.outcome.positive) == ("returned", ("1",))
     assert set(contract.missing) == {"NULL", ""}
     kinds = {column.name: column.kind for column in contract.columns}
-    written = {column.name: column.kind for column in ICD10.columns}
-    assert {name for name in written if kinds.get(name) is not written[name]} <= {"disposition"}
+    written = {modern.NAMES.get(column.name, column.name): column.kind for column in modern.CONTRACT.columns}
+    assert {name for name in written if kinds.get(name) is not written[name]} == {"triage", "went", "ward"}
+    assert (
+        kinds["triage"] is Kind.COUNT
+        and kinds["went"] is kinds["ward"] is Kind.LEVEL
+        and written.keys() == kinds.keys()
+    )
     assert {column.system for column in contract.columns if column.kind is Kind.CODE} == {"icd10cm"}
     # and the table keeps it, once what is missing is known
     known = with_missing(frame, contract)[[column.name for column in contract.table]]
@@ -40,7 +44,7 @@ def test_a_modern_extract_is_recognised() -> None:
 
 
 def test_every_line_says_why_and_the_example_is_nobodys() -> None:
-    frame = icd10.table(1500, seed=1)
+    frame = modern.extract(1500, seed=1)
     text, contract = drafted(frame)
     columns = text[text.index("columns:") : text.index("example:")].splitlines()
     assert all("#" in line for line in columns if line.startswith("  ") and not line.startswith("   "))

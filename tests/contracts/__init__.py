@@ -1,4 +1,4 @@
-"""Contracts that tests share."""
+"""The built-in contract, and the names in it that tests need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from health_predict.adapters.contracts import FOLDER, built_in
 from health_predict.core.data.contract import Kind
-from health_predict.core.data.contract_file import read_contract
 
 DIABETES = built_in()
 ENCOUNTER, PATIENT, DATE = DIABETES.encounter[0], DIABETES.patient, DIABETES.date
@@ -15,8 +14,6 @@ TARGET, POSITIVE = DIABETES.outcome.column, DIABETES.outcome.positive[0]
 NOT_READMITTABLE = DIABETES.exclude[0].levels
 DRUGS, DIAGNOSES, AGES = DIABETES.groups[0].columns, DIABETES.names(Kind.CODE), DIABETES.by_name["age"].levels
 COLUMNS, BY_NAME = DIABETES.table, DIABETES.by_name
-ICD10_FILE = Path(__file__).with_name("icd10.yaml")
-ICD10 = read_contract(ICD10_FILE.read_text(encoding="utf-8"), ICD10_FILE.name)
 
 
 def published_at(url: str = "", sha256: str = "") -> str:
