@@ -40,19 +40,21 @@ REAL_DATA = os.environ.get(f"{PREFIX}DATA_COPY", "")
 # The longest files, by what they took of a processor; the first one takes as long as a third of all tests.
 LONGEST = (
     "test_end_to_end",
-    "test_new_family",
-    "test_compiled",
+    "test_anywhere",
     "test_killed",
-    "test_hpo",
-    "test_ray",
-    "stages/test_split",
+    "test_compiled",
     "stages/test_rollout",
     "test_register",
-    "test_bento_build",
+    "test_in_service",
+    "test_new_family",
+    "stages/test_split",
+    "test_processes",
+    "test_ray",
+    "test_hpo",
     "test_service",
+    "test_bento_build",
     "test_bootstrap",
     "test_behaviour",
-    "test_processes",
     "test_kind_up",
 )
 
@@ -85,6 +87,13 @@ def own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
             monkeypatch.delenv(name)
     if not request.node.get_closest_marker("e2e"):
         monkeypatch.setenv("KUBECONFIG", os.devnull)
+
+
+@pytest.fixture(autouse=True)
+def no_run_of_another_home() -> None:
+    """MLflow remembers by a run's id where its files lie: in a copy of its home they lie elsewhere."""
+    if known := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        known._artifact_repos_cache.clear()
 
 
 @pytest.fixture
@@ -193,7 +202,7 @@ def parts(cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Par
     return Parts(**files)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def log_search(parts: Parts) -> Callable[..., str]:
     """Logs a finished search of some families without Ray; gives its parent run."""
 

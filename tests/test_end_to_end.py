@@ -46,9 +46,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     try:
         yield shell
     finally:
-        shell.ask("down")
-        for process in shell.processes():
-            process.kill()
+        shell.end()
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +155,9 @@ def data_of(shell: Shell, data: Path) -> bool:
 
 def test_a_plain_training_goes_on_with_the_data_of_the_champion(shell: Shell, demo: str, data: Path) -> None:
     # when the pipeline is run in a shell that names no data
-    outputs = last_line(shell.ask("pipeline", "run", "readmission", "--json"))["outputs"]
+    outputs = last_line(shell.ask("pipeline", "run", "training", "--json"))["outputs"]
     # then it is the same training once more
-    assert outputs == {"model_version": "1", "decision": "promote", "dataset_source": "custom", "outcome": "unchanged"}
+    assert outputs == {"model_version": "1", "decision": "promote", "dataset_source": "custom"}
     assert data_of(shell, data)
 
 
@@ -211,7 +209,7 @@ def test_a_killed_server_comes_back(shell: Shell, demo: str) -> None:
         process.kill()
     psutil.wait_procs(shell.processes(), timeout=10)
     # when the champion is asked to serve
-    shell.run("serve")
+    shell.ask("serve")
     # then it answers on the same port
     with urllib.request.urlopen(f"http://127.0.0.1:{shell.port}/health", timeout=10) as response:
         assert json.load(response)["model_version"] == "1"
@@ -226,7 +224,7 @@ def arrive(shell: Shell, number: int) -> dict[str, object]:
 
 
 def test_where_nothing_arrived_monitoring_does_nothing(shell: Shell, demo: str) -> None:
-    outputs = last_line(shell.run("pipeline", "run", "monitoring", "--json"))["outputs"]
+    outputs = last_line(shell.ask("pipeline", "run", "monitoring", "--json"))["outputs"]
     assert (outputs["verdict"], outputs["action"], outputs["outcome"]) == ("steady", "none", "unchanged")
     found = shell.json("status")
     assert (found["drift"], found["arrivals"]["total"]) == (None, 0)
@@ -237,7 +235,7 @@ def test_monitoring_recalibrates_and_redeploys_when_that_is_the_verdict(shell: S
     window = arrive(shell, 0)
     assert shell.json("status")["arrivals"]["at_door"] == 1
     # when what arrived is judged
-    outputs = last_line(shell.run("pipeline", "run", "monitoring", "--json", **window))["outputs"]
+    outputs = last_line(shell.ask("pipeline", "run", "monitoring", "--json", **window))["outputs"]
     # then the verdict led to a new version of the same estimator, and it serves
     found = {"verdict": "recalibrate", "action": "recalibrate", "outcome": "deployed", "dataset_source": "custom"}
     assert outputs == found
@@ -272,7 +270,7 @@ def test_a_retraining_goes_on_with_the_data_of_the_champion(shell: Shell, demo: 
     window = arrive(shell, 1)
     # when every batch leads to a retraining, in a shell that names no data and without network
     parameters = ("-p", "policy=every", "-p", "trials=1", "-p", "families=LogisticRegression")
-    outputs = last_line(shell.run("pipeline", "run", "monitoring", *parameters, "--json", **window))["outputs"]
+    outputs = last_line(shell.ask("pipeline", "run", "monitoring", *parameters, "--json", **window))["outputs"]
     # then it is one on the champion's patients and on all that have arrived, whoever won
     assert (outputs["action"], outputs["dataset_source"]) == ("retrain", "custom")
     manifests = [json.loads(file.read_text()) for file in (shell.home / "storage" / "datasets").glob("*/manifest.json")]
@@ -309,6 +307,6 @@ def test_what_served_before_a_simulation_serves_again_at_its_end(shell: Shell, d
 
 
 def test_down_leaves_nothing_running(shell: Shell, demo: str) -> None:
-    shell.run("down")
+    shell.ask("down")
     assert shell.processes() == []
     shell.ask("down")

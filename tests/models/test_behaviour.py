@@ -23,7 +23,7 @@ from health_predict.core.model.features import EncounterFeatures
 from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]  # about models, not about lines
 SALTS = ("readmission", "a", "b", "c")
 
 

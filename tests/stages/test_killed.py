@@ -6,10 +6,10 @@ The search is killed in `tests/test_end_to_end.py`, the rollout in `test_rollout
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from health_predict.stages.settle import settle
 from health_predict.stages.split import split
 from tests.conftest import Parts
 from tests.feed import logged
+from tests.forks import ended
 
 STAGES: Mapping[str, Callable[..., Any]] = {
     "split": split,
@@ -40,25 +41,6 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "drift": drift,
 }
 MOST_LINES = 40
-
-# A server that has imported once what the stages import when they need it; its children start in milliseconds.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    [
-        "tests.stages.test_killed",
-        "health_predict.adapters.evidently",
-        "bentoml",
-        "evidently.presets",
-        "lightgbm",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.figure",
-        "mlflow.sklearn",
-        "onnxmltools",
-        "onnxruntime",
-        "skl2onnx",
-        "sklearn.pipeline",
-    ]
-)
 
 
 class DyingHandler(logging.Handler):
@@ -84,12 +66,10 @@ def run_with_deaths(stage: str, settings: Settings, arguments: dict[str, Any]) -
     """Kill the stage at its first line, run it again and kill it at its second, and so on; the last result."""
     deaths = 0
     for lines in range(1, MOST_LINES):
-        process = processes.Process(target=die, args=(stage, lines, settings, arguments))
-        process.start()
-        process.join(120)
-        if process.exitcode == 0:
+        code = ended(die, stage, lines, settings, arguments)
+        if code == 0:
             break
-        assert process.exitcode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
         deaths += 1
     assert deaths > 0
     return STAGES[stage](settings, **arguments)
@@ -99,35 +79,80 @@ def leftovers(home: Path) -> list[Path]:
     return list(home.rglob("*.part"))
 
 
-@pytest.fixture
-def raw(cohort: pd.DataFrame, tmp_path: Path) -> Path:
-    file = tmp_path / "raw.csv"
-    cohort.to_csv(file, index=False)
-    return file
+SPLIT_FILES = ("train", "validation", "test", "batches", "profile")
 
 
-def test_split(make_settings: Callable[..., Settings], raw: Path, tmp_path: Path) -> None:
-    def files(folder: str) -> dict[str, Any]:
-        names = ("train", "validation", "test", "batches", "profile")
-        return {"labelled_batches": 0, **{name: tmp_path / folder / name for name in names}}
+def split_arguments(out: Path) -> dict[str, Any]:
+    return {"labelled_batches": 0, **{name: out / name for name in SPLIT_FILES}}
 
-    def made(settings: Settings) -> dict[str, bytes]:
-        storage = settings.home / "storage"
-        return {str(path.relative_to(storage)): path.read_bytes() for path in storage.rglob("*") if path.is_file()}
 
-    values = {"data_source": str(raw), "initial_share": 0.8, "future_batches": 2}
-    calm = make_settings(home=tmp_path / "calm", **values)
-    expected = split(calm, **files("calm-out"))
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@dataclass(frozen=True)
+class Calm:
+    """A split that nobody disturbed, not to be changed."""
+
+    folder: Path
+    settings: Settings
+    digest: str
+
+    def again(self, home: Path) -> Settings:
+        return _splitting(self.folder, home)
+
+
+def _splitting(folder: Path, home: Path) -> Settings:
+    return Settings(home=home, data_source=str(folder / "raw.csv"), initial_share=0.8, future_batches=2)
+
+
+@pytest.fixture(scope="module")
+def calm(cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Calm:
+    folder = tmp_path_factory.mktemp("calm")
+    cohort.head(1500).to_csv(folder / "raw.csv", index=False)
+    settings = _splitting(folder, folder / "home")
+    return Calm(folder, settings, split(settings, **split_arguments(folder / "out")).dataset_digest)
+
+
+def test_split(calm: Calm, tmp_path: Path) -> None:
     # when it is killed at every line
-    settings = make_settings(home=tmp_path / "killed", **values)
-    result = run_with_deaths("split", settings, files("out"))
+    settings = calm.again(tmp_path / "home")
+    result = run_with_deaths("split", settings, split_arguments(tmp_path / "out"))
     # then the same files with the same bytes are there, and nothing else
-    assert result.dataset_digest == expected.dataset_digest
-    assert set(made(settings)) == set(made(calm))
-    for name, content in made(calm).items():
-        if name.endswith(".parquet"):
-            assert made(settings)[name] == content
+    assert result.dataset_digest == calm.digest
+    found, expected = tree(settings.home / "storage"), tree(calm.settings.home / "storage")
+    assert found.keys() == expected.keys()
+    assert {name for name in expected if name.endswith(".parquet") and found[name] != expected[name]} == set()
     assert leftovers(settings.home) == []
+
+
+def split_and_die(settings: Settings, out: Path, writes: int) -> None:
+    """Kill this process between writing a file and giving it its name."""
+    replace, left = Path.replace, iter(range(writes - 1, -1, -1))
+
+    def stop(self: Path, target: str | Path) -> Path:
+        if not next(left):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = stop  # type: ignore[method-assign]
+    split(settings, **split_arguments(out))
+
+
+@pytest.mark.parametrize("writes", [1, 6, 9])
+def test_split_between_writing_and_naming_a_file(writes: int, calm: Calm, tmp_path: Path) -> None:
+    # when a run is killed there
+    settings, expected = calm.again(tmp_path / "home"), tree(calm.settings.home / "storage")
+    assert ended(split_and_die, settings, tmp_path / "out", writes) == -signal.SIGKILL
+    # then every key that is there is whole
+    storage = open_storage(settings.storage)
+    for key in storage.keys(""):
+        assert storage.read(key) == expected[key]
+    # and a repeat ends in the same state
+    split(settings, **split_arguments(tmp_path / "out"))
+    assert {key: storage.read(key) for key in storage.keys("")} == expected
+    found, parts = tree(tmp_path / "out"), SPLIT_FILES[:3]
+    assert {name: found[name] for name in parts} == {name: tree(calm.folder / "out")[name] for name in parts}
 
 
 def test_register_bento_build_ecr_push_and_drift(

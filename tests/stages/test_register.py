@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,8 +26,42 @@ from health_predict.settings import Settings
 from health_predict.stages.register import EVALUATION, RegisterResult, register
 from tests.conftest import Parts
 from tests.contracts import DIABETES
+from tests.homes import copied
 
 LogSearch = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Searches:
+    """A home with finished searches by name, of which two are registered; nothing is champion or challenger."""
+
+    settings: Settings
+    parents: Mapping[str, str]
+    results: Mapping[str, RegisterResult]
+
+
+@pytest.fixture(scope="module")
+def made(
+    log_search: LogSearch, parts: Parts, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Searches:
+    settings = Settings(home=tmp_path_factory.mktemp("searches") / "home")
+    settings.home.mkdir()
+    shutil.copy(mlflow_database, settings.home / "mlflow.db")
+    parents = {
+        "one": log_search(settings, "LogisticRegression"),
+        "other": log_search(settings, "LogisticRegression"),
+        "both": log_search(settings, "LogisticRegression", "LightGBM", source="synthetic"),
+        "elsewhere": log_search(settings, "LogisticRegression", dataset="e" * 64),
+    }
+    results = {name: run(settings, parents[name], parts, settings.home.parent) for name in ("one", "other")}
+    Tracking(settings).delete_alias(CHALLENGER)
+    return Searches(settings, parents, results)
+
+
+@pytest.fixture
+def searches(made: Searches, tmp_path: Path) -> Searches:
+    """A copy for one test."""
+    return replace(made, settings=Settings(home=copied(made.settings.home, tmp_path / "home")))
 
 
 def run(settings: Settings, parent: str, parts: Parts, tmp_path: Path) -> RegisterResult:
@@ -35,12 +70,11 @@ def run(settings: Settings, parent: str, parts: Parts, tmp_path: Path) -> Regist
     )
 
 
-def test_the_best_family_becomes_a_version_with_a_card(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
-) -> None:
+def test_the_best_family_becomes_a_version_with_a_card(searches: Searches, parts: Parts, tmp_path: Path) -> None:
     # given a search of two families
-    parent = log_search(settings, "LogisticRegression", "LightGBM", source="synthetic")
+    settings, parent = searches.settings, searches.parents["both"]
     tracking = Tracking(settings)
+    before = len(tracking.versions())
     # when it is registered
     result = run(settings, parent, parts, tmp_path)
     # then the model that the search ended with was taken, and the card says why
@@ -55,6 +89,7 @@ def test_the_best_family_becomes_a_version_with_a_card(
     # and its page in MLflow says why
     stored = tracking._client.get_model_version(version.name, version.version)
     assert all(f"- {reason}" in stored.description for reason in result.reasons)
+    assert version.tags["dataset_source"] == "synthetic" and "SYNTHETIC DATA" in stored.description
     # and how to use the model, which decides as the version does
     assert f"mlflow.pyfunc.load_model('models:/{version.name}/{version.version}')" in stored.description
     model = get_model_info(f"models:/{version.name}/{version.version}")
@@ -69,7 +104,7 @@ def test_the_best_family_becomes_a_version_with_a_card(
     page = (tmp_path / "card.html").read_text()
     assert "Not for clinical use" in page
     assert "do not exist" in page
-    assert open_storage(settings.storage).read("models/1/card.html").decode() == page
+    assert open_storage(settings.storage).read(f"models/{version.version}/card.html").decode() == page
     # and the test metrics have intervals
     auc = result.test_metrics["auc"]
     assert auc.low < auc.value < auc.high
@@ -82,18 +117,19 @@ def test_the_best_family_becomes_a_version_with_a_card(
     # when it runs again, the version and the decision are the same and nothing is judged twice
     again = run(settings, parent, parts, tmp_path)
     assert again == result
-    assert len(tracking.versions()) == 1
+    assert len(tracking.versions()) == before + 1
 
 
 def test_a_run_without_the_preprocessor_of_its_model_is_refused(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searches: Searches, parts: Parts, tmp_path: Path
 ) -> None:
     # given a search whose best model lies beside another preprocessor
     from health_predict.adapters.tracking.connection import quiet_mlflow
     from health_predict.adapters.tracking.runs import TRUSTED_TYPES
 
-    parent = log_search(settings, "LogisticRegression")
+    settings, parent = searches.settings, searches.parents["elsewhere"]
     tracking = Tracking(settings)
+    before = tracking.versions()
     run_id = tracking.children(parent)[0].run_id
     other = EncounterFeatures(DIABETES, 500).fit(pd.read_parquet(parts.train))
     with quiet_mlflow().start_run(run_id=run_id):
@@ -111,7 +147,7 @@ def test_a_run_without_the_preprocessor_of_its_model_is_refused(
     # then it is refused and no version appears
     with pytest.raises(StateError, match="preprocessor"):
         run(settings, parent, parts, tmp_path)
-    assert tracking.versions() == []
+    assert tracking.versions() == before
 
 
 def test_a_search_without_the_baseline_cannot_promote(
@@ -121,52 +157,46 @@ def test_a_search_without_the_baseline_cannot_promote(
         run(settings, log_search(settings, "LightGBM"), parts, tmp_path)
 
 
-def test_a_new_champion_means_a_new_judgement(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
-) -> None:
-    tracking = Tracking(settings)
-    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+def test_a_new_champion_means_a_new_judgement(searches: Searches, parts: Parts, tmp_path: Path) -> None:
+    settings, tracking = searches.settings, Tracking(searches.settings)
+    first, second = searches.results["one"], searches.results["other"]
     assert tracking.version(first.model_version).tags["decided_against"] == "none"
     # given another version that serves since
-    second = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
     tracking.set_alias(CHAMPION, second.model_version)
     # when the first is registered again, it is judged against that one
-    parent = tracking.version(first.model_version).tags["parent_run_id"]
-    again = run(settings, parent, parts, tmp_path)
+    again = run(settings, searches.parents["one"], parts, tmp_path)
     assert again.model_version == first.model_version
     assert tracking.version(first.model_version).tags["decided_against"] == second.model_version
     # and the champion itself is never judged against itself, nor made challenger
     tracking.delete_alias(CHALLENGER)
-    run(settings, tracking.version(second.model_version).tags["parent_run_id"], parts, tmp_path)
+    run(settings, searches.parents["other"], parts, tmp_path)
     assert tracking.by_alias(CHALLENGER) is None
 
 
 def test_a_version_of_the_first_data_does_not_take_the_place_of_its_successor(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+    searches: Searches, parts: Parts, tmp_path: Path
 ) -> None:
     # given a version, and a champion that is the same model with later outcomes in it
-    tracking = Tracking(settings)
-    parent = log_search(settings, "LogisticRegression")
-    first = run(settings, parent, parts, tmp_path)
-    later = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    settings, tracking = searches.settings, Tracking(searches.settings)
+    first, later = searches.results["one"], searches.results["other"]
     tracking.tag_version(later.model_version, {Tag.LABELLED_BATCHES: "3"})
     tracking.set_alias(CHAMPION, later.model_version)
     # when the first data are trained on again, then that version is found, and is asked whether it is better
-    again = run(settings, parent, parts, tmp_path)
+    again = run(settings, searches.parents["one"], parts, tmp_path)
     assert (again.model_version, again.decision) == (first.model_version, Decision.REJECT)
     assert any("the champion has learned from later outcomes" in reason for reason in again.reasons)
 
 
 def test_a_version_stands_beside_the_champion_on_the_same_rows(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+    searches: Searches, parts: Parts, tmp_path: Path
 ) -> None:
-    tracking = Tracking(settings)
+    settings, tracking = searches.settings, Tracking(searches.settings)
     # given a champion, which had nobody to stand beside
-    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    first = searches.results["one"]
     assert tracking.read_json(tracking.version(first.model_version).run_id, EVALUATION)["comparisons"] == []
     tracking.set_alias(CHAMPION, first.model_version)
     # when another model of the same data is registered
-    second = run(settings, log_search(settings, "LogisticRegression", "LightGBM"), parts, tmp_path)
+    second = run(settings, searches.parents["both"], parts, tmp_path)
     # then both were asked on its test rows, and the champion's figures there are those of its own card
     stored = tracking.read_json(tracking.version(second.model_version).run_id, EVALUATION)
     (beside,) = stored["comparisons"]
@@ -184,18 +214,18 @@ def test_a_version_stands_beside_the_champion_on_the_same_rows(
 
 
 def test_a_version_of_other_data_stands_beside_the_champion_on_both(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+    searches: Searches, parts: Parts, tmp_path: Path
 ) -> None:
+    settings, first = searches.settings, searches.results["one"]
     tracking, storage = Tracking(settings), open_storage(settings.storage)
     # given a champion, and a challenger that was trained on another population
-    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
     tracking.set_alias(CHAMPION, first.model_version)
     others = pd.read_parquet(parts.test).head(400)
     storage.write(f"datasets/{'d' * 64}/test.parquet", others.to_parquet())
     for digest, raw in (("d" * 64, "old"), ("e" * 64, "new")):
         manifest = {"digest": digest, "raw_sha256": raw, "parameters": Parameters(0.2, 16, "s").to_json()}
         storage.write(f"datasets/{digest}/manifest.json", json.dumps(manifest).encode())
-    second = run(settings, log_search(settings, "LogisticRegression", dataset="e" * 64), parts, tmp_path)
+    second = run(settings, searches.parents["elsewhere"], parts, tmp_path)
     # then its figures on the population of the champion are shown beside those on its own
     stored = tracking.read_json(tracking.version(second.model_version).run_id, EVALUATION)
     own, old = stored["comparisons"]
@@ -212,21 +242,21 @@ def test_an_unfinished_search_is_refused(settings: Settings, parts: Parts, tmp_p
 
 
 def test_a_search_that_was_killed_before_its_choice_is_refused(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+    searches: Searches, parts: Parts, tmp_path: Path
 ) -> None:
     # given a search with a best model that never ended
-    parent = log_search(settings, "LogisticRegression")
+    settings, parent = searches.settings, searches.parents["one"]
     Tracking(settings).tag_run(parent, {Tag.CHOSEN: ""})
     with pytest.raises(StateError, match="names no model"):
         run(settings, parent, parts, tmp_path)
 
 
 def test_a_champion_whose_model_was_deleted_stands_in_nobody_s_way(
-    settings: Settings, parts: Parts, log_search: LogSearch, tmp_path: Path
+    searches: Searches, parts: Parts, log_search: LogSearch, tmp_path: Path
 ) -> None:
     # given a champion whose files were deleted
-    tracking = Tracking(settings)
-    first = run(settings, log_search(settings, "LogisticRegression"), parts, tmp_path)
+    settings, tracking = searches.settings, Tracking(searches.settings)
+    first = searches.results["one"]
     tracking.set_alias(CHAMPION, first.model_version)
     shutil.rmtree(settings.home / "mlartifacts")
     # when another version is registered, then it is judged without it

@@ -1,14 +1,12 @@
-"""The split stage: the same digest anywhere, reuse, repair, refusal without effects, and a kill at any moment."""
+"""The split stage: the same digest anywhere, reuse, repair, refusal without effects. `test_killed.py` kills it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,12 +73,27 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_dataset_lies_in_storage_under_its_digest(raw: Path, tmp_path: Path) -> None:
-    # when
-    settings = settings_of(tmp_path / "home", raw)
-    result = run(settings, tmp_path / "out")
-    # then
-    storage = open_storage(settings.storage)
+@dataclass(frozen=True)
+class Calm:
+    """What a run left that nobody disturbed: a home and its outputs, not to be changed but in a copy."""
+
+    home: Path
+    out: Path
+    result: SplitResult
+
+    def copied(self, folder: Path) -> Path:
+        """A home like it in another folder."""
+        return Path(shutil.copytree(self.home, folder / "home"))
+
+
+@pytest.fixture(scope="module")
+def calm(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Calm:
+    folder = tmp_path_factory.mktemp("calm")
+    return Calm(folder / "home", folder / "out", run(settings_of(folder / "home", raw), folder / "out"))
+
+
+def test_a_dataset_lies_in_storage_under_its_digest(raw: Path, calm: Calm) -> None:
+    storage, result = open_storage(settings_of(calm.home, raw).storage), calm.result
     sha256 = hashlib.sha256(raw.read_bytes()).hexdigest()
     folder = f"datasets/{result.dataset_digest}"
     assert storage.keys("raw/") == [f"raw/{sha256}/data.csv"]
@@ -102,14 +115,12 @@ def test_a_dataset_lies_in_storage_under_its_digest(raw: Path, tmp_path: Path) -
     assert not result.reused and result.dataset_source == "synthetic" and len(result.dataset_digest) == 64
 
 
-def test_the_outputs_are_the_parts_the_manifest_and_the_profile(raw: Path, tmp_path: Path) -> None:
-    # when
-    result = run(settings_of(tmp_path / "home", raw), tmp_path / "out")
-    # then
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(NAMES)
-    manifest = json.loads((tmp_path / "out" / "batches").read_text())
+def test_the_outputs_are_the_parts_the_manifest_and_the_profile(calm: Calm) -> None:
+    out, result = calm.out, calm.result
+    assert sorted(path.name for path in out.iterdir()) == sorted(NAMES)
+    manifest = json.loads((out / "batches").read_text())
     for name in ("train", "validation", "test"):
-        part = load_part(tmp_path / "out" / name)
+        part = load_part(out / name)
         described = manifest["parts"][name]
         assert described["rows"] == len(part) and described["rows_sha256"] == rows_digest(part)
         assert described["positives"] == (part["readmitted"] == "<30").sum()
@@ -120,24 +131,23 @@ def test_the_outputs_are_the_parts_the_manifest_and_the_profile(raw: Path, tmp_p
     assert manifest["rows"] == 1_500 and manifest["initial_rows"] == 300
     kept = sum(part["rows"] for part in manifest["parts"].values())
     assert kept + sum(manifest["excluded"].values()) == 1_500
-    page = (tmp_path / "out" / "profile").read_text()
+    page = (out / "profile").read_text()
     assert "Synthetic data" in page and result.dataset_digest[:12] in page
 
 
-def test_the_same_input_gives_the_same_files_anywhere(raw: Path, tmp_path: Path) -> None:
-    first = run(settings_of(tmp_path / "a", raw), tmp_path / "out a")
-    second = run(settings_of(tmp_path / "elsewhere" / "b", raw), tmp_path / "out b")
-    assert first.dataset_digest == second.dataset_digest and first.manifest == second.manifest
-    assert tree(tmp_path / "a" / "storage") == tree(tmp_path / "elsewhere" / "b" / "storage")
+def test_the_same_input_gives_the_same_files_anywhere(raw: Path, calm: Calm, tmp_path: Path) -> None:
+    second = run(settings_of(tmp_path / "elsewhere" / "b", raw), tmp_path / "out")
+    assert calm.result.dataset_digest == second.dataset_digest and calm.result.manifest == second.manifest
+    assert tree(calm.home / "storage") == tree(tmp_path / "elsewhere" / "b" / "storage")
 
 
-def test_each_parameter_and_the_data_name_another_dataset(raw: Path, tmp_path: Path) -> None:
+def test_each_parameter_and_the_data_name_another_dataset(raw: Path, calm: Calm, tmp_path: Path) -> None:
     home = tmp_path / "home"
     other = tmp_path / "other.csv"
     save_csv(synthesize(1_500, seed=22), other)
     arrive(settings_of(home, raw), as_if_real(synthesize(50, seed=23)))
     results = [
-        run(settings_of(home, raw), tmp_path / "out"),
+        calm.result,
         run(settings_of(home, raw, salt="other"), tmp_path / "out"),
         run(settings_of(home, raw, initial_share=0.3), tmp_path / "out"),
         run(settings_of(home, raw, future_batches=4), tmp_path / "out"),
@@ -148,10 +158,9 @@ def test_each_parameter_and_the_data_name_another_dataset(raw: Path, tmp_path: P
     assert not any(result.reused for result in results)
 
 
-def test_the_future_of_the_file_may_arrive_and_stays_its_future(raw: Path, tmp_path: Path) -> None:
+def test_the_future_of_the_file_may_arrive_and_stays_its_future(raw: Path, calm: Calm, tmp_path: Path) -> None:
     # given two of the file's future batches that arrived
-    settings = settings_of(tmp_path / "home", raw)
-    first = run(settings, tmp_path / "out0")
+    settings, first = settings_of(calm.copied(tmp_path), raw), calm.result
     folder = tmp_path / "home" / "storage" / "datasets" / first.dataset_digest
     arrive(settings, *(load_part(folder / "batches" / f"0{number}.parquet") for number in (0, 1)))
     # when they join the initial encounters
@@ -251,17 +260,14 @@ def test_arrivals_without_outcomes_are_waited_for(continued: Settings, tmp_path:
     assert "health-predict status" in caught.value.remedy
 
 
-def test_a_repeat_reads_what_lies_in_storage(raw: Path, tmp_path: Path) -> None:
+def test_a_repeat_reads_what_lies_in_storage(raw: Path, calm: Calm, tmp_path: Path) -> None:
     # given
-    settings = settings_of(tmp_path / "home", raw)
-    first = run(settings, tmp_path / "out")
-    before, files = tree(tmp_path / "out"), tree(tmp_path / "home")
-    shutil.rmtree(tmp_path / "out")
+    files = tree(calm.home)
     # when
-    again = run(settings, tmp_path / "out")
+    again = run(settings_of(calm.home, raw), tmp_path / "out")
     # then
-    assert again.reused and again.dataset_digest == first.dataset_digest
-    assert tree(tmp_path / "out") == before and tree(tmp_path / "home") == files
+    assert again.reused and again.dataset_digest == calm.result.dataset_digest
+    assert tree(tmp_path / "out") == tree(calm.out) and tree(calm.home) == files
 
 
 FILES = ("train.parquet", "batches/01.parquet", "profile.html", "manifest.json", "index")
@@ -270,10 +276,11 @@ FILES = ("train.parquet", "batches/01.parquet", "profile.html", "manifest.json",
 @pytest.mark.parametrize(
     ("name", "damage"), [*((name, damage) for name in FILES for damage in ("gone", "cut")), ("raw", "gone")]
 )
-def test_a_dataset_that_is_not_whole_is_made_again(name: str, damage: str, raw: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_is_not_whole_is_made_again(
+    name: str, damage: str, raw: Path, calm: Calm, tmp_path: Path
+) -> None:
     # given
-    settings = settings_of(tmp_path / "home", raw)
-    result = run(settings, tmp_path / "out")
+    settings, result = settings_of(calm.copied(tmp_path), raw), calm.result
     storage = tmp_path / "home" / "storage"
     whole = tree(storage)
     file = {
@@ -312,70 +319,17 @@ def test_bad_data_are_refused_without_any_effect(change: object, message: str, r
     assert not (tmp_path / "home").exists() and not (tmp_path / "out").exists()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from health_predict.adapters import storage
-from health_predict.settings import Settings
-from health_predict.stages.split import split
-raw, home, out, writes = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-replace, done = Path.replace, 0
-def stop(self, target):
-    global done
-    done += 1
-    if done == writes:
-        os.kill(os.getpid(), signal.SIGKILL)  # the new content lies under its temporary name
-    return replace(self, target)
-Path.replace = stop
-split(Settings(home=home, data_source=str(raw), future_batches=3), labelled_batches=0,
-      **{name: out / name for name in ("train", "validation", "test", "batches", "profile")})
-"""
-
-
-@pytest.fixture(scope="module")
-def calm(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("calm")
-    run(settings_of(folder / "home", raw), folder / "out")
-    return folder
-
-
-@pytest.mark.parametrize("writes", [1, 6, 10])
-def test_a_kill_at_any_write_leaves_nothing_half_and_a_repeat_ends_the_same(
-    writes: int, raw: Path, calm: Path, tmp_path: Path
-) -> None:
-    # given
-    whole = tree(calm / "home" / "storage")
-    # when a run is killed between writing and renaming a file
-    home, out = tmp_path / "home", tmp_path / "out"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(raw), str(home), str(out), str(writes)], capture_output=True, timeout=120
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    # then every key that is there is whole
-    storage = open_storage(settings_of(home, raw).storage)
-    for key in storage.keys(""):
-        assert hashlib.sha256(storage.read(key)).hexdigest() == whole[key]
-    # and a repeat ends in the same state
-    run(settings_of(home, raw), out)
-    assert {key: hashlib.sha256(storage.read(key)).hexdigest() for key in storage.keys("")} == whole
-    assert {name: digest for name, digest in tree(out).items() if name in NAMES[:3]} == {
-        name: digest for name, digest in tree(calm / "out").items() if name in NAMES[:3]
-    }
-
-
-def test_s3_takes_the_same_files_as_a_folder(raw: Path, tmp_path: Path, s3_endpoint: str) -> None:
+def test_s3_takes_the_same_files_as_a_folder(raw: Path, calm: Calm, tmp_path: Path, s3_endpoint: str) -> None:
     import boto3
 
     boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="hospital")
     bucket = settings_of(tmp_path / "s3", raw, storage_uri="s3://hospital/data", s3_endpoint_url=s3_endpoint)
     # when
     first, again = run(bucket, tmp_path / "out"), run(bucket, tmp_path / "out")
-    folder = run(settings_of(tmp_path / "folder", raw), tmp_path / "out folder")
     # then
-    assert again.reused and first.dataset_digest == folder.dataset_digest
+    assert again.reused and first.dataset_digest == calm.result.dataset_digest
     assert first.raw_uri.startswith("s3://hospital/data/raw/")
-    assert open_storage("s3://hospital/data", s3_endpoint).keys("") == sorted(tree(tmp_path / "folder" / "storage"))
+    assert open_storage("s3://hospital/data", s3_endpoint).keys("") == sorted(tree(calm.home / "storage"))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,9 +46,11 @@ class Registered:
     folder: Path
 
 
-@pytest.fixture
-def registered(settings: Settings, cohort: pd.DataFrame) -> Registered:
-    """A calibrated booster, registered."""
+@pytest.fixture(scope="module")
+def registered(cohort: pd.DataFrame, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    """A calibrated booster, registered. Tests add runs beside it."""
+    settings = Settings(home=tmp_path_factory.mktemp("registered"))
+    shutil.copy(mlflow_database, settings.home / "mlflow.db")
     features = EncounterFeatures(DIABETES).fit(cohort)
     family = FAMILIES[FAMILY]
     estimator = family.fit(

@@ -157,15 +157,15 @@ FEW = {
     "positives": (FRAME.assign(readmitted=["<30", *["NO"] * 1999]), "of the 5 patients with a readmission"),
     "negatives": (FRAME.assign(readmitted=["NO", *["<30"] * 1999]), "of the 5 patients without a readmission"),
     "patients": (FRAME.assign(patient_nbr="1"), r"\(patients: 1\) are too few: train"),
-    "time": (FRAME.iloc[:400], "nothing is left for batches/"),
+    "time": (FRAME.iloc[:160], "nothing is left for batches/"),
 }
 
 
 @pytest.mark.parametrize(("frame", "reason"), FEW.values(), ids=FEW)
 def test_too_few_of_a_kind_are_refused(frame: pd.DataFrame, reason: str) -> None:
-    batches = 300 if "batches" in reason else 4
+    batches = 80 if "batches" in reason else 4
     with pytest.raises(DataError, match=reason) as caught:
-        partition(frame, DIABETES, Parameters(0.2 if batches > 4 else 0.05, batches, "test"))
+        partition(frame, DIABETES, Parameters(0.55 if batches > 4 else 0.05, batches, "test"))
     # then how many would do is said
     assert "40 patients of either outcome among the first" in caught.value.remedy
     assert ("FUTURE_BATCHES lower" in caught.value.remedy) == (batches > 4)
