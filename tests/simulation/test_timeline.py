@@ -176,7 +176,7 @@ class Played:
                 VERSION: version,
                 PROBABILITY: [repr(score) for score in pipeline.predict_proba(frame)[:, 1].tolist()],
             }
-            Batches(settings).arrivals.land(complete(frame.drop(columns=[TARGET]), "a batch").assign(**meta))
+            Batches(settings).arrivals.land(complete(frame.drop(columns=[TARGET]), DIABETES, "a batch").assign(**meta))
             deliver_outcomes(found, number)
             monitoring(settings.model_copy(update={"window": str(len(frame))}))
         begun.write(storage)

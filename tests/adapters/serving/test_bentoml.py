@@ -93,7 +93,7 @@ def test_everything_is_inside(built: tuple[BentoStore, Bento], compiled: Compile
     assert identity["contract_digest"] == compiled.contract.digest
     # and the library's wheel, which BentoML's image installs
     (wheel,) = (source / "wheels").iterdir()
-    assert "health_predict.serving.middleware.py" in zipfile.ZipFile(wheel).namelist()
+    assert "health_predict/serving/middleware.py" in zipfile.ZipFile(wheel).namelist()
     assert f"./wheels/{wheel.name}" in (built[1].folder / "env" / "python" / "requirements.txt").read_text()
     assert "./src/wheels" in (built[1].folder / "env" / "docker" / "Dockerfile").read_text()
 
