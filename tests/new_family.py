@@ -25,7 +25,7 @@ DATASET = "d" * 64
 
 def main(home: Path, parts: Path, port: int, families: tuple[str, ...]) -> dict[str, Any]:
     """What the service says about the first test encounters, and what the pipeline says."""
-    settings = Settings(home=home, families=families, trials=1, serving_port=port, git_commit="c" * 40)
+    settings = Settings(home=home, families=families, trials=2, serving_port=port, git_commit="c" * 40)
     train, validation, test = (parts / f"{name}.parquet" for name in ("train", "validation", "test"))
     storage = open_storage(settings.storage)
     for part in (train, validation):
