@@ -14,6 +14,7 @@ from health_predict.adapters.files import named_file, write_file
 from health_predict.commands.data import ANOTHER_FILE, check_file
 from health_predict.commands.operate import AsJson
 from health_predict.commands.progress import console_of, working
+from health_predict.errors import SettingsError
 from health_predict.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="The data contract: what a table holds and what is predicted.")
@@ -23,19 +24,21 @@ app = typer.Typer(no_args_is_help=True, help="The data contract: what a table ho
 def draft(
     file: Annotated[Path, typer.Argument(help="CSV (plain or packed) or Parquet file with the outcomes")],
     out: Annotated[Path, typer.Option(help="Contract file to write")],
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there")] = False,
 ) -> None:
     """Propose a contract for a table. Every line says why; what a person must decide is marked DECIDE."""
     named_file(out, ANOTHER_FILE)
+    if out.exists() and not force:
+        raise SettingsError(f"{out} is there already, and may have been edited", "name another file, or add --force")
     console = console_of()
     with working(console, "reading"):
-        from health_predict.core.data.draft import DECIDE  # with pandas: a second
+        from health_predict.core.data.draft import DECIDE, undecided  # with pandas: a second
         from health_predict.core.data.draft import draft as drafted
-        from health_predict.core.data.encounters import as_text
-        from health_predict.operations.feed import read_table_file
+        from health_predict.core.data.table_file import read_table_file
 
-        text = drafted(as_text(read_table_file(file)), re.sub(r"(\.\w+)+$", "", file.name))
+        text = drafted(read_table_file(file), re.sub(r"(\.\w+)+$", "", file.name))
     write_file(out, text, ANOTHER_FILE)
-    decisions = sum(DECIDE in line for line in text.splitlines()[2:])
+    decisions = len(undecided(text))
     typer.echo(f"{out}: {decisions} lines are marked {DECIDE}; then `health-predict contract check {out} {file}`")
 
 
@@ -50,8 +53,13 @@ def check(
     described = contract_of(settings)
     with working(console_of(as_json), "checking"):
         from health_predict.adapters.scores import plug_in  # with pandas: a second
+        from health_predict.core.data.draft import DECIDE, undecided
 
         plug_in(described)
+        open_lines = undecided(contract.read_text(encoding="utf-8-sig"))
+    if open_lines and not as_json:
+        said = ", ".join(map(str, open_lines))
+        typer.echo(f"{contract}: still marked {DECIDE}: line{'s' * (len(open_lines) > 1)} {said}", err=True)
     if file is not None:
         check_file(settings, file, unlabelled=False, as_json=as_json)
     elif as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,7 +86,7 @@ def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: boo
         alike: dict[tuple[str, str, str], list[int]] = {}
         for one in violations:
             alike.setdefault((one.column, one.problem, one.remedy), []).append(one.row)
-        for (column, problem, remedy), lines in alike.items():
+        for (column, problem, remedy), lines in _few(alike).items():
             typer.echo(f"{_named(lines)}, {column}: {problem} -> {remedy}")
         count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
         console_of().print(f"[bold red]{count}[/bold red] of the data contract")
@@ -98,7 +99,7 @@ def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: boo
         refuse_leaks(partition(labelled, contract, parameters).train, contract)
     if not as_json:
         patients = frame[contract.patient].nunique()
-        said = f" ({without:,} without a next one, which have no label)" if without else ""
+        said = f" ({without:,} without a next one that counts, so without a label)" if without else ""
         typer.echo(f"{file}: {len(frame):,} encounters{said} of {patients:,} patients, no violation")
 
 
@@ -189,6 +190,17 @@ def forget(
         )
     for sha256 in found.raw:
         typer.echo(f"still in the raw file with SHA-256 {sha256[:12]}: train on a corrected file with --replace-data")
+
+
+def _few(alike: dict[tuple[str, str, str], list[int]]) -> dict[tuple[str, str, str], list[int]]:
+    """What is wrong, a column's many different values in one line."""
+    problems = Counter((column, remedy) for column, _, remedy in alike)
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for (column, problem, remedy), lines in alike.items():
+        many = problems[column, remedy]
+        said = problem if many <= SHOWN else f"{many:,} different values are not allowed"
+        found.setdefault((column, said, remedy), []).extend(lines)
+    return {key: sorted(lines) for key, lines in found.items()}
 
 
 def _named(lines: list[int], count: int | None = None) -> str:

@@ -16,13 +16,11 @@ from health_predict.adapters.data.arrivals import Added, Arrivals
 from health_predict.adapters.tracking import Tracking
 from health_predict.core.data.cohort import FIRST_LINE, with_missing
 from health_predict.core.data.contract import MISSING, Contract
-from health_predict.core.data.csv_file import read_table
 from health_predict.core.data.encounters import as_text
-from health_predict.core.data.outcomes import read_outcomes, write_outcomes
+from health_predict.core.data.outcomes import meaning_of, read_outcomes, write_outcomes
+from health_predict.core.data.table_file import read_table_file
 from health_predict.errors import DataError
 from health_predict.settings import Settings
-
-PARQUET = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +70,7 @@ def _outcomes(frame: pd.DataFrame, contract: Contract, file: Path) -> pd.DataFra
             f"{file} has outcomes but no {', '.join(absent)}, by which they are found",
             f"add it, or leave {label} out and deliver the outcomes with `health-predict data outcomes`",
         )
-    # What the label may say, in the contract's words or as in a file of outcomes.
-    meaning = {level: int(level in contract.outcome.positive) for level in contract.outcome.levels}
-    meaning |= {"1": 1, "0": 0} if meaning.keys().isdisjoint(("0", "1")) else {}
+    meaning = meaning_of(contract)
     text = with_missing(as_text(frame[[*by, label]]), contract)
     wrong = np.flatnonzero(~text[label].isin([*meaning, MISSING]))
     if len(wrong):
@@ -84,30 +80,6 @@ def _outcomes(frame: pd.DataFrame, contract: Contract, file: Path) -> pd.DataFra
         )
     known = text[(text != MISSING).all(axis=1)].drop_duplicates(by, keep="last")
     return known.assign(**{label: known[label].map(meaning)})
-
-
-def read_table_file(file: Path) -> pd.DataFrame:
-    """A CSV or Parquet file, of any types (n, columns). Raises DataError when it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(len(PARQUET))
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be read: {error.strerror}", "give the path of a file that may be read"
-        ) from None
-    if start != PARQUET:
-        return read_table(file)
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{file} is not a readable Parquet file: {error}", "write it again") from None
-    if len(set(table.column_names)) < table.num_columns:
-        raise DataError(f"{file} names a column more than once", "keep one of them")
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
 
 
 def add_outcomes(settings: Settings, file: Path) -> Outcomes:

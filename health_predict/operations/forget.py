@@ -147,7 +147,12 @@ class _Stream:
         removed = 0
         for folder in (keys.outcomes_door(self._stream), keys.taken_outcomes(self._stream, "")):
             for key in self._storage.keys(folder):
-                self._storage.write(key, self._rows_without(self._storage.read(key), names))
+                data = self._storage.read(key)
+                left = self._rows_without(data, names)
+                if left != data:
+                    self._storage.write(key, left)
+                    if folder == keys.outcomes_door(self._stream):  # what was taken is counted with its batch
+                        removed += data.count(b"\n") - left.count(b"\n")
         ids = {values[0] for values in names[(PREDICTION_ID,)]}
         for number in range(self._arrivals.state().windows.number):
             key = keys.window_outcomes(self._stream, number)

@@ -29,7 +29,7 @@ from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.outcome_files import OutcomeCounts, OutcomeMatch
 from health_predict.adapters.data.parts import read_frame, read_record
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.core.data.cohort import encounter_of, part_bytes
+from health_predict.core.data.cohort import encounter_of, part_bytes, with_missing
 from health_predict.core.data.contract import MISSING, Contract
 from health_predict.core.data.encounters import Refusal, as_text, complete, dates_of, days_of, names_of, refused
 from health_predict.core.data.outcomes import PREDICTION_ID, Values
@@ -40,7 +40,9 @@ from health_predict.settings import Settings
 
 log = logging.getLogger(__name__)
 
-TIME, VERSION, PROBABILITY = "time", "model_version", "probability"
+# Beside the columns of any contract: none of those begins with _.
+TIME, VERSION, PROBABILITY = "_time", "_model_version", "_probability"
+_DAY = "_day"
 META = [PREDICTION_ID, TIME, VERSION, PROBABILITY]
 AGAIN_DAYS = 30  # before its receipt, in which an encounter without a date is looked for: an index would grow for ever
 AHEAD_DAYS = 1  # a date so far after the receipt may be another time zone's
@@ -143,7 +145,7 @@ class Arrivals:
         break the contract are set aside with a report. The same rows change nothing. Raises DataError as `complete`
         does.
         """
-        text = complete(as_text(frame), self.contract, name)
+        text = complete(with_missing(as_text(frame), self.contract), self.contract, name)
         digest = rows_digest(text)
         marker = keys.added(self.stream, digest)
         known = json.loads(self.storage.read(marker)) if self.storage.exists(marker) else {}
@@ -319,11 +321,11 @@ class Arrivals:
         received = [
             datetime.fromisoformat(one).astimezone(self._zone).date().isoformat() for one in rows[TIME].to_numpy(object)
         ]
-        rows = rows.assign(day=days_of(rows, self.contract, received)).sort_values(["day", TIME], kind="stable")
+        rows = rows.assign(**{_DAY: days_of(rows, self.contract, received)}).sort_values([_DAY, TIME], kind="stable")
         windows, arrived, nobody = state.windows, 0, 0
         there: dict[str, set[str]] = {}
-        for day, of_day in rows.groupby("day", sort=True):
-            fresh = self._fresh(of_day.drop(columns="day"), str(day), state.collection, there)
+        for day, of_day in rows.groupby(_DAY, sort=True):
+            fresh = self._fresh(of_day.drop(columns=_DAY), str(day), state.collection, there)
             if len(fresh):
                 part = f"{day}/{state.collection:06d}"
                 self.storage.write(keys.arrivals(self.stream, part), part_bytes(fresh))

@@ -25,6 +25,7 @@ from health_predict.adapters.storage import open_storage
 from health_predict.core.data.contract import Contract
 from health_predict.core.data.csv_file import read_unpacked, refuse_no_csv
 from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
+from health_predict.core.data.table_file import is_parquet, read_table_file
 from health_predict.errors import DataError, StateError, UnreachableError
 from health_predict.settings import SYNTHETIC_SOURCE, Settings
 
@@ -157,10 +158,13 @@ def _file(settings: Settings) -> str:
 
 
 def _unpacked(path: Path, target: Path, wanted: str) -> Path:
-    """The file itself or, where it is packed, what it holds, written to `target`."""
-    data = read_unpacked(path, wanted)
-    if data == path.read_bytes():
-        return path
+    """The file itself or, where it is packed or Parquet, what it holds as CSV, written to `target`."""
+    if is_parquet(path):
+        data = read_table_file(path).to_csv(index=False, lineterminator="\n").encode()
+    else:
+        data = read_unpacked(path, wanted)
+        if data == path.read_bytes():
+            return path
     write_file(target, data)
     return target
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from health_predict.core.data.contract import MISSING, WORDS_FOR_MISSING, Column, Contract, Kind
-from health_predict.core.data.csv_file import read_table
+from health_predict.core.data.table_file import read_table_file
 from health_predict.core.data.values import Value
 from health_predict.errors import DataError
 
@@ -38,15 +38,15 @@ class Violation:
 
 
 def read_cohort(path: Path, contract: Contract, *, labelled: bool = True) -> pd.DataFrame:
-    """A CSV file, plain or packed, as a cohort frame in the order of the file; what it writes for missing is `?`.
+    """A CSV or Parquet file as a cohort frame in the order of the file; what it writes for missing is `?`.
 
     With `labelled=False` the label may be absent, as it is in encounters that are yet to be scored; one that is made
     from the next row is absent always: that is `label`. Columns may stand in any order. The cells are not checked: that
     is `validate`.
 
-    Raises DataError when the file has other columns or no encounter, and what `read_table` raises.
+    Raises DataError when the file has other columns or no encounter, and what `read_table_file` raises.
     """
-    frame = read_table(path, contract.published.file if contract.published else "")
+    frame = read_table_file(path, contract.published.file if contract.published else "")
     target, derived = contract.target.name, contract.outcome.next is not None
     expected = [column.name for column in contract.table if column.name != target or (labelled and not derived)]
     known = [*contract.ignore, *(column.name for column in contract.columns), *([] if derived else [target])]
@@ -81,18 +81,24 @@ def with_missing(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
 
 def label(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
     """A valid cohort frame with its label: where the contract makes it from the patient's next row, only of the rows
-    that have one. Index from 0."""
-    rule = contract.outcome.next
+    of which it can be known. Index from 0."""
+    rule, outcome = contract.outcome.next, contract.outcome
     if rule is None:
         return frame
-    order = in_order(frame, contract)
-    ordered = frame.assign(at=order).sort_values([contract.patient, "at"], kind="stable")
-    following = ordered.groupby(contract.patient, sort=False)[["at", rule.column]].shift(-1)
-    known = (following["at"] - ordered["at"] <= rule.within).to_numpy() & (following[rule.column] != MISSING).to_numpy()
-    happened = following.loc[known, rule.column].astype(float) > rule.above
-    outcome = contract.outcome
-    labels = pd.Series(outcome.negative, index=happened.index, dtype="str").mask(happened, outcome.positive[0])
-    return frame.loc[labels.index].assign(**{outcome.column: labels}).sort_index().reset_index(drop=True)
+    at = pd.Series(in_order(frame, contract), index=frame.index)
+    ordered = frame.assign(_at=at).sort_values([contract.patient, "_at"], kind="stable")
+    following = ordered.groupby(contract.patient, sort=False).shift(-1)
+    near = following["_at"] - ordered["_at"] <= rule.within
+    if rule.column:
+        known = near & (following[rule.column] != MISSING)
+        happened = known & (following[rule.column].where(known, "nan").astype(float) > rule.above)
+    else:
+        known = happened = near
+    if rule.without == "negative":  # whoever has been watched to the end
+        known = known | (~near & (ordered["_at"] + rule.within <= at.max()))
+    labels = pd.Series(outcome.negative, index=ordered.index, dtype="str").mask(happened, outcome.positive[0])
+    found = frame.assign(**{outcome.column: labels})[known.reindex(frame.index)]
+    return found.reset_index(drop=True)
 
 
 def in_order(frame: pd.DataFrame, contract: Contract) -> npt.NDArray[np.integer[Any]]:
@@ -227,7 +233,8 @@ def _refuse_one_outcome(frame: pd.DataFrame, contract: Contract, name: str) -> N
     which = "no encounter" if not positive.any() else "every encounter"
     rule = f"{outcome.column} {' or '.join(outcome.positive)}"
     if outcome.next:
-        rule = f"{outcome.next.column} of the patient's next row above {outcome.next.above:g}"
+        what = f"{outcome.next.column} of the patient's next row above {outcome.next.above:g}"
+        rule = what if outcome.next.column else f"a next row within {outcome.next.within:g}"
     raise DataError(
         f"{which} in {name} is {outcome.happened} ({rule})",
         f"give data in which some patients are {outcome.happened} and some are not",

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import date
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -191,12 +191,16 @@ def _is_day(text: str) -> bool:
 
 
 class Next(_Part):
-    """The outcome is of the patient's next row: whether a column of it is above a value."""
+    """The outcome is of the patient's next row: that there is one, or that a column of it is above a value."""
 
-    column: str = Field(description="Column of the next row")
+    column: str = Field("", description="Column of the next row; empty: that there is such a row is the outcome")
     above: float = Field(0, description="The outcome is positive when that column is above this")
     within: float = Field(
-        description="The next row counts when what orders rows is at most so much later; days of a date"
+        description="How much later the next row may come and count: days of a date, else steps of `order`"
+    )
+    without: Literal["unlabelled", "negative"] = Field(
+        "unlabelled",
+        description="What a row without a next one that counts is; negative: once the table goes on for `within`",
     )
 
 
@@ -220,7 +224,7 @@ class Outcome(_Part):
 
 
 class Exclusion(_Part):
-    """Encounters that are not to be scored."""
+    """Encounters that are left out of training and judging."""
 
     column: str = Field(description="A column with levels")
     levels: tuple[str, ...] = Field(min_length=1, description="Of those encounters")
@@ -268,7 +272,7 @@ class Contract(_Part):
     date: str = Field("", description="Column with the day of an encounter, by which arrivals fall into windows")
     outcome: Outcome = Field(description="What is predicted, and its words")
     follow_up_days: float = Field(30, ge=0, description="Days until an outcome is known")
-    exclude: tuple[Exclusion, ...] = Field((), description="Encounters that are not scored")
+    exclude: tuple[Exclusion, ...] = Field((), description="Encounters that are left out of training and judging")
     ignore: tuple[str, ...] = Field((), description='Columns of files that nobody needs; "" is one without a name')
     columns: tuple[Column, ...] = Field(min_length=1, description="All columns but the label, in the order of the file")
     groups: tuple[Group, ...] = Field((), description="Columns that are also counted together")

@@ -50,12 +50,16 @@ def _mistakes(contract: Contract) -> Iterator[tuple[Place, str]]:
             yield ("example", name), "is no column that a prediction uses"
         elif not known.holds(text):
             yield ("example", name), f"must be {known.allowed}"
+        elif any(one.column == name and text in one.levels for one in contract.exclude):
+            yield ("example", name), "is excluded: give an encounter that would be judged"
 
 
 def _mistakes_of(column: Column) -> Iterator[str]:
     kind = column.kind
     if column.name.startswith("_") or column.name.strip() != column.name:
-        yield "a name has no blank at its ends and does not begin with _: rename the column in the file"
+        yield "a name begins with no _ and has no outer blanks: rename the column, or name it under `ignore`"
+    if column.name == "prediction_id":
+        yield "this is the name of the service's own id: rename the column, or name it under `ignore`"
     if kind is Kind.OUTCOME:
         yield "the outcome is described under `outcome`, not as a column"
     if kind is Kind.LEVEL and len(column.levels) < 2:
@@ -114,13 +118,18 @@ def _mistakes_of_outcome(contract: Contract) -> Iterator[tuple[Place, str]]:
     if outcome.column in (column.name for column in contract.columns):
         yield ("columns", outcome.column), "the outcome is described under `outcome`, not as a column"
     if not set(outcome.positive) < set(outcome.levels):
-        yield ("outcome", "positive"), f"must be some of the levels {', '.join(outcome.levels)}, not all"
+        yield (
+            ("outcome", "positive"),
+            f"{', '.join(outcome.positive)}: must be some of the levels {', '.join(outcome.levels)}, not all",
+        )
     if outcome.negative not in set(outcome.levels) - set(outcome.positive):
         yield ("outcome", "negative"), "must be a level that is not positive"
     if outcome.next:
         column = contract.by_name.get(outcome.next.column)
-        if column is None or column.kind not in (Kind.COUNT, Kind.NUMBER):
-            yield ("outcome", "next", "column"), "must be a column that is a count or a number"
+        if outcome.next.column and (column is None or column.kind not in (Kind.COUNT, Kind.NUMBER)):
+            yield ("outcome", "next", "column"), "must be a column that is a count or a number, or empty"
+        if not outcome.next.column and outcome.next.without != "negative":
+            yield ("outcome", "next"), "without a `column` every row that counts is positive: say `without: negative`"
 
 
 def _mistakes_of_groups(contract: Contract) -> Iterator[tuple[Place, str]]:
@@ -145,3 +154,7 @@ def _mistakes_of_groups(contract: Contract) -> Iterator[tuple[Place, str]]:
         column = contract.by_name.get(one.column)
         if column is not None and (column.kind in (Kind.COUNT, Kind.NUMBER)) != bool(one.bounds):
             yield ("subgroups", at), "`bounds` go with a count or a number, and only with it"
+        if column is not None and not column.is_feature:
+            yield ("subgroups", at), f"{one.column} is of kind {column.kind}, which makes no groups"
+        if list(one.bounds) != sorted(set(one.bounds)):
+            yield ("subgroups", at, "bounds"), "must grow"

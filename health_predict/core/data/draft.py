@@ -18,12 +18,16 @@ from health_predict.core.data import codes
 from health_predict.core.data.codes import System
 from health_predict.core.data.contract import MAXIMUM_COUNT, MAXIMUM_TEXT, MISSING, WORDS_FOR_MISSING, Kind
 from health_predict.core.statistics import delong
+from health_predict.errors import DataError
 
 DECIDE = "DECIDE"
 FEW_LEVELS = 30  # more are open: a new one may come any day
 _PAIRS = (("0", "1"), ("N", "Y"), ("n", "y"), ("No", "Yes"), ("no", "yes"), ("F", "T"), ("false", "true"),
           ("False", "True"), ("FALSE", "TRUE"))  # fmt: skip
 _WHOLE, _DECIMAL = r"0|[1-9][0-9]{0,17}", r"-?[0-9]{1,12}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?"
+_NUMERIC_ID = "[1-9][0-9]{0,17}"
+_OTHER_DAY = r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}|[12][0-9]{3}-[01][0-9]-[0-3][0-9][T ].*"
+_ID = r"(^|[_ ])(id|nr|no|key|#)( #)?$"
 _DAY = r"[12][0-9]{3}-[01][0-9]-[0-3][0-9]"
 _NAMES = {
     "patient": r"pat|person|subject|member|mrn|^p?id$",
@@ -49,8 +53,18 @@ class _Guess:
         return str(self.lines.get("kind", ""))
 
 
+def undecided(text: str) -> list[int]:
+    """The lines of a contract file that are still marked for a person to decide, from 1."""
+    return [number for number, line in enumerate(text.splitlines(), 1) if f"{DECIDE}:" in line]
+
+
 def draft(frame: pd.DataFrame, name: str) -> str:
-    """The text of a contract file for a table as text (n, columns); `name` names it."""
+    """The text of a contract file for a table as text (n, columns); `name` names it.
+
+    Raises DataError for a table without rows, or with one column.
+    """
+    if frame.empty or len(frame.columns) < 2:
+        raise DataError(f"{name} holds no table", "give a file with a line of names, and rows of several columns")
     words = _words_for_missing(frame)
     cells = frame.replace(list(words), MISSING) if words else frame
     guesses = [_guess(str(column), cells[column]) for column in cells]
@@ -65,7 +79,7 @@ def _words_for_missing(frame: pd.DataFrame) -> tuple[str, ...]:
     for column in frame:
         counts = frame[column].value_counts()
         for value, count in counts.items():
-            if str(value) in ("", MISSING) or str(value).lower() in WORDS_FOR_MISSING:
+            if str(value) in ("", MISSING, ".", "-", "--") or str(value).lower() in WORDS_FOR_MISSING:
                 found[str(value)] = found.get(str(value), 0) + int(count)
     return tuple(sorted(found, key=lambda word: -found[word]))
 
@@ -75,6 +89,8 @@ def _guess(name: str, cells: pd.Series[str]) -> _Guess:
     distinct = [str(value) for value in values.unique()]
     if not name:
         return _Guess(name, "a number of the row")
+    if name.startswith("_") or name.strip() != name or len(name) > MAXIMUM_TEXT:
+        return _Guess(name, "its name begins with _, has outer blanks or is too long: rename it to use it")
     if len(distinct) < 2:
         return _Guess(name, "the same in all rows" if distinct else "empty in all rows")
     guess = _Guess(name, "", distinct=len(distinct), unique=len(distinct) == len(cells))
@@ -88,11 +104,18 @@ def _guess(name: str, cells: pd.Series[str]) -> _Guess:
 def _kind(name: str, distinct: Sequence[str], rows: int) -> tuple[str, dict[str, Any]]:
     """Why, and the lines of a column with these values; no lines for one that is to be left out."""
     every = _Every(distinct)
+    if re.search(f"{_NAMES['patient']}|{_NAMES['encounter']}|{_ID}", name, re.I) and len(distinct) > min(
+        FEW_LEVELS, rows / 3
+    ):
+        numeric = every.matches(_NUMERIC_ID)
+        return f"{len(distinct):,} of them, by its name", {"kind": Kind.IDENTIFIER.value, "numeric": numeric}
     pair = next((pair for pair in _PAIRS if set(distinct) <= set(pair)), None)
     if pair and len(distinct) == 2:
         return f"two values, {' and '.join(pair)}", {"kind": Kind.FLAG.value, "levels": list(pair)}
     if every.matches(_DAY):
         return f"days from {min(distinct)} to {max(distinct)}", {"kind": Kind.DATE.value}
+    if every.matches(_OTHER_DAY, of=0.9):
+        return f"{DECIDE}: looks like dates, which are written as YYYY-MM-DD in the file", {"kind": Kind.DATE.value}
     if re.search(_NAMES["diagnosis"], name, re.I):
         for system in System:
             if every.matches(codes.pattern(system), of=0.98):
@@ -103,6 +126,12 @@ def _kind(name: str, distinct: Sequence[str], rows: int) -> tuple[str, dict[str,
         low, high = (f(float(value) for value in distinct) for f in (min, max))
         bounds = {"minimum": _rounded(low, np.floor), "maximum": _rounded(high, np.ceil)}
         return f"numbers from {low:g} to {high:g}", {"kind": Kind.NUMBER.value, **bounds, "unit": ""}
+    if len(distinct) > FEW_LEVELS and every.matches(_DECIMAL, of=0.8):
+        numbers = [float(value) for value in distinct if re.fullmatch(_DECIMAL, value)]
+        odd = ", ".join(value for value in distinct if not re.fullmatch(_DECIMAL, value))[:60]
+        bounds = {"minimum": _rounded(min(numbers), np.floor), "maximum": _rounded(max(numbers), np.ceil)}
+        why = f"{DECIDE}: numbers, but for {odd}: mend these in the file, or name them under `missing`"
+        return why, {"kind": Kind.NUMBER.value, **bounds, "unit": ""}
     if every.matches(codes.pattern(System.ICD10CM), of=0.98) and len(distinct) > FEW_LEVELS:
         return "codes of icd10cm, by their form", {"kind": Kind.CODE.value, "system": System.ICD10CM.value}
     if len(distinct) > rows / 2 or max(map(len, distinct)) > MAXIMUM_TEXT:
@@ -126,9 +155,7 @@ class _Every:
 
 def _of_numbers(name: str, values: Sequence[int], rows: int) -> tuple[str, dict[str, Any]]:
     low, high, said = min(values), max(values), f"whole numbers from {min(values)} to {max(values)}"
-    named = re.search(f"{_NAMES['patient']}|{_NAMES['encounter']}|(^|_)(id|nr|no)$", name, re.I)
-    many = len(values) > min(FEW_LEVELS, rows / 3)  # number_of_visits names no visit
-    if (named and many) or (len(values) == rows and rows > 1) or re.fullmatch("year", name, re.I):
+    if (len(values) == rows and rows > 1) or re.fullmatch("year", name, re.I):
         return said, {"kind": Kind.IDENTIFIER.value, "numeric": low > 0}
     if high > MAXIMUM_COUNT:
         return said, {"kind": Kind.NUMBER.value, "minimum": low, "maximum": _rounded(high, np.ceil), "unit": ""}
@@ -159,12 +186,14 @@ class _Roles:
 def _roles(cells: pd.DataFrame, guesses: Sequence[_Guess]) -> _Roles:
     identifiers = [guess for guess in guesses if guess.kind == Kind.IDENTIFIER.value]
     dates = [guess for guess in guesses if guess.kind == Kind.DATE.value]
-    patients = _named(_NAMES["patient"], [one for one in identifiers if not one.unique]) or identifiers or guesses
+    repeating = [one for one in identifiers if not one.unique]
+    patients = _named(_NAMES["patient"], repeating) or repeating or identifiers or guesses
     patient = patients[0]
     uniques = [one for one in identifiers if one.unique]
     encounters = _named(_NAMES["encounter"], uniques) or uniques
     ordering = _named(_NAMES["order"], [*dates, *(one for one in identifiers if one.lines.get("numeric"))])
-    order = next(iter(ordering or [one for one in encounters if one.lines.get("numeric")] or identifiers), patient)
+    numeric = [one for one in (*encounters, *identifiers) if one.lines.get("numeric")]
+    order = next(iter(ordering or dates or numeric or identifiers), patient)
     encounter: tuple[tuple[str, ...], str]
     if encounters:
         encounter = (encounters[0].name,), "no two rows have the same"
@@ -217,7 +246,7 @@ def _file(
 ) -> Iterator[str]:
     yield f"# Drafted from {len(cells):,} rows. Read every line; what only a person knows is marked {DECIDE}."
     yield "# Then: health-predict contract check THIS FILE"
-    yield from _lines({"format": 1, "name": re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") or "mine"})
+    yield from _lines({"format": 1, "name": re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:50] or "mine"})
     yield from _lines({"title": f"Outcomes of {name}"}, f"{DECIDE}: what is predicted, in one line")
     yield from _lines({"missing": list(words) or [MISSING]}, "what the table writes for missing")
     yield from _lines({"encounter": list(roles.encounter[0])}, roles.encounter[1])
@@ -249,10 +278,13 @@ def _file(
 
 def _example(cells: pd.DataFrame, guesses: Sequence[_Guess], without: set[str]) -> Iterator[str]:
     """Of each column its most frequent value: nobody's encounter."""
-    features = (one for one in guesses if one.lines and one.name not in without)
+    features = [one for one in guesses if one.lines and one.name not in without]
+    kinds = {one.name: one.kind for one in features}
     identifying = (Kind.IDENTIFIER.value, Kind.DATE.value)
     for name in (one.name for one in features if one.kind not in identifying):
         values = cells[name][cells[name] != MISSING]
+        if kinds[name] in (Kind.COUNT.value, Kind.NUMBER.value):
+            values = values[values.str.fullmatch(_DECIMAL)]
         yield f"  {_scalar(name)}: {_scalar(str(values.mode().iloc[0]))}"
 
 

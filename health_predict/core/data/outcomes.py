@@ -77,7 +77,7 @@ def matched(outcomes: Outcomes, identity: pd.DataFrame) -> tuple[dict[str, int],
 
 
 def read_outcomes(data: bytes, contract: Contract, name: str) -> Outcomes:
-    """A CSV file with the label's column (1 or 0) and those of one of `keys_of`.
+    """A CSV file with the label's column (a level, or 1 or 0) and those of one of `keys_of`.
 
     Raises DataError that names the first wrong line; header is line 1.
     """
@@ -90,11 +90,21 @@ def read_outcomes(data: bytes, contract: Contract, name: str) -> Outcomes:
     key = next((key for key in keys_of(contract) if {*frame.columns} == {*key, label}), None)
     if key is None:
         raise DataError(f"{name} has the columns {', '.join(map(str, frame.columns))[:200]}", remedy)
-    wrong = np.flatnonzero(~frame[label].isin(("0", "1")) | (frame[list(key)] == "").any(axis=1))
+    meaning = meaning_of(contract)
+    wrong = np.flatnonzero(~frame[label].isin([*meaning]) | (frame[list(key)] == "").any(axis=1))
     if len(wrong):
-        raise DataError(f"{name}, line {wrong[0] + 2} is no outcome", "write an id and 1 or 0")
+        raise DataError(
+            f"{name}, line {wrong[0] + 2} is no outcome",
+            f"write {', '.join(key)}, and for {label} one of {', '.join(meaning)}",
+        )
     values = zip(*(frame[column] for column in key), strict=True)
-    return {key: dict(zip(values, frame[label].astype(int).tolist(), strict=True))}
+    return {key: dict(zip(values, frame[label].map(meaning).tolist(), strict=True))}
+
+
+def meaning_of(contract: Contract) -> dict[str, int]:
+    """What a label may say, in the contract's words or as 1 and 0."""
+    words = {level: int(level in contract.outcome.positive) for level in contract.outcome.levels}
+    return words | ({"1": 1, "0": 0} if words.keys().isdisjoint(("0", "1")) else {})
 
 
 def write_outcomes(identity: Mapping[str, Iterable[str]], contract: Contract, outcomes: npt.ArrayLike) -> bytes:

@@ -71,8 +71,22 @@ def _place(loc: Place, data: Any) -> Place:
     return tuple(place)
 
 
+# What pydantic says of a file, in words for whoever wrote it.
+_WORDS = {
+    "Value error, ": "",
+    "Extra inputs are not permitted": "the word is unknown here",
+    "Input should be a valid tuple": "must be a list: [one, another]",
+    "Input should be a valid dictionary or instance of": "must be a mapping of words, as for a",
+    "Input should be a valid dictionary": "must be a mapping of words",
+    "Input should be a valid string": "must be one text",
+    "Field required": "is required",
+}
+
+
 def _said(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "the word is unknown here")
+    for pydantic, ours in _WORDS.items():
+        message = message.replace(pydantic, ours)
+    return message
 
 
 def _line(node: Any, place: Place) -> int:

@@ -50,7 +50,7 @@ def test_the_levels_no_and_yes_stay_text() -> None:
         ("patient: patient_nbr", "patient: nobody", r"line \d+, patient: there is no column nobody"),
         ("order: encounter_id", "order: race", "race is of kind open level; it must be"),
         ("    kind: flag", "    kind: flagg", "Input should be"),
-        ('positive: ["<30"]', 'positive: ["<60"]', "outcome.positive: must be some of the levels"),
+        ('positive: ["<30"]', 'positive: ["<60"]', "outcome.positive: <60: must be some of the levels"),
         ('  negative: "NO"', '  negative: "<30"', "outcome.negative: must be a level that is not positive"),
         ("single_predictor: number_inpatient", "single_predictor: race", "race is of kind open level"),
         ('levels: ["11", "13"', 'levels: ["x", "13"', "exclude.0: discharge_disposition_id has no level x"),

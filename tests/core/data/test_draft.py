@@ -8,7 +8,8 @@ import pytest
 from health_predict.core.data.cohort import check, target, validate, with_missing
 from health_predict.core.data.contract import Contract, Kind
 from health_predict.core.data.contract_file import read_contract
-from health_predict.core.data.draft import DECIDE, draft
+from health_predict.core.data.draft import DECIDE, draft, undecided
+from health_predict.errors import DataError
 from tests import modern
 
 
@@ -90,3 +91,44 @@ def test_nothing_is_refused() -> None:
     # given a table without anything that identifies, counts or happens
     text = draft(pd.DataFrame({"a": ["x", "y", "x"], "b": ["u", "u", "v"]}), "Äußerst/klein")
     assert DECIDE in text and "name: u-erst-klein" in text
+
+
+def test_who_is_who_is_told_by_name_whatever_the_numbers_look_like() -> None:
+    # given numbers with leading zeros and with letters, and encounters that look like codes
+    rows = 200
+    frame = pd.DataFrame(
+        {
+            "Enc": [f"E{number}" for number in range(rows)],
+            "MRN": [f"{number % 70:08d}" for number in range(rows)],
+            "Age": [str(40 + number % 50) for number in range(rows)],
+            "left": [f"2026-01-{1 + number % 28:02d}" for number in range(rows)],
+            "Returned": ["Y" if number % 7 == 0 else "N" for number in range(rows)],
+        }
+    )
+    frame = frame.rename(columns={"Enc": "Encounter"})
+    text, contract = drafted(frame)
+    assert (contract.encounter, contract.patient) == (("Encounter",), "MRN")
+    assert contract.by_name["MRN"].kind is Kind.IDENTIFIER and "MRN" not in contract.example
+    assert {*contract.example} == {"Age"} and undecided(text)
+
+
+def test_numbers_and_days_that_are_written_otherwise_are_marked() -> None:
+    rows = 300
+    frame = pd.DataFrame(
+        {
+            "patient": [str(100 + number % 90) for number in range(rows)],
+            "lab": [f"{number / 7:.2f}" if number % 20 else "<0.5" for number in range(rows)],
+            "day": [f"{1 + number % 28:02d}/01/2026" for number in range(rows)],
+            "n": [str(number % 7) for number in range(rows)],
+        }
+    )
+    text, contract = drafted(frame)
+    assert contract.by_name["lab"].kind is Kind.NUMBER and contract.by_name["day"].kind is Kind.DATE
+    marked = [text.splitlines()[number - 1] for number in undecided(text)]
+    assert any("<0.5" in line for line in marked) and any("YYYY-MM-DD" in line for line in marked)
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame({"a": [], "b": []}, dtype="str"), pd.DataFrame({"a": ["1", "2"]})])
+def test_what_is_no_table_is_told_so(frame: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="holds no table"):
+        draft(frame, "header")

@@ -66,7 +66,7 @@ def test_the_later_of_two_outcomes_counts() -> None:
         (b"id,readmitted\na,1\n", "columns id"),
         (b"patient_nbr,readmitted\n10,1\n", "columns patient_nbr"),
         (b"prediction_id,encounter_id,readmitted\na,1,1\n", "columns prediction_id, encounter_id"),
-        (b"prediction_id,readmitted\na,1\nb,<30\n", "line 3"),
+        (b"prediction_id,readmitted\na,1\nb,<31\n", "line 3"),
         (b"prediction_id,readmitted\n,1\n", "line 2"),
         (b"patient_nbr,discharge_date,readmitted\n10,,1\n", "line 2"),
         (b"\xff\xfe\x00", "no CSV"),
