@@ -34,6 +34,21 @@ def built_in() -> Contract:
 def contract_of(settings: Settings) -> Contract:
     """The contract of a run.
 
+    Raises StateError when the storage is used for a contract of another name, and what `named_contract` raises.
+    """
+    contract = named_contract(settings)
+    used = in_use(open_storage(settings.storage, settings.s3_endpoint_url)) if settings.contract else None
+    if used is not None and used.name != contract.name:
+        raise StateError(
+            f"the storage is used for the contract {used.name}, and {contract.name} was asked for",
+            "give it a place of its own: another HEALTH_PREDICT_HOME, or another HEALTH_PREDICT_STORAGE_URI",
+        )
+    return contract
+
+
+def named_contract(settings: Settings) -> Contract:
+    """The contract that the settings name, else the one in use, else our own; whatever the storage is used for.
+
     Raises DataError when the file that the settings name does not exist or is no contract, StateError when storage
     lost one.
     """
@@ -113,14 +128,10 @@ def store(storage: Storage, contract: Contract, settings: Settings) -> str:
     return contract.digest
 
 
-def refuse_other(storage: Storage, contract: Contract) -> None:
-    """Raise StateError when the storage is used for a contract of another name."""
-    used = in_use(storage)
-    if used is not None and used.name != contract.name:
-        raise StateError(
-            f"the storage is used for the contract {used.name}, and {contract.name} was asked for",
-            "give it a place of its own: another HEALTH_PREDICT_HOME, or another HEALTH_PREDICT_STORAGE_URI",
-        )
+def use_named(settings: Settings) -> None:
+    """Bring a contract that the settings name into storage, where the tasks of a cluster read it."""
+    if settings.contract:
+        use(open_storage(settings.storage, settings.s3_endpoint_url), contract_of(settings), settings)
 
 
 def use(storage: Storage, contract: Contract, settings: Settings) -> None:

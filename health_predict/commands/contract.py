@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.contracts import named_contract
 from health_predict.adapters.files import named_file, write_file
 from health_predict.commands.data import ANOTHER_FILE, check_file
 from health_predict.commands.operate import AsJson
@@ -50,7 +50,7 @@ def check(
 ) -> None:
     """Check a contract, and a file by it: exit code 3 with the lines that are wrong."""
     settings = load_settings(contract=str(contract))
-    described = contract_of(settings)
+    described = named_contract(settings)
     with working(console_of(as_json), "checking"):
         from health_predict.adapters.scores import plug_in  # with pandas: a second
         from health_predict.core.data.draft import DECIDE, undecided
@@ -79,7 +79,7 @@ def show(
 ) -> None:
     """Write the contract as a page to read; with --json print it."""
     settings = load_settings(contract=str(contract)) if contract else load_settings()
-    described = contract_of(settings)
+    described = named_contract(settings)
     if as_json:
         typer.echo(described.to_json().decode())
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.contracts import named_contract
 from health_predict.adapters.files import named_file, whole_file, write_file
 from health_predict.commands.operate import AsJson, AsOf, On
 from health_predict.commands.progress import console_of, working
@@ -75,7 +75,7 @@ def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: boo
         from health_predict.core.data.leaks import refuse_leaks
         from health_predict.core.data.partition import Parameters, partition
 
-        contract = contract_of(settings)
+        contract = named_contract(settings)
         given = not unlabelled and contract.outcome.next is None  # else the label is made from the next row
         frame = cohort.read_cohort(file, contract, labelled=given)
         violations = cohort.validate(frame, contract, labelled=given)

@@ -136,15 +136,11 @@ def schedule(
         return
     if cron is None or every is not None:
         raise SettingsError("in a cluster a schedule has six fields", f"{usage} --cron '0 30 2 * * *'`")
-    from health_predict.adapters.contracts import contract_of, refuse_other, use
+    from health_predict.adapters.contracts import use_named
     from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
-    from health_predict.adapters.storage import open_storage
 
     arguments = _arguments(settings, name, given)
-    if settings.contract:  # a file of this machine, which the tasks read from storage
-        contract, storage = contract_of(settings), open_storage(settings.storage, settings.s3_endpoint_url)
-        refuse_other(storage, contract)
-        use(storage, contract, settings)
+    use_named(settings)
     cluster = ClusterPipelines(settings)
     if not cron:
         typer.echo(f"{cluster.unschedule(name)} schedules of {name} deleted")
@@ -218,15 +214,11 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
 def _run_in_cluster(
     settings: Settings, name: str, given: Mapping[str, Any], console: Console, seconds: float | None
 ) -> ClusterRun:
-    from health_predict.adapters.contracts import contract_of, refuse_other, use
+    from health_predict.adapters.contracts import use_named
     from health_predict.adapters.pipelines.kubeflow import ClusterPipelines
-    from health_predict.adapters.storage import open_storage
 
     arguments = _arguments(settings, name, given)
-    if settings.contract:  # a file of this machine, which the tasks read from storage
-        contract, storage = contract_of(settings), open_storage(settings.storage, settings.s3_endpoint_url)
-        refuse_other(storage, contract)
-        use(storage, contract, settings)
+    use_named(settings)
     cluster = ClusterPipelines(settings)
     started = cluster.start(name, _pipelines().recorded(_pipelines().PIPELINES[name]), arguments)
     console.print(f"[bold]pipeline    [/bold]{name} in {started.url}")

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from health_predict.adapters import keys
-from health_predict.adapters.contracts import contract_of, refuse_other, use
+from health_predict.adapters.contracts import contract_of, use
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.data.raw_data import champion_origin, raw_data
@@ -81,7 +81,6 @@ def split(  # each path is an artifact of the pipeline
     raw = raw_data(settings, origin, continues=labelled_batches > 0)
     log.info("raw data: %s (%s)", raw.path, raw.source)
     contract = contract_of(settings)
-    refuse_other(storage, contract)
     plug_in(contract)  # missing, it would be noticed after the search
     cut = {name: getattr(settings, name) for name in _CUT}
     if labelled_batches and origin is not None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters import contracts, keys
-from health_predict.adapters.contracts import built_in, built_in_synthetic, contract_of, synthetic_of, use
+from health_predict.adapters.contracts import (
+    built_in,
+    built_in_synthetic,
+    contract_of,
+    named_contract,
+    synthetic_of,
+    use,
+    use_named,
+)
 from health_predict.adapters.storage import open_storage
 from health_predict.errors import DataError, StateError
 from health_predict.settings import Settings
@@ -82,3 +90,21 @@ def test_a_file_that_is_missing_is_named(settings: Settings, tmp_path: Path) -> 
     open_storage(settings.storage).write(keys.contract(contract.digest), contract.to_json())
     with pytest.raises(StateError, match=r"storage has no wards\.synthetic\.yaml of the data contract"):
         synthetic_of(contract, settings.model_copy(update={"contract": contract.digest}))
+
+
+def test_what_is_used_for_one_contract_is_refused_to_another_which_may_be_looked_at(
+    settings: Settings, tmp_path: Path
+) -> None:
+    # given a storage that is used for the built-in contract
+    use(open_storage(settings.storage), built_in(), settings)
+    other = settings.model_copy(update={"contract": str(wards(tmp_path / "a"))})
+    # then
+    with pytest.raises(StateError, match=f"is used for the contract {built_in().name}, and wards was asked for"):
+        contract_of(other)
+    assert named_contract(other).name == "wards"
+
+
+def test_a_contract_that_is_named_goes_where_the_tasks_of_a_cluster_read_it(settings: Settings, tmp_path: Path) -> None:
+    told = settings.model_copy(update={"contract": str(wards(tmp_path / "a"))})
+    use_named(told)
+    assert contract_of(settings) == contract_of(told)
