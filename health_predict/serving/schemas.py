@@ -109,7 +109,7 @@ def _written(column: Column, number: float) -> float:
 def _description(column: Column) -> str:
     known = f" Known levels: {', '.join(column.levels)}; others are scored and counted."
     return (
-        f"{column.description}."
+        f"{f'{column.description}.' if column.description else ''}"
         f"{known if column.kind is Kind.OPEN_LEVEL and column.levels else ''}"
         f"{' null, ? or absent when unknown.' if column.nullable else ''}"
         f"{'' if column.is_feature else ' Logged, so that the outcome finds it; never scored.'}"

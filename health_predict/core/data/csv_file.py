@@ -123,7 +123,7 @@ def _wrong_lines(text: str) -> Iterator[tuple[int, str]]:
         for line, row in enumerate(rows, 1):
             width = width or len(row)
             if rows.line_num != line:
-                yield line, "begins a quoted value that goes on in the next line"
+                yield line, "begins a quoted value that goes on in the next line (take line breaks out of the column)"
                 return  # what follows has other numbers
             if len(row) != width:
                 yield line, f"has {len(row)} cells, line 1 has {width}" if row else "is blank"

@@ -17,6 +17,7 @@ import yaml
 from health_predict.core.data import codes
 from health_predict.core.data.codes import System
 from health_predict.core.data.contract import MAXIMUM_COUNT, MAXIMUM_TEXT, MISSING, WORDS_FOR_MISSING, Kind
+from health_predict.core.data.leaks import LEAK
 from health_predict.core.statistics import delong
 from health_predict.errors import DataError
 
@@ -238,7 +239,8 @@ def _predictor(cells: pd.DataFrame, guesses: Sequence[_Guess], outcome: str) -> 
         auc = delong(labels, values.fillna(values.median()).to_numpy(dtype=np.float64))[0]
         found[one.name] = max(auc, 1 - auc)
     best = max(found, key=lambda name: found[name])
-    return best, f"AUC {found[best]:.2f} by itself, the highest of the numbers"
+    leak = f". {DECIDE}: it may be known only afterwards" if found[best] >= LEAK else ""
+    return best, f"AUC {found[best]:.2f} by itself, the highest of the numbers{leak}"
 
 
 def _file(
