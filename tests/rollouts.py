@@ -91,7 +91,13 @@ def register_forest(settings: Settings, parts: dict[str, Path], dataset: str, de
     forest = RandomForestClassifier(20, max_depth=depth, random_state=1).fit(
         features.transform(train), target(train, DIABETES)
     )
-    tags = {"dataset_digest": dataset, "dataset_source": "synthetic", "git_commit": "c" * 40, "family": "RandomForest"}
+    tags = {
+        "contract_digest": DIABETES.digest,
+        "dataset_digest": dataset,
+        "dataset_source": "synthetic",
+        "git_commit": "c" * 40,
+        "family": "RandomForest",
+    }
     parent = tracking.start_search("search", tags, {})
     pipeline = Pipeline([("features", features), ("estimator", forest)])
     run = tracking.log_best(parent, "RandomForest", pipeline, tags, {"threshold": "0.1"}, {}, {})

@@ -30,7 +30,7 @@ ELSEWHERE = {
     re.compile(r"/dev/null$"): "no file",
     re.compile(r"/proc/\d+/oom_score_adj$"): "no file, either: Ray has its workers die first",
     re.compile(r"/dev/shm/(plasma|sem\.)\w+$"): "Ray's shared memory and Python's semaphores, which have no name then",
-    re.compile(r".*/__pycache__/"): "what Python compiles beside its source",
+    re.compile(r".*/__pycache__(/|$)"): "what Python compiles beside its source",
     SHORT: "the sockets of Ray and of the endpoint's manager, gone when these end",
 }
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="skipped: no strace")

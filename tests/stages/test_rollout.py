@@ -223,7 +223,7 @@ def test_lineage_reaches_back_to_data_and_commit(first: Built) -> None:
     storage = open_storage(first.settings.storage)
     test_part = storage.read(f"datasets/{digest}/test.parquet")
     for key, old, new, link in (
-        (f"raw/{manifest['raw_sha256']}/diabetic_data.csv", b"Caucasian", b"Caucasiam", "dataset: the SHA-256"),
+        (f"raw/{manifest['raw_sha256']}/data.csv", b"Caucasian", b"Caucasiam", "dataset: the SHA-256"),
         (f"datasets/{digest}/manifest.json", b'"rows_sha256": "', b'"rows_sha256": "0', "dataset: the digest"),
         (f"datasets/{digest}/manifest.json", b'"raw_sha256"', b'"raw"', "dataset: the manifest"),
         (f"datasets/{digest}/train.parquet", b"PAR1", b"XXXX", "dataset: the SHA-256 of part train"),

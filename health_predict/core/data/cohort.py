@@ -23,6 +23,7 @@ from health_predict.errors import DataError
 
 FIRST_LINE = 2  # of the encounters in a file: line 1 is the header
 _HEADER_LINE = 1
+_AT = "_at"  # a column beside those of a contract, none of which begins with _
 _SHOWN = 3  # violations that an error message names
 
 
@@ -86,16 +87,16 @@ def label(frame: pd.DataFrame, contract: Contract) -> pd.DataFrame:
     if rule is None:
         return frame
     at = pd.Series(in_order(frame, contract), index=frame.index)
-    ordered = frame.assign(_at=at).sort_values([contract.patient, "_at"], kind="stable")
+    ordered = frame.assign(**{_AT: at}).sort_values([contract.patient, _AT], kind="stable")
     following = ordered.groupby(contract.patient, sort=False).shift(-1)
-    near = following["_at"] - ordered["_at"] <= rule.within
+    near = following[_AT] - ordered[_AT] <= rule.within
     if rule.column:
         known = near & (following[rule.column] != MISSING)
         happened = known & (following[rule.column].where(known, "nan").astype(float) > rule.above)
     else:
         known = happened = near
     if rule.without == "negative":  # whoever has been watched to the end
-        known = known | (~near & (ordered["_at"] + rule.within <= at.max()))
+        known = known | (~near & (ordered[_AT] + rule.within <= at.max()))
     labels = pd.Series(outcome.negative, index=ordered.index, dtype="str").mask(happened, outcome.positive[0])
     found = frame.assign(**{outcome.column: labels})[known.reindex(frame.index)]
     return found.reset_index(drop=True)
