@@ -248,9 +248,10 @@ class TestFallback:
 
     @pytest.mark.parametrize("profile", ["local", "kind", "aws"])
     def test_without_network_nothing_stands_in_unasked(self, profile: str, tmp_path: Path, server: Archive) -> None:
-        # given the settings of a pipeline, in a cluster or not, and a UCI that does not answer
+        # given the settings of a pipeline, in a cluster or not, storage that answers, and a UCI that does not
         server.status = 503
-        settings = Settings(home=tmp_path, profile=profile)  # type: ignore[arg-type]
+        storage = (tmp_path / "storage").as_uri()
+        settings = Settings(home=tmp_path, profile=profile, storage_uri=storage)  # type: ignore[arg-type]
         # when
         with pytest.raises(UnreachableError, match="does not answer") as caught:
             fetch(settings, url=server.url)
