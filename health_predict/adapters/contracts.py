@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 
 from health_predict.adapters import keys
 from health_predict.adapters.storage import Storage, file_path, open_storage
@@ -52,13 +51,15 @@ def named_contract(settings: Settings) -> Contract:
     Raises DataError when the file that the settings name does not exist or is no contract, StateError when storage
     lost one.
     """
-    storage = open_storage(settings.storage, settings.s3_endpoint_url)
-    named = settings.contract
-    if _DIGEST.fullmatch(named):
-        return stored_contract(storage, named)
-    if named:
+    if named := _file_named(settings):
         return read_contract(_text(named, settings, "correct or unset HEALTH_PREDICT_CONTRACT"), named)
-    return in_use(storage) or built_in()
+    storage = open_storage(settings.storage, settings.s3_endpoint_url)
+    return stored_contract(storage, settings.contract) if settings.contract else in_use(storage) or built_in()
+
+
+def _file_named(settings: Settings) -> str:
+    """The contract's file that the settings name; empty where they name a digest or nothing."""
+    return "" if _DIGEST.fullmatch(settings.contract) else settings.contract
 
 
 def in_use(storage: Storage) -> Contract | None:
@@ -104,8 +105,8 @@ def _built_in_text() -> str:
 
 
 def _synthetic_text(contract: Contract, settings: Settings) -> str:
-    named = settings.contract
-    if named and not _DIGEST.fullmatch(named):
+    named = _file_named(settings)
+    if named:
         return _text(_beside(named, contract.synthetic), settings, f"put it beside {named}, or leave `synthetic` out")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     key = keys.synthetic(contract.digest)
@@ -119,15 +120,6 @@ def _synthetic_text(contract: Contract, settings: Settings) -> str:
     )
 
 
-def store(storage: Storage, contract: Contract, settings: Settings) -> str:
-    """Write the contract under its digest, with its data file where the settings name the contract's, and give that."""
-    named = settings.contract
-    if contract.synthetic and named and not _DIGEST.fullmatch(named):
-        storage.write(keys.synthetic(contract.digest), _synthetic_text(contract, settings).encode())
-    storage.write(keys.contract(contract.digest), contract.to_json())
-    return contract.digest
-
-
 def use_named(settings: Settings) -> None:
     """Bring a contract that the settings name into storage, where the tasks of a cluster read it."""
     if settings.contract:
@@ -135,8 +127,11 @@ def use_named(settings: Settings) -> None:
 
 
 def use(storage: Storage, contract: Contract, settings: Settings) -> None:
-    """Let the storage be used for this contract."""
-    storage.write(keys.CONTRACT, store(storage, contract, settings).encode())
+    """Let the storage be used for this contract, and keep it there, with its data file where the settings name it."""
+    if contract.synthetic and _file_named(settings):
+        storage.write(keys.synthetic(contract.digest), _synthetic_text(contract, settings).encode())
+    storage.write(keys.contract(contract.digest), contract.to_json())
+    storage.write(keys.CONTRACT, contract.digest.encode())
 
 
 def _beside(where: str, name: str) -> str:
@@ -154,5 +149,5 @@ def _text(where: str, settings: Settings, remedy: str) -> str:
     except UnicodeDecodeError:
         raise DataError(f"{where} is no text in UTF-8", "save it as UTF-8") from None
     except (OSError, StateError):
-        problem = "does not exist" if path is None or not Path(path).exists() else "cannot be read"
+        problem = "does not exist" if path is None or not path.exists() else "cannot be read"
         raise DataError(f"{where} {problem}", remedy) from None

@@ -94,7 +94,7 @@ def check_file(settings: Settings, file: Path, *, unlabelled: bool, as_json: boo
         raise typer.Exit(DataError.exit_code)
     without = 0
     if not unlabelled:
-        labelled, without = cohort.training_cohort(file, contract)
+        labelled, without = cohort.with_labels(frame, contract, str(file))
         parameters = Parameters(settings.initial_share, settings.future_batches, settings.salt)
         refuse_leaks(partition(labelled, contract, parameters).train, contract)
     if not as_json:

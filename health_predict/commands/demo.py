@@ -161,12 +161,11 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
         console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}", markup=False)
     say_source(console, record.tags[Tag.DATASET_SOURCE])
     console.print(evaluation["chosen_because"], markup=False)
-    console.print(
-        f"test set: {tested['rows']} encounters, {tested['positives']} {contract_of(settings).outcome.happened}"
-    )
+    contract = tracking.contract
+    console.print(f"test set: {tested['rows']} encounters, {tested['positives']} {contract.outcome.happened}")
     for name in SHOWN:
         console.print(f"  {LABELS[name]:<38} {Estimate(**tested['metrics'][name])}")
-    encounter, example = settings.home / "encounter.json", contract_of(settings).request
+    encounter, example = settings.home / "encounter.json", contract.request
     write_file(encounter, json.dumps(example, indent=1) + "\n")
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     profile = storage.uri(keys.dataset(record.tags[Tag.DATASET_DIGEST], keys.PROFILE))

@@ -11,10 +11,7 @@ def contract_page(contract: Contract) -> str:
     outcome = contract.outcome
     rule = f"{outcome.column} is {' or '.join(outcome.positive)}"
     if outcome.next:
-        rule = (
-            f"{outcome.next.column} of the patient's next row is above {outcome.next.above:g}, where that row comes at "
-            f"most {outcome.next.within:g} later by {contract.order}"
-        )
+        rule = f"{outcome.next.rule}, where rows count up to {outcome.next.within:g} later by {contract.order}"
     roles = {"encounter": contract.encounter, "patient": (contract.patient,), "order": (contract.order,)}
     described = any(column.description for column in contract.columns)
     columns = [

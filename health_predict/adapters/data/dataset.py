@@ -53,20 +53,21 @@ def fetch(settings: Settings, console: Console | None = None, *, stand_in: bool 
     folder = settings.home / "data"
     contract = contract_of(settings)
     published, pinned = contract.published, settings.data_sha256.lower()
+    wanted = published.file if published else ""  # from an archive of several
     if settings.data_source == SYNTHETIC_SOURCE:
-        path = _synthetic(settings, console, "it was asked for")
+        path = _synthetic(contract, settings, console, "it was asked for")
     elif settings.data_source:
-        path = _named(settings.data_source, _SOURCE, settings, pinned, console)
+        path = _named(settings.data_source, _SOURCE, settings, wanted, pinned, console)
     elif published is None:
         raise DataError(
             f"the contract {contract.name} publishes no data",
             f"name a file with {_SOURCE} (in a cluster -p data_source=s3://...)",
         )
     elif settings.data_copy:
-        path = _named(settings.data_copy, _COPY, settings, published.sha256, console)
+        path = _named(settings.data_copy, _COPY, settings, wanted, published.sha256, console)
     else:
         try:
-            path = _remote(published.url, folder / RAW_FILE, _DOWNLOAD, settings, published.sha256, console)
+            path = _remote(published.url, folder / RAW_FILE, _DOWNLOAD, settings, wanted, published.sha256, console)
         except NoAnswer as error:
             why = f"{urlsplit(published.url).netloc} does not answer ({error})"
             if not stand_in:
@@ -75,7 +76,7 @@ def fetch(settings: Settings, console: Console | None = None, *, stand_in: bool 
                     "name a file with HEALTH_PREDICT_DATA_SOURCE (in a cluster -p data_source=s3://...), or ask for "
                     f"patients who do not exist: HEALTH_PREDICT_DATA_SOURCE={SYNTHETIC_SOURCE}",
                 ) from None
-            path = _synthetic(settings, console, why)
+            path = _synthetic(contract, settings, console, why)
     found = file_sha256(path)
     _compare(found, pinned, _SOURCE)
     start = _start(path)
@@ -102,7 +103,7 @@ def _compare(found: str, pinned: str, variable: str) -> None:
         raise DataError(problem.format(found, pinned), remedy)
 
 
-def _named(where: str, variable: str, settings: Settings, pinned: str, console: Console | None) -> Path:
+def _named(where: str, variable: str, settings: Settings, wanted: str, pinned: str, console: Console | None) -> Path:
     """The file that `variable` names, unpacked; `pinned` is the SHA-256 that it must have, if any."""
     folder = settings.home / "data"
     parts = urlsplit(where)
@@ -111,13 +112,13 @@ def _named(where: str, variable: str, settings: Settings, pinned: str, console: 
         if not path.is_file():
             problem = "is a folder" if path.is_dir() else "does not exist"
             raise DataError(f"{path} {problem}", f"correct or unset {variable}")
-        path = _unpacked(path, folder / f"{_short_digest(str(path))}.csv", _file(settings))
+        path = _unpacked(path, folder / f"{_short_digest(str(path))}.csv", wanted)
         _compare(file_sha256(path), pinned, variable)
         return path
     if parts.scheme not in ("s3", "http", "https"):
         raise DataError(f"data source {where!r} is not supported", "give a path, or a file, s3 or https address")
     try:
-        return _remote(where, folder / f"{_short_digest(where)}.csv", variable, settings, pinned, console)
+        return _remote(where, folder / f"{_short_digest(where)}.csv", variable, settings, wanted, pinned, console)
     except NoAnswer as error:
         raise UnreachableError(f"{where} does not answer: {error}", "check the address and the network") from None
     except StateError as error:
@@ -128,7 +129,9 @@ def _short_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned: str, console: Console | None) -> Path:
+def _remote(  # where from and to, what it is, and who is told
+    where: str, cached: Path, variable: str, settings: Settings, wanted: str, pinned: str, console: Console | None
+) -> Path:
     """The file at an address, unpacked; one that is `cached` is taken when it has the pinned SHA-256."""
     if pinned and cached.is_file() and file_sha256(cached) == pinned:
         return cached
@@ -139,7 +142,7 @@ def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned:
             open_storage(f"s3://{parts.netloc}", settings.s3_endpoint_url).download(parts.path.lstrip("/"), fetched)
         else:
             download(where, fetched, console)
-        if _unpacked(fetched, cached, _file(settings)) == fetched:
+        if _unpacked(fetched, cached, wanted) == fetched:
             fetched.replace(cached)
         _compare(file_sha256(cached), pinned, variable)
     except DataError:
@@ -149,12 +152,6 @@ def _remote(where: str, cached: Path, variable: str, settings: Settings, pinned:
         with suppress(OSError):
             fetched.unlink()
     return cached
-
-
-def _file(settings: Settings) -> str:
-    """The file that is taken from an archive of several."""
-    published = contract_of(settings).published
-    return published.file if published else ""
 
 
 def _unpacked(path: Path, target: Path, wanted: str) -> Path:
@@ -169,11 +166,10 @@ def _unpacked(path: Path, target: Path, wanted: str) -> Path:
     return target
 
 
-def _synthetic(settings: Settings, console: Console | None, why: str) -> Path:
+def _synthetic(contract: Contract, settings: Settings, console: Console | None, why: str) -> Path:
     from health_predict.core.data.cohort import save_csv
     from health_predict.core.data.synthetic import VERSION, synthesize
 
-    contract = contract_of(settings)
     synthetic = synthetic_of(contract, settings)
     say(console, f"{SYNTHETIC_WARNING} ({why})", loudly=True)
     drawn = f"{VERSION}-{contract.digest[:8]}-{synthetic.digest[:8]}-{synthetic.rows}-{SYNTHETIC_SEED}"

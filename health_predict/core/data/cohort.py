@@ -234,8 +234,7 @@ def _refuse_one_outcome(frame: pd.DataFrame, contract: Contract, name: str) -> N
     which = "no encounter" if not positive.any() else "every encounter"
     rule = f"{outcome.column} {' or '.join(outcome.positive)}"
     if outcome.next:
-        what = f"{outcome.next.column} of the patient's next row above {outcome.next.above:g}"
-        rule = what if outcome.next.column else f"a next row within {outcome.next.within:g}"
+        rule = outcome.next.rule
     raise DataError(
         f"{which} in {name} is {outcome.happened} ({rule})",
         f"give data in which some patients are {outcome.happened} and some are not",
@@ -247,11 +246,13 @@ def training_cohort(path: Path, contract: Contract, name: str = "") -> tuple[pd.
 
     Raises DataError as `read_cohort` and `check` do.
     """
-    name = name or str(path)
     frame = read_cohort(path, contract)
-    check(frame, contract, labelled=contract.outcome.next is None, name=name)
-    if contract.outcome.next is None:
-        return frame, 0
+    check(frame, contract, labelled=False, name=name or str(path))
+    return with_labels(frame, contract, name or str(path))
+
+
+def with_labels(frame: pd.DataFrame, contract: Contract, name: str) -> tuple[pd.DataFrame, int]:
+    """A valid cohort frame with its label, and how many encounters have none. Raises DataError for one outcome only."""
     labelled = label(frame, contract)
     _refuse_one_outcome(labelled, contract, name)
     return labelled, len(frame) - len(labelled)

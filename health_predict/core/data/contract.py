@@ -46,12 +46,12 @@ class Kind(StrEnum):
 
 # What a whole text of a kind looks like, in words that Python, Rust (pydantic) and JSON Schema read alike.
 # A file, the service and the registered model all read by these.
-_PATTERNS = {
+PATTERNS = {
     Kind.COUNT: "0|[1-9][0-9]{0,8}",
     Kind.NUMBER: r"-?[0-9]{1,12}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
     Kind.DATE: "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
 }
-_NUMERIC = "[1-9][0-9]{0,17}"  # fits 64 bits
+NUMERIC = "[1-9][0-9]{0,17}"  # fits 64 bits
 _CODE = "[1-9][0-9]{0,2}"
 # Without outer blanks and control characters, each by its number: what a blank is differs from one language to another.
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
@@ -146,12 +146,17 @@ class Column(_Part):
     def pattern(self) -> str:
         """Regular expression of a whole text that is not missing; empty where levels alone say what is allowed."""
         if self.kind is Kind.IDENTIFIER:
-            return _NUMERIC if self.numeric else _TEXT
+            return NUMERIC if self.numeric else _TEXT
         if self.kind is Kind.OPEN_LEVEL:
             return _CODE if self.is_code else _TEXT
         if self.system is not None:
             return codes.pattern(self.system)
-        return _PATTERNS.get(self.kind, "")
+        return PATTERNS.get(self.kind, "")
+
+    @cached_property
+    def _no_values(self) -> frozenset[str]:
+        """Words for missing, but for those that the column has as levels."""
+        return WORDS_FOR_MISSING - {level.lower() for level in self.levels}
 
     def holds(self, text: str) -> bool:
         """Whether a value may be this text, wherever it stands: in a file, in a request, before a registered model."""
@@ -168,9 +173,7 @@ class Column(_Part):
         if self.kind is Kind.DATE:
             return _is_day(text)
         if self.kind in (Kind.OPEN_LEVEL, Kind.IDENTIFIER) and self.pattern == _TEXT:
-            return len(text) <= MAXIMUM_TEXT and text.lower() not in WORDS_FOR_MISSING - {
-                level.lower() for level in self.levels
-            }
+            return len(text) <= MAXIMUM_TEXT and text.lower() not in self._no_values
         return True
 
     def value(self, text: str) -> str | int | float | None:
@@ -202,6 +205,13 @@ class Next(_Part):
         "unlabelled",
         description="What a row without a next one that counts is; negative: once the table goes on for `within`",
     )
+
+    @property
+    def rule(self) -> str:
+        """When the outcome is positive, in words."""
+        if not self.column:
+            return f"a next row within {self.within:g}"
+        return f"{self.column} of the patient's next row above {self.above:g}"
 
 
 class Outcome(_Part):

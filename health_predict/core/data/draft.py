@@ -16,7 +16,15 @@ import yaml
 
 from health_predict.core.data import codes
 from health_predict.core.data.codes import System
-from health_predict.core.data.contract import MAXIMUM_COUNT, MAXIMUM_TEXT, MISSING, WORDS_FOR_MISSING, Kind
+from health_predict.core.data.contract import (
+    MAXIMUM_COUNT,
+    MAXIMUM_TEXT,
+    MISSING,
+    NUMERIC,
+    PATTERNS,
+    WORDS_FOR_MISSING,
+    Kind,
+)
 from health_predict.core.data.leaks import LEAK
 from health_predict.core.statistics import delong
 from health_predict.errors import DataError
@@ -25,8 +33,7 @@ DECIDE = "DECIDE"
 FEW_LEVELS = 30  # more are open: a new one may come any day
 _PAIRS = (("0", "1"), ("N", "Y"), ("n", "y"), ("No", "Yes"), ("no", "yes"), ("F", "T"), ("false", "true"),
           ("False", "True"), ("FALSE", "TRUE"))  # fmt: skip
-_WHOLE, _DECIMAL = r"0|[1-9][0-9]{0,17}", r"-?[0-9]{1,12}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?"
-_NUMERIC_ID = "[1-9][0-9]{0,17}"
+_WHOLE, _DECIMAL = r"0|[1-9][0-9]{0,17}", PATTERNS[Kind.NUMBER]
 _OTHER_DAY = r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}|[12][0-9]{3}-[01][0-9]-[0-3][0-9][T ].*"
 _ID = r"(^|[_ ])(id|nr|no|key|#)( #)?$"
 _DAY = r"[12][0-9]{3}-[01][0-9]-[0-3][0-9]"
@@ -108,7 +115,7 @@ def _kind(name: str, distinct: Sequence[str], rows: int) -> tuple[str, dict[str,
     if re.search(f"{_NAMES['patient']}|{_NAMES['encounter']}|{_ID}", name, re.I) and len(distinct) > min(
         FEW_LEVELS, rows / 3
     ):
-        numeric = every.matches(_NUMERIC_ID)
+        numeric = every.matches(NUMERIC)
         return f"{len(distinct):,} of them, by its name", {"kind": Kind.IDENTIFIER.value, "numeric": numeric}
     pair = next((pair for pair in _PAIRS if set(distinct) <= set(pair)), None)
     if pair and len(distinct) == 2:
@@ -123,16 +130,8 @@ def _kind(name: str, distinct: Sequence[str], rows: int) -> tuple[str, dict[str,
                 return f"codes of {system}, by their form", {"kind": Kind.CODE.value, "system": system.value}
     if every.matches(_WHOLE):
         return _of_numbers(name, [int(value) for value in distinct], rows)
-    if every.matches(_DECIMAL):
-        low, high = (f(float(value) for value in distinct) for f in (min, max))
-        bounds = {"minimum": _rounded(low, np.floor), "maximum": _rounded(high, np.ceil)}
-        return f"numbers from {low:g} to {high:g}", {"kind": Kind.NUMBER.value, **bounds, "unit": ""}
-    if len(distinct) > FEW_LEVELS and every.matches(_DECIMAL, of=0.8):
-        numbers = [float(value) for value in distinct if re.fullmatch(_DECIMAL, value)]
-        odd = ", ".join(value for value in distinct if not re.fullmatch(_DECIMAL, value))[:60]
-        bounds = {"minimum": _rounded(min(numbers), np.floor), "maximum": _rounded(max(numbers), np.ceil)}
-        why = f"{DECIDE}: numbers, but for {odd}: mend these in the file, or name them under `missing`"
-        return why, {"kind": Kind.NUMBER.value, **bounds, "unit": ""}
+    if every.matches(_DECIMAL) or (len(distinct) > FEW_LEVELS and every.matches(_DECIMAL, of=0.8)):
+        return _of_decimals(distinct)
     if every.matches(codes.pattern(System.ICD10CM), of=0.98) and len(distinct) > FEW_LEVELS:
         return "codes of icd10cm, by their form", {"kind": Kind.CODE.value, "system": System.ICD10CM.value}
     if len(distinct) > rows / 2 or max(map(len, distinct)) > MAXIMUM_TEXT:
@@ -161,6 +160,15 @@ def _of_numbers(name: str, values: Sequence[int], rows: int) -> tuple[str, dict[
     if high > MAXIMUM_COUNT:
         return said, {"kind": Kind.NUMBER.value, "minimum": low, "maximum": _rounded(high, np.ceil), "unit": ""}
     return f"{said}; codes of few levels would be a level", {"kind": Kind.COUNT.value, "minimum": low, "maximum": high}
+
+
+def _of_decimals(distinct: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    values = [float(value) for value in distinct if re.fullmatch(_DECIMAL, value)]
+    odd = ", ".join(value for value in distinct if not re.fullmatch(_DECIMAL, value))[:60]
+    low, high = min(values), max(values)
+    bounds = {"minimum": _rounded(low, np.floor), "maximum": _rounded(high, np.ceil)}
+    why = f"{DECIDE}: numbers, but for {odd}: mend these in the file, or name them under `missing`"
+    return why if odd else f"numbers from {low:g} to {high:g}", {"kind": Kind.NUMBER.value, **bounds, "unit": ""}
 
 
 def _rounded(value: float, direction: Any) -> float | int:
@@ -206,8 +214,8 @@ def _roles(cells: pd.DataFrame, guesses: Sequence[_Guess]) -> _Roles:
             "together no two rows have the same" if unique else "some rows have the same: a further one?",
         )
     flags = [one for one in guesses if one.kind in (Kind.FLAG.value, Kind.LEVEL.value)]
-    named = _named(_NAMES["outcome"], flags) or [one for one in flags if one.distinct == 2]
-    outcome = (named[0].name, "by its name") if _named(_NAMES["outcome"], flags) else ("", "")
+    named = _named(_NAMES["outcome"], flags)
+    outcome = (named[0].name, "by its name") if named else ("", "")
     return _Roles(
         encounter=encounter,
         patient=(patient.name, f"{patient.distinct:,} of them in {len(cells):,} rows"),
@@ -280,14 +288,13 @@ def _file(
 
 def _example(cells: pd.DataFrame, guesses: Sequence[_Guess], without: set[str]) -> Iterator[str]:
     """Of each column its most frequent value: nobody's encounter."""
-    features = [one for one in guesses if one.lines and one.name not in without]
-    kinds = {one.name: one.kind for one in features}
-    identifying = (Kind.IDENTIFIER.value, Kind.DATE.value)
-    for name in (one.name for one in features if one.kind not in identifying):
-        values = cells[name][cells[name] != MISSING]
-        if kinds[name] in (Kind.COUNT.value, Kind.NUMBER.value):
+    for one in guesses:
+        if not one.lines or one.name in without or one.kind in (Kind.IDENTIFIER.value, Kind.DATE.value):
+            continue
+        values = cells[one.name][cells[one.name] != MISSING]
+        if one.kind in (Kind.COUNT.value, Kind.NUMBER.value):
             values = values[values.str.fullmatch(_DECIMAL)]
-        yield f"  {_scalar(name)}: {_scalar(str(values.mode().iloc[0]))}"
+        yield f"  {_scalar(one.name)}: {_scalar(str(values.mode().iloc[0]))}"
 
 
 def _outcome(guesses: Sequence[_Guess], roles: _Roles) -> Iterator[str]:
