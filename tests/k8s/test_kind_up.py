@@ -186,7 +186,7 @@ def test_cluster_up_without_an_image_keeps_the_one_there(world: World) -> None:
 def test_who_is_told_is_kept_in_a_secret(world: World) -> None:
     # given a file of settings that says who is told what happens
     ready(world.up())
-    (world.data / "more.env").write_text("HEALTH_PREDICT_TRIALS=9\nHEALTH_PREDICT_NOTIFY=[\"slack://a/b/c\"]\n")
+    (world.data / "more.env").write_text('HEALTH_PREDICT_TRIALS=9\nHEALTH_PREDICT_NOTIFY=["slack://a/b/c"]\n')
     # when the platform is brought up with it
     done = world.run("up", "kind", KUBECONFIG=str(world.data / "kubeconfig"), SETTINGS=str(world.data / "more.env"))
     assert done.returncode == 0, done.stderr
