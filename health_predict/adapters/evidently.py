@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from health_predict.adapters.files import whole_file, write_json
+from health_predict.adapters.files import whole_file, write_file
 from health_predict.core.data.contract import MISSING, Contract, Kind
 
 REFERENCE_ROWS = 5000  # more change the statistics little and cost time
@@ -39,7 +39,9 @@ def evidently_report(
     method: str | None = None,
     seed: int = 0,
 ) -> ColumnStatistics:
-    """Write Evidently's data drift preset as HTML, and as JSON if asked, and return its statistics.
+    """Write Evidently's data drift preset as HTML, and its snapshot as JSON if asked, and return its statistics.
+
+    Evidently reads the snapshot back: `Snapshot.load(json_file)`, which its workspace takes as a run.
 
     `reference`, `current`: cohort frames; a reference of more than REFERENCE_ROWS rows is sampled. `method`:
     Evidently's name of a test for the levels of categorical columns; by default its choice by kind and size.
@@ -49,10 +51,10 @@ def evidently_report(
         warnings.simplefilter("ignore")
         with whole_file(html) as temporary:
             snapshot.save_html(str(temporary))
-        content = snapshot.dict()
-    if json_file is not None:
-        write_json(json_file, content)
-    return statistics(content)
+        found = statistics(snapshot.dict())
+        if json_file is not None:
+            write_file(json_file, snapshot.dumps())
+    return found
 
 
 def run_preset(

@@ -7,6 +7,7 @@ CONTRACT = "contract"  # digest of the contract that the storage is used for
 MANIFEST, PROFILE = "manifest.json", "profile.html"  # of a dataset
 CARD, ROLLOUT = "card.html", "rollout.html"  # of a model version
 REPORT = "report.html"  # of a batch
+EVIDENTLY, EVIDENTLY_JSON = "evidently.html", "evidently.json"  # of a batch, beside its report
 DECISIONS, SETTLED = "decisions", "settled"  # kinds of records of batches
 PLAN, TIMELINE, FIGURES = "plan.json", "timeline.html", "timeline.json"  # of a simulation
 # What `Storage.keys` lists as a whole.
@@ -50,6 +51,11 @@ def dataset_by_inputs(inputs_digest: str) -> str:
 def model(version: str, name: str) -> str:
     """A report about a model version: its card, its rollout."""
     return f"models/{version}/{name}"
+
+
+def models(version: str) -> str:
+    """All reports about a model version."""
+    return model(version, "")
 
 
 def drift_reference(version: str) -> str:

@@ -65,7 +65,12 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
         links=_reports(tracking, copies, chosen),
         batches=_batches(Batches(settings), copies),
         family=[
-            {"version": one.version, "tags": one.tags, "compared": _compared(tracking, one)}
+            {
+                "version": one.version,
+                "tags": one.tags,
+                "compared": _compared(tracking, one),
+                "file": _card(copies, one, chosen),
+            }
             for one in sorted(tracking.versions(), key=lambda one: -int(one.version))
         ],
     )
@@ -120,6 +125,22 @@ def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str
     return LEADERBOARD
 
 
+def _card(copies: _Copies, version: ModelVersion, chosen: ModelVersion) -> str:
+    """The card of a version; of another one than the chosen, all its reports are copied, as they link to each other."""
+    if version.version == chosen.version:
+        return copies.copy(keys.model(version.version, keys.CARD), keys.CARD)
+    folder, prefix = f"version-{version.version}", keys.models(version.version)
+    copied = [copies.copy(key, f"{folder}/{key.removeprefix(prefix)}") for key in copies.storage.keys(prefix)]
+    return next((name for name in copied if name == f"{folder}/{keys.CARD}"), "")
+
+
+def _report(batches: Batches, copies: _Copies, key: str) -> str:
+    """The report about a batch, beside what it links to."""
+    for name in (keys.EVIDENTLY, keys.EVIDENTLY_JSON):
+        copies.copy(batches.report_key(key, name), f"batch-{key}/{name}")
+    return copies.copy(batches.report_key(key, keys.REPORT), f"batch-{key}/{keys.REPORT}")
+
+
 def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
     """The decision about each batch that monitoring judged, with how it ended and its report."""
     ended = {one.key: str(one.outcome) for one in batches.settled()}
@@ -127,7 +148,7 @@ def _batches(batches: Batches, copies: _Copies) -> list[dict[str, Any]]:
         {
             "decision": one,
             "ended": ended.get(one.key, "under way"),
-            "file": copies.copy(batches.report_key(one.key, keys.REPORT), f"batch-{one.key}.html"),
+            "file": _report(batches, copies, one.key),
         }
         for one in sorted(batches.decisions(), key=lambda one: (one.batch, one.outcomes_alone))
     ]

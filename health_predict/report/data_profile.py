@@ -11,10 +11,13 @@ import pandas as pd
 from health_predict.core.data.cohort import encounter_of, target
 from health_predict.core.data.contract import MISSING, Contract, Group, Kind
 from health_predict.core.data.partition import Parameters, Partition
+from health_predict.core.data.sources import provenance
 from health_predict.report import plots
-from health_predict.report.page import capital, render
+from health_predict.report.page import capital, percent, render
 
 _LEVELS_SHOWN = 12
+_CHANGES_NAMED = 5
+_LEAST_CHANGE = 0.05  # of a share, to be named at the top
 
 
 def data_profile_page(  # the table, how it was cut, and where it comes from
@@ -46,6 +49,8 @@ def data_profile_page(  # the table, how it was cut, and where it comes from
         contract=contract,
         synthetic=source == "synthetic",
         source=source,
+        provenance=provenance(contract, source),
+        findings=profile.findings(),
         raw_sha256=raw_sha256,
         dataset_digest=dataset_digest,
         parameters=parameters,
@@ -103,15 +108,52 @@ class _Profile:
             title=f"{capital(outcome.event)} over time",
             description=f"Share of encounters {outcome.happened}, in the initial data and each future batch",
             x_label="batch",
-            y_label="share of encounters",
+            y_label=f"share {outcome.happened}",
+            share=True,
             bands={outcome.happened: (np.maximum(shares - half, 0), np.minimum(shares + half, 1))},
         )
 
-    def missing_plot(self) -> plots.Plot | None:
+    def findings(self) -> list[str]:
+        """What changes most from the initial encounters to the later ones, the largest change first, as sentences."""
+        missing = [
+            (
+                abs(before - after),
+                f"{name} is missing in {_share(before)} of the initial encounters, then in {_share(after)}.",
+            )
+            for name, before, after in self.missing_shares().itertuples(name=None)
+        ]
+        moved = [
+            (
+                abs(before - after),
+                f"{column.name}: {column.in_words(level)} goes from {_share(before)} to {_share(after)}.",
+            )
+            for column in self.contract.features
+            if column.kind in (Kind.LEVEL, Kind.OPEN_LEVEL, Kind.FLAG)
+            for level, before, after in self.recorded_shares(column.name).itertuples(name=None)
+        ]
+        one_each: dict[str, tuple[float, str]] = {}
+        for size, sentence in sorted([*missing, *moved], key=lambda found: -found[0]):
+            one_each.setdefault(sentence.split()[0].rstrip(":"), (size, sentence))
+        large = [sentence for size, sentence in one_each.values() if size >= _LEAST_CHANGE]
+        return large[:_CHANGES_NAMED]
+
+    def missing_shares(self) -> pd.DataFrame:
+        """Share of encounters without a value by column, initially and later."""
         names = [column.name for column in self.contract.features if column.nullable]
-        shares = pd.DataFrame(
+        return pd.DataFrame(
             {"initial": (self.initial[names] == MISSING).mean(), "later": (self.later[names] == MISSING).mean()}
         )
+
+    def recorded_shares(self, name: str) -> pd.DataFrame:
+        """Share of each level among the recorded values of a column, initially and later; empty where one has none."""
+        parts = [part[name][part[name] != MISSING] for part in (self.initial, self.later)]
+        if not all(len(part) for part in parts):
+            return pd.DataFrame(columns=["initial", "later"])
+        before, after = (part.value_counts(normalize=True) for part in parts)
+        return pd.DataFrame({"initial": before, "later": after}).fillna(0)
+
+    def missing_plot(self) -> plots.Plot | None:
+        shares = self.missing_shares()
         most = shares.max(axis=1)
         shares = shares.loc[most[most > 0].sort_values(ascending=False, kind="stable").index]
         if shares.empty:
@@ -150,7 +192,7 @@ class _Profile:
         if len(rest):
             table.loc[f"{len(rest)} others"] = rest.sum()
         positive = table.pop("positives") / table["rows"]
-        return list(table.assign(positive=positive).rename({MISSING: "missing"}).itertuples(name=None))
+        return list(table.assign(positive=positive).rename(self.contract.by_name[name].in_words).itertuples(name=None))
 
     def group(self, group: Group) -> tuple[str, list[str], list[tuple[str, list[float]]]]:
         """Heading, columns and rows of what is counted together: the first count, and the others and the outcome of
@@ -166,3 +208,8 @@ class _Profile:
             rows.append((name, [before, after, *among, self.prevalence(those)]))
         heading = capital(", ".join(group.counts))
         return heading, [*columns, *(f"{capital(name)}, of those" for name, _ in others), outcomes], rows
+
+
+def _share(value: float) -> str:
+    """A share in a sentence: all and none by their names."""
+    return {0.0: "none", 1.0: "all"}.get(value) or percent(value)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from health_predict.adapters.tracking import Role, RunRecord, Tag
+from health_predict.adapters.tracking import Role, RunRecord, Tag, trial_name
 from health_predict.report import plots
-from health_predict.report.page import render
+from health_predict.report.page import number, render
 
 Curve = Sequence[tuple[int, float]]
 SHORTEST_SECONDS = 0.01  # on a log scale
@@ -52,8 +52,12 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
         for training, validation in [curves.get(run.run_id, ((), ()))]
         if training
     ]
+    chosen = next((run for run in best if run.run_id == parent.tags[Tag.CHOSEN]), None)
     return render(
         "leaderboard.html",
+        trial_name=trial_name,
+        winner=trial_name(chosen.tags[Tag.FAMILY], chosen.params["trial"]) if chosen else "",
+        finding=_finding(ended),
         parent=parent,
         reason=parent.tags[Tag.REASON],
         chosen=parent.tags[Tag.CHOSEN],
@@ -63,6 +67,18 @@ def leaderboard_page(parent: RunRecord, runs: Sequence[RunRecord], curves: Mappi
         trials=trials,
         families=len(families),
         stopped=sum(map(len, stopped.values())),
+    )
+
+
+def _finding(ended: Sequence[RunRecord]) -> str:
+    """The best trial, and how far below it the others are."""
+    whole = [trial for trial in ended if trial.tags.get(Tag.STOPPED_EARLY, "false") == "false"]
+    if not whole:
+        return ""
+    best, worst = whole[0], whole[-1]  # the trials come in this order
+    return (
+        f"Of those that ran to their end, {best.name} has the largest AUC, {number(best.metrics['auc'])}; "
+        f"the smallest is {number(worst.metrics['auc'])}."
     )
 
 

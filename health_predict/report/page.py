@@ -43,6 +43,15 @@ def estimate(value: float | None, bounds: Sequence[float] | None = None, digits:
     return number(value, digits) if bounds is None else f"{number(value, digits)} ({interval(bounds, digits)})"
 
 
+def rounded(text: str) -> str:
+    """A parameter as it was stored, a number with three digits that count: `0.0278`, `hist`."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return text if value.is_integer() else f"{value:.3g}"
+
+
 def signed(value: float | None, digits: int = 3) -> str:
     """A difference with its sign: `+0.021`, `-0.004` (with a real minus sign)."""
     if value is None or not math.isfinite(value):
@@ -74,7 +83,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in (number, percent, interval, estimate, signed, difference, capital):
+    for name in (number, percent, interval, estimate, rounded, signed, difference, capital):
         environment.filters[name.__name__] = name
     environment.globals["Tag"] = Tag
     return environment

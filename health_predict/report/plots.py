@@ -38,7 +38,7 @@ _CSS = {
 }
 _DASHES = ("-", "--", "-.", ":")  # series differ by more than colour
 _MARKERS = ("o", "s", "^", "D")
-_WIDTH = 5.3  # inches; small enough that its text can be read on a phone
+_WIDTH = 5.0  # inches; small enough that its text can be read on a phone
 _TABLE_ROWS = 24  # of a curve in the table behind it
 _REFERENCE: Any = {"color": _INK, "linewidth": 1, "linestyle": (0, (2, 2))}
 _EVENT: Any = {"color": _INK, "linewidth": 1, "linestyle": (0, (4, 2)), "alpha": 0.6}
@@ -168,11 +168,12 @@ def line(  # each parameter is a part of the picture
     references: Mapping[str, float] | None = None,
     marks: Sequence[tuple[float, str]] = (),
     digits: int = 3,
+    share: bool = False,
 ) -> Plot:
     """Series over a common x (numbers or labels), with intervals as bands and horizontal reference lines.
 
     `bands` maps a series' name to its lower and upper bounds; NaN leaves a gap. `marks` are vertical lines: place on
-    the x axis and what happened there.
+    the x axis and what happened there, in a word or two: they stand above the plot. `share`: values are percentages.
     """
     bands = bands or {}
     with _canvas(3.2) as (figure, axes):
@@ -183,12 +184,15 @@ def line(  # each parameter is a part of the picture
             axes.plot(x, values, color=colour, linestyle=dash, marker=few, markersize=4, label=name)
         for name, value in (references or {}).items():
             axes.axhline(value, **_REFERENCE)
-            axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5)
-        for place, name in marks:
-            axes.axvline(place, **_EVENT)
-            _note(axes, name, place, (2, -2), rotation=90, va="top")
-        if len(x) and isinstance(x[0], str) and len(x) > 8:
-            axes.set_xticks(range(0, len(x), -(-len(x) // 8)))
+            where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+            # Beside the axes, where no line crosses it.
+            axes.annotate(name.replace(" ", "\n", 1), (1, value), ha="left", va="center", fontsize=8.5, **where)
+        _marks(axes, marks)
+        if share:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:g} %")
+        if len(x) and isinstance(x[0], str) and len(x) > 10:
+            step = 2 if len(x) <= 20 else -(-len(x) // 10)
+            axes.set_xticks([0, *range(1 + step, len(x), step)])
         elif len(x) and not isinstance(x[0], str) and np.equal(np.mod(np.asarray(x, dtype=float), 1), 0).all():
             axes.xaxis.get_major_locator().set_params(integer=True)
         _decorate(axes, x_label, y_label, "y")
@@ -196,13 +200,27 @@ def line(  # each parameter is a part of the picture
         alone = np.full(len(x), np.nan)
         bounds = [(values, *bands.get(name, (alone, alone))) for name, values in series.items()]
         rows = [
-            [str(x[i]), *(_estimate(values[i], low[i], high[i], digits) for values, low, high in bounds)]
+            [str(x[i]), *(_estimate(values[i], low[i], high[i], digits, share) for values, low, high in bounds)]
             for i in _thin(len(x), 200)
         ]
         return _plot(figure, title, description, [x_label, *series], rows)
 
 
-def _estimate(value: float, low: float, high: float, digits: int) -> str:
+def _marks(axes: Any, marks: Sequence[tuple[float, str]]) -> None:
+    """Vertical lines with their words above the axes, on a row of their own where they would touch."""
+    low, high = axes.get_xlim()
+    ends: list[float] = []  # where the words of each row end, in points from the left
+    for place, name in sorted(marks):
+        axes.axvline(place, **_EVENT)
+        begin, width = (place - low) / (high - low) * 72 * _WIDTH * 0.85, 4.6 * len(name) + 6
+        row = next((row for row, end in enumerate(ends) if begin >= end), len(ends))
+        ends[row:] = [begin + width, *ends[row + 1 :]]
+        _note(axes, name, place, (1, 3 + 11 * row), annotation_clip=False, ha="left", va="bottom")
+
+
+def _estimate(value: float, low: float, high: float, digits: int, share: bool = False) -> str:
+    if share:
+        return f"{percent(value)} ({percent(low)} to {percent(high)})" if np.isfinite(low) else percent(value)
     return estimate(value, (low, high) if np.isfinite(low) else None, digits)
 
 
@@ -311,6 +329,10 @@ def scatter(
             rows += [[name, number(x, 1), number(y)] for x, y in sorted([*group, *rings])]
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        # Within one decade only the minor ticks are left; at 1, 2 and 5 they have room.
+        axes.xaxis.get_minor_locator().set_params(subs=(2.0, 5.0))
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        axes.tick_params(which="minor", length=0)
         _decorate(axes, x_label, y_label, "both")
         _legend(figure, axes)
         return _plot(figure, title, description, ["", x_label, y_label], rows)

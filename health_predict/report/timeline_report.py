@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ def timeline_page(found: Mapping[str, Any], outcome: Outcome) -> str:
         found=found,
         outcome=outcome,
         synthetic=found["synthetic"],
+        headline=headline(moments),
         auc_plot=_metric(moments, marks, "auc", "AUC", {}, 3),
         calibration_plot=_metric(
             moments, marks, "observed_expected", "observed / expected", {"risks are right": 1.0}, 2
@@ -30,13 +32,44 @@ def timeline_page(found: Mapping[str, Any], outcome: Outcome) -> str:
     )
 
 
+_DONE = {"retrain": "retrained", "recalibrate": "recalibrated"}
+
+
+def headline(moments: Sequence[Mapping[str, Any]]) -> str:
+    """What the AUC did, what was changed, and the AUC since.
+
+    `The AUC fell from 0.67 to 0.39 in batch 1; retrained after batch 2; 0.66 since.`
+    """
+    known = [one for one in moments if math.isfinite(one["auc"]["value"])]
+    if not known:
+        return "No batch has an AUC yet."
+    values = [one["auc"]["value"] for one in known]
+    first = known[0]["auc"]
+    fell = next((at for at, one in enumerate(known) if one["auc"]["high"] < first["low"]), 0)
+    if fell:
+        before, after = number(values[fell - 1], 2), number(values[fell], 2)
+        said = [f"The AUC fell from {before} to {after} in batch {known[fell]['batch']}"]
+    elif len(known) == 1:
+        said = [f"The AUC is {number(values[0], 2)} in batch {known[0]['batch']}"]
+    else:
+        said = [f"The AUC stayed between {number(min(values), 2)} and {number(max(values), 2)}"]
+    changed = [one for one in moments if one["outcome"] == "deployed"]
+    if not changed:
+        lost = sum(one["outcome"] == "lost" for one in moments)
+        why = f": {lost} challenger{'s' if lost > 1 else ''} lost" if lost else ""
+        return f"{said[0]}; the model was not changed{why}."
+    said += [f"{_DONE.get(one['action'], one['action'])} after batch {one['batch']}" for one in changed[-2:]]
+    if len(changed) > 2:
+        said[1:1] = [f"{len(changed)} new versions, the last ones"]
+    since = [one["auc"]["value"] for one in known if one["batch"] > changed[-1]["batch"]]
+    if since:
+        said.append(f"{number(sum(since) / len(since), 2)} since")
+    return "; ".join(said) + "."
+
+
 def _marks(moments: Sequence[Mapping[str, Any]], detection: Mapping[str, Any] | None) -> list[tuple[float, str]]:
     # A batch is served before its verdict: a new version serves the one after it.
-    marks = [
-        (one["batch"] + 0.5, f"{one['action']}: version {one['version_after']}")
-        for one in moments
-        if one["outcome"] == "deployed"
-    ]
+    marks = [(one["batch"] + 0.5, f"version {one['version_after']}") for one in moments if one["outcome"] == "deployed"]
     if detection and detection["from_batch"] < len(moments):
         marks.append((detection["from_batch"] - 0.5, "drift begins"))
     return sorted(marks)

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 
 ROLLING_DRAWS = 400  # a threshold for a note in the report needs fewer resamples than the decision
-EVIDENTLY, EVIDENTLY_JSON, METRICS = "evidently.html", "evidently.json", "metrics.json"
+METRICS = "metrics.json"
 NO_BATCH = -1
 COLLECT_SECONDS = (
     600.0  # that another run on this machine may take in arrivals; a cluster's schedule runs one at a time
@@ -111,7 +111,7 @@ def drift(settings: Settings, *, report: Path, evidently: Path, metrics: Path, r
         batches.storage.write(batches.report_key(record.key, METRICS), record.to_json())
         batches.decide(record)  # last: what it names is complete
     _tell(settings, batches, record)
-    for name, path in ((keys.REPORT, report), (EVIDENTLY, evidently), (METRICS, metrics)):
+    for name, path in ((keys.REPORT, report), (keys.EVIDENTLY, evidently), (METRICS, metrics)):
         if batches.storage.exists(batches.report_key(record.key, name)):
             batches.storage.download(batches.report_key(record.key, name), path)
         else:
@@ -249,7 +249,7 @@ def _judged(settings: Settings, batches: Batches, model: _Model, look: _Look) ->
     second_opinion = _second_opinion(settings, batches, record.key, batch, training, findings)
     page = drift_page(
         findings,
-        batches.contract.outcome,
+        batches.contract,
         batch=batch.number,
         facts=[
             ("Arrivals", f"from {batch.window.begin} to before {batch.window.end}"),
@@ -377,7 +377,7 @@ def _second_opinion(
 
     contract = batches.contract
     with tempfile.TemporaryDirectory(prefix="health-predict-drift-") as folder:
-        page, figures = Path(folder) / EVIDENTLY, Path(folder) / EVIDENTLY_JSON
+        page, figures = Path(folder) / keys.EVIDENTLY, Path(folder) / keys.EVIDENTLY_JSON
         found = evidently_report(training, batch.frame, contract, page, json_file=figures)
         for file in (page, figures):
             batches.storage.upload(file, batches.report_key(key, file.name))

@@ -20,7 +20,7 @@ import health_predict.core
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.files import write_file
-from health_predict.adapters.tracking import Role, RunRecord, Tag, Tracking
+from health_predict.adapters.tracking import Role, RunRecord, Tag, Tracking, trial_name
 from health_predict.core.data.cohort import load_part, target
 from health_predict.core.data.contract import Contract
 from health_predict.core.model import families
@@ -195,10 +195,11 @@ class _Search:
             Tag.TRIAL: str(trial.index),
             Tag.STOPPED_EARLY: str(trial.stopped).lower(),
         }
+        name = trial_name(trial.family, trial.index)
         rungs = {_RUNG.format(rung): auc for rung, auc in enumerate(trial.rungs)}
         self.tracking.log_trial(
             self.parent,
-            f"{trial.family}-{trial.index:03d}",
+            name,
             {**tags, Tag.ERROR: trial.error} if trial.error else tags,
             trial.parameters,
             {**trial.metrics, **rungs, "seconds": trial.seconds},
@@ -210,7 +211,7 @@ class _Search:
             "trial %d of %d: %s %s; best %s",
             progress.done,
             progress.total,
-            trial.family,
+            name,
             trial.error or f"{result} AUC {trial.metrics['auc']:.4f} in {trial.seconds:.1f} s".strip(),
             f"{best} {progress.best[best]:.4f}" if best else "none yet",
             extra={"progress": asdict(progress)},

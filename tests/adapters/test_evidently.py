@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 
@@ -45,15 +44,32 @@ def test_report_names_the_column_that_moved(
     assert statistics["number_diagnoses"] < 0.001 or statistics["number_diagnoses"] > 0.5
     assert "<html" in (tmp_path / "report" / "evidently.html").read_text()[:500].lower()
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["evidently.html", "evidently.json"]
-    # and so is the JSON, with the same figures, and what Evidently makes of them
-    content = json.loads((tmp_path / "report" / "evidently.json").read_text())
-    assert adapter.statistics(content) == statistics
+    # and what Evidently makes of them
     assert statistics.drifted["number_diagnoses"]
     assert set(statistics.drifted) == {column.name for column in DIABETES.features}
     # and nothing was said or sent
     assert not attempts
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_evidentlys_own_workspace_opens_the_snapshot(tmp_path: Path) -> None:
+    # given the snapshot that lies beside a report
+    from evidently.core.report import Snapshot
+    from evidently.ui.workspace import Workspace
+
+    frame, file = synthesize(600, seed=4), tmp_path / "evidently.json"
+    statistics = adapter.evidently_report(frame[:300], frame[300:], DIABETES, tmp_path / "page.html", json_file=file)
+    # when a workspace takes it as a run of a project
+    workspace = Workspace.create(str(tmp_path / "workspace"))
+    project = workspace.create_project("drift")
+    run = workspace.add_run(project.id, Snapshot.load(str(file)))
+    # then one that is opened later has it, with the same figures
+    opened = Workspace(str(tmp_path / "workspace"))
+    assert list(opened.list_runs(project.id)) == [run.id]
+    stored = opened.get_run(project.id, run.id)
+    assert stored is not None
+    assert adapter.statistics(Snapshot.load_model(stored).dict()) == statistics
 
 
 def test_our_stability_index_is_evidentlys_where_both_compute_the_same() -> None:

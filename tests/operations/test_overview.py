@@ -55,6 +55,7 @@ def version(settings: Settings, tracking: Tracking, champion: str) -> str:
     batches.settle(ended, batches.progress().after(decision, PolicyState()))
     batches.decide(replace(decision, batch_digest="c" * 64, outcomes_alone=True, reasons=("nothing moved",)))
     storage.write(f"monitoring/live/reports/0003-{'b' * 12}/report.html", b"<title>batch 3</title>")
+    storage.write(f"monitoring/live/reports/0003-{'b' * 12}/evidently.html", b"<title>Evidently</title>")
     return champion
 
 
@@ -64,18 +65,24 @@ def test_the_champion_and_all_reports_about_it(settings: Settings, version: str)
     # then the page tells the story
     html = page.read_text()
     assert "Model version 1" in html and "XGBoost, serving now" in html and "Promoted" in html
-    assert "beats the baseline by .01" in html and "0.629 to 0.700" in html and "2,922 encounters" in html
+    assert "beats the baseline by .01" in html and "0.63 to 0.70" in html and "2,922 encounters" in html
     assert "3, its outcomes" in html and "nothing moved" in html
-    assert "40 % more readmissions &lt;than&gt; expected" in html and "1 (this one)" in html and "LightGBM" in html
+    assert "40 % more readmissions &lt;than&gt; expected" in html and "1</a> (this one)" in html and "LightGBM" in html
     # and each of its links leads to a copy beside it, of the report it says
     names = re.findall(r'href="([^"#:]+)"', html)
-    assert names == ["profile.html", "card.html", "rollout.html", f"batch-0003-{'b' * 12}.html"]
+    batch = f"batch-0003-{'b' * 12}"
+    assert names == ["profile.html", "card.html", "rollout.html", f"{batch}/report.html", "card.html"]
+    # and beside the batch's report lies Evidently's, which it links to
+    assert (page.parent / batch / "evidently.html").read_text() == "<title>Evidently</title>"
     assert (page.parent / "card.html").read_text() == "<title>models/1/card.html</title>"
     assert "Search leaderboard (not made)" in html
 
 
 def test_a_version_by_its_number_into_a_folder(settings: Settings, version: str, tmp_path: Path) -> None:
     html = build_overview(settings, "2", tmp_path / "mail").read_text()
+    # then the other version's card lies in a folder of its own, with what it links to
+    assert '<a href="version-1/card.html">1</a>' in html
+    assert {file.name for file in (tmp_path / "mail" / "version-1").iterdir()} == {"card.html", "rollout.html"}
     assert (tmp_path / "mail" / "index.html").is_file()
     assert "LightGBM, not serving" in html and "Not judged" in html and "Model card (not made)" in html
 

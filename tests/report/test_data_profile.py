@@ -87,6 +87,30 @@ def test_levels_are_shown_with_their_share_before_and_after(cohort: pd.DataFrame
     assert shares["missing"] == ["100.0 %", "0.0 %"] and shares["MC"] == ["0.0 %", "100.0 %"]
 
 
+def test_what_changes_most_is_said_first(cohort: pd.DataFrame) -> None:
+    # given a payer that is recorded only later, and in some encounters, and a discharge that is unknown only at first
+    early = cohort["encounter_id"].astype("int64").rank() <= 600
+    page = page_of(
+        cohort.assign(
+            payer_code=["?" if first or number % 4 == 0 else "MC" for number, first in enumerate(early)],
+            discharge_disposition_id=[
+                "1" if number % 3 else "18" if first else "3" if number % 2 else "6"
+                for number, first in enumerate(early)
+            ],
+        )
+    )
+    # then that comes first, and next the discharge by its word
+    assert re.search(r'<p class="lead">payer_code is missing in all of the initial encounters, then in 2\d\.\d', page)
+    assert re.search(r"<li>discharge_disposition_id: unknown \(18\) goes from 3\d\.\d.% to none\.</li>", page)
+    assert page.index('class="lead"') < page.index("From the file to the cohort")
+
+
+def test_only_the_published_table_is_called_so(cohort: pd.DataFrame, page: str) -> None:
+    assert "Diabetes 130-US" in page
+    assert "Diabetes 130-US" not in page_of(cohort, "synthetic")
+    assert "A table that was given as a file" in page_of(cohort, "custom")
+
+
 def test_long_lists_of_levels_end_in_one_row_for_the_rest(page: str, cohort: pd.DataFrame) -> None:
     diagnoses = page[page.index("<summary>diag_1") :]
     table = rows(diagnoses[: diagnoses.index("</details>")])

@@ -26,7 +26,7 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     # when
     html = drift_page(
         findings,
-        DIABETES.outcome,
+        DIABETES,
         batch=4,
         facts=[("Model version", "3")],
         synthetic=True,
@@ -38,10 +38,12 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     )
     # then
     assert "Drift report, batch 4" in html
+    assert "What changed most: medical_specialty, missing: " in html
     assert "medical_specialty: the share of missing values rose" in html
     assert (">Recalibrate<" in html) is known
     assert ("Observed / expected" in html) is known
-    assert ("Batches behind the evidence" in html) is known
+    assert 'href="evidently.html"' in html and "stability index 0" not in html
+    assert ("Is it certain that the risks are off?" in html) is known
     assert ("Observed over expected is off" in html) is known
     assert ("Waiting for labels" in html) is not known
     assert ("within the follow-up window" in html) is not known

@@ -86,7 +86,7 @@ def test_structure_serves_screen_readers() -> None:
     assert 'id="content"' in html
     assert html.count('scope="col"') == 2
     assert html.count('scope="row"') == 1
-    assert "<caption>Rows</caption>" in html
+    assert "<caption><strong>Rows</strong>" in html
     # and an empty fact is left out
     assert "Model version" in html
     assert "Commit" not in html

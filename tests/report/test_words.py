@@ -17,7 +17,7 @@ from health_predict.core.model import evaluation
 from health_predict.core.monitoring.drift import DriftReference, assess
 from health_predict.report.data_profile import data_profile_page
 from health_predict.report.drift_report import drift_page
-from health_predict.report.model_card import model_card_page
+from health_predict.report.model_card import apart, model_card_page
 from tests.modern import CONTRACT, encounters
 
 FOREIGN = ("readmi", "diabet", "insulin", "icd-9", "hospice", "discharge", "diag_", "hospitals of 1999")
@@ -58,7 +58,7 @@ def test_the_drift_report(frame: pd.DataFrame) -> None:
     reference = DriftReference.fit(frame, CONTRACT, outcomes, scores, draws=50)
     page = drift_page(
         assess(reference, frame.head(1500), scores[:1500], outcomes[:1500]),
-        CONTRACT.outcome,
+        CONTRACT,
         batch=1,
         facts=[],
         synthetic=False,
@@ -98,6 +98,23 @@ def test_the_model_card(frame: pd.DataFrame) -> None:
     tags = {"family": "LightGBM", "dataset_digest": "d", "dataset_source": "custom", "git_commit": "c"}
     run = RunRecord(run_id="r", name="n", status="FINISHED", tags=tags, params={"trial": "0"}, metrics={})
     said = only_its_own(model_card_page("3", CONTRACT, run, content))
+    assert "Of 100 encounters that it flags, " in said and " are back within 30 days; of 100 that are" in said
     assert "Model card: return, version 3" in said and CONTRACT.title in said
     assert "Outside its cohort are encounters whose went is morgue: died." in said
     assert "not back within 30 days" in said and "of returns found" in said
+
+
+def test_groups_whose_intervals_do_not_overlap_are_named_with_both() -> None:
+    # given two groups that the model ranks differently well, a third between them, and one that is as good as any
+    def group(level: str, attribute: str, value: float) -> dict[str, Any]:
+        item = {"value": value, "low": value - 0.04, "high": value + 0.04}
+        same = {"value": 1.0, "low": 0.9, "high": 1.1}
+        metrics = {"auc": item, "observed_expected": same, "recall": same, "precision": same}
+        return {"attribute": attribute, "level": level, "metrics": metrics}
+
+    groups = [group("F", "sex", 0.71), group("X", "sex", 0.66), group("M", "sex", 0.61), group("1", "ward", 0.7)]
+    # then there is one sentence, about the extremes
+    assert apart(CONTRACT, groups) == ["sex: AUC is 0.71 (0.67 to 0.75) for F and 0.61 (0.57 to 0.65) for M."]
+    # and a group whose figure is unknown says nothing
+    groups[2]["metrics"]["auc"] = dict.fromkeys(("value", "low", "high"), float("nan"))
+    assert apart(CONTRACT, groups) == []

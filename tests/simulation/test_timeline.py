@@ -25,7 +25,7 @@ from health_predict.core.data.outcomes import PREDICTION_ID
 from health_predict.core.data.partition import Parameters
 from health_predict.core.data.scenarios import GroundTruth
 from health_predict.core.model.features import EncounterFeatures
-from health_predict.report.timeline_report import comparison, summary, timeline_page
+from health_predict.report.timeline_report import comparison, headline, summary, timeline_page
 from health_predict.settings import Settings
 from health_predict.simulation.monitoring import monitoring
 from health_predict.simulation.plan import Begun, Plan
@@ -129,6 +129,39 @@ def test_late_outcomes_are_seen_as_what_is_waited_for_and_in_nothing_else() -> N
     assert (seen.inputs, seen.recording, seen.verdict) == (None, None, None)
     assert seen.waited == 1
     assert detected(found, *looks[:3]).waited is None
+
+
+def moments(*aucs: float, deployed: dict[int, str] | None = None, lost: int = -1) -> list[dict[str, object]]:
+    """Batches with these AUCs, each ten hundredths wide; after some of them another version serves."""
+    return [
+        {
+            "batch": number,
+            "auc": {"value": auc, "low": auc - 0.05, "high": auc + 0.05},
+            "action": (deployed or {}).get(number, "none"),
+            "outcome": "deployed" if number in (deployed or {}) else "lost" if number == lost else "unchanged",
+        }
+        for number, auc in enumerate(aucs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            moments(0.67, 0.39, 0.4, 0.66, 0.66, deployed={2: "retrain"}),
+            "The AUC fell from 0.67 to 0.39 in batch 1; retrained after batch 2; 0.66 since.",
+        ),
+        (moments(0.67, 0.65), "The AUC stayed between 0.65 and 0.67; the model was not changed."),
+        (
+            moments(0.67, 0.4, lost=1),
+            "The AUC fell from 0.67 to 0.40 in batch 1; the model was not changed: 1 challenger lost.",
+        ),
+        (moments(0.67, deployed={0: "recalibrate"}), "The AUC is 0.67 in batch 0; recalibrated after batch 0."),
+        (moments(), "No batch has an AUC yet."),
+    ],
+)
+def test_the_headline_tells_the_story(found: list[dict[str, object]], said: str) -> None:
+    assert headline(found) == said
 
 
 def test_a_change_that_does_not_begin_is_said_not_to() -> None:

@@ -9,7 +9,7 @@ from health_predict.adapters.tracking.model_registry import (
     Tracking,
     champion_of,
 )
-from health_predict.adapters.tracking.runs import EVALUATION, RunRecord
+from health_predict.adapters.tracking.runs import EVALUATION, RunRecord, trial_name
 from health_predict.adapters.tracking.tags import Role, Tag, VersionStage
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "Tracking",
     "VersionStage",
     "champion_of",
+    "trial_name",
 ]

@@ -42,6 +42,11 @@ TRUSTED_TYPES = (
 LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy", "skops")
 
 
+def trial_name(family: str, index: int | str) -> str:
+    """What a trial is called, in MLflow, in the log and on the leaderboard: `XGBoost-003`."""
+    return f"{family}-{int(index):03d}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """A run as it is stored."""

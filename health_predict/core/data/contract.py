@@ -70,6 +70,7 @@ class Column(_Part):
     kind: Kind = Field(description="How values are read")
     description: str = Field("", description="What the column says, for people")
     levels: tuple[str, ...] = Field((), description="Of a level or an open level; of a flag: no, then yes")
+    words: Mapping[str, str] = Field({}, description="What levels mean, where they are codes: 1: emergency")
     minimum: int | float | None = Field(None, description="Smallest count (0 if absent) or number")
     maximum: int | float | None = Field(None, description="Largest count or number")
     unit: str = Field("", description="Unit of a number or a count")
@@ -136,6 +137,12 @@ class Column(_Part):
     @property
     def _of_unit(self) -> str:
         return f" ({self.unit})" if self.unit else ""
+
+    def in_words(self, level: str) -> str:
+        """A level as people read it: `emergency (1)` where the contract has a word for it, `missing` for none."""
+        if level == MISSING:
+            return "missing"
+        return f"{self.words[level]} ({level})" if level in self.words else level
 
     @property
     def allowed(self) -> str:

@@ -68,6 +68,8 @@ def _mistakes_of(column: Column) -> Iterator[str]:
         yield "a flag needs two `levels`: what is written for no, then for yes"
     if len(set(column.levels)) < len(column.levels):
         yield "a level is named twice"
+    if unknown := [level for level in column.words if not column.holds(level)]:
+        yield f"`words` names {', '.join(unknown)}, which the column cannot hold"
     if kind in (Kind.COUNT, Kind.NUMBER) and column.maximum is None:
         yield f"the kind {kind} needs a `maximum`: the largest value that can be true"
     if kind is Kind.NUMBER and column.minimum is None:

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from health_predict.core.data.contract import MISSING, Contract
+from health_predict.core.data.contract import Contract
 from health_predict.core.model.evaluation import subgroup_levels
 from health_predict.core.monitoring.input_drift import ColumnFinding, InputFindings, InputReference, psi, standardised
 from health_predict.core.monitoring.performance import (
@@ -266,7 +266,7 @@ def assess(  # a batch, what it is compared with, and its history
     verdict, reasons = _judge(contract, score_findings, calibration, discrimination, events, limits)
     return DriftFindings(
         verdict,
-        (*reasons, *_about_inputs(inputs, news)),
+        (*reasons, *_about_inputs(contract, inputs, news)),
         len(frame),
         int(known.sum()),
         events,
@@ -348,15 +348,15 @@ def _judge(
         reasons.append(
             Reason(
                 ReasonKind.SCORES,
-                f"The mean predicted risk moved from {scores.mean_before:.1%} on validation to {scores.mean_after:.1%} "
-                f"(stability index {scores.psi:.3f}).",
+                f"The mean predicted risk moved from {scores.mean_before:.1%} on validation to "
+                f"{scores.mean_after:.1%}.",
             )
         )
     return verdict, tuple(reasons)
 
 
-def _about_inputs(inputs: InputFindings, rolling: InputFindings | None) -> tuple[Reason, ...]:
-    reasons = [Reason(ReasonKind.INPUTS, _input_sentence(inputs, rolling))]
+def _about_inputs(contract: Contract, inputs: InputFindings, rolling: InputFindings | None) -> tuple[Reason, ...]:
+    reasons = [Reason(ReasonKind.INPUTS, _input_sentence(contract, inputs, rolling))]
     if inputs.quality:
         columns = ", ".join(dict.fromkeys(finding.column for finding in inputs.quality))
         sentence = f"Data quality: the recording of {columns} changed (listed below). Ask who supplies the data; this "
@@ -364,13 +364,11 @@ def _about_inputs(inputs: InputFindings, rolling: InputFindings | None) -> tuple
     return tuple(reasons)
 
 
-def _input_sentence(inputs: InputFindings, rolling: InputFindings | None) -> str:
+def _input_sentence(contract: Contract, inputs: InputFindings, rolling: InputFindings | None) -> str:
     if not inputs.alarm:
-        return (
-            f"The inputs look like the training data (largest z {inputs.largest_z:.1f}, limit {inputs.threshold:.1f})."
-        )
-    alarmed = [column for column in inputs.columns if column.alarm]
-    strongest = "; ".join(_in_words(column) for column in alarmed[:3])
+        return "The inputs look like the training data."
+    alarmed = by_size(inputs)
+    strongest = "; ".join(in_words(contract, column) for column in alarmed[:3])
     text = f"The inputs differ from the training data in {len(alarmed)} of {len(inputs.columns)} columns. {strongest}."
     if rolling is not None:
         text += (
@@ -381,9 +379,15 @@ def _input_sentence(inputs: InputFindings, rolling: InputFindings | None) -> str
     return text
 
 
-def _in_words(column: ColumnFinding) -> str:
-    moves = ", ".join(
-        f"{'missing' if move.cell == MISSING else move.cell} {move.before:.1%} to {move.after:.1%}"
-        for move in column.moves[:2]
+def by_size(inputs: InputFindings) -> list[ColumnFinding]:
+    """The columns that differ, those that changed most first."""
+    return sorted((column for column in inputs.columns if column.alarm), key=lambda column: -column.psi)
+
+
+def in_words(contract: Contract, column: ColumnFinding, moves: int = 1) -> str:
+    """The largest changes of a column: `discharge_to: unknown (18) from 18.7% to 0.0%`."""
+    levels = contract.by_name[column.column]
+    said = ", ".join(
+        f"{levels.in_words(move.cell)} from {move.before:.1%} to {move.after:.1%}" for move in column.moves[:moves]
     )
-    return f"{column.column} (stability index {column.psi:.2f}: {moves})"
+    return f"{column.column}: {said}"

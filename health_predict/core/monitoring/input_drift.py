@@ -169,7 +169,8 @@ class InputReference:
         limit = _CHANCE / max(1, sum(map(len, frequent)))
         quality: list[QualityFinding] = []
         for batch, levels in zip(batches, frequent, strict=True):
-            quality += [*_missing(batch), *_new(batch), *_levels(batch, levels, limit)]
+            column = contract.by_name[batch.cells.column]
+            quality += [*_missing(batch), *_new(batch, column), *_levels(batch, column, levels, limit)]
         columns.sort(key=lambda finding: -finding.z)
         largest = columns[0].z if columns else 0.0
         # The null is sorted.
@@ -371,7 +372,7 @@ def _missing(batch: _Batch) -> Iterator[QualityFinding]:
         yield QualityFinding(QualityKind.MISSING, cells.column, before, after, sentence)
 
 
-def _new(batch: _Batch) -> Iterator[QualityFinding]:
+def _new(batch: _Batch, column: Column) -> Iterator[QualityFinding]:
     """Whether more rows than chance brings have levels that the reference never had."""
     cells, n = batch.cells, batch.n
     new = {value: count for value, count in batch.counts.items() if value != MISSING and value not in cells.seen}
@@ -379,7 +380,8 @@ def _new(batch: _Batch) -> Iterator[QualityFinding]:
     # Poisson tail by its normal approximation, four standard errors above what chance brings.
     expected = n * cells.unseen_expected
     if not cells.edges and total / n >= _LEVEL_STEP and total > expected + 4 * math.sqrt(expected + 1):
-        examples = ", ".join(sorted(new, key=lambda value: (-new[value], value))[:4])
+        most = sorted(new, key=lambda value: (-new[value], value))[:4]
+        examples = ", ".join(column.in_words(value) for value in most)
         sentence = (
             f"{cells.column}: {total:,} encounters ({total / n:.1%}) have levels that the reference never had "
             f"({examples}{', …' if len(new) > 4 else ''})."
@@ -412,12 +414,14 @@ def _frequent(batch: _Batch) -> list[tuple[str, int, int]]:
     return found
 
 
-def _levels(batch: _Batch, levels: Sequence[tuple[str, int, int]], limit: float) -> Iterator[QualityFinding]:
+def _levels(
+    batch: _Batch, column: Column, levels: Sequence[tuple[str, int, int]], limit: float
+) -> Iterator[QualityFinding]:
     """Which of the levels vanished from the batch, or appeared in it.
 
     Shares are compared among the recorded values: that more or fewer are missing is another finding.
     """
-    n, rows, column = batch.n, batch.reference_rows, batch.cells.column
+    n, rows = batch.n, batch.reference_rows
     recorded = n - batch.counts.get(MISSING, 0)
     recorded_before = round(rows * (1 - batch.cells.seen.get(MISSING, 0.0)))
     if min(recorded, recorded_before) == 0:
@@ -429,12 +433,12 @@ def _levels(batch: _Batch, levels: Sequence[tuple[str, int, int]], limit: float)
         change = (new / recorded) / (old / recorded_before) if old else math.inf
         if change <= _HARDLY and _at_most(new, old + new, part) < limit:
             few = f"hardly occurs any more ({new:,} of {n:,} encounters)" if new else "no longer occurs"
-            sentence = f"{column}: {name} {few}; it was {before:.1%} of the reference."
-            yield QualityFinding(QualityKind.VANISHED, column, before, after, sentence, name)
+            sentence = f"{column.name}: {column.in_words(name)} {few}; it was {before:.1%} of the reference."
+            yield QualityFinding(QualityKind.VANISHED, column.name, before, after, sentence, name)
         elif change >= 1 / _HARDLY and _at_most(old, old + new, 1 - part) < limit:
             few = f"hardly occurred before ({old:,} of {rows:,} encounters)" if old else "is new"
-            sentence = f"{column}: {name} {few}; it is {after:.1%} of the batch."
-            yield QualityFinding(QualityKind.APPEARED, column, before, after, sentence, name)
+            sentence = f"{column.name}: {column.in_words(name)} {few}; it is {after:.1%} of the batch."
+            yield QualityFinding(QualityKind.APPEARED, column.name, before, after, sentence, name)
 
 
 def _at_most(count: int, total: int, share: float) -> float:

@@ -54,6 +54,7 @@ def test_the_levels_no_and_yes_stay_text() -> None:
         ('  negative: "NO"', '  negative: "<30"', "outcome.negative: must be a level that is not positive"),
         ("single_predictor: number_inpatient", "single_predictor: race", "race is of kind open level"),
         ('levels: ["11", "13"', 'levels: ["x", "13"', "exclude.0: discharge_disposition_id has no level x"),
+        ('words:\n      {"1": emergency', 'words:\n      {"one": emergency', "`words` names one, which"),
         ("  time_in_hospital: \"6\"", "  time_in_hospital: \"60\"", "example.time_in_hospital: must be a whole number"),
         ("  race: Caucasian", "  color: red", "example.color: is no column that a prediction uses"),
         ("follow_up_days: 30", "follow_up_days: soon", "follow_up_days: Input should be a valid number"),

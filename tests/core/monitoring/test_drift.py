@@ -173,11 +173,17 @@ def test_a_level_that_all_but_vanished_or_appeared_is_named_with_its_shares(
     gone = found["discharge_disposition_id", "3"]
     assert gone.kind is QualityKind.VANISHED
     assert gone.before == pytest.approx(0.137, abs=0.02) and gone.after == 2 / len(batch)
-    assert f"3 hardly occurs any more (2 of {len(batch):,} encounters); it was {gone.before:.1%}" in gone.sentence
+    assert (
+        f"skilled nursing (3) hardly occurs any more (2 of {len(batch):,} encounters); it was {gone.before:.1%}"
+        in gone.sentence
+    )
     grown = found["admission_type_id", "8"]
     assert grown.kind is QualityKind.APPEARED
     assert grown.before < 0.01 and grown.after == pytest.approx(0.25, abs=0.01)
-    assert "8 hardly occurred before" in grown.sentence and f"{grown.after:.1%} of the batch" in grown.sentence
+    assert (
+        "not mapped (8) hardly occurred before" in grown.sentence
+        and f"{grown.after:.1%} of the batch" in grown.sentence
+    )
     assert found["diag_1", "other digestive codes"].kind is QualityKind.VANISHED
     assert len(found) == 3
     # and the report says so

@@ -64,8 +64,9 @@ class Family:
     model of one that is not.
 
     `to_onnx` is what the service scores with, `explain` what it explains with; both are checked against the estimator.
-    `trusted_types` are the types that skops has to be told of to save and load an estimator, `libraries` the
-    distributions that it needs beside NumPy, pandas and scikit-learn.
+    `importance` says in words what the estimator's own weights of features are, where it states them (`coef_` or
+    `feature_importances_`). `trusted_types` are the types that skops has to be told of to save and load an estimator,
+    `libraries` the distributions that it needs beside NumPy, pandas and scikit-learn.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     rounds: str = ""
     watched: Watched | None = None
+    importance: str = ""
 
     def parsed(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters with the types of the space: MLflow gives text, and KFP gives whole numbers as floats."""

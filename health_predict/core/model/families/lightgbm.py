@@ -98,4 +98,5 @@ FAMILY = Family(
     fixed={"subsample": 0.8, "subsample_freq": 1, "verbose": -1, "deterministic": True, "force_row_wise": True},
     rounds="n_estimators",
     watched=_watched,
+    importance="number of splits on a feature",
 )

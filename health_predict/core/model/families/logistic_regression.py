@@ -98,4 +98,5 @@ FAMILY = Family(
     build=_build,
     to_onnx=_to_onnx,
     explain=_explain,
+    importance="absolute coefficient of a feature on its own scale",
 )

@@ -55,4 +55,5 @@ FAMILY = Family(
     fixed={"n_estimators": 200},
     rounds="n_estimators",
     watched=scikit_learn.warm_start("n_estimators"),
+    importance="mean decrease of impurity by the splits on a feature",
 )

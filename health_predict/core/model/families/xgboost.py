@@ -91,4 +91,5 @@ FAMILY = Family(
     fixed={"subsample": 0.8, "tree_method": "hist", "objective": "binary:logistic"},
     rounds="n_estimators",
     watched=_watched,
+    importance="mean gain of the splits on a feature",
 )
