@@ -21,7 +21,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pydantic_settings
-from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from health_predict.core.choices import Policy
@@ -132,6 +132,10 @@ class Settings(BaseSettings):
     prediction_log_limit_mb: int = Field(1024, ge=0, description="MiB of predictions waiting for storage; 0: log none")
     prediction_log_seconds: int = Field(60, ge=1, description="Seconds until a file of the prediction log is shipped")
 
+    notify: tuple[SecretStr, ...] = Field(
+        (), description="Who is told what happens, as a JSON list: addresses of apprise, ARNs of SNS topics; secret"
+    )
+
     kfp_host: str = Field("", description="Kubeflow Pipelines API")
     git_commit: str = Field("", description="Commit of the code that runs; empty: asked from git")
 
@@ -194,8 +198,13 @@ class Settings(BaseSettings):
         return self.image_registry or f"oci:{self.home / 'images'}"
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for the tasks of a pipeline. Only what differs from a default."""
+        """These settings as environment variables, for the tasks of a pipeline. Only what differs from a default.
+
+        With the secrets among them: not to be shown.
+        """
         values = {"home": str(self.home), **self.model_dump(mode="json", exclude_defaults=True)}
+        if self.notify:
+            values["notify"] = [one.get_secret_value() for one in self.notify]
         return {
             PREFIX + name.upper(): json.dumps(value) if isinstance(value, list) else str(value)
             for name, value in values.items()

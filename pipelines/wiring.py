@@ -1,7 +1,7 @@
 """How a task is wired to the place it runs in: settings, secrets, resources. One place for all tasks.
 
-In a cluster the settings come from a ConfigMap and the credentials from a Secret; under SubprocessRunner both are
-ignored and the task inherits the environment of the command.
+In a cluster the settings come from a ConfigMap, credentials and the addresses of messages from Secrets; under
+SubprocessRunner they are ignored and the task inherits the environment of the command.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from health_predict.settings import PREFIX, Settings
 
 SETTINGS = "health-predict-settings"
 CREDENTIALS = "health-predict-credentials"
+NOTIFY = "health-predict-notify"  # the addresses of who is told hold secrets
 # On AWS the credentials are the machine's role. Its network lets the pods with this label ask for it, and no others of
 # the namespace (k8s/overlays/aws/instance-role.yaml).
 ROLE_LABEL = ("health-predict/aws", "true")
@@ -32,8 +33,10 @@ def wire(
     No caching, since the stages know what is done. Repeating is safe, since every stage is idempotent; what a gate
     refused would only be refused again, so a rollout has no second attempt.
     """
+    addresses = f"{PREFIX}NOTIFY"
     names = [PREFIX + name.upper() for name in Settings.model_fields]
-    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in names}, optional=True)
+    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in names if name != addresses}, optional=True)
+    kubernetes.use_secret_as_env(task, NOTIFY, {addresses: addresses}, optional=True)
     kubernetes.use_secret_as_env(task, CREDENTIALS, {name: name for name in CREDENTIAL_NAMES}, optional=True)
     kubernetes.add_pod_label(task, *ROLE_LABEL)
     task.set_cpu_request(cpu)

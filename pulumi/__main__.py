@@ -11,7 +11,7 @@ from health_predict.adapters.contracts import built_in
 from health_predict.aws.cost import machine
 from health_predict.aws.stack_config import PROJECT
 from infra.account import require_account
-from infra.alarms import Alarms, AlarmsArgs
+from infra.alarms import Alarms, AlarmsArgs, Topic
 from infra.budget import BudgetAlarm, BudgetAlarmArgs
 from infra.bundle import Bundle, BundleArgs, start_script
 from infra.config import stack_config
@@ -49,11 +49,13 @@ network = Network(name, NetworkArgs(config.availability_zone, tags), opts)
 firewall = Firewall(name, FirewallArgs(network.vpc.id, config.operator_cidr, config.open_ports, tags), opts)
 storage = Storage(name, StorageArgs(config.keep_data, tags), opts)
 registry = Registry(name, RegistryArgs(f"{PROJECT}/{stack}", config.keep_data, tags), opts)
+topic = Topic(name, config.alarm_email, tags, opts).topic
 identity = Identity(
     name,
     IdentityArgs(
         storage.bucket.arn,
         [repository.arn for repository in registry.repositories.values()],
+        topic.arn,
         partition,
         config.region,
         account_id,
@@ -103,6 +105,7 @@ bundle = Bundle(
             "HP_RECREATE_CLUSTER": config.recreate_cluster,
             "HP_FIRST_RUN": str(config.first_run).lower(),
             "HP_MONITOR": config.monitor,
+            "HP_TOPIC": topic.arn,
             "HP_DATA_URL": PUBLISHED.url,
             "HP_DATA_SHA256": PUBLISHED.sha256,
         },
@@ -120,7 +123,7 @@ rollout = Rollout(
 )
 Alarms(
     name,
-    AlarmsArgs(host.instance.id, stack, config.alarm_email, config.schedule is None, tags),
+    AlarmsArgs(host.instance.id, stack, topic.arn, config.schedule is None, tags),
     # What is silent counts as down, and until it is ready the host is silent.
     pulumi.ResourceOptions(providers={"aws": provider}, depends_on=[rollout.command]),
 )

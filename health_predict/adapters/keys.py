@@ -13,6 +13,7 @@ PLAN, TIMELINE, FIGURES = "plan.json", "timeline.html", "timeline.json"  # of a 
 # What `Storage.keys` lists as a whole.
 PREDICTIONS, SIMULATIONS, RUNS = "predictions/", "simulations/", "runs/"
 RAW, DATASETS, ARRIVALS = "raw/", "datasets/", "arrivals/"
+WAITING_MESSAGES = "notifications/waiting/"
 _SIMULATED = "sim-"
 SERVED_BEFORE = f"{SIMULATIONS}served-before.json"
 
@@ -180,3 +181,13 @@ def simulation(name: str, file: str) -> str:
 def run_end(run_id: str) -> str:
     """How a run in a cluster ended."""
     return f"{RUNS}{run_id}.json"
+
+
+def waiting_message(name: str) -> str:
+    """A message that not every address has taken."""
+    return f"{WAITING_MESSAGES}{name}.json"
+
+
+def sent_message(name: str) -> str:
+    """A message that every address has taken."""
+    return f"notifications/sent/{name}.json"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from health_predict.adapters.notifications import delivered
 from health_predict.commands.operate import AsJson, On
 from health_predict.commands.progress import console_of, working
 from health_predict.settings import settings_on
@@ -18,9 +19,9 @@ def backup(on: On = None, as_json: AsJson = False) -> None:
     """Dump the cluster's databases into its bucket. A CronJob does the same every night."""
     from health_predict.operations.backup import backup as run
 
-    console = console_of(as_json)
-    with working(console, "dumping the databases"):
-        made = run(settings_on(on))
+    console, settings = console_of(as_json), settings_on(on)
+    with delivered(settings), working(console, "dumping the databases"):
+        made = run(settings)
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in made]))
     else:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from health_predict.adapters.contracts import named_contract
 from health_predict.adapters.files import named_file, whole_file, write_file
+from health_predict.adapters.notifications import delivered
 from health_predict.commands.operate import AsJson, AsOf, On
 from health_predict.commands.progress import console_of, working
 from health_predict.core.choices import Scenario
@@ -115,11 +116,11 @@ def add(
     Identifiers and dates may be absent; the label's column counts as delivered outcomes. Rows that break the data
     contract are set aside with a report. The same file twice changes nothing.
     """
-    console = console_of(as_json)
-    with working(console, "scoring and adding"):
+    console, settings = console_of(as_json), settings_on(on, as_of)
+    with delivered(settings), working(console, "scoring and adding"):
         from health_predict.operations.feed import add_encounters  # with pandas and MLflow: seconds
 
-        added, outcomes = add_encounters(settings_on(on, as_of), file)
+        added, outcomes = add_encounters(settings, file)
     if as_json:
         typer.echo(json.dumps({**asdict(added), "outcomes": outcomes}))
     elif added.before:
@@ -145,11 +146,11 @@ def outcomes(
 ) -> None:
     """Deliver outcomes: the label's column (1 or 0) by prediction_id, or by what the contract says identifies an
     encounter, or by the patient and the date."""
-    console = console_of(as_json)
-    with working(console, "reading"):
+    console, settings = console_of(as_json), settings_on(on, as_of)
+    with delivered(settings), working(console, "reading"):
         from health_predict.operations.feed import add_outcomes
 
-        found = add_outcomes(settings_on(on, as_of), file)
+        found = add_outcomes(settings, file)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:

@@ -114,7 +114,7 @@ def _inputs(settings: Settings, raw_sha256: str) -> str:
     root = Path(__file__).parents[2]
     chosen = ("contract", "data_source", "data_sha256", "data_copy", "replace_data")  # what they led to is named apart
     identity = {
-        "settings": settings.model_dump(mode="json", exclude={*chosen}),
+        "settings": settings.model_dump(mode="json", exclude={*chosen, "notify"}),
         "contract": contract_of(settings).digest,
         "raw": raw_sha256,
         "code": [

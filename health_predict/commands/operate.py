@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.notifications import delivered
 from health_predict.adapters.serving.target import open_target
 from health_predict.commands.progress import console_of, say_source, working
 from health_predict.errors import StateError
@@ -47,7 +48,7 @@ def serve(
         typer.echo(settings.home / "serving" / "serving.log")
         return
     console = console_of(as_json)
-    with working(console, "starting the champion"):
+    with delivered(settings), working(console, "starting the champion"):
         from health_predict.adapters.tracking import Tracking  # with MLflow: seconds
         from health_predict.stages.rollout import serve as roll_out
 

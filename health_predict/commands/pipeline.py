@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from health_predict.adapters.files import writable
+from health_predict.adapters.notifications import delivered
 from health_predict.adapters.pipelines.local import LocalRun, compile_pipeline, list_runs, run_locally
 from health_predict.adapters.source_control import commit
 from health_predict.commands.operate import AsJson, AsOf, On
@@ -205,7 +206,7 @@ def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], consol
             "unset HEALTH_PREDICT_PROFILE to run on this machine",
         )
     console.print(f"[bold]pipeline    [/bold]{escape(name)}")
-    with PipelineProgress(console) as progress:
+    with delivered(settings), PipelineProgress(console) as progress:
         arguments = _arguments(settings, name, given)
         settings = settings.model_copy(update={"git_commit": settings.git_commit or commit()})
         return run_locally(_pipelines().PIPELINES[name], arguments, settings, progress)

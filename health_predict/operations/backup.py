@@ -13,8 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from health_predict.adapters.databases import DATABASES, Database, KubectlDatabases
+from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.errors import SettingsError, StateError
+from health_predict.errors import HealthPredictError, SettingsError, StateError
 from health_predict.settings import Settings
 
 FOLDER = "backups"
@@ -30,7 +31,19 @@ class Backup:
 
 
 def backup(settings: Settings) -> list[Backup]:
-    """Dump every database that the cluster has and store the dumps, each under the time it was begun."""
+    """Dump every database that the cluster has and store the dumps, each under the time it was begun.
+
+    People are told when that fails.
+    """
+    try:
+        return _backup(settings)
+    except HealthPredictError as error:
+        why = f"The databases were not saved: {error.problem}."
+        tell(settings, Event.BACKUP, datetime.now(UTC).isoformat(), why, error.remedy)
+        raise
+
+
+def _backup(settings: Settings) -> list[Backup]:
     databases, storage = KubectlDatabases(settings.kube_context), _storage(settings)
     made = []
     with tempfile.TemporaryDirectory(prefix="health-predict-backup-") as folder:

@@ -99,7 +99,8 @@ def _check(name: str, finding: str, *, warn: str = "", fail: str = "") -> Check:
 
 
 def _settings(settings: Settings) -> Iterator[Check]:
-    changed = ", ".join(f"{name}={value}" for name, value in settings.environment().items() if name != f"{PREFIX}HOME")
+    hidden = (f"{PREFIX}HOME", f"{PREFIX}NOTIFY")  # the addresses of who is told hold secrets
+    changed = ", ".join(f"{name}={value}" for name, value in settings.environment().items() if name not in hidden)
     yield _check("settings", f"profile {settings.profile.value}; {changed or 'all others at their defaults'}")
 
 

@@ -10,6 +10,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.data.records import Progress
+from health_predict.adapters.notifications import undelivered
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.port import Active
 from health_predict.adapters.serving.target import open_target
@@ -86,6 +87,9 @@ def status(settings: Settings) -> Status:
     if before := under_way(settings):
         again = f", which brings back version {before.version} at its end" if before.version else ""
         waiting.append(f"simulation {before.simulation} was begun and its model serves: give its command again{again}")
+    if count := len(undelivered(settings)):
+        some = "1 message was" if count == 1 else f"{count:,} messages were"
+        waiting.append(f"{some} not taken by everybody who is to be told: `health-predict notify list`")
     # What serves is worth showing without its evaluation.
     judged = (evaluation(tracking, champion) if champion else None) or {}
     tested = judged.get("on_test")

@@ -29,6 +29,7 @@ from health_predict.adapters.data.raw_data import origin_of, refuse_other_data
 from health_predict.adapters.data.records import FORMAT, BatchDecision, KeptWindow, Progress
 from health_predict.adapters.files import write_file
 from health_predict.adapters.locks import only_one
+from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.tracking import ModelVersion, Tag, Tracking
 from health_predict.core.choices import Policy
 from health_predict.core.data.cohort import target
@@ -109,6 +110,7 @@ def drift(settings: Settings, *, report: Path, evidently: Path, metrics: Path, r
         batches.storage.write(batches.report_key(record.key, keys.REPORT), page.encode())
         batches.storage.write(batches.report_key(record.key, METRICS), record.to_json())
         batches.decide(record)  # last: what it names is complete
+    _tell(settings, batches, record)
     for name, path in ((keys.REPORT, report), (keys.EVIDENTLY, evidently), (METRICS, metrics)):
         if batches.storage.exists(batches.report_key(record.key, name)):
             batches.storage.download(batches.report_key(record.key, name), path)
@@ -125,6 +127,17 @@ def drift(settings: Settings, *, report: Path, evidently: Path, metrics: Path, r
         dataset_source=source,
         labelled_batches=record.labelled_batches,
     )
+
+
+def _tell(settings: Settings, batches: Batches, record: BatchDecision) -> None:
+    """Tell people of an alarm, and of what is begun because of it or by the policy."""
+    key = f"{batches.stream} {record.key}"
+    if record.verdict is not Verdict.STEADY:
+        report = batches.storage.uri(batches.report_key(record.key, keys.REPORT))
+        tell(settings, Event.DRIFT, key, f"Batch {record.batch}: {' '.join(record.reasons)}", f"read {report}")
+    if record.action is not Action.NONE:
+        begun = f"After batch {record.batch} the policy begins to {record.action} version {record.model_version}."
+        tell(settings, Event.RETRAINING, key, begun, "`health-predict pipeline list` says how it ends")
 
 
 @dataclass(frozen=True, slots=True)

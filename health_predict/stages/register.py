@@ -18,6 +18,7 @@ from health_predict.adapters.data.batches import trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
 from health_predict.adapters.files import write_file
+from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.scores import clinical_scores
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import (
@@ -119,6 +120,10 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     for reason in content["reasons"]:
         log.info("%s", reason)
     log.info("version %s (%s): %s", version.version, best.tags[Tag.FAMILY], decision.value)
+    if decision is Decision.REJECT:
+        refused = f"The gates refuse version {version.version}: {' '.join(content['reasons'])}"
+        key = f"{version.version} against {content['decided_against']}"
+        tell(settings, Event.REFUSED, key, refused, f"`health-predict report open {version.version}`")
     tested = content["on_test"]
     return RegisterResult(
         model_version=version.version,

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from health_predict.adapters import keys
 from health_predict.adapters.files import write_file
 from health_predict.adapters.images import open_registry
+from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.port import Active, Rollout
 from health_predict.adapters.serving.target import open_target
@@ -86,9 +87,14 @@ def rollout(settings: Settings, *, image_uri: str, model_version: str, report: P
     except HealthPredictError as error:
         change.write(report, change.result(RolloutOutcome.UNDONE, error.problem))
         log.error("rollout of version %s undone: %s", model_version, error.problem)
+        why = f"Version {model_version} did not come into service: {error.problem}."
+        tell(settings, Event.UNDONE, f"{model_version} {time.time_ns()}", why, "`health-predict status`")
         raise
     change.write(report, result)
     log.info("version %s at %s: %s", model_version, result.url, result.outcome.value)
+    if active := change.target.active():  # its time says which rollout it was, also to a repeated one
+        why = f"Version {model_version} is in service since {active.since}."
+        tell(settings, Event.DEPLOYED, f"{model_version} {active.since}", why, "`health-predict status`")
     return result
 
 

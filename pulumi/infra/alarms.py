@@ -1,4 +1,7 @@
-"""Alarms: what the operator is told through one SNS topic. The host sends the metrics (pulumi/bootstrap/watch.sh)."""
+"""Alarms: what the operator is told through one SNS topic. The host sends the metrics (pulumi/bootstrap/watch.sh).
+
+The pipelines write to the topic, too: HEALTH_PREDICT_NOTIFY names it.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +16,42 @@ PERIOD = 300  # seconds between two reports of the host
 DISK_PERCENT = 85
 
 
+class Topic(pulumi.ComponentResource):
+    """The topic, and the operator's subscription."""
+
+    def __init__(
+        self, name: str, email: str, tags: Mapping[str, str], opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("health-predict:infra:Topic", name, None, opts)
+        inside = pulumi.ResourceOptions(parent=self)
+        self.topic = aws.sns.Topic(name, aws.sns.TopicArgs(tags={**tags, "Name": name}), opts=inside)
+        if email:
+            aws.sns.TopicSubscription(
+                name,
+                aws.sns.TopicSubscriptionArgs(topic=self.topic.arn, protocol="email", endpoint=email),
+                opts=inside,
+            )
+        self.register_outputs({"topic_arn": self.topic.arn})
+
+
 @dataclass(frozen=True, slots=True)
 class AlarmsArgs:
     """Arguments of Alarms. A host that is `always_on` is missed when it reports nothing."""
 
     instance_id: pulumi.Input[str]
     stack: str
-    email: str
+    topic_arn: pulumi.Input[str]
     always_on: bool
     tags: Mapping[str, str]
 
 
 class Alarms(pulumi.ComponentResource):
-    """A topic, and the alarms that write to it."""
+    """The alarms, which write to the topic."""
 
     # Long, since it is a list: one alarm after the other.
     def __init__(self, name: str, args: AlarmsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("health-predict:infra:Alarms", name, None, opts)
         inside = pulumi.ResourceOptions(parent=self)
-        self.topic = aws.sns.Topic(name, aws.sns.TopicArgs(tags={**args.tags, "Name": name}), opts=inside)
-        if args.email:
-            aws.sns.TopicSubscription(
-                name,
-                aws.sns.TopicSubscriptionArgs(topic=self.topic.arn, protocol="email", endpoint=args.email),
-                opts=inside,
-            )
 
         def alarm(  # what an alarm of CloudWatch takes
             kind: str,
@@ -63,8 +77,8 @@ class Alarms(pulumi.ComponentResource):
                     comparison_operator="GreaterThanThreshold",
                     threshold=threshold,
                     treat_missing_data=silence,
-                    alarm_actions=[self.topic.arn],
-                    ok_actions=[self.topic.arn],
+                    alarm_actions=[args.topic_arn],
+                    ok_actions=[args.topic_arn],
                     tags={**args.tags, "Name": f"{name}-{kind}"},
                 ),
                 opts=inside,
@@ -97,4 +111,4 @@ class Alarms(pulumi.ComponentResource):
             "FailedRuns",
             "A run of a pipeline failed -> see the pages of Kubeflow Pipelines, http://127.0.0.1:8080 when forwarded",
         )
-        self.register_outputs({"topic_arn": self.topic.arn})
+        self.register_outputs({})

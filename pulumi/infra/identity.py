@@ -36,6 +36,7 @@ class IdentityArgs:
 
     bucket_arn: pulumi.Input[str]
     repository_arns: Sequence[pulumi.Input[str]]
+    topic_arn: pulumi.Input[str]
     partition: str
     region: str
     account_id: str
@@ -52,8 +53,8 @@ class Identity(pulumi.ComponentResource):
         self.role = aws.iam.Role(
             name, aws.iam.RoleArgs(assume_role_policy=trust_policy("ec2.amazonaws.com"), tags=tags), opts=inside
         )
-        policy = pulumi.Output.all(args.bucket_arn, *args.repository_arns).apply(
-            lambda arns: instance_policy(arns[0], arns[1:], args.partition, args.region, args.account_id)
+        policy = pulumi.Output.all(args.bucket_arn, args.topic_arn, *args.repository_arns).apply(
+            lambda arns: instance_policy(arns[0], arns[1], arns[2:], args.partition, args.region, args.account_id)
         )
         self.policy = aws.iam.RolePolicy(name, aws.iam.RolePolicyArgs(role=self.role.id, policy=policy), opts=inside)
         self.profile = aws.iam.InstanceProfile(
@@ -71,9 +72,9 @@ def trust_policy(service: str, source_account: str = "") -> str:
 
 
 def instance_policy(
-    bucket_arn: str, repository_arns: Sequence[str], partition: str, region: str, account_id: str
+    bucket_arn: str, topic_arn: str, repository_arns: Sequence[str], partition: str, region: str, account_id: str
 ) -> str:
-    """This bucket, these repositories, Systems Manager; nothing else."""
+    """This bucket, this topic, these repositories, Systems Manager; nothing else."""
 
     def allow(sid: str, actions: Sequence[str], resources: Sequence[str]) -> dict[str, Any]:
         return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
@@ -90,6 +91,7 @@ def instance_policy(
                     [f"{bucket_arn}/{prefix}/*" for prefix in WRITABLE],
                 ),
                 allow("EraseObjects", ["s3:DeleteObject"], [f"{bucket_arn}/{prefix}/*" for prefix in ERASABLE]),
+                allow("Messages", ["sns:Publish"], [topic_arn]),
                 allow(
                     "Images",
                     [

@@ -136,6 +136,7 @@ class Machine:
             "HP_OPEN_PORTS": "3000",
             "HP_RECREATE_CLUSTER": "",
             "HP_MONITOR": "0 30 2 * * *",
+            "HP_TOPIC": "arn:aws:sns:us-east-1:123456789012:the-topic",
             "HP_DATA_URL": "file:///srv/downloads/data.zip",
             "HP_DATA_SHA256": hashlib.sha256(b"encounter_id\n1\n").hexdigest(),
             "HP_DOCKER_URL": "file:///srv/downloads",
@@ -326,6 +327,11 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     assert names == ["MONITOR", "KFP_HOST", "PIPELINE_IMAGE", "GIT_COMMIT"] and "envFrom" not in container
     assert (
         "HEALTH_PREDICT_DATA_COPY=s3://the-bucket/raw/diabetic_data.csv\n"
+        in (machine.state / "settings.env").read_text()
+    )
+    # and what happens is told to the stack's topic
+    assert (
+        'HEALTH_PREDICT_NOTIFY=["arn:aws:sns:us-east-1:123456789012:the-topic"]\n'
         in (machine.state / "settings.env").read_text()
     )
     # and the first model is trained and answers

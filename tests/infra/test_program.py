@@ -190,6 +190,7 @@ def test_the_bundle_is_named_by_its_content() -> None:
         in (pointer.inputs["content"])
     )
     assert "HP_IMAGE_TAG=0123abc\n" in pointer.inputs["content"]
+    assert f"HP_TOPIC=arn:aws:sns:us-east-1:{ACCOUNT}:health-predict-dev\n" in pointer.inputs["content"]
     scheduled = stack(monitor="0 30 2 * * *").one("s3/bucketObjectv2:BucketObjectv2", "health-predict-dev-host")
     assert "HP_MONITOR='0 30 2 * * *'\n" in scheduled.inputs["content"]
     # and the pointer moves only after the archive is there
@@ -227,6 +228,8 @@ def test_the_role_reaches_this_stack_alone() -> None:
         assert not any("bundles" in resource for resource in statements[sid]["Resource"])
     assert all(f"{ACCOUNT}:repository/health-predict/dev/" in arn for arn in statements["Images"]["Resource"])
     assert len(statements["Images"]["Resource"]) == 3
+    (topic,) = statements["Messages"]["Resource"]
+    assert statements["Messages"]["Action"] == ["sns:Publish"] and "health-predict-dev" in topic
     everywhere = [sid for sid, item in statements.items() if "*" in item["Resource"]]
     assert everywhere == ["Metrics", "WithoutResource"]
     assert statements["Metrics"]["Action"] == ["cloudwatch:PutMetricData"]

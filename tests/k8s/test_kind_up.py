@@ -183,6 +183,19 @@ def test_cluster_up_without_an_image_keeps_the_one_there(world: World) -> None:
     assert "PIPELINE_IMAGE=localhost:5001/health-predict/pipeline@sha256:built" in world.settings()
 
 
+def test_who_is_told_is_kept_in_a_secret(world: World) -> None:
+    # given a file of settings that says who is told what happens
+    ready(world.up())
+    (world.data / "more.env").write_text('HEALTH_PREDICT_TRIALS=9\nHEALTH_PREDICT_NOTIFY=["slack://a/b/c"]\n')
+    # when the platform is brought up with it
+    done = world.run("up", "kind", KUBECONFIG=str(world.data / "kubeconfig"), SETTINGS=str(world.data / "more.env"))
+    assert done.returncode == 0, done.stderr
+    # then that is in a Secret, and nowhere else
+    assert "TRIALS=9" in world.settings() and "slack" not in world.settings()
+    assert (world.folder / "objects" / "notify").read_text() == 'HEALTH_PREDICT_NOTIFY=["slack://a/b/c"]\n'
+    assert "slack" not in done.stdout + done.stderr
+
+
 def test_settings_that_cannot_be_read_are_named(world: World) -> None:
     ready(world.up())
     done = world.run("up", "kind", KUBECONFIG=str(world.data / "kubeconfig"), SETTINGS="absent.env")

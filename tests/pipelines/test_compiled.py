@@ -38,6 +38,27 @@ def test_no_default_stands_in_the_way_of_a_setting(file: Path) -> None:
         assert inputs[key]["defaultValue"] in ("", [], False), key
 
 
+@pytest.mark.parametrize("file", sorted(COMPILED.iterdir()), ids=lambda file: file.stem)
+def test_who_is_told_comes_from_a_secret_alone(file: Path) -> None:
+    _, platform = yaml.safe_load_all(file.read_text())
+    tasks = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert tasks
+    for task in tasks:
+        # given where a task's environment comes from
+        found = {
+            kind: {item["envVar"]: one for one in task[kind] for item in one["keyToEnv"]}
+            for kind in ("configMapAsEnv", "secretAsEnv")
+        }
+        # then addresses do so from a Secret that may be absent, and all other settings from the ConfigMap
+        assert "HEALTH_PREDICT_NOTIFY" not in found["configMapAsEnv"]
+        assert "HEALTH_PREDICT_TRIALS" in found["configMapAsEnv"]
+        secret = found["secretAsEnv"]["HEALTH_PREDICT_NOTIFY"]
+        assert (secret["secretNameParameter"]["runtimeValue"]["constant"], secret["optional"]) == (
+            "health-predict-notify",
+            True,
+        )
+
+
 @dataclass(frozen=True)
 class Trained:
     """A home in which the compiled `training` has run on a table with its own contract, with a single parameter."""

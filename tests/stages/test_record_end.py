@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from kubernetes.config import kube_config
+from pydantic import SecretStr
 
+from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.storage import open_storage
 from health_predict.settings import Settings
 from health_predict.stages.record_end import record_end
+from tests.receivers import webhook
 
 POD = {"metadata": {"name": "the-pod", "creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Failed"}}
 LAST_LINE = {"stage": "register", "message": "the gates refuse it", "remedy": "read the card", "exit_code": 6}
@@ -63,6 +66,21 @@ def test_a_failed_run_is_recorded_with_its_reason(settings: Settings, api_server
     assert (stored["state"], stored["pipeline"], stored["champion"]) == ("failed", "readmission", "")
     assert (stored["error"], stored["remedy"]) == ("register: the gates refuse it", "read the card")
     assert stored["ended"] == end["ended"]
+
+
+def test_people_are_told_of_a_failed_run_and_of_what_its_stages_left(settings: Settings, api_server: None) -> None:
+    with webhook() as receiver:
+        # given a run whose stage left a message, and whose other stage failed
+        settings = settings.model_copy(update={"notify": (SecretStr(receiver.address),)})
+        tell(settings, Event.REFUSED, "2 against 1", "The gates refuse version 2.", "`health-predict report open 2`")
+        # when its end is recorded, twice
+        for _ in range(2):
+            record_end(settings, pipeline="readmission", run_id="run-1", state="FAILED")
+        # then both are told once
+        assert receiver.titles == ["challenger refused", "run failed"]
+        assert receiver.letters[1]["message"] == (
+            "Run run-1 of readmission failed: register: the gates refuse it.\n\nNext: read the card"
+        )
 
 
 def test_a_run_that_succeeded_needs_no_reason(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.contracts import contract_of
 from health_predict.adapters.data.outcome_files import OutcomeCounts, OutcomeMatch
 from health_predict.adapters.data.parts import read_frame, read_record
+from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.core.data.cohort import encounter_of, part_bytes, with_missing
 from health_predict.core.data.contract import MISSING, Contract
@@ -92,6 +93,7 @@ class Arrivals:
     """The arrivals of the settings' stream."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.storage: Storage = open_storage(settings.storage, settings.s3_endpoint_url)
         self.stream = settings.stream
         self.contract = contract_of(settings)
@@ -214,6 +216,9 @@ class Arrivals:
             waiting,
             windows.number - 1,
         )
+        for digest in matching.damaged:
+            why, key = "A delivered file of outcomes cannot be read and was set aside.", f"{self.stream} {digest}"
+            tell(self._settings, Event.QUARANTINED, key, why, "`health-predict status` says what is wrong")
         state = replace(
             state,
             windows=windows,
@@ -312,6 +317,9 @@ class Arrivals:
         report = {"from": origin, "refused": [asdict(one) for one in refusals]}
         self.storage.write(key, json.dumps(report, indent=1).encode())
         log.info("%s: rows are set aside: %s", origin, self.storage.uri(key))
+        rules = "; ".join(f"{one.column or 'a line'} {one.rule} ({one.count:,} rows)" for one in refusals)
+        why = f"Encounters break the data contract and were set aside: {rules}."
+        tell(self._settings, Event.QUARANTINED, f"{self.stream} {name}", why, f"read {self.storage.uri(key)}")
         return self.storage.uri(key)
 
     def _append(self, state: State, rows: pd.DataFrame) -> State:

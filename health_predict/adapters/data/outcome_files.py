@@ -65,6 +65,7 @@ class OutcomeMatch:
         self._storage, self._stream, self._collection, self._identity = storage, stream, collection, identity
         self._contract, self._today = contract, today
         self.counts = OutcomeCounts()
+        self.damaged: list[str] = []  # digests of this collection's files that cannot be read
 
     def take(
         self, counts: OutcomeCounts, unmatched: Outcomes, closed: Sequence[int], waiting: Sequence[int], last: int
@@ -100,6 +101,7 @@ class OutcomeMatch:
             return read_outcomes(data, self._contract, self._storage.uri(key))
         except DataError as error:
             log.warning("set aside: %s", error.problem)
+            self.damaged.append(hashlib.sha256(data).hexdigest())
             self.counts = replace(self.counts, damaged=(*self.counts.damaged, error.problem)[-SHOWN:])
             return {}
 

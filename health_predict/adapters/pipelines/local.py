@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from health_predict.adapters.files import disk_error, whole_file, write_json
+from health_predict.adapters.notifications import tell_failure
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
 from health_predict.surroundings import surroundings
@@ -92,6 +93,9 @@ def run_locally(
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             ended = {"state": state, "ended": _now(), "error": str(listener.error or error)}
             write_json(folder / "run.json", {**record, **ended})
+            if state == "failed":
+                known = listener.error or (error if isinstance(error, HealthPredictError) else None)
+                tell_failure(settings, run_id, name, known)
             if listener.error is not None:
                 raise listener.error from None
             if isinstance(error, HealthPredictError) or not isinstance(error, Exception):
