@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from health_predict.core.monitoring.drift import DriftReference, assess
 from health_predict.report.drift_report import drift_page
+from tests.browser import CHROMIUM, address, browser
 from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_page_tells_what_is_known(known: bool) -> None:
+def test_the_page_tells_what_is_known(known: bool, tmp_path: Path) -> None:
     # given a batch of half the prevalence, with shifted inputs, with or without outcomes
     cohort = synthesize(5000, seed=3)
     random = np.random.default_rng(3)
@@ -47,3 +50,8 @@ def test_the_page_tells_what_is_known(known: bool) -> None:
     assert ("Observed over expected is off" in html) is known
     assert ("Waiting for labels" in html) is not known
     assert ("within the follow-up window" in html) is not known
+    # and it is fit to be shown at any width
+    if CHROMIUM:
+        (tmp_path / "report.html").write_text(html)
+        with browser() as chromium:
+            assert not chromium.problems(address(tmp_path / "report.html"), text="What changed most: medical_specialty")

@@ -32,6 +32,7 @@ from health_predict.simulation.plan import Begun, Plan
 from health_predict.simulation.replay import Replay, _write_batches, deliver_outcomes
 from health_predict.simulation.timeline import Detection, Finding, Sign, detect, timeline
 from health_predict.stages.split import split
+from tests.browser import CHROMIUM, address, browser
 from tests.cohorts import synthesize
 from tests.contracts import DIABETES, ENCOUNTER, TARGET
 
@@ -248,6 +249,12 @@ def test_a_flip_is_credited_to_the_first_outcomes_that_show_it(
     assert "in its first batch" not in page and "1 batch later" in page and "in 1 of 1" in page
     assert "may drift by itself" in page and "health-predict simulate --batches 3 --policy never --delay 1" in page
     assert any("The verdict is not steady: 1 batch later (" in line for line in summary(plain))
+    # and the page is fit to be shown at any width, with its headline
+    if CHROMIUM:
+        (played.folder / "timeline.html").write_text(page)
+        with browser() as chromium:
+            said = headline(plain["moments"])
+            assert "The AUC" in said and not chromium.problems(address(played.folder / "timeline.html"), text=said)
 
     # when the same stream was watched without the scenario, which `none` is too
     calm = played.play(replace(plan, name="calm", scenarios=("none",)), version)
