@@ -199,7 +199,7 @@ def test_every_page_is_fit_to_be_shown(shell: Shell, demo: str) -> None:
     # and what each says first
     first = {
         "index.html": "serving now",
-        "profile.html": "What stands out",
+        "profile.html": "From the initial encounters to the later ones",
         "leaderboard.html": "is chosen",
         "card.html": "Of 100 encounters that it flags, ",
         "rollout.html": "Deployed",

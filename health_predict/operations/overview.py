@@ -7,6 +7,7 @@ this machine and for one of a cluster. The folder needs nothing from outside: it
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from health_predict.adapters.files import whole_file
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracking
 from health_predict.errors import HealthPredictError, StateError
-from health_predict.operations.status import evaluation
-from health_predict.report.comparison import LABELS
+from health_predict.operations.status import Status, evaluation, status
+from health_predict.report.comparison import LABELS, in_a_hundred
 from health_predict.report.page import difference, number, render
 from health_predict.settings import Settings
 
@@ -45,6 +46,7 @@ class _Copies:
 def build_overview(settings: Settings, version: str = "", folder: Path | None = None) -> Path:
     """Write the overview of a model version, by default of the champion, else of the newest; its path.
 
+    Where no version is named it begins with what goes on now.
     `folder` takes the page and copies of the reports, by default `report/<version>` in the home. Raises StateError
     when there is no such version.
     """
@@ -54,6 +56,7 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
     folder = folder or settings.home / "report" / chosen.version
     copies = _Copies(storage, folder)
     champion = tracking.by_alias(CHAMPION)
+    judged, now = evaluation(tracking, chosen), None if version else status(settings)
     page = render(
         "overview.html",
         labels=LABELS,
@@ -61,7 +64,10 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
         version=chosen.version,
         tags=chosen.tags,
         serves=champion is not None and champion.version == chosen.version,
-        evaluation=evaluation(tracking, chosen),
+        evaluation=judged,
+        in_a_hundred=_in_a_hundred(judged, tracking.contract.outcome.happened),
+        now=now,
+        links_now=_places(settings, now) if now else [],
         links=_reports(tracking, copies, chosen),
         batches=_batches(Batches(settings), copies),
         family=[
@@ -77,6 +83,21 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
     with whole_file(folder / INDEX) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / INDEX
+
+
+def _in_a_hundred(judged: Mapping[str, Any] | None, happened: str) -> str:
+    metrics = judged["on_test"]["metrics"] if judged else {}
+    return in_a_hundred(metrics, happened) if {"flag_rate", "precision", "recall"} <= metrics.keys() else ""
+
+
+def _places(settings: Settings, now: Status) -> list[tuple[str, str]]:
+    """What has pages of its own: name and address."""
+    places = [("the endpoint's page, to try a prediction", f"{now.url}/")] if now.serving else []
+    if settings.mlflow_tracking_uri.startswith("http"):
+        places.append(("MLflow", settings.mlflow_tracking_uri))
+    if settings.kfp_host:
+        places.append(("the pipelines' dashboard", settings.kfp_host))
+    return places
 
 
 def _chosen(tracking: Tracking, version: str) -> ModelVersion:

@@ -1,4 +1,4 @@
-"""What the metrics of `core.evaluation` are called where people read them."""
+"""The metrics of `core.evaluation` in the words that people read."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ LABELS: Mapping[str, str] = {
     "sensitivity_top20": "Sensitivity, top 20 %",
     "ppv_top20": "Positive predictive value, top 20 %",
 }
+
+
+def in_a_hundred(metrics: Mapping[str, Mapping[str, float]], happened: str) -> str:
+    """What the threshold does to whole people: `Of 100 encounters that it flags, 24 are ...`."""
+    flagged, right, found = (round(100 * metrics[name]["value"]) for name in ("flag_rate", "precision", "recall"))
+    verb = "is" if right == 1 else "are"
+    return (
+        f"Of 100 encounters that it flags, {right} {verb} {happened}; of 100 that are {happened}, it flags {found}. "
+        f"It flags {flagged} of 100."
+    )

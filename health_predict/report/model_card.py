@@ -18,7 +18,7 @@ from health_predict.core.data.sources import provenance
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.statistics import Estimate
 from health_predict.report import plots
-from health_predict.report.comparison import LABELS
+from health_predict.report.comparison import LABELS, in_a_hundred
 from health_predict.report.page import estimate, render, rounded
 
 # What groups are compared by, in the words of a sentence.
@@ -61,16 +61,6 @@ def model_card_page(version: str, contract: Contract, run: RunRecord, content: M
         ),
         subgroup_plot=_subgroup_plot(contract, tested["subgroups"]),
         importances=_importance_plot(contract, tested["importances"]),
-    )
-
-
-def in_a_hundred(metrics: Mapping[str, Mapping[str, float]], happened: str) -> str:
-    """What the threshold does to whole people: `Of 100 encounters that it flags, 24 are ...`."""
-    flagged, right, found = (round(100 * metrics[name]["value"]) for name in ("flag_rate", "precision", "recall"))
-    verb = "is" if right == 1 else "are"
-    return (
-        f"Of 100 encounters that it flags, {right} {verb} {happened}; of 100 that are {happened}, it flags {found}. "
-        f"It flags {flagged} of 100."
     )
 
 

@@ -46,6 +46,7 @@ def version(settings: Settings, tracking: Tracking, champion: str) -> str:
         verdict=Verdict.RECALIBRATE,
         action=Action.RECALIBRATE,
         reasons=("40 % more readmissions <than> expected",),
+        matured=(3,),
     )
     ended = SettledBatch(
         batch=3, batch_digest="b" * 64, outcome=Settlement.DEPLOYED, version_before="0", version_after=champion
@@ -66,6 +67,7 @@ def test_the_champion_and_all_reports_about_it(settings: Settings, version: str)
     html = page.read_text()
     assert "Model version 1" in html and "XGBoost, serving now" in html and "Promoted" in html
     assert "beats the baseline by .01" in html and "0.63 to 0.70" in html and "2,922 encounters" in html
+    assert "Nothing serves." in html and "the endpoint is down: `health-predict serve`" in html
     assert "3, its outcomes" in html and "nothing moved" in html
     assert "40 % more readmissions &lt;than&gt; expected" in html and "1</a> (this one)" in html and "LightGBM" in html
     # and each of its links leads to a copy beside it, of the report it says
@@ -80,7 +82,9 @@ def test_the_champion_and_all_reports_about_it(settings: Settings, version: str)
 
 def test_a_version_by_its_number_into_a_folder(settings: Settings, version: str, tmp_path: Path) -> None:
     html = build_overview(settings, "2", tmp_path / "mail").read_text()
-    # then the other version's card lies in a folder of its own, with what it links to
+    # then it says nothing of what goes on
+    assert "What waits" not in html
+    # and the other version's card lies in a folder of its own, with what it links to
     assert '<a href="version-1/card.html">1</a>' in html
     assert {file.name for file in (tmp_path / "mail" / "version-1").iterdir()} == {"card.html", "rollout.html"}
     assert (tmp_path / "mail" / "index.html").is_file()
