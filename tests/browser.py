@@ -24,6 +24,16 @@ class Browser:
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
 
+    @contextmanager
+    def visit(self, url: str) -> Iterator[Any]:
+        """Playwright's page of an address, which may be used."""
+        page = self._chromium.new_page()
+        try:
+            page.goto(url, wait_until="load")
+            yield page
+        finally:
+            page.close()
+
     def problems(self, url: str, *, own: str = "", text: str, accessible: bool = True) -> list[str]:
         """What is wrong with a page: console errors, requests to elsewhere, overflow, missing text, barriers.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from html import escape
+from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,33 +13,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from health_predict.core.data.contract import Kind
 from health_predict.serving.metrics import CONTENT_TYPE
 from health_predict.serving.predictor import Predictor
 
 PATHS = ("/health", "/metrics", "/docs.json", "/", "/docs")
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}code,pre,textarea{font:13px/1.45 monospace}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #d0d7de;
-vertical-align:top}textarea{width:100%;height:16rem;box-sizing:border-box}button{padding:.4rem 1rem}
-.scroll{overflow-x:auto}p{overflow-wrap:break-word}
-.warning{background:#b42318;color:#fff;padding:.6rem 1rem;font-weight:600}
-pre{background:#f6f8fa;padding:.8rem;overflow:auto}
-@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}td,th{border-color:#30363d}
-pre{background:#161b22}
-textarea{background:#161b22;color:#e6edf3}}
-"""
-SCRIPT = """
-document.querySelector('form').addEventListener('submit', async event => {
-  event.preventDefault();
-  const output = document.querySelector('output pre');
-  try {
-    const answer = await fetch('predict?log=false', {method: 'POST', headers: {'content-type': 'application/json'},
-      body: document.querySelector('textarea').value});
-    output.textContent = answer.status + '\\n' + JSON.stringify(await answer.json(), null, 2);
-  } catch (error) { output.textContent = String(error); }
-});
-"""
+FOLDER = resources.files("health_predict.serving")
 
 
 def pages(predictor: Predictor, document: Callable[[], dict[str, Any]]) -> Starlette:
@@ -75,20 +55,45 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
     warning = predictor.warning or predictor.problem
     banner = f'<p class="warning" role="alert">{escape(warning)}</p>' if warning else ""
     title = escape(document["info"]["title"])
+    style, script = (FOLDER.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,"><title>{title}</title><style>{STYLE}</style></head><body>
-<h1>{title}</h1><p>Model version {escape(health.get("model_version", "unknown"))}, {escape(health.get("family", ""))},
-<code>{escape(health.get("bento_tag", ""))}</code></p>{banner}
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style></head><body><main>
+<h1>{title}</h1><p class="soft">Model version {escape(health.get("model_version", "unknown"))},
+{escape(health.get("family", ""))}, <code>{escape(health.get("bento_tag", ""))}</code></p>{banner}
 <p>{escape(document["info"]["description"])}</p>
-<h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
-<p>The same for programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
-<h2>Try it</h2><form><label for="body">POST /predict?log=false, so that a try counts as nobody</label>
+<h2>Try one encounter</h2>
+<form id="one"><p><label for="body">An encounter as JSON. A try is not logged and counts as nobody.</label></p>
 <textarea id="body" spellcheck="false">{escape(json.dumps(contract.request, indent=2))}</textarea>
-<p><button>Send</button></p></form><output aria-live="polite"><pre></pre></output>
-<h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}
-<script>{SCRIPT}</script></body></html>
+<p><button>Predict</button></p></form><output id="answer" aria-live="polite"></output>
+<h2>Try a file of them</h2>
+<form id="many"><p><label for="file">A CSV with the columns below in its first line, or a JSON list. It is not logged.
+</label></p><p><input type="file" id="file" accept=".csv,.json" required> <button>Predict all</button></p></form>
+<output id="answers" aria-live="polite"></output>
+<h2>The same by program</h2>
+<p>The encounter above, in a shell:</p><pre id="curl" tabindex="0"></pre>
+<p>In Python:</p><pre id="python" tabindex="0"></pre>
+<h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
+<p>For programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
+<h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}</main>
+<script type="application/json" id="known">{_known(predictor)}</script>
+<script>{script}</script></body></html>
 """
+
+
+def _known(predictor: Predictor) -> str:
+    """What the page's script has to know, as JSON that may stand in a page."""
+    contract = predictor.contract
+    columns = (*contract.features, *contract.identifiers)
+    known = {
+        "happened": contract.outcome.happened,
+        "threshold": predictor.health().get("threshold", 0.0),
+        "explains": predictor.explains,
+        "columns": [column.name for column in columns],
+        "amounts": [column.name for column in columns if column.kind in (Kind.COUNT, Kind.NUMBER)],
+        "words": {column.name: column.words for column in contract.features if column.words},
+    }
+    return json.dumps(known).replace("<", "\\u003c")
 
 
 def _table(name: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import http.client
 import json
 import logging
@@ -52,6 +53,7 @@ from health_predict.serving.prediction_log import PredictionLog
 from health_predict.serving.schemas import LONGEST_LIST, Prediction, encounter_model, violations
 from health_predict.stages.bento_build import golden_requests
 from tests import hostile
+from tests.browser import browser, needs_chromium
 from tests.contracts import DIABETES
 from tests.services import IDENTITY, JSON, Client, imported, open_client
 
@@ -931,7 +933,30 @@ class TestAboutItself:
         assert "https://" not in page.text
         assert all(column.name in page.text for column in ASKED)
         # and what is tried out on it does not count as an encounter
-        assert "fetch('predict?log=false'" in page.text
+        assert "ask('predict?log=false'" in page.text and "ask('predict/batch?log=false'" in page.text
+
+    @needs_chromium
+    def test_a_try_on_the_page_is_answered_in_words(self, url: str, cohort: pd.DataFrame, tmp_path: Path) -> None:
+        # given a file of encounters, as a CSV with the label and quotes
+        cohort.head(30).to_csv(tmp_path / "some.csv", index=False, quoting=csv.QUOTE_ALL)
+        with browser() as chromium, chromium.visit(url) as page:
+            # when the example is tried, and the file
+            page.get_by_role("button", name="Predict", exact=True).click()
+            page.locator(".bars").wait_for()
+            page.locator("#file").set_input_files(tmp_path / "some.csv")
+            page.get_by_role("button", name="Predict all").click()
+            page.get_by_text("of 30 encounters are flagged").wait_for()
+            # then the risk is said in words, with its group, and what raised it is drawn with its words
+            said = page.locator("#answer").inner_text()
+            program = page.locator("#python").inner_text()
+        answer = httpx.post(f"{url}/predict?log=false", json=EXAMPLE).json()
+        assert f"A risk of {100 * answer['probability_score']:.1f} % of being readmitted within 30 days" in said
+        assert f"risk group {answer['risk_group']}" in said and "discharge_disposition_id: 3, skilled nursing" in said
+        # and the same by program is a program
+        assert f'requests.post("{url}/predict", json=encounter' in program
+        body: dict[str, Any] = {}
+        exec(program.partition("answer =")[0].replace("import requests", ""), body)
+        assert body["encounter"] == EXAMPLE
 
 
 class TestPredictionLog:
