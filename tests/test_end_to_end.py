@@ -24,6 +24,7 @@ from health_predict.core.data.partition import Parameters, batch_bounds
 from tests.browser import address, browser, needs_chromium
 from tests.cohorts import inject, synthesize
 from tests.conftest import as_if_real
+from tests.prometheus import needs, prometheus
 from tests.shell import Shell, last_line
 
 INITIAL_SHARE = 0.8
@@ -212,6 +213,14 @@ def test_every_page_is_fit_to_be_shown(shell: Shell, demo: str) -> None:
         found["service"] = chromium.problems(own, own=own, text="number_inpatient")
     # then nothing is wrong at any width
     assert {name: problems for name, problems in found.items() if problems} == {}
+
+
+@needs("prometheus")
+def test_a_prometheus_scrapes_the_endpoint(shell: Shell, demo: str, tmp_path: Path) -> None:
+    # given the endpoint, and a Prometheus with our configuration
+    with prometheus(tmp_path, {"readmission-api": shell.port}) as ask:
+        # then it knows the model that is served
+        assert ask('count(health_predict_model{model_version="1"} == 1)') == {(): 1.0}
 
 
 def test_a_killed_server_comes_back(shell: Shell, demo: str) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from health_predict.adapters.contracts import contract_of
+from health_predict.adapters.files import write_file
 from health_predict.adapters.notifications import delivered
 from health_predict.adapters.serving.target import open_target
 from health_predict.commands.progress import console_of, say_source, working
-from health_predict.errors import StateError
+from health_predict.errors import StateError, UnreachableError
 from health_predict.settings import Profile, settings_on
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ AsOf = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 FAILED = 1
+PUSH_SECONDS = 10.0
 _SHOWN_METRICS = ("auc", "average_precision", "f1", "brier", "calibration_slope", "observed_expected")
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -180,6 +183,31 @@ def lineage(on: On = None, as_json: AsJson = False) -> None:
         raise StateError(f"broken link: {broken[0].name}: {broken[0].problem}", broken[0].remedy)
 
 
+def metrics(
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, whole, for node_exporter's textfile collector (*.prom)")
+    ] = None,
+    push: Annotated[str, typer.Option(help="Pushgateway to send them to, such as http://127.0.0.1:9091")] = "",
+    on: On = None,
+) -> None:
+    """The loop in Prometheus' text format: what arrived, was judged and waits. The endpoint has metrics of its own."""
+    with working(console_of(as_json=True), "asking the registry and the storage"):
+        from prometheus_client import generate_latest, push_to_gateway
+
+        from health_predict.operations.metrics import loop_metrics  # with pandas and MLflow: seconds
+
+        found = loop_metrics(settings_on(on))
+    if out:
+        write_file(out, generate_latest(found).decode(), "name another file with --out")
+    if push:
+        try:
+            push_to_gateway(push, job="health-predict", registry=found, timeout=PUSH_SECONDS)
+        except (OSError, ValueError) as error:
+            raise UnreachableError(f"the Pushgateway {push} took nothing: {error}", "check its address") from None
+    if not out and not push:
+        typer.echo(generate_latest(found).decode(), nl=False)
+
+
 def doctor(on: On = None, as_json: AsJson = False) -> None:
     """What is installed, reachable, writable and free, each with a remedy. Exit code 1 when something fails."""
     console = console_of(as_json)
@@ -204,5 +232,5 @@ def doctor(on: On = None, as_json: AsJson = False) -> None:
 
 def mount(app: typer.Typer) -> None:
     """Add these commands to an application."""
-    for command in (serve, down, status, lineage, doctor):
+    for command in (serve, down, status, metrics, lineage, doctor):
         app.command()(command)
