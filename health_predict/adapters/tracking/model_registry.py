@@ -7,28 +7,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import health_predict
-from health_predict.adapters.tracking.runs import MODEL, PREPROCESSOR, TRUSTED_TYPES, Runs, requirements
+from health_predict.adapters.tracking.runs import (
+    DIGESTS,
+    MODEL,
+    MODEL_FILE,
+    PREPROCESSOR,
+    TRUSTED_TYPES,
+    RunRecord,
+    Runs,
+    requirements,
+)
+from health_predict.adapters.tracking.tags import Tag
 from health_predict.core.data.contract import Contract
 from health_predict.core.model import families
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
 
 if TYPE_CHECKING:
+    from mlflow.models import Model
     from sklearn.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 # The model of a run that is for everybody else.
 REGISTERED = "registered"
 CONTRACT = "contract.json"
+DECISION = "decision.json"
 # Of the library, what the registered model needs where nothing of it is installed.
 REGISTERED_CODE = (
     "errors.py",
@@ -58,14 +74,54 @@ class ModelVersion:
 class Tracking(Runs):
     """Runs, their models, and the versions of the registered model."""
 
-    def _load(self, uri: str) -> Any:
+    def _file(self, run: RunRecord, name: str) -> bytes:
+        """The file of a run's model or preprocessor. Raises StateError when it is gone, or not what the run wrote."""
+        path = f"{name}/{MODEL_FILE}"
         with self._answering(), tempfile.TemporaryDirectory(prefix="health-predict-mlflow-") as folder:
-            return self._mlflow.sklearn.load_model(uri, dst_path=folder)
+            file = self._mlflow.artifacts.download_artifacts(
+                run_id=run.run_id, artifact_path=path, tracking_uri=self.uri, dst_path=folder
+            )
+            content = Path(file).read_bytes()
+        recorded, found = run.tags.get(DIGESTS[name]), hashlib.sha256(content).hexdigest()
+        if recorded is None:
+            log.warning(
+                "run %s is of an older version and has no SHA-256 of its %s: nobody can tell whether the file was "
+                "changed since; the next training records it",
+                run.run_id,
+                name,
+            )
+        elif recorded != found:
+            raise StateError(
+                f"{path} was changed since the run wrote it: its SHA-256 is {found[:12]}, not {recorded[:12]}",
+                "find out who can write to MLflow's artifacts, and train anew",
+            )
+        return content
+
+    def _load(self, run_id: str, name: str) -> Any:
+        """What a run's file holds, of types that we trust only, whatever the artifacts beside it say.
+
+        MLflow's own loader is not asked: it does what `MLmodel`, a file like the others, tells it, pickle included.
+        """
+        import skops.io
+        from skops.io.exceptions import UntrustedTypesFoundException
+
+        run = self.run(run_id)
+        family = run.tags.get(Tag.FAMILY, "")
+        trusted = [*TRUSTED_TYPES, *(families.named(family).trusted_types if family else ())]
+        try:
+            return skops.io.loads(self._file(run, name), trusted=trusted)
+        except UntrustedTypesFoundException as error:
+            raise StateError(
+                f"{name}/{MODEL_FILE} holds types that nobody vouched for: {error}",
+                "name them in the `trusted_types` of the model's family, see docs/extend.md",
+            ) from error
+        except (BadZipFile, KeyError, ValueError) as error:
+            raise StateError(f"{name}/{MODEL_FILE} is damaged: {error}", "run the search again") from error
 
     def load_run_pipeline(self, run_id: str) -> Pipeline:
-        """The fitted pipeline of a `Best_` run. Raises StateError when the run holds none."""
+        """The fitted pipeline of a `Best_` run. Raises StateError when the run holds none, or a changed one."""
         try:
-            loaded: Pipeline = self._load(f"runs:/{run_id}/{MODEL}")
+            loaded: Pipeline = self._load(run_id, MODEL)
         except (HealthPredictError, OSError) as error:
             raise StateError(f"run {run_id} holds no readable model: {error}", "run the search again") from error
         return loaded
@@ -77,8 +133,6 @@ class Tracking(Runs):
 
         The run itself stays finished. One that is open while this is written would be half a run after a kill.
         """
-        from mlflow.entities import LoggedModelOutput
-
         if self._logged_model(run_id, REGISTERED) is not None:
             return
         kind = families.named(family)
@@ -91,17 +145,16 @@ class Tracking(Runs):
             for half in self._logged_models(run_id):  # of an attempt that was killed
                 if half.name == REGISTERED:
                     self._client.delete_logged_model(half.model_id)
-            params = dict(self._client.get_run(run_id).data.params)
-            model = self._client.create_logged_model(self._experiment_id, REGISTERED, run_id, params=params)
-            _save_registered(Path(folder), run_id, model, contract, decision, requirements(kind))
-            self._client.log_model_artifacts(model.model_id, str(Path(folder) / REGISTERED))
-            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-            self._client.finalize_logged_model(model.model_id, "READY")
+            with self._new_model(run_id, REGISTERED) as (model, files):
+                (Path(folder) / MODEL_FILE).write_bytes(self._file(self.run(run_id), MODEL))
+                (Path(folder) / DECISION).write_text(json.dumps(decision))
+                (Path(folder) / CONTRACT).write_bytes(contract.to_json())
+                _save_registered(Path(folder), files, model, contract, requirements(kind))
 
     def preprocessor_matches(self, run_id: str, pipeline: Pipeline) -> bool:
         """Whether the run holds, beside its model, the very preprocessor that the model was fitted with."""
         try:
-            beside = self._load(f"runs:/{run_id}/{PREPROCESSOR}")
+            beside = self._load(run_id, PREPROCESSOR)
         except (HealthPredictError, OSError):
             return False
         return _digest(beside) == _digest(pipeline.named_steps["features"])
@@ -209,39 +262,27 @@ def champion_of(settings: Settings) -> ModelVersion | None:
 
 
 def _save_registered(
-    folder: Path,
-    run_id: str,
-    model: Any,
-    contract: Contract,
-    decision: Mapping[str, Any],
-    pip_requirements: Sequence[str],
+    folder: Path, target: Path, model: Model, contract: Contract, pip_requirements: Sequence[str]
 ) -> None:
-    """Write the files of a run's registered model below a folder."""
+    """Save a run's registered model in `target`, of the pipeline, the decision and the contract in `folder`."""
     import pandas as pd
-    from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
     from health_predict.adapters.tracking import registered_model
 
     code = folder / "code" / "health_predict"
     for name in REGISTERED_CODE:
-        target = code / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(health_predict.__path__[0]) / name, target)
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(health_predict.__path__[0]) / name, code / name)
     for package in {Path(name).parent for name in REGISTERED_CODE} | {Path("core")}:
         (code / package / "__init__.py").touch()
-    (folder / "decision.json").write_text(json.dumps(decision))
-    (folder / CONTRACT).write_bytes(contract.to_json())
     save_model(
-        folder / REGISTERED,
-        mlflow_model=Model(
-            artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
-        ),
+        target,
+        mlflow_model=model,
         python_model=registered_model.__file__,
         artifacts={
-            "pipeline": f"runs:/{run_id}/{MODEL}/model.skops",
-            "decision": (folder / "decision.json").as_uri(),
-            "contract": (folder / CONTRACT).as_uri(),
+            name: (folder / file).as_uri()
+            for name, file in (("pipeline", MODEL_FILE), ("decision", DECISION), ("contract", CONTRACT))
         },
         code_paths=[str(code)],
         signature=registered_model.signature(contract),

@@ -6,12 +6,13 @@ it, its fitted preprocessor. Trials are written by the driver in one batch each.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from health_predict.core.model.families import Family
 from health_predict.errors import StateError
 
 if TYPE_CHECKING:
+    from mlflow.models import Model
     from sklearn.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ MOST_RUNS = 50_000  # of one answer; a search has some hundreds
 EVALUATION = "evaluation.json"  # file of a registered run: how it was judged
 # The two models of a run that our own stages load.
 MODEL, PREPROCESSOR = "model", "preprocessor"
+MODEL_FILE = "model.skops"  # of both; MLflow calls it so
+# Where the run says which file it was. Tags lie in MLflow's database, where who can write artifacts cannot write.
+DIGESTS = {MODEL: Tag.MODEL_SHA256, PREPROCESSOR: Tag.PREPROCESSOR_SHA256}
 # The types of ours that a saved model may hold; those of its estimator its family names.
 TRUSTED_TYPES = (
     "health_predict.core.model.calibration.CalibratedClassifier",
@@ -225,20 +230,14 @@ class Runs(Connection):
         def write(again: bool) -> str:
             for half in self._by_name(parent_id).get(name, []) if again else []:
                 self._client.delete_run(half.run_id)
-            run_id = self._create_child(parent_id, name, tags, Role.BEST)
+            run_id = self._create_child(parent_id, name, {Tag.FAMILY: family, **tags}, Role.BEST)
             try:
                 self._log(run_id, metrics, params, curves)
                 for path, content in files.items():
                     self._client.log_dict(run_id, content, path)
-                with self._mlflow.start_run(run_id=run_id):
-                    for part_name, part in ((PREPROCESSOR, pipeline.named_steps["features"]), (MODEL, pipeline)):
-                        self._mlflow.sklearn.log_model(
-                            part,
-                            name=part_name,
-                            serialization_format="skops",
-                            skops_trusted_types=[*TRUSTED_TYPES, *kind.trusted_types],
-                            pip_requirements=requirements(kind),
-                        )
+                for part_name, part in ((PREPROCESSOR, pipeline.named_steps["features"]), (MODEL, pipeline)):
+                    self._log_part(run_id, part_name, part, kind)
+                self._client.set_terminated(run_id)
             except BaseException:
                 with suppress(Exception):  # the cause is what counts
                     self._client.set_terminated(run_id, "FAILED")
@@ -246,6 +245,36 @@ class Runs(Connection):
             return run_id
 
         return self._insist(write)
+
+    def _log_part(self, run_id: str, name: str, part: Any, kind: Family) -> None:
+        """Write one of the two models of a run, and the SHA-256 of its file as a tag of the run."""
+        with self._new_model(run_id, name) as (model, folder):
+            self._mlflow.sklearn.save_model(
+                part,
+                folder,
+                mlflow_model=model,
+                serialization_format="skops",
+                skops_trusted_types=[*TRUSTED_TYPES, *kind.trusted_types],
+                pip_requirements=requirements(kind),
+            )
+            digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
+            self._client.set_tag(run_id, DIGESTS[name], digest)
+
+    @contextmanager
+    def _new_model(self, run_id: str, name: str) -> Iterator[tuple[Model, Path]]:
+        """A model of a run, and the folder to save it in; it is logged when the block ends."""
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        params = dict(self._client.get_run(run_id).data.params)
+        logged = self._client.create_logged_model(self._experiment_id, name, run_id, params=params)
+        known = {"model_uuid": logged.model_id, "model_id": logged.model_id}
+        with tempfile.TemporaryDirectory(prefix="health-predict-mlflow-") as folder:
+            files = Path(folder) / name
+            yield Model(artifact_path=logged.artifact_location, run_id=run_id, **known), files
+            self._client.log_model_artifacts(logged.model_id, str(files))
+        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self._client.finalize_logged_model(logged.model_id, "READY")
 
     def _log(
         self,

@@ -28,6 +28,8 @@ class Tag(StrEnum):
     BASELINE = "baseline"
     CHOSEN = "chosen_run_id"  # of a search: the run of the model that it ended with
     REASON = "chosen_because"  # in one sentence
+    MODEL_SHA256 = "model_sha256"  # of the file of the model, and of the preprocessor beside it: see `Tracking`
+    PREPROCESSOR_SHA256 = "preprocessor_sha256"
     # Of versions.
     RUN_ID = "run_id"
     PARENT_RUN_ID = "parent_run_id"

@@ -89,7 +89,7 @@ def load(registered: Registered) -> Callable[[pd.DataFrame], pd.DataFrame]:
     artifacts = {
         name: str(registered.folder / "artifacts" / path)
         for name, path in (
-            ("pipeline", "model/model.skops"),
+            ("pipeline", "model.skops"),
             ("decision", "decision.json"),
             ("contract", "contract.json"),
         )
