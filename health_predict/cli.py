@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from health_predict.adapters.files import temporary_files
+from health_predict.adapters.files import owner_only, temporary_files
 from health_predict.commands import contract, data, notify, operate, pipeline, report
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
@@ -99,6 +99,7 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    owner_only()
     try:
         with _temporary_files():
             app()

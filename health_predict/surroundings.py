@@ -19,6 +19,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def surroundings() -> dict[str, str]:
     """The environment of this process, with what is ours in it."""
     values = {**os.environ, **FIXED}
+    # Who reaches Ray runs code: a Ray of our own asks for a token. Of another's cluster its people decide.
+    if not values.get("HEALTH_PREDICT_RAY_ADDRESS"):
+        values["RAY_AUTH_MODE"] = "token"
     # What runs here is not asked through a company's proxy. Both spellings are in use; libraries differ in which wins.
     direct = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in values.get(name, "").split(",")]
     direct = ["*"] if "*" in direct else [*filter(None, direct), *LOOPBACK]

@@ -21,6 +21,14 @@ from health_predict.errors import StateError, UnreachableError
 SOCKET_CHARACTERS = 103
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes the one that is written to
 
+MOST_UNPACKED = 4 * 1024**3  # bytes of an archive of ours; the libraries of an image are the most
+OTHERS = 0o077  # the permissions of everybody but the owner
+
+
+def owner_only() -> None:
+    """Let this process, and what it starts, make files and folders that nobody else may read: patients are in them."""
+    os.umask(OTHERS)
+
 
 @contextmanager
 def whole_file(path: Path, remedy: str = "") -> Iterator[Path]:
@@ -161,13 +169,20 @@ def named_file(path: Path, remedy: str) -> Path:
 
 
 def unpack_archive(file: Path, folder: Path) -> None:
-    """Unpack a tar archive of plain files. Raises tarfile.TarError for one that holds anything else."""
+    """Unpack a tar archive of plain files.
+
+    Raises tarfile.TarError for one that holds anything else, or more than MOST_UNPACKED bytes.
+    """
     with tarfile.open(file) as tar:
         members = tar.getmembers()
         for member in members:
             # Python before 3.11.4 has no filter that refuses these.
             parts = PurePosixPath(member.name)
-            if not (member.isfile() or member.isdir()) or parts.is_absolute() or ".." in parts.parts:
+            # A sparse file takes a few bytes in the archive and any number when it is read.
+            plain = (member.isfile() and not member.issparse()) or member.isdir()
+            if not plain or parts.is_absolute() or ".." in parts.parts:
                 raise tarfile.TarError(f"{member.name!r} is no plain file inside the archive")
+        if sum(member.size for member in members) > MOST_UNPACKED:
+            raise tarfile.TarError(f"it unpacks to more than {MOST_UNPACKED:,} bytes")
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(folder, members)  # noqa: S202 (each was looked at above)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import socket
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from health_predict.adapters.files import OTHERS
 from health_predict.adapters.images import RemoteRegistry, open_registry
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.endpoint import ask
@@ -119,6 +122,7 @@ def _home(settings: Settings) -> Iterator[Check]:
     if problem := _unwritable(home):
         yield _check("home", f"{home}: {problem}", fail="set HEALTH_PREDICT_HOME to a writable folder")
         return
+    yield from _private("home", home)
     free = shutil.disk_usage(_existing(home)).free / 2**30
     remedy = "free some space, or set HEALTH_PREDICT_HOME to another disk" if free < NEEDED_DISK_GIB else ""
     yield _check("home", f"{home} is writable, {free:.1f} GiB free", warn=remedy)
@@ -221,6 +225,8 @@ def _storage(settings: Settings) -> Iterator[Check]:
         if problem := _unwritable(folder):
             yield _check("storage", f"{folder}: {problem}", fail="set HEALTH_PREDICT_STORAGE_URI")
             return
+        if not folder.is_relative_to(settings.home):
+            yield from _private("storage", folder)
         yield _check("storage", f"{settings.storage} is writable")
         return
     must_answer(settings, "s3_endpoint_url")
@@ -316,6 +322,13 @@ def _commit(settings: Settings) -> Iterator[Check]:
     revision = settings.git_commit or commit()
     remedy = "install git and clone, or set HEALTH_PREDICT_GIT_COMMIT: else lineage ends at the data"
     yield _check("git commit", revision, warn=remedy if revision == UNKNOWN else "")
+
+
+def _private(name: str, folder: Path) -> Iterator[Check]:
+    """What is made is the owner's alone; a folder of before, or of somebody else's making, may be open to others."""
+    if folder.is_dir() and (mode := stat.S_IMODE(folder.stat().st_mode)) & OTHERS:
+        finding = f"{folder} holds data of patients, and others may enter it (mode {mode:o})"
+        yield _check(name, finding, warn=f"chmod -R go= {shlex.quote(str(folder))}")
 
 
 def _existing(path: Path) -> Path:

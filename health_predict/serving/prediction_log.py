@@ -169,11 +169,12 @@ class PredictionLog:
             self._rotate()
 
     def _open(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         path = self._folder / f"predictions-{moment}-{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
         unfinished = path.with_name(path.name + UNFINISHED)
-        file = unfinished.open("xb", buffering=0)
+        # The service's alone, whatever the umask of the process that it runs in.
+        file = FileIO(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
         # Tells a later process that somebody still writes here.
         fcntl.flock(file, fcntl.LOCK_EX)
         if not unfinished.exists():

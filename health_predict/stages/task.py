@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from health_predict.adapters.files import owner_only
 from health_predict.adapters.parent_process import exit_with_parent
 from health_predict.errors import HealthPredictError
 from health_predict.settings import Settings, load_settings
@@ -20,9 +21,11 @@ def task(stage: str, **overrides: Any) -> Iterator[Settings]:
     """Settings for a stage, with the pipeline's parameters over the environment; empty ones do not count.
 
     Logs are JSON lines on standard output. A HealthPredictError ends the process with its exit code and one
-    line that holds problem and remedy; anything else keeps its stack trace. The process ends with its parent.
+    line that holds problem and remedy; anything else keeps its stack trace. The process ends with its parent, and
+    what it writes is for its user alone.
     """
     exit_with_parent()
+    owner_only()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(stage))
     # KFP's executor speaks through the root logger of its own files, which are no news to anybody.

@@ -17,6 +17,7 @@ from health_predict.adapters import ray, ray_session
 from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.search import METRICS, FamilySearch, Point, Prepared, Trial, TrialReport, winner
 from health_predict.errors import SettingsError, StateError, UnreachableError
+from health_predict.surroundings import surroundings
 
 EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
 Report = Callable[[TrialReport], object]
@@ -129,6 +130,43 @@ def test_ray_is_our_own_in_a_short_folder_and_the_first_cause_is_named_when_no_t
     with pytest.raises(StateError, match="all 1 trials failed, the first one with: ValueError: no luck"):
         searched(searches("LightGBM"), broken)
     assert list(folder.iterdir()) == []
+
+
+LISTENING = """
+import os, subprocess, sys
+import psutil, ray
+from health_predict.adapters import ray_session
+
+STRANGER = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR')"
+if __name__ == "__main__":
+    with ray_session.started(ray_session.Resources(at_once=1, cpus=1)):
+        address = ray.get_runtime_context().gcs_address
+        for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    print("listens", connection.laddr.ip)
+        environment = {**os.environ, "RAY_AUTH_TOKEN": "a guess", "RAY_AUTH_MODE": "token"}
+        stranger = subprocess.run([sys.executable, "-c", STRANGER, address], env=environment, timeout=120)
+        print("stranger", stranger.returncode)
+"""
+
+
+def test_ray_listens_for_this_machine_only_and_asks_for_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a person who has told Ray to ask nobody for a token
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    environment = {**os.environ, **surroundings()}
+    # when a search has Ray started, and somebody else on this machine tries to take part
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # then it listens on loopback alone, and lets nobody in without its token
+    listens = {line.split()[1] for line in lines if line.startswith("listens")}
+    assert listens and listens <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert lines[-1].startswith("stranger") and lines[-1] != "stranger 0", done.stderr
 
 
 def test_a_budget_in_seconds_ends_a_search() -> None:

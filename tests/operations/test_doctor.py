@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
+import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,6 +62,23 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, port: int, mon
     failed = {check.name for check in checks if check.health is Health.FAIL}
     assert failed == {"home", "storage", "data", "tracking"}
     assert all(check.remedy for check in checks if check.health is Health.FAIL)
+
+
+def test_folders_that_others_may_enter_are_named(tmp_path: Path, port: int) -> None:
+    # given a home and a storage elsewhere of somebody who lets a group and everybody read
+    home, storage = tmp_path / "the home", tmp_path / "storage"
+    home.mkdir()
+    storage.mkdir()
+    home.chmod(0o755)
+    storage.chmod(0o750)
+    settings = Settings(home=home, serving_port=port, storage_uri=storage.as_uri())
+    # then both are warned about, with a remedy that closes them
+    for name, folder in (("home", home), ("storage", storage)):
+        check = named(doctor(settings), name)
+        assert check.health is Health.WARN and "others may enter it" in check.finding
+        subprocess.run(shlex.split(check.remedy), check=True)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert named(doctor(settings), name).health is Health.OK
 
 
 def test_a_taken_port_fails(tmp_path: Path, port: int) -> None:

@@ -27,7 +27,7 @@ from circus.sockets import CircusSocket
 from filelock import FileLock
 from tornado.ioloop import PeriodicCallback
 
-from health_predict.adapters.files import read_json, write_json
+from health_predict.adapters.files import owner_only, read_json, write_json
 from health_predict.adapters.serving.processes import ACTIVE_FILE, LOCK_FILE, LOG_FILE, MANAGER_FILE
 
 LOG_BYTES = 5_000_000
@@ -122,6 +122,7 @@ def bound_log(path: Path, most_bytes: int) -> None:
 def main(arguments: list[str]) -> None:
     """`manager FOLDER CONTROL HOST PORT WORKERS`: leave the caller and serve."""
     folder, control = Path(arguments[0]), Path(arguments[1])
+    owner_only()  # and so do the workers
     if os.fork():
         os._exit(0)  # the child belongs to nobody, so that no command has to collect it
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
