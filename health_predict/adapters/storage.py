@@ -45,6 +45,9 @@ class Storage(Protocol):
     def upload(self, file: Path, key: str) -> None:
         """Replace the object by a file's content, atomically."""
 
+    def size(self, key: str) -> int:
+        """How many bytes an object has. Raises StateError when it does not exist."""
+
     def download(self, key: str, file: Path) -> None:
         """Write the object to a file, atomically. Raises StateError when there is none."""
 
@@ -108,6 +111,12 @@ class FolderStorage:
             shutil.copyfile(file, temporary)
             with temporary.open("rb") as copy:  # who uploads may delete the file then
                 os.fsync(copy.fileno())
+
+    def size(self, key: str) -> int:
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            raise _absent(self.uri(key)) from None
 
     def download(self, key: str, file: Path) -> None:
         source = self._path(key)
@@ -203,6 +212,10 @@ class S3Storage:
     def upload(self, file: Path, key: str) -> None:
         with self._translated(key):
             self._client.upload_file(str(file), self.bucket, self._key(key))
+
+    def size(self, key: str) -> int:
+        with self._translated(key):
+            return int(self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])
 
     def download(self, key: str, file: Path) -> None:
         with whole_file(file) as temporary, self._translated(key):

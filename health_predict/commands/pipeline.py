@@ -251,6 +251,11 @@ def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[
                 f"the data source {source} is a path on this machine, which the cluster cannot read",
                 f"put the file into its object store and name that (s3://...), or unset {PREFIX}DATA_SOURCE",
             )
+        if source and source != SYNTHETIC_SOURCE and not source.startswith(("s3://", "https://")):
+            raise SettingsError(
+                f"the data source {source} is neither an s3 nor an https address",
+                "a cluster reads no other: on the way of http anybody could change the patients",
+            )
     checked = load_settings(
         **{key: value for key, value in arguments.items() if key in Settings.model_fields and value}
     )

@@ -10,6 +10,7 @@ import pytest
 from health_predict.adapters import evidently as adapter
 from health_predict.core.data.contract import Kind
 from health_predict.core.monitoring.input_drift import psi
+from tests.browser import address, browser, needs_chromium
 from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 
@@ -70,6 +71,25 @@ def test_evidentlys_own_workspace_opens_the_snapshot(tmp_path: Path) -> None:
     stored = opened.get_run(project.id, run.id)
     assert stored is not None
     assert adapter.statistics(Snapshot.load_model(stored).dict()) == statistics
+
+
+@needs_chromium
+def test_levels_that_are_scripts_are_shown_and_not_run(tmp_path: Path) -> None:
+    # given a batch with levels that the contract takes, and that would end the script of a page and begin another
+    harmful = {
+        "race": "</script><script>document.title='taken over'</script>",
+        "payer_code": "<img src=x onerror=\"document.title='taken over'\">",
+    }
+    assert all(DIABETES.by_name[name].holds(value) for name, value in harmful.items())
+    frame, page = synthesize(400, seed=4), tmp_path / "page.html"
+    batch = frame[200:].assign(**harmful)
+    # when a person opens the page
+    assert harmful.keys() <= adapter.evidently_report(frame[:200], batch, DIABETES, page).keys()
+    with browser() as chromium, chromium.visit(address(page)) as shown:
+        shown.wait_for_function("document.body.innerText.includes('Drift')")
+        # then it is the report, and nothing of the data ran
+        assert shown.title() != "taken over"
+    assert not any(value in page.read_text() for value in harmful.values())
 
 
 def test_our_stability_index_is_evidentlys_where_both_compute_the_same() -> None:

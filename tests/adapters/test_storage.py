@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from health_predict.adapters import files
 from health_predict.adapters.files import disk_error, temporary_files, unpack_archive, whole_file
 from health_predict.adapters.storage import FolderStorage, S3Storage, Storage, open_storage
 from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
@@ -190,6 +191,25 @@ def test_an_archive_cannot_write_outside_its_folder(
     with pytest.raises(tarfile.TarError, match="outside"):
         unpack_archive(tmp_path / "a.tar", tmp_path / "in" / "here")
     assert not list(tmp_path.rglob("outside"))
+
+
+def test_an_archive_that_would_fill_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an archive of a few bytes with a sparse file of a terabyte, and one with more than may be unpacked
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(1 << 40)
+    subprocess.run(["tar", "--sparse", "-cf", "sparse.tar", "large"], cwd=tmp_path, check=True)
+    with tarfile.open(tmp_path / "much.tar", "w") as tar:
+        for number in range(3):
+            entry = tarfile.TarInfo(f"{number}")
+            entry.size = 500
+            tar.addfile(entry, io.BytesIO(bytes(500)))
+    monkeypatch.setattr(files, "MOST_UNPACKED", 1400)
+    assert (tmp_path / "sparse.tar").stat().st_size < 100_000
+    # then neither is unpacked
+    for name, problem in (("sparse.tar", "no plain file"), ("much.tar", "more than 1,400 bytes")):
+        with pytest.raises(tarfile.TarError, match=problem):
+            unpack_archive(tmp_path / name, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
 
 
 def test_a_file_that_a_person_named_gets_a_remedy_of_its_own(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_a_dataset_that_is_not_whole_is_made_again(
         pytest.param(lambda frame: frame.assign(age="[200-210)"), "1,500 violations", id="levels"),
         pytest.param(lambda frame: frame.drop(columns="race"), "lacks race", id="columns"),
         pytest.param(lambda frame: frame.assign(readmitted="NO"), "readmitted <30", id="no positive label"),
-        pytest.param(lambda frame: pd.concat([frame, frame[:1]]), "occurs earlier", id="duplicate"),
+        pytest.param(lambda frame: pd.concat([frame, frame[:1]]), "must occur once", id="duplicate"),
         pytest.param(lambda frame: frame[:12], "too few|'<30'", id="too few"),
     ],
 )

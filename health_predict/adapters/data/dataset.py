@@ -22,6 +22,7 @@ from health_predict.adapters.data.download import NoAnswer, download, say
 from health_predict.adapters.files import whole_file, write_file
 from health_predict.adapters.keys import RAW_FILE
 from health_predict.adapters.storage import open_storage
+from health_predict.core.data import csv_file
 from health_predict.core.data.contract import Contract
 from health_predict.core.data.csv_file import read_unpacked, refuse_no_csv
 from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
@@ -139,7 +140,10 @@ def _remote(  # where from and to, what it is, and who is told
     fetched = cached.with_suffix(".download")
     try:
         if parts.scheme == "s3":
-            open_storage(f"s3://{parts.netloc}", settings.s3_endpoint_url).download(parts.path.lstrip("/"), fetched)
+            bucket = open_storage(f"s3://{parts.netloc}", settings.s3_endpoint_url)
+            if bucket.size(parts.path.lstrip("/")) > csv_file.MOST_BYTES:
+                raise csv_file.too_large(where)
+            bucket.download(parts.path.lstrip("/"), fetched)
         else:
             download(where, fetched, console)
         if _unpacked(fetched, cached, wanted) == fetched:

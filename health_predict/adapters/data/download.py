@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from health_predict.adapters.files import whole_file
+from health_predict.core.data import csv_file
 from health_predict.errors import UnreachableError
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def download(url: str, file: Path, console: Console | None = None) -> None:
     """Download to `file`; what breaks off begins anew, three times in all.
 
     Raises NoAnswer when the server does not begin to send, UnreachableError when the download breaks off again and
-    again or the disk refuses.
+    again or the disk refuses, DataError when more is sent than a file may hold (`csv_file.MOST_BYTES`).
     """
     import pooch
     import requests
@@ -79,7 +80,7 @@ class _Lines:
     """What pooch asks of a progress bar: here a line every two seconds, on the console or in the log."""
 
     def __init__(self, name: str, console: Console | None) -> None:
-        self._console = console
+        self._name, self._console = name, console
         self._last = time.monotonic()
         self.total = self.n = 0  # bytes
         say(self._console, f"downloading {name}")
@@ -93,6 +94,8 @@ class _Lines:
 
     def update(self, bytes_more: int) -> None:
         self.n += bytes_more
+        if self.n > csv_file.MOST_BYTES:
+            raise csv_file.too_large(self._name)
         if time.monotonic() - self._last >= _LINE_EVERY:
             self._last = time.monotonic()
             self._tell()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from health_predict.adapters.files import disk_error, unpack_archive, whole_file
+from health_predict.adapters.files import MOST_UNPACKED, disk_error, unpack_archive, whole_file
 from health_predict.adapters.images.wheels import SITE
 from health_predict.errors import StateError
 
@@ -38,6 +38,7 @@ ANNOTATIONS = "health-predict."
 CREATED = "1980-01-01T00:00:00Z"
 BENTO_PATH = "home/bentoml/bento"
 REQUIREMENTS = "src/requirements.txt"
+REQUIREMENTS_BYTES = 1 << 20  # at most
 # BentoML's own images use this one.
 USER = "1034:1034"
 SERVICE_PORT = 3000
@@ -99,8 +100,9 @@ def requirements_of(bento: Path) -> str:
     """The requirements file in a Bento's archive. Raises StateError when there is none."""
     try:
         with tarfile.open(bento) as tar:
-            file = tar.extractfile(REQUIREMENTS)
-            assert file is not None
+            entry = tar.getmember(REQUIREMENTS)
+            file = tar.extractfile(entry)
+            assert file is not None and not entry.issparse() and entry.size <= REQUIREMENTS_BYTES
             return file.read().decode()
     except FileNotFoundError:
         raise StateError(f"{bento} does not exist", "run bento_build again") from None
@@ -115,6 +117,8 @@ def bento_layer(bento: Path, workshop: Path) -> Layer:
         unpack_archive(bento, root)
         for wheel in (root / "src" / "wheels").glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED:
+                    raise StateError(f"{wheel.name} in {bento} unpacks to too much", "run bento_build again")
                 archive.extractall(library)  # noqa: S202 (a wheel of our own)
         files = [
             (f"{place}/{path.relative_to(folder).as_posix()}", path)

@@ -29,13 +29,17 @@ _SHOWN = 3  # violations that an error message names
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One cell that breaks the contract. `row` is the line in the file, where the header is line 1."""
+    """One cell that breaks the contract. `row` is the line in the file, where the header is line 1.
+
+    `problem` shows the value to a person who has the file; `rule` says what was broken without it, for logs.
+    """
 
     row: int
     column: str
     value: str
     problem: str
     remedy: str
+    rule: str
 
 
 def read_cohort(path: Path, contract: Contract, *, labelled: bool = True) -> pd.DataFrame:
@@ -168,14 +172,15 @@ def validate(frame: pd.DataFrame, contract: Contract, *, labelled: bool = True) 
     may be absent.
     """
     found = [
-        Violation(_HEADER_LINE, str(name), "", "the column is unknown", "remove the column")
+        Violation(_HEADER_LINE, str(name), "", "the column is unknown", "remove the column", "is unknown")
         for name in frame.columns
         if name not in contract.by_name
     ]
     for column in contract.table:
         if column.name not in frame.columns:
             if labelled or column.name != contract.target.name:
-                found.append(Violation(_HEADER_LINE, column.name, "", "the column is missing", "add the column"))
+                missing = "the column is missing", "add the column", "is missing"
+                found.append(Violation(_HEADER_LINE, column.name, "", *missing))
             continue
         found += _violations(frame[column.name], column)
     if all(name in frame.columns for name in contract.encounter):
@@ -183,7 +188,9 @@ def validate(frame: pd.DataFrame, contract: Contract, *, labelled: bool = True) 
         for row in np.flatnonzero(encounters.duplicated() & (encounters != MISSING)).tolist():
             value = str(encounters.iloc[row])
             problem = f"encounter {value} occurs earlier in the file"
-            found.append(Violation(row + FIRST_LINE, "+".join(contract.encounter), value, problem, _ONCE))
+            found.append(
+                Violation(row + FIRST_LINE, "+".join(contract.encounter), value, problem, _ONCE, "must occur once")
+            )
     order = {name: position for position, name in enumerate(contract.by_name)}
     return sorted(found, key=lambda violation: (violation.row, order.get(violation.column, len(order))))
 
@@ -204,19 +211,21 @@ def _violations(values: pd.Series[str], column: Column) -> list[Violation]:
         problem = f"{value[:60]!r} is not allowed" if value else "the cell is empty"
         if column.nullable and value.lower() in WORDS_FOR_MISSING:
             problem = f"{value!r} is a word for missing"
-        found.append(Violation(row + FIRST_LINE, column.name, value, problem, remedy))
+        rule = f"must be {column.described}" if value else "must not be empty"
+        found.append(Violation(row + FIRST_LINE, column.name, value, problem, remedy, rule))
     return found
 
 
 def check(frame: pd.DataFrame, contract: Contract, *, labelled: bool = True, name: str = "the data") -> None:
     """Refuse a cohort frame that breaks the contract or, when labelled, has labels of one kind only.
 
-    Raises DataError with the number of violations and the first of them; `name` is what the message calls the data.
+    Raises DataError with the number of violations, and line, column and rule of the first of them, without the values,
+    since it ends in logs that others read; `name` is what the message calls the data.
     """
     violations = validate(frame, contract, labelled=labelled)
     if violations:
         shown = "; ".join(
-            f"line {violation.row}, {violation.column}: {violation.problem}" for violation in violations[:_SHOWN]
+            f"line {violation.row}, {violation.column}: {violation.rule}" for violation in violations[:_SHOWN]
         )
         count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
         raise DataError(

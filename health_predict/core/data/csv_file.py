@@ -14,11 +14,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import pandas as pd
 
 from health_predict.errors import DataError
 
+MOST_BYTES = 2 * 1024**3  # of a file, packed or not: a small packed one may unpack to any size
+_BLOCK = 1 << 20
 _SHOWN = 3  # lines that an error message names
 _UNPACK = "unpack it and give the CSV file in it"
 _SAVE = "save it as comma-separated values in UTF-8 (in Excel: CSV UTF-8)"
@@ -48,26 +51,44 @@ _NO_CSV = (
 def read_unpacked(path: Path, wanted: str = "") -> bytes:
     """The bytes of a file or, where it is packed, of the file in it: of several CSV files the one called `wanted`.
 
-    Raises DataError when it cannot be read or unpacked.
+    Raises DataError when it cannot be read or unpacked, or is larger than MOST_BYTES.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = _limited(file, path)
     except OSError as error:
         what = {FileNotFoundError: "does not exist", IsADirectoryError: "is a folder"}
         problem = what.get(type(error), f"cannot be read: {error.strerror}")
         raise DataError(f"{path} {problem}", "give the path of a file that may be read") from None
     try:
         if data.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                return archive.read(_member(archive, path, wanted))
+            archive = zipfile.ZipFile(io.BytesIO(data))
+            with archive, archive.open(_member(archive, path, wanted)) as member:
+                return _limited(member, path)
         for start, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\x00", lzma)):
             if data.startswith(start):
-                return bytes(module.decompress(data))
+                with module.open(io.BytesIO(data)) as unpacked:
+                    return _limited(unpacked, path)
     except RuntimeError as error:  # zipfile's own: a password, or a method that it does not know
         raise DataError(f"{path} cannot be unpacked here: {error}", _UNPACK) from None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is truncated or damaged: {error}", "copy or download it again") from None
     return data
+
+
+def _limited(file: IO[bytes], path: Path) -> bytes:
+    """All that is left of a file. Raises DataError once it is more than MOST_BYTES, before it fills the memory."""
+    data = io.BytesIO()
+    while part := file.read(_BLOCK):
+        data.write(part)
+        if data.tell() > MOST_BYTES:
+            raise too_large(path)
+    return data.getvalue()
+
+
+def too_large(name: object) -> DataError:
+    """That a file is larger than MOST_BYTES."""
+    return DataError(f"{name} holds more than {MOST_BYTES:,} bytes", "give a smaller file, as of fewer years")
 
 
 def _member(archive: zipfile.ZipFile, path: Path, wanted: str) -> str:

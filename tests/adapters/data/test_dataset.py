@@ -27,6 +27,7 @@ from health_predict.adapters.contracts import built_in, built_in_synthetic, synt
 from health_predict.adapters.data import dataset, download
 from health_predict.adapters.data.dataset import RawData
 from health_predict.adapters.storage import open_storage
+from health_predict.core.data import csv_file
 from health_predict.core.data.cohort import read_cohort, save_csv
 from health_predict.core.data.sources import Source
 from health_predict.errors import DataError, UnreachableError
@@ -444,3 +445,23 @@ def test_a_contract_without_a_synthetic_cohort_has_no_stand_in(tmp_path: Path, m
     # and no number makes its rows synthetic
     save_csv(synthesize(50, seed=1), tmp_path / "theirs.csv")
     assert fetch(Settings(home=tmp_path, data_source=str(tmp_path / "theirs.csv"))).source == Source.CUSTOM
+
+
+def test_a_download_without_an_end_is_refused(
+    server: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_endpoint: str
+) -> None:
+    import boto3
+
+    # given a server and a bucket that send more than a file may hold, the server without a word of its length
+    monkeypatch.setattr(csv_file, "MOST_BYTES", 200_000)
+    server.body, server.lengths = b"a,b\n" * 1_000_000, False
+    bucket = boto3.client("s3", endpoint_url=s3_endpoint)
+    bucket.create_bucket(Bucket="endless")
+    bucket.put_object(Bucket="endless", Key="data.csv", Body=server.body)
+    # then both are refused, once, and nothing of them is kept
+    for source in (server.url, "s3://endless/data.csv"):
+        settings = Settings(home=tmp_path / "home", data_source=source, s3_endpoint_url=s3_endpoint)
+        with pytest.raises(DataError, match="holds more than 200,000 bytes"):
+            dataset.fetch(settings)
+    assert server.asked == 1
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from health_predict.core.data import csv_file
 from health_predict.core.data.csv_file import read_table
 from health_predict.errors import DataError
 
@@ -132,3 +133,16 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
         read_table(tmp_path / "none.csv")
     with pytest.raises(DataError, match="is a folder"):
         read_table(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["as it is", "gz", "bz2", "xz", "zip"])
+def test_a_file_that_would_fill_the_memory_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a file of some kilobytes at most when it is packed, that holds megabytes
+    monkeypatch.setattr(csv_file, "MOST_BYTES", 1 << 20)
+    (tmp_path / "file").write_bytes(READ[name](b"a,b\n" + b"1,2\n" * (1 << 20)))
+    assert name == "as it is" or (tmp_path / "file").stat().st_size < 100_000
+    # then it is refused before it is read whole
+    with pytest.raises(DataError, match="holds more than 1,048,576 bytes"):
+        read_table(tmp_path / "file")
