@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     serving_threads: int = Field(1, ge=1, le=256, description="Native threads of each worker's model")
     serving_batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="Encounters that a batch may have")
     serving_batch_mb: int = Field(32, ge=1, le=1024, description="Size that the body of a batch may have, in MiB")
+    serving_cors_origins: tuple[str, ...] = Field(
+        (), description='Origins of web pages that may ask the endpoint, as a JSON list; ["*"]: all; empty: none'
+    )
     prediction_log: str = Field("", description="Folder of predictions to be shipped; empty: one in the home")
     prediction_log_limit_mb: int = Field(1024, ge=0, description="MiB of predictions waiting for storage; 0: log none")
     prediction_log_seconds: int = Field(60, ge=1, description="Seconds until a file of the prediction log is shipped")
