@@ -24,7 +24,7 @@ import pydantic_settings
 from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from health_predict.core.choices import Policy
+from health_predict.core.choices import Approval, Policy
 from health_predict.errors import SettingsError
 
 PREFIX = "HEALTH_PREDICT_"
@@ -88,6 +88,16 @@ class Settings(BaseSettings):
     policy: Policy = Field(Policy.DRIFT, description="What changes the model: never, every, scheduled or drift")
     policy_interval: int = Field(4, ge=1, description="Batches between the retrainings of the policy scheduled")
     training_window: int = Field(0, ge=0, description="Newest labelled encounters that a model learns from; 0: all")
+    approval: Approval = Field(Approval.AUTO, description="Whether a new version waits for a person: auto or ask")
+    shadow_rows: int = Field(
+        1000, ge=0, le=100_000, description="Newest encounters that a candidate scores before it takes traffic; 0: none"
+    )
+    shadow_limit: float | None = Field(
+        None, ge=0, le=1, description="Share of changed decisions that a rollout may bring; empty: any"
+    )
+    shadow_subgroup_limit: float | None = Field(
+        None, ge=0, le=1, description="The same within each subgroup; empty: any"
+    )
     evidently: Literal["never", "alarm", "always"] = Field("alarm", description="When Evidently reports on a batch")
 
     mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")

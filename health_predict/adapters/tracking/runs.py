@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 DATASET_DIGEST_LENGTH = 36  # MLflow takes no more
 MOST_RUNS = 50_000  # of one answer; a search has some hundreds
-EVALUATION = "evaluation.json"  # file of a registered run: how it was judged
+# Files of a registered run: how it was judged, and the page about it.
+EVALUATION, CARD = "evaluation.json", "model_card.html"
 # The two models of a run that our own stages load.
 MODEL, PREPROCESSOR = "model", "preprocessor"
 # The types of ours that a saved model may hold; those of its estimator its family names.
