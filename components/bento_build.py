@@ -11,11 +11,15 @@ from health_predict.components.image import PIPELINE_IMAGE
 def bento_build(
     model_version: str,
     bento: dsl.Output[dsl.Artifact],
+    approved_by: str = "",
+    approval_why: str = "",
 ) -> NamedTuple("BentoBuildOutputs", [("tag", str), ("digest", str)]):  # type: ignore[valid-type]
     """Compile a model version, prove its parity and pack it as a Bento.
 
     Args:
         model_version: Version of the registered model.
+        approved_by: Person who approves it herewith; empty when it is approved already or waits for nobody.
+        approval_why: Why, in that person's words.
 
     Returns:
         bento: The Bento as one archive.
@@ -28,6 +32,12 @@ def bento_build(
     from health_predict.stages.task import task
 
     with task("bento_build") as settings:
-        result = stage(settings, model_version=model_version, bento=Path(bento.path))
+        result = stage(
+            settings,
+            model_version=model_version,
+            bento=Path(bento.path),
+            approved_by=approved_by,
+            approval_why=approval_why,
+        )
         bento.metadata.update(tag=result.tag, digest=result.digest)
     return (result.tag, result.digest)

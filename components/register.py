@@ -28,7 +28,7 @@ def register(
         roc: ROC curve and confusion matrix on the test set.
         model_card: The model card.
         model_version: Version in MLflow's registry.
-        decision: promote or reject.
+        decision: promote, wait (a person has to approve it) or reject.
     """
     from pathlib import Path
 

@@ -14,15 +14,15 @@ def settle(batch: int, batch_digest: str, done: str, run_id: str) -> NamedTuple(
     Args:
         batch: Number of the batch; -1 when nothing was due.
         batch_digest: Digest of what was looked at.
-        done: Outcome of the action, which this step waits for.
+        done: Outcome of the action.
         run_id: Kubeflow's id of the run, whose turn ends.
 
     Returns:
-        outcome: deployed, unchanged or lost (the challenger did not pass).
+        outcome: deployed, unchanged, waiting (for approval) or lost (the challenger did not pass).
     """
     from health_predict.stages.settle import settle as stage
     from health_predict.stages.task import task
 
     with task("settle") as settings:
-        result = stage(settings, batch=int(batch), batch_digest=batch_digest, run_id=run_id)
+        result = stage(settings, batch=int(batch), batch_digest=batch_digest, done=done, run_id=run_id)
     return (result.value,)

@@ -209,8 +209,11 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     ]
     answers = []
     for status, answer in operation["responses"].items():
-        ((media, content),) = answer.get("content", {"": {}}).items()
-        answers.append((status, answer["description"], _json_type(content["schema"]) if "json" in media else media))
+        holds = ", ".join(
+            _json_type(content["schema"]) if "json" in media else media
+            for media, content in answer.get("content", {}).items()
+        )
+        answers.append((status, answer["description"], holds))
     if asked:
         parts.append(table(("query", "default", "meaning"), asked))
     return "\n\n".join([*parts, table(("status", "when", "answer"), answers)])

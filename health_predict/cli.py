@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from health_predict.adapters.files import owner_only, temporary_files
-from health_predict.commands import contract, data, notify, operate, pipeline, report
+from health_predict.commands import contract, data, notify, operate, pipeline, report, versions
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
@@ -36,6 +36,7 @@ app.add_typer(pipeline.app, name="pipeline")
 app.add_typer(report.app, name="report")
 app.add_typer(notify.app, name="notify")
 operate.mount(app)
+versions.mount(app)
 app.command()(backup)
 app.command()(restore)
 app.command("cost")(cost_command)
@@ -48,6 +49,8 @@ GO_ON = {
     "demo": "trials that ended are kept, and what served goes on serving; the same command goes on from there",
     "pipeline": "stages and trials that ended are kept, and what served goes on serving; the same command goes on from "
     "there. A run in a cluster goes on by itself: `health-predict pipeline list`",
+    "approve": "what was said is kept, and what served goes on serving; the same command goes on from there",
+    "rollback": "the pin is kept, and what served goes on serving; the same command goes on from there",
     "simulate": "batches that ended are kept; the same command goes on from there. `health-predict status` says what "
     "serves",
     "predict": "nothing was written; give the command again",

@@ -24,7 +24,7 @@ import pydantic_settings
 from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from health_predict.core.choices import Policy
+from health_predict.core.choices import Approval, Policy
 from health_predict.errors import SettingsError
 
 PREFIX = "HEALTH_PREDICT_"
@@ -88,6 +88,16 @@ class Settings(BaseSettings):
     policy: Policy = Field(Policy.DRIFT, description="What changes the model: never, every, scheduled or drift")
     policy_interval: int = Field(4, ge=1, description="Batches between the retrainings of the policy scheduled")
     training_window: int = Field(0, ge=0, description="Newest labelled encounters that a model learns from; 0: all")
+    approval: Approval = Field(Approval.AUTO, description="Whether a new version waits for a person: auto or ask")
+    shadow_rows: int = Field(
+        1000, ge=0, le=100_000, description="Newest encounters that a candidate scores before it takes traffic; 0: none"
+    )
+    shadow_limit: float | None = Field(
+        None, ge=0, le=1, description="Share of changed decisions that a rollout may bring; empty: any"
+    )
+    shadow_subgroup_limit: float | None = Field(
+        None, ge=0, le=1, description="The same within each subgroup; empty: any"
+    )
     evidently: Literal["never", "alarm", "always"] = Field("alarm", description="When Evidently reports on a batch")
 
     mlflow_tracking_uri: str = Field("", description="MLflow tracking and registry URI")
@@ -128,6 +138,9 @@ class Settings(BaseSettings):
     serving_threads: int = Field(1, ge=1, le=256, description="Native threads of each worker's model")
     serving_batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="Encounters that a batch may have")
     serving_batch_mb: int = Field(32, ge=1, le=1024, description="Size that the body of a batch may have, in MiB")
+    serving_cors_origins: tuple[str, ...] = Field(
+        (), description='Origins of web pages that may ask the endpoint, as a JSON list; ["*"]: all; empty: none'
+    )
     prediction_log: str = Field("", description="Folder of predictions to be shipped; empty: one in the home")
     prediction_log_limit_mb: int = Field(1024, ge=0, description="MiB of predictions waiting for storage; 0: log none")
     prediction_log_seconds: int = Field(60, ge=1, description="Seconds until a file of the prediction log is shipped")

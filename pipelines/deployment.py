@@ -17,20 +17,23 @@ class DeploymentOutputs(NamedTuple):
 
 @dsl.pipeline(name="deployment", description="Build the Bento of a model version, push its image, roll it out.")
 @described(bento_build, rollout)
-def deployment(model_version: str) -> DeploymentOutputs:
+def deployment(model_version: str, approved_by: str = "", approval_why: str = "") -> DeploymentOutputs:
     """bento_build, ecr_push, rollout."""
-    bento = wire(bento_build(model_version=model_version), "Build the Bento", memory="1Gi", retries=1)
+    build = bento_build(model_version=model_version, approved_by=approved_by, approval_why=approval_why)
+    bento = wire(build, "Build the Bento", memory="1Gi", retries=1)
     image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "Push the image", retries=1)
     served = wire(rollout(image_uri=image.output, model_version=model_version), "Roll out", minutes=60, retries=0)
     return DeploymentOutputs(served.outputs["outcome"])
 
 
 def deployed_if_promoted(model_version: Any, decision: Any) -> Any:
-    """The outcome, as a pipeline's value: of the deployment when the decision is `promote`, else nothing changes."""
+    """The outcome, as a pipeline's value: of the deployment after `promote`, `waiting` after `wait`, else unchanged."""
     with dsl.If(decision == "promote", name="promoted"):
         deployed = deployment(model_version=model_version)
+    with dsl.Elif(decision == "wait", name="waits"):
+        waits = wire(keep(gate="decision", value=decision, expected="wait", result="waiting"), "Wait for approval")
     with dsl.Else(name="not-promoted"):
         kept = wire(keep(gate="decision", value=decision, expected="reject"), "Keep what serves")
-    outcome = dsl.OneOf(deployed.outputs["outcome"], kept.outputs["outcome"])
+    outcome = dsl.OneOf(deployed.outputs["outcome"], waits.outputs["outcome"], kept.outputs["outcome"])
     name_gate(outcome, "Promote?")
     return outcome

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import count
@@ -56,6 +58,8 @@ class Client(TestClient):
 
 
 NUMBERS = count()
+Source = Callable[..., Path]
+"""Writes the source folder of a Bento whose identity has these changes."""
 
 
 def imported(folder: Path, **settings: Any) -> Any:
@@ -79,3 +83,10 @@ def imported(folder: Path, **settings: Any) -> Any:
 def open_client(folder: Path, **settings: Any) -> Iterator[Client]:
     with Client(imported(folder, **settings)) as client:
         yield client
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)

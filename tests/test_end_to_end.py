@@ -250,16 +250,44 @@ def test_where_nothing_arrived_monitoring_does_nothing(shell: Shell, demo: str) 
     assert (found["drift"], found["arrivals"]["total"]) == (None, 0)
 
 
-def test_monitoring_recalibrates_and_redeploys_when_that_is_the_verdict(shell: Shell, demo: str) -> None:
+def test_a_new_version_waits_for_a_person_who_approves_it_and_rolls_it_back(shell: Shell, demo: str) -> None:
     # given encounters with more readmissions than this champion expects, at the door with their outcomes
     window = arrive(shell, 0)
     assert shell.json("status")["arrivals"]["at_door"] == 1
-    # when what arrived is judged
-    outputs = last_line(shell.ask("pipeline", "run", "monitoring", "--json", **window))["outputs"]
-    # then the verdict led to a new version of the same estimator, and it serves
-    found = {"verdict": "recalibrate", "action": "recalibrate", "outcome": "deployed", "dataset_source": "custom"}
+    # when what arrived is judged where a person is asked
+    ask = {**window, "APPROVAL": "ask"}
+    outputs = last_line(shell.ask("pipeline", "run", "monitoring", "--json", **ask))["outputs"]
+    # then the verdict led to a new version of the same estimator, which waits, and nothing has changed
+    found = {"verdict": "recalibrate", "action": "recalibrate", "outcome": "waiting", "dataset_source": "custom"}
     assert outputs == found
     found = shell.json("status")
+    assert (found["champion"], found["serving"]["model_version"]) == ("1", "1")
+    assert any("version 2 waits for approval" in item for item in found["waiting"])
+    refused = shell.ask("pipeline", "run", "deployment", "-p", "model_version=2", code=6, **ask)
+    assert "version 2 waits for approval" in refused and "health-predict approve 2" in refused
+    # and what it would change is shown on the same rows
+    compared = shell.json("compare")
+    assert (compared["version"], compared["against"], compared["approval"]["state"]) == ("2", "1", "waiting")
+    assert compared["on_arrivals"][0]["rows"] > 0 and Path(compared["page"].removeprefix("file://")).exists()
+    assert "of the" in shell.ask("compare", "2", "1").lower()
+    # when a person approves it, then it serves, and who, when and why is kept
+    shell.ask("approve", "2", "--by", "A. Person", "--why", "the risks fit again", **ask)
+    two, one = shell.json("versions")
+    assert "champion; approved by A. Person at" in two["state"] and "the risks fit again" in two["state"]
+    assert one["state"] == "served before" and one["served"][-1][1] == two["served"][-1][0]
+    assert "cannot be refused" in shell.ask("refuse", "2", "--why", "no", code=6)
+    # when it is rolled back, then the version before serves, pinned: also where nobody is asked, new ones wait
+    shell.ask("rollback", "--by", "B. Person", "--why", "the night shift wants it")
+    found = shell.json("status")
+    assert (found["champion"], found["serving"]["model_version"]) == ("1", "1")
+    assert any("version 1 is pinned by B. Person" in item for item in found["waiting"])
+    assert "version 1 is pinned" in shell.ask("rollback") and shell.json("status")["champion"] == "1"
+    # when it is approved once more and the pin is released, then it serves and nothing waits
+    shell.ask("approve", "2", "--by", "A. Person")
+    assert "version 1 is pinned no longer" in shell.ask("rollback", "--release")
+    assert "no version was pinned" in shell.ask("rollback", "--release")
+    found = shell.json("status")
+    assert not any("pinned" in item or "approval" in item for item in found["waiting"])
     assert (found["champion"], found["serving"]["model_version"]) == ("2", "2")
     assert (found["drift"]["batch"], found["drift"]["verdict"], found["monitored"]) == (0, "recalibrate", 1)
     assert (found["arrivals"]["total"], found["arrivals"]["outcomes"]["taken"]) == (window["WINDOW"],) * 2

@@ -59,10 +59,14 @@ def test_the_messages_of_a_month_are_its_story(shell: Shell, receiver: Webhook) 
             shell.ask("data", "add", str(shell.folder / f"week-{week}.csv"), "--as-of", "2026-11-01")
         shell.ask("data", "outcomes", str(shell.folder / f"outcomes-{week}.csv"), "--as-of", "2026-11-02")
     (shell.home / "storage" / "outcomes" / "torn.csv").write_text(f"{ENCOUNTER}\n1\n")
-    # when what arrived is judged once its outcomes are known, and once more
+    # when what arrived is judged once its outcomes are known, and once more, where a person is asked
     for _ in range(2):
-        shell.ask("pipeline", "run", "monitoring", *A_MONTH_LATER)
-    # and another model is asked for from a file that is not there
+        shell.ask("pipeline", "run", "monitoring", *A_MONTH_LATER, APPROVAL="ask")
+    # then nothing has changed without one
+    found = shell.json("status")
+    assert (found["champion"], found["serving"]["model_version"]) == ("1", "1")
+    # when a person approves, and another model is asked for from a file that is not there
+    shell.ask("approve", "2", "--by", "A. Person", "--why", "the truth has turned", APPROVAL="ask")
     shell.ask("pipeline", "run", "training", "-p", f"data_source={shell.folder / 'absent.csv'}", code=3)
     # then that is what people read
     assert receiver.titles == [
@@ -71,21 +75,23 @@ def test_the_messages_of_a_month_are_its_story(shell: Shell, receiver: Webhook) 
         "batch quarantined",
         "drift alarm",
         "retraining begun",
+        "waiting for approval",
         "deployed",
         "run failed",
     ]
     said = [letter["message"] for letter in receiver.letters]
-    assert "Version 1 is in service" in said[0] and "Version 2 is in service" in said[5]
+    assert "Version 1 is in service" in said[0] and "Version 2 is in service" in said[6]
     assert "time_in_hospital" in said[1] and "outcomes" in said[2]
     assert "Batch 0" in said[3] and "report.html" in said[3]
     assert "retrain version 1" in said[4]
-    assert "of training failed" in said[6] and "`health-predict pipeline list`" in said[6]
+    assert "Version 2 passed its gates and waits" in said[5] and "health-predict approve 2" in said[5]
+    assert "of training failed" in said[7] and "`health-predict pipeline list`" in said[7]
     # and no value of a patient
     assert not any(patient in one or "991" in one for one in said)
     # and the other receiver's are kept and named
     kept = shell.json("notify", "list")
     assert [f"{message['event']}" for message in kept] == receiver.titles
-    assert any("7 messages were not taken" in item for item in shell.json("status")["waiting"])
+    assert any("8 messages were not taken" in item for item in shell.json("status")["waiting"])
     # and what was written holds no address: neither storage, MLflow, nor any log
     files = [file for file in shell.home.rglob("*") if file.is_file()]
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []

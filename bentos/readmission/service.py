@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bentoml
+from starlette.middleware.cors import CORSMiddleware
 
 from health_predict.serving.middleware import WAITING_BATCHES, Limits, Route, keep_values_out_of_logs, options_of
 from health_predict.serving.openapi import description_of, document
@@ -99,4 +100,9 @@ class Readmission:
 
 
 # BentoML's decorator has made a service of the class, which the type checker does not see.
+if SETTINGS.serving_cors_origins:
+    # The outermost one, so that a page may read refusals too. BentoML's own stands behind the limits.
+    Readmission.add_asgi_middleware(  # type: ignore[attr-defined]
+        CORSMiddleware, allow_origins=SETTINGS.serving_cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+    )
 Readmission.add_asgi_middleware(Limits, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)  # type: ignore[attr-defined]

@@ -53,6 +53,11 @@ def model(version: str, name: str) -> str:
     return f"models/{version}/{name}"
 
 
+def compared_with(other: str) -> str:
+    """Name of the page of a version beside another."""
+    return f"compare-{other}.html"
+
+
 def models(version: str) -> str:
     """All reports about a model version."""
     return model(version, "")

@@ -23,7 +23,8 @@ from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.source_control import commit
 from health_predict.adapters.storage import open_storage
-from health_predict.adapters.tracking import CHAMPION, EVALUATION, Tag, Tracking
+from health_predict.adapters.tracking import CHAMPION, EVALUATION, ApprovalState, Tag, Tracking
+from health_predict.adapters.tracking.history import approval_of
 from health_predict.commands.pipeline import run_pipeline
 from health_predict.commands.progress import console_of, say_source, working
 from health_predict.core.statistics import Estimate
@@ -96,11 +97,13 @@ def _went_on(settings: Settings, champion: Origin | None, raw_sha256: str, conso
 
 def _serve_champion(settings: Settings, version: str) -> None:
     """Bring the champion up where the trained version did not: it was rejected, and the endpoint was down."""
+    from health_predict.stages.approval import must_be_approved
     from health_predict.stages.rollout import serve
 
     tracking = Tracking(settings)
     champion = tracking.by_alias(CHAMPION)
     if champion is None:
+        must_be_approved(settings, tracking, tracking.version(version))
         reasons = tracking.read_json(tracking.version(version).run_id, EVALUATION)["reasons"]
         raise GateError(
             f"version {version} was rejected and nothing serves yet: {'; '.join(reasons)}",
@@ -157,8 +160,10 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     tested = evaluation["on_test"]
     console.rule(f"version {serving} serves: {escape(record.tags[Tag.FAMILY])}")
     if version != serving:
-        reasons = tracking.read_json(tracking.version(version).run_id, EVALUATION)["reasons"]
-        console.print(f"version {version} was trained and rejected: {'; '.join(reasons)}", markup=False)
+        trained = tracking.version(version)
+        reasons = tracking.read_json(trained.run_id, EVALUATION)["reasons"]
+        became = "waits for approval" if approval_of(trained) is ApprovalState.WAITING else "was rejected"
+        console.print(f"version {version} was trained and {became}: {'; '.join(reasons)}", markup=False)
     say_source(console, record.tags[Tag.DATASET_SOURCE])
     console.print(evaluation["chosen_because"], markup=False)
     contract = tracking.contract

@@ -121,8 +121,8 @@ def _print_status(console: Console, found: Status, happened: str) -> None:
     row("judged", f"{found.monitored} of {found.batches} batches")
     row("waiting", "\n".join(found.waiting) or "nothing")
     console.print(table)
-    for beside in found.comparisons:
-        console.print(_beside(found.champion, beside))
+    for one in found.comparisons:
+        console.print(beside(found.champion, one))
     say_source(console, "synthetic" if found.synthetic else "")
 
 
@@ -145,17 +145,17 @@ def _outcomes(counts: Mapping[str, Any]) -> str:
     return said
 
 
-def _beside(champion: str, beside: Mapping[str, Any]) -> Table:
-    """The champion beside the version before it, on the same rows."""
+def beside(version: str, found: Mapping[str, Any]) -> Table:
+    """A version beside another on the same rows, as `register` stored it."""
     from health_predict.report.comparison import LABELS
     from health_predict.report.page import difference
 
-    title = f"beside version {beside['against']}, on {beside['rows']:,} encounters: {beside['on']}"
+    title = f"beside version {found['against']}, on {found['rows']:,} encounters: {found['on']}"
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
-    for heading in (f"version {champion}", f"version {beside['against']}", "difference"):
+    for heading in (f"version {version}", f"version {found['against']}", "difference"):
         table.add_column(heading, justify="right")
-    for name, item in beside["metrics"].items():
+    for name, item in found["metrics"].items():
         values = (f"{item[side]['value']:.3f}" for side in ("one", "other"))
         table.add_row(LABELS[name], *values, difference(item["difference"]))
     return table

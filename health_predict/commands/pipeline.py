@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from health_predict.adapters.pipelines.kubeflow import ClusterRun
 
 app = typer.Typer(no_args_is_help=True, help="Compile the pipelines, run one here or in a cluster, list the runs.")
+CLUSTER_SECONDS = 6 * 3600.0
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 
 Parameters = Annotated[
@@ -70,29 +71,17 @@ def run(  # each parameter is an option of the command
     on: On = None,
     as_of: AsOf = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="In a cluster: do not wait for the end")] = False,
-    timeout: Annotated[float, typer.Option(help="In a cluster: seconds to wait for the end")] = 6 * 3600,
+    timeout: Annotated[float, typer.Option(help="In a cluster: seconds to wait for the end")] = CLUSTER_SECONDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON at the end")] = False,
 ) -> None:
     """Run a pipeline on this machine or, with the same functions, in a cluster."""
     settings = settings_on(on, as_of)
-    console = console_of(as_json)
     given = _parameters(parameter or []) | ({"replace_data": "true"} if replace_data else {})
-    if settings.profile is Profile.LOCAL:
-        result = run_pipeline(settings, name, given, console)
-        record = {"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}
-        lines = [f"{output}: {value}" for output, value in result.outputs.items()]
-        lines.append(f"artifacts and log: {result.folder}")
-        source = str(result.outputs.get("dataset_source", ""))
-    else:
-        if as_of:
-            raise SettingsError("a cluster's runs go by its own clock", "leave --as-of out")
-        done = _run_in_cluster(settings, name, given, console, None if no_wait else timeout)
-        record, lines, source = asdict(done), [f"{done.state.lower()}: {done.url}"], done.dataset_source
+    if as_of and settings.profile is not Profile.LOCAL:
+        raise SettingsError("a cluster's runs go by its own clock", "leave --as-of out")
+    record = run_anywhere(settings, name, given, console_of(as_json), None if no_wait else timeout)
     if as_json:
         typer.echo(json.dumps(record))
-    else:
-        console.print("\n".join(lines), markup=False)
-        say_source(console, source)
 
 
 @app.command("upload")
@@ -193,6 +182,27 @@ def list_(on: On = None, as_json: AsJson = False) -> None:
             f"{record['run_id']}\n{escape(textwrap.shorten(record.get('error') or outputs, 200, placeholder=' ...'))}",
         )
     Console(emoji=False).print(table if records else "no run yet: `health-predict pipeline run readmission`")
+
+
+def run_anywhere(
+    settings: Settings, name: str, given: Mapping[str, Any], console: Console, seconds: float | None = CLUSTER_SECONDS
+) -> dict[str, Any]:
+    """Run a pipeline here or in the settings' cluster, print its end, and give its record.
+
+    `seconds`: how long to wait for a cluster; None: not at all. Raises as `run_pipeline` does.
+    """
+    if settings.profile is Profile.LOCAL:
+        result = run_pipeline(settings, name, given, console)
+        record = {"run_id": result.run_id, "pipeline": name, "outputs": dict(result.outputs)}
+        lines = [f"{output}: {value}" for output, value in result.outputs.items()]
+        lines.append(f"artifacts and log: {result.folder}")
+        source = str(result.outputs.get("dataset_source", ""))
+    else:
+        done = _run_in_cluster(settings, name, given, console, seconds)
+        record, lines, source = asdict(done), [f"{done.state.lower()}: {done.url}"], done.dataset_source
+    console.print("\n".join(lines), markup=False)
+    say_source(console, source)
+    return record
 
 
 def run_pipeline(settings: Settings, name: str, given: Mapping[str, Any], console: Console) -> LocalRun:

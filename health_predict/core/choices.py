@@ -21,6 +21,13 @@ class Scenario(StrEnum):
     DELAYED_LABELS = "delayed-labels"
 
 
+class Approval(StrEnum):
+    """Who brings a version into service that has passed its gates: the pipeline, or a person that it waits for."""
+
+    AUTO = "auto"
+    ASK = "ask"
+
+
 class Policy(StrEnum):
     """Who decides that the model is changed: nobody, the calendar, or what was found."""
 

@@ -37,6 +37,7 @@ class Decision(StrEnum):
     """What becomes of a new model version."""
 
     PROMOTE = "promote"
+    WAIT = "wait"  # it may be promoted once a person has approved it
     REJECT = "reject"
 
 

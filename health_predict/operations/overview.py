@@ -17,6 +17,7 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.files import whole_file
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, ModelVersion, Tag, Tracking
+from health_predict.adapters.tracking.history import served
 from health_predict.errors import HealthPredictError, StateError
 from health_predict.operations.status import Status, evaluation, status
 from health_predict.report.comparison import LABELS, in_a_hundred
@@ -75,6 +76,7 @@ def build_overview(settings: Settings, version: str = "", folder: Path | None = 
                 "version": one.version,
                 "tags": one.tags,
                 "compared": _compared(tracking, one),
+                "served": served(one),
                 "file": _card(copies, one, chosen),
             }
             for one in sorted(tracking.versions(), key=lambda one: -int(one.version))
@@ -123,6 +125,7 @@ def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list
             _leaderboard(tracking, version, copies.folder),
         ),
         ("Model card", "intended use, metrics with intervals, calibration, subgroups", card),
+        ("Beside the champion of its time", "which is better, and what would change", _beside(copies, version)),
         ("Rollout report", "each step on the way to the traffic", rollout),
     ]
     for key in copies.storage.keys(keys.SIMULATIONS):
@@ -131,6 +134,11 @@ def _reports(tracking: Tracking, copies: _Copies, version: ModelVersion) -> list
             file = copies.copy(key, f"simulation-{simulation[1]}.html")
             pages.append((f"Simulation {simulation[1]}", "metrics, verdicts and versions, batch by batch", file))
     return pages
+
+
+def _beside(copies: _Copies, version: ModelVersion) -> str:
+    name = keys.compared_with(version.tags.get(Tag.DECIDED_AGAINST, "none"))
+    return copies.copy(keys.model(version.version, name), name)
 
 
 def _leaderboard(tracking: Tracking, version: ModelVersion, folder: Path) -> str:

@@ -14,7 +14,16 @@ from health_predict.adapters.notifications import undelivered
 from health_predict.adapters.reachable import must_answer
 from health_predict.adapters.serving.port import Active
 from health_predict.adapters.serving.target import open_target
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ModelVersion, Tag, Tracking
+from health_predict.adapters.tracking import (
+    CHALLENGER,
+    CHAMPION,
+    EVALUATION,
+    ApprovalState,
+    ModelVersion,
+    Tag,
+    Tracking,
+)
+from health_predict.adapters.tracking.history import approval_of, pinned
 from health_predict.errors import StateError
 from health_predict.settings import Settings
 from health_predict.simulation.in_service import under_way
@@ -120,8 +129,14 @@ def _rollouts(tracking: Tracking, active: Active | None, champion: ModelVersion 
         found.append(f"version {active.model_version} serves, {champion.version} is champion: `health-predict serve`")
     challenger = tracking.by_alias(CHALLENGER)
     if challenger is not None and (champion is None or challenger.version != champion.version):
-        remedy = f"`health-predict pipeline run deployment -p model_version={challenger.version}`"
-        found.append(f"challenger version {challenger.version} is not rolled out: {remedy}")
+        number = challenger.version
+        if approval_of(challenger) is ApprovalState.WAITING:
+            found.append(f"version {number} waits for approval: `health-predict compare`, then `approve {number}`")
+        else:
+            remedy = f"`health-predict pipeline run deployment -p model_version={number}`"
+            found.append(f"challenger version {number} is not rolled out: {remedy}")
+    if pin := pinned(tracking):
+        found.append(f"version {pin.version} is pinned {pin.said}: `health-predict rollback --release`")
     return found
 
 

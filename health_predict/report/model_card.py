@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from health_predict.adapters.tracking import RunRecord, Tag
+from health_predict.adapters.tracking import ModelVersion, RunRecord, Tag
 from health_predict.core.data.contract import Contract
 from health_predict.core.data.sources import provenance
 from health_predict.core.model.families import FAMILIES
@@ -30,14 +30,20 @@ _COMPARED = {
 }
 
 
-def model_card_page(version: str, contract: Contract, run: RunRecord, content: Mapping[str, Any]) -> str:
-    """HTML page of a model version of a contract from its `Best_` run and the evaluation that `register` stored."""
+def model_card_page(
+    version: ModelVersion, contract: Contract, run: RunRecord, content: Mapping[str, Any], approval: str = ""
+) -> str:
+    """HTML page of a model version of a contract from its `Best_` run and the evaluation that `register` stored.
+
+    `approval`: what a person said of it, in words.
+    """
     tested = content["on_test"]
     truth, scores = np.asarray(tested["outcomes"]), np.asarray(tested["scores"])
     threshold, family = content["threshold"], FAMILIES.get(run.tags[Tag.FAMILY])
     return render(
         "model_card.html",
-        version=version,
+        version=version.version,
+        approval=approval,
         contract=contract,
         run=run,
         content=content,

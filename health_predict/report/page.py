@@ -60,9 +60,10 @@ def signed(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\u2212") if text.startswith("-") else f"+{text}"
 
 
-def difference(item: Mapping[str, float]) -> str:
+def difference(item: Mapping[str, float], digits: int = 3) -> str:
     """A paired difference with its interval: `+0.012 (-0.003 to 0.027)`."""
-    return f"{signed(item['value'])} ({signed(item['low'])} to {signed(item['high'])})"
+    value, low, high = (signed(item[name], digits) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def capital(text: str) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client.exposition import choose_encoder
 
 from health_predict.serving.schemas import Prediction
 from health_predict.serving.scorer import Identity
 
-CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 # Upper ends of the ranges that probabilities are counted in.
 RANGES = tuple(round(step / 20, 2) for step in range(1, 21))
@@ -79,11 +79,11 @@ class Metrics:
         """Tell which model is served."""
         self._model.labels(identity.model_version, identity.family, identity.dataset_source).set(1)
 
-    def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if not shared:
-            return prometheus_client.generate_latest(self._registry)
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, path=shared)  # type: ignore[no-untyped-call]
-        return prometheus_client.generate_latest(registry)
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """All metrics with their content type: OpenMetrics if a header `Accept` asks for it, else Prometheus' text."""
+        encode, content_type = choose_encoder(accept)
+        registry, shared = self._registry, os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if shared:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry, path=shared)  # type: ignore[no-untyped-call]
+        return encode(registry), content_type

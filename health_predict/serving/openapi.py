@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from health_predict.core.data.contract import Contract
@@ -17,15 +17,18 @@ from health_predict.serving.schemas import Options, Problem, Violations
 REFERENCE = "#/components/schemas/{model}"
 # BentoML makes a class of its own of each model, and names it so.
 MADE = "IODescriptor"
+OPEN_METRICS = "application/openmetrics-text"
 
 
 class Health(BaseModel):
-    """The state of the service, and where its model comes from."""
+    """The state of the service, and where its model comes from: absent as long as no model is loaded."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     ready: bool
     problem: str = Field(description="Why it is not ready; empty when it is")
     warning: str = Field(description="Not empty when the data are not the real ones")
-    since: str
+    since: str = Field(description="When the process began, in UTC")
     model_name: str = ""
     model_version: str = ""
     family: str = ""
@@ -37,6 +40,14 @@ class Health(BaseModel):
     dataset_digest: str = ""
     dataset_source: str = ""
     git_commit: str = ""
+    training_prevalence: float = 0.0
+    risk_cutoffs: list[float] = Field(
+        default=[], description="Lowest probability of the groups medium, high and very high"
+    )
+    calibration: list[float] | None = Field(
+        default=None, description="Intercept and slope of the map from the model's score to the risk"
+    )
+    metrics: dict[str, float] = Field(default={}, description="Of the version on its test set")
 
 
 def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> dict[str, Any]:
@@ -44,9 +55,9 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
     found: dict[str, Any] = json.loads(json.dumps(service.openapi_spec.asdict()).replace(MADE, ""))
     health = predictor.health()
     _, ours = models_json_schema(
-        [(model, "serialization") for model in (Problem, Violations, Health)], ref_template=REFERENCE
+        [(model, "validation") for model in (Problem, Violations, Health)], ref_template=REFERENCE
     )
-    plain = {"text/plain": {"schema": {"type": "string"}}}
+    plain, open_metrics = ({kind: {"schema": {"type": "string"}}} for kind in ("text/plain", OPEN_METRICS))
     yes = {"200": {"description": "yes", "content": plain}}
     gets = {
         "/health": (
@@ -58,7 +69,15 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
             "Whether the golden requests were answered as at build time",
             {**yes, "503": {"description": "no; /health tells why", "content": plain}},
         ),
-        "/metrics": ("Prometheus metrics", {"200": {"description": "Metrics in text format", "content": plain}}),
+        "/metrics": (
+            "Prometheus metrics",
+            {
+                "200": {
+                    "description": "As Prometheus' text or OpenMetrics, by Accept",
+                    "content": {**plain, **open_metrics},
+                }
+            },
+        ),
     }
     example = predictor.contract.request
     paths = {

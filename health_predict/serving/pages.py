@@ -14,7 +14,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from health_predict.core.data.contract import Kind
-from health_predict.serving.metrics import CONTENT_TYPE
 from health_predict.serving.predictor import Predictor
 
 PATHS = ("/health", "/metrics", "/docs.json", "/", "/docs")
@@ -27,8 +26,9 @@ def pages(predictor: Predictor, document: Callable[[], dict[str, Any]]) -> Starl
     async def health(_: Request) -> Response:
         return JSONResponse(predictor.health(), 503 if predictor.problem else 200)
 
-    async def metrics(_: Request) -> Response:
-        return Response(predictor.metrics.text(), headers={"content-type": CONTENT_TYPE})
+    async def metrics(request: Request) -> Response:
+        text, content_type = predictor.metrics.text(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type, "vary": "accept"})
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(document())

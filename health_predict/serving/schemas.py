@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, RootModel, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    RootModel,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 from pydantic_core import from_json
 
 from health_predict.core.data.contract import (
@@ -51,7 +62,7 @@ def _present_type(column: Column) -> Any:
     is_flag = column.kind is Kind.FLAG
     match column.kind:
         case Kind.COUNT:
-            count = Annotated[int, Field(ge=column.counts[0], le=column.counts[-1])]
+            count = _whole(column.counts[0], column.counts[-1])
             return count | Literal[MISSING] if missing else count
         case Kind.NUMBER:
             bounds = Field(ge=column.minimum, le=column.maximum, allow_inf_nan=False)
@@ -60,19 +71,21 @@ def _present_type(column: Column) -> Any:
         case Kind.LEVEL | Kind.FLAG:
             levels: Any = Literal[(*column.levels, *missing)]
             if takes_numbers(column):
-                levels |= Annotated[int, AfterValidator(partial(_named, column))]
+                numbers = [int(level) for level in column.levels]
+                number = _whole(min(numbers), max(numbers), enum=[one for one in numbers if str(one) in column.levels])
+                levels |= Annotated[number, AfterValidator(partial(_named, column))]
             return Annotated[bool, AfterValidator(partial(_flagged, column))] | levels if is_flag else levels
         case Kind.CODE:
             return Annotated[str, Field(pattern=f"^({pattern})$")]
         case Kind.IDENTIFIER if column.numeric:
             digits = Annotated[str, Field(pattern=f"^({pattern})$")]
-            return Annotated[int, Field(ge=1, le=MAXIMUM_NUMBER)] | digits
+            return _whole(1, MAXIMUM_NUMBER) | digits
         case Kind.DATE:
             # Not every text of the pattern is a day of the calendar: `format` says so.
             day = Field(pattern=f"^({column.pattern})$", json_schema_extra={"format": "date"})
             return Annotated[str, day, AfterValidator(partial(_held, column))] | Literal[MISSING]
     if column.is_code:
-        return Annotated[int, Field(ge=1, le=MAXIMUM_CODE)] | Annotated[str, Field(pattern=f"^({pattern})$")]
+        return _whole(1, MAXIMUM_CODE) | Annotated[str, Field(pattern=f"^({pattern})$")]
     length = Field(min_length=1, max_length=MAXIMUM_TEXT)
     held: Any = partial(_held, column)
     if column.kind is Kind.OPEN_LEVEL:
@@ -80,6 +93,18 @@ def _present_type(column: Column) -> Any:
     never = [] if column.nullable else [f"[{MISSING}]"]
     schema: Any = {"pattern": f"^{column.pattern}$", "not": {"pattern": f"^({'|'.join([NO_VALUE, *never])})$"}}
     return Annotated[str, length, AfterValidator(held), Field(json_schema_extra=schema)]
+
+
+def _whole(low: int, high: int, **schema: Any) -> Any:
+    """A whole number between bounds, also written as 9.0: to JSON Schema, and to JavaScript, that is the same one."""
+    number = Annotated[int, Field(ge=low, le=high)]
+    told = {"type": "integer", "minimum": low, "maximum": high, **schema}
+    # The usual way to write it comes first and costs no call.
+    return Annotated[number | Annotated[number, BeforeValidator(_without_point)], WithJsonSchema(told)]
+
+
+def _without_point(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _held(column: Column, text: str) -> str:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from health_predict.core.monitoring.policy import Action
+from health_predict.core.monitoring.policy import Action, Settlement
 from health_predict.core.promotion import Decision
 from health_predict.settings import Settings
 from health_predict.stages.bento_build import bento_build
@@ -34,13 +34,15 @@ def monitoring(settings: Settings) -> None:
             "metrics": work / "drift.json",
         }
         watched = drift(settings, **pages)
+        made = None
         if watched.action is Action.RETRAIN:
-            readmission(settings, watched.labelled_batches, work)
+            made = readmission(settings, watched.labelled_batches, work)
         elif watched.action is Action.RECALIBRATE:
             labelled = watched.labelled_batches
             renewed = recalibrate(settings, labelled_batches=labelled, **_parts(work, "validation", "test"))
-            _judged(settings, renewed.parent_run_id, work)
-        settle(settings, batch=watched.batch, batch_digest=watched.batch_digest)
+            made = _judged(settings, renewed.parent_run_id, work)
+        done = Settlement.WAITING if made and made.decision is Decision.WAIT else ""
+        settle(settings, batch=watched.batch, batch_digest=watched.batch_digest, done=done)
 
 
 def readmission(settings: Settings, labelled_batches: int, work: Path) -> RegisterResult:

@@ -22,6 +22,7 @@ from health_predict.core.serving.compiled_model import TOLERANCE, CompiledModel,
 from health_predict.core.serving.explained_model import explain_pipeline
 from health_predict.errors import StateError
 from health_predict.settings import Settings
+from health_predict.stages.approval import approve, must_be_approved
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,16 @@ GOLDEN_REQUESTS = 24
 PARITY = "parity.json"
 
 
-def bento_build(settings: Settings, *, model_version: str, bento: Path) -> Bento:
+def bento_build(
+    settings: Settings, *, model_version: str, bento: Path, approved_by: str = "", approval_why: str = ""
+) -> Bento:
     """Compile the version, prove its parity, make its explanations, build its Bento, write its archive to `bento`.
 
+    `approved_by`: the person who approves the version herewith, where it waits for one.
+
     The rows are those of the version's own dataset in storage. The same version gives the same digest; one that is
-    built and undamaged is not built again. Raises GateError when the compiled model is not the pipeline, StateError
+    built and undamaged is not built again. Raises GateError when the version waits for
+    approval or the compiled model is not the pipeline, StateError
     when the version, its run or its data are missing.
     """
     tracking = Tracking(settings)
@@ -43,6 +49,10 @@ def bento_build(settings: Settings, *, model_version: str, bento: Path) -> Bento
     if missing:
         raise StateError(f"model version {model_version} has no tag {', '.join(missing)}", "register it again")
     storage, dataset = open_storage(settings.storage, settings.s3_endpoint_url), version.tags[Tag.DATASET_DIGEST]
+    if approved_by:
+        approve(tracking, storage, version, approved_by, approval_why)
+        version = tracking.version(model_version)
+    must_be_approved(settings, tracking, version)
     train = stored_part(storage, dataset, "train")
     prevalence = float(np.mean(target(train, contract_of(settings))))
     identity = _identity(tracking, version, prevalence)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from health_predict.adapters import keys
 from health_predict.adapters.data.batches import trained_through
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.data.raw_data import origin_of
@@ -22,7 +21,7 @@ from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.scores import clinical_scores
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import (
-    CHALLENGER,
+    CARD,
     CHAMPION,
     EVALUATION,
     ModelVersion,
@@ -41,13 +40,13 @@ from health_predict.core.model.families import BASELINE
 from health_predict.core.promotion import Decision, JudgedRows, decide_promotion
 from health_predict.core.statistics import Estimate, auc_estimate
 from health_predict.errors import StateError
-from health_predict.report.model_card import model_card_page
 from health_predict.settings import Settings
+from health_predict.stages.approval import offer, write_card
+from health_predict.stages.compare import Comparison, write_page
 from health_predict.stages.hpo import best_runs, chosen_run
 
 log = logging.getLogger(__name__)
 
-CARD = "model_card.html"
 # What a version takes over from its run; the last four `recalibrate` writes, and no search.
 TAGS = (
     Tag.FAMILY,
@@ -67,6 +66,8 @@ NEWEST = 3000  # validation encounters that the gates look at: the newest say mo
 class RegisterResult:
     """The model version, what was decided about it and why, and its evaluation on the test set.
 
+    `decision` is `wait` when the gates promote it and a person has to approve it.
+
     `roc`: false positive rates, true positive rates, thresholds. `confusion`: [[true negatives, false positives],
     [false negatives, true positives]].
     """
@@ -85,7 +86,8 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
 
     Gates look at validation rows. The test set decides nothing: it gives the figures of the card, where a version
     stands beside the champion on the same rows. A version that passes gets the alias `challenger`, unless it is the
-    champion already. Refuses a run without its preprocessor (StateError). A repeat gives the same version and decision.
+    champion already, and waits for approval where a person is asked (`approval`). Refuses a run without its
+    preprocessor (StateError). A repeat gives the same version and decision.
     """
     tracking = Tracking(settings)
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
@@ -113,14 +115,18 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     champion = _comparable(tracking, tracking.by_alias(CHAMPION))
     content = _Judge(tracking, version, best, pipeline).judgement(champion, validation, test)
     decision = Decision(content["decision"])
-    write_file(card, tracking.read_text(best.run_id, CARD))
-    storage.upload(card, keys.model(version.version, keys.CARD))
+    reasons = list(content["reasons"])
     if decision is Decision.PROMOTE and (champion is None or champion.version != version.version):
-        tracking.set_alias(CHALLENGER, version.version)
-    for reason in content["reasons"]:
+        decision, why = offer(settings, tracking, tracking.version(version.version))
+        reasons += [why] if why else []
+    version = tracking.version(version.version)
+    if champion is not None and champion.version != version.version:
+        write_page(Comparison(tracking, version, champion), content["comparisons"])
+    write_file(card, write_card(tracking, storage, version, contract))
+    for reason in reasons:
         log.info("%s", reason)
     log.info("version %s (%s): %s", version.version, best.tags[Tag.FAMILY], decision.value)
-    if decision is Decision.REJECT:
+    if content["decision"] == Decision.REJECT:
         refused = f"The gates refuse version {version.version}: {' '.join(content['reasons'])}"
         key = f"{version.version} against {content['decided_against']}"
         tell(settings, Event.REFUSED, key, refused, f"`health-predict report open {version.version}`")
@@ -128,7 +134,7 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     return RegisterResult(
         model_version=version.version,
         decision=decision,
-        reasons=tuple(content["reasons"]),
+        reasons=tuple(reasons),
         family=best.tags[Tag.FAMILY],
         test_metrics={name: Estimate(**item) for name, item in tested["metrics"].items()},
         roc=tested["roc"],
@@ -170,10 +176,9 @@ class _Judge:
             "threshold": float(best.params["threshold"]),
             # A later judgement takes what was found then.
             "on_test": stored["on_test"] if stored else self._on_test(tested),
-            "comparisons": self._comparisons(champion, tested) if champion else [],
+            "comparisons": Comparison(tracking, version, champion).on_test(tested) if champion else [],
         }
         tracking.log_json(best.run_id, EVALUATION, content)
-        tracking.log_text(best.run_id, CARD, model_card_page(version.version, self.contract, best, content))
         figures = content["on_test"]["metrics"]
         tracking.log_metrics(best.run_id, {f"test_{name}": item["value"] for name, item in figures.items()})
         tracking.describe_version(version.version, self._description(content))
@@ -221,31 +226,6 @@ class _Judge:
             f"search {parent} has no {BASELINE}, the baseline that a promotion is measured against",
             f"search with {BASELINE} among HEALTH_PREDICT_FAMILIES",
         )
-
-    def _comparisons(self, champion: ModelVersion, tested: pd.DataFrame) -> list[dict[str, Any]]:
-        """The version beside the champion on its own test rows; on the champion's, too, when it has data of its own.
-
-        They are shown and decide nothing.
-        """
-        settings = self.tracking.settings
-        storage = open_storage(settings.storage, settings.s3_endpoint_url)
-        ours, theirs = origin_of(storage, self.version), origin_of(storage, champion)
-        frames = {"the test set of this version": tested}
-        if ours.manifest and theirs.manifest:
-            if ours.raw_sha256 != theirs.raw_sha256:
-                theirs_tested = stored_part(storage, champion.tags[Tag.DATASET_DIGEST], "test")
-                frames[f"the test set of version {champion.version}"] = theirs_tested
-            elif ours.parameters.salt != theirs.parameters.salt:
-                learned = f"version {champion.version} learned from some patients (another salt)"
-                frames = {f"the test set of this version, of which {learned}": tested}
-        found: list[dict[str, Any]] = []
-        for name, frame in frames.items():
-            labels, other = target(frame, self.contract), _champion_scored(self.tracking, champion, frame)
-            compared = evaluation.compare(labels, self.scored(frame), other, frame[self.contract.patient])
-            metrics = evaluation.as_plain(compared)
-            rows = {"rows": len(frame), "positives": int(labels.sum())}
-            found.append({"against": champion.version, "on": name, **rows, "metrics": metrics})
-        return found
 
     def _on_test(self, frame: pd.DataFrame) -> dict[str, Any]:
         """The figures of the card."""

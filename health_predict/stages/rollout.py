@@ -29,9 +29,13 @@ from health_predict.adapters.serving.port import Active, Rollout
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, ModelVersion, Tag, Tracking, VersionStage
+from health_predict.adapters.tracking.history import pinned, record_service
+from health_predict.core.model.changed_decisions import over_limit
 from health_predict.errors import GateError, HealthPredictError, StateError
 from health_predict.report.page import render
 from health_predict.settings import Settings
+from health_predict.stages.approval import must_be_approved
+from health_predict.stages.shadow import Shadow, shadow
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +61,19 @@ class RolloutResult:
     url: str
 
 
+class StepResult(StrEnum):
+    """How a step of a rollout ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    NOT_DONE = "not done"  # there was nothing to do
+
+
 class Step(NamedTuple):
     """A step of a rollout as its report shows it."""
 
     name: str
-    passed: bool
+    result: StepResult
     seconds: float
     detail: str
 
@@ -127,9 +139,11 @@ class _Change:
                 f"not {image_uri}",
                 "run the deployment pipeline of that version again",
             )
+        must_be_approved(settings, self.tracking, self.version)
         self.folder = unpacked(settings, image_uri)
         self.before: Active | None = self.target.active()
         self.steps: list[Step] = []
+        self.shadow: Shadow | None = None
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
@@ -141,9 +155,9 @@ class _Change:
             yield details
         except BaseException as error:
             problem = error.problem if isinstance(error, HealthPredictError) else repr(error)
-            self.steps.append(Step(name, False, time.monotonic() - begin, problem))
+            self.steps.append(Step(name, StepResult.FAILED, time.monotonic() - begin, problem))
             raise
-        self.steps.append(Step(name, True, time.monotonic() - begin, "; ".join(details)))
+        self.steps.append(Step(name, StepResult.DONE, time.monotonic() - begin, "; ".join(details)))
 
     def serves(self) -> bool:
         """Whether the endpoint already answers by this image and version as it should."""
@@ -172,11 +186,33 @@ class _Change:
                 details.append(f"ready at {candidate}, taking no traffic")
             with self.step("Golden requests to the candidate") as details:
                 details.append(self.ask_golden(candidate))
+            self.compare_decisions(candidate)
             with self.step("Lead the traffic to the candidate"):
                 change.switch()
             with self.step("Golden requests through the endpoint") as details:
                 details.append(self.ask_golden(self.target.url))
             self.take_over(change)
+
+    def compare_decisions(self, candidate: str) -> None:
+        """Have the candidate score the newest encounters beside what serves. Raises GateError above a limit.
+
+        A rollback only says what it changes: nothing may stand in its way.
+        """
+        settings, number = self.settings, self.version.version
+        with self.step("Score the newest encounters beside the version that serves") as details:
+            found = shadow(settings, self.target.url, candidate) if self.before else "nothing served before"
+            details.append(str(found))
+            if isinstance(found, Shadow):
+                self.shadow, pin = found, pinned(self.tracking)
+                over = over_limit(found.changes, settings.shadow_limit, settings.shadow_subgroup_limit)
+                if over and not (pin and pin.version == number):
+                    raise GateError(
+                        "; ".join(over),
+                        "HEALTH_PREDICT_SHADOW_LIMIT and HEALTH_PREDICT_SHADOW_SUBGROUP_LIMIT say how many may change; "
+                        f"`health-predict compare {number}` shows more",
+                    )
+        if self.shadow is None:
+            self.steps[-1] = self.steps[-1]._replace(result=StepResult.NOT_DONE)
 
     def unpack(self) -> None:
         """The image's Bento in its folder, and no others but that of the version that serves."""
@@ -201,6 +237,7 @@ class _Change:
             with self.step("Move the alias champion back"):
                 with contextlib.suppress(HealthPredictError):  # it may be the manager itself that failed
                     change.undo()
+                record_service(self.tracking, replaced[0] if replaced else "", [self.version.version])
                 if replaced:
                     self.tracking.set_alias(CHAMPION, replaced[0])
                     self.tracking.tag_version(replaced[0], {Tag.STAGE: VersionStage.PRODUCTION})
@@ -223,6 +260,7 @@ class _Change:
         self.tracking.tag_version(self.version.version, {Tag.STAGE: VersionStage.PRODUCTION})
         for number in replaced:
             self.tracking.tag_version(number, {Tag.STAGE: VersionStage.ARCHIVED})
+        record_service(self.tracking, self.version.version, replaced)
 
     def ask_golden(self, url: str) -> str:
         """Send each golden request and compare the answer; what was done. Raises GateError on a difference."""
@@ -257,9 +295,11 @@ class _Change:
             reasons=[result.reason],
             url=result.url,
             steps=self.steps,
+            shadow=self.shadow,
             version=version.version,
             tags=version.tags,
             image_uri=self.image_uri,
+            served_before=before.model_version if before else "",
             before=f"version {before.model_version}, since {before.since}" if before else "nothing",
         )
         write_file(report, page)

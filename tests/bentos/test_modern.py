@@ -149,7 +149,7 @@ def test_what_the_log_holds_reads_as_the_registered_model_reads_it(client: Clien
         {"intensive": None},
         {"smoker": 2},
         {"triage": 6},
-        {"triage": 1.0},
+        {"triage": 1.5},
         {"stays": 61},
         {"stays": "2"},
         {"first": "250.83"},

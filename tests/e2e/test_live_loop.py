@@ -25,12 +25,17 @@ from health_predict.adapters.data.batches import Batches
 from health_predict.adapters.data.parts import stored_part
 from health_predict.adapters.serving.endpoint import Endpoint
 from health_predict.adapters.tracking import Tag, Tracking
+from health_predict.adapters.tracking.history import pin, served
+from health_predict.core.choices import Approval
 from health_predict.core.data.cohort import as_requests, save_csv, without_excluded
 from health_predict.core.data.outcomes import write_outcomes
 from health_predict.core.data.partition import rows_digest
 from health_predict.core.promotion import Decision
+from health_predict.errors import GateError
+from health_predict.operations.status import status
 from health_predict.settings import Settings
-from health_predict.simulation.monitoring import monitoring, readmission
+from health_predict.simulation.monitoring import deploy, monitoring, readmission
+from health_predict.stages.approval import approve
 from tests.cohorts import synthesize
 from tests.contracts import DATE, DIABETES, ENCOUNTER, PATIENT, POSITIVE, TARGET
 from tests.e2e import platform
@@ -126,12 +131,22 @@ def test_what_was_served_is_judged_and_learned_from(settings: Settings, tmp_path
     file = tmp_path / "outcomes.csv"
     file.write_bytes(write_outcomes({ENCOUNTER: sent[ENCOUNTER]}, DIABETES, sent[TARGET] == POSITIVE))
     assert f"{len(sent):,} outcomes" in command(settings, "data", "outcomes", str(file))
-    monitoring(settings.model_copy(update={"as_of": MONDAY + timedelta(days=7 * WEEKS + 31)}))
-    # then the model is found wrong, and another one is in service, in every pod
+    asking = settings.model_copy(
+        update={"as_of": MONDAY + timedelta(days=7 * WEEKS + 31), "approval": Approval.ASK, "shadow_rows": 2000}
+    )
+    monitoring(asking)
+    # then the model is found wrong, another one waits for a person, and nothing has changed
     (found,) = [one for one in batches.settled() if one.action != "none"]
-    assert (found.verdict, found.action, found.outcome) == ("retrain", "retrain", "deployed")
+    assert (found.verdict, found.action, found.outcome) == ("retrain", "retrain", "waiting")
+    assert served_version() == tracking.champion().version == found.version_after == "1"
+    with pytest.raises(GateError, match="version 2 waits for approval"):
+        deploy(asking, "2", tmp_path)
+    # when a person approves it, then it is in service, in every pod, and the report says which decisions change
+    approve(tracking, batches.storage, tracking.version("2"), "A. Person", "the truth has turned")
+    deploy(asking, "2", tmp_path)
     champion = tracking.champion()
-    assert served_version() == champion.version == found.version_after == "2"
+    assert served_version() == champion.version == "2"
+    assert "of 2000 decisions change" in batches.storage.read(keys.model("2", keys.ROLLOUT)).decode()
     running = deployment()
     assert running["spec"]["template"]["spec"]["containers"][0]["image"] == champion.tags[Tag.IMAGE_URI]
     assert running["status"]["availableReplicas"] == running["status"]["updatedReplicas"] == 2
@@ -151,3 +166,10 @@ def test_what_was_served_is_judged_and_learned_from(settings: Settings, tmp_path
     }
     # and nobody's turn is left
     assert not batches.storage.exists(keys.turn(settings.stream))
+    # when it is rolled back, then the version before serves, pinned, and both versions say when they served
+    pin(tracking, "1", "B. Person", "the night shift wants it")
+    deploy(asking, "1", tmp_path)
+    assert served_version() == tracking.champion().version == "1"
+    assert "pinned by B. Person" in " ".join(status(settings).waiting)
+    one, two = (served(tracking.version(number)) for number in ("1", "2"))
+    assert [bool(interval.end) for interval in (*one, *two)] == [True, False, True]

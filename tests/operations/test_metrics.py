@@ -111,7 +111,7 @@ def test_rules_and_configuration_are_as_their_programs_want_them() -> None:
 def endpoint_metrics() -> str:
     metrics = Metrics(["/predict"])
     metrics.answered("/predict", 200, 0.01)
-    return metrics.text().decode()
+    return metrics.text("")[0].decode()
 
 
 def test_dashboard_and_rules_ask_for_metrics_that_exist(judged: Settings) -> None:

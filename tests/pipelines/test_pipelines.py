@@ -47,11 +47,14 @@ def test_every_task_is_wired(name: str, pipelines: ModuleType) -> None:
     wired = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(wired) == set(executors)
     for executor in wired.values():
-        [settings], [credentials] = executor["configMapAsEnv"], executor["secretAsEnv"]
+        [settings] = executor["configMapAsEnv"]
+        notify, credentials = executor["secretAsEnv"]
         assert settings["configMapName"] == wiring.SETTINGS
         assert {item["envVar"] for item in settings["keyToEnv"]} == {
-            PREFIX + field.upper() for field in Settings.model_fields
+            PREFIX + field.upper() for field in Settings.model_fields if field != "notify"
         }
+        # Addresses of people hold secrets: they come from a Secret alone.
+        assert (notify["secretName"], notify["keyToEnv"][0]["envVar"]) == (wiring.NOTIFY, f"{PREFIX}NOTIFY")
         assert credentials["secretName"] == wiring.CREDENTIALS
         assert executor["podMetadata"]["labels"] == dict([wiring.ROLE_LABEL])
     for executor in executors.values():

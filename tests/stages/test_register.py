@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,51 +21,12 @@ from health_predict.core.model.features import EncounterFeatures
 from health_predict.core.promotion import Decision
 from health_predict.errors import StateError
 from health_predict.settings import Settings
-from health_predict.stages.register import EVALUATION, RegisterResult, register
+from health_predict.stages.register import EVALUATION
 from tests.conftest import Parts
 from tests.contracts import DIABETES
-from tests.homes import copied
+from tests.searches import LogSearch, Searches, made, run, searches
 
-LogSearch = Callable[..., str]
-
-
-@dataclass(frozen=True)
-class Searches:
-    """A home with finished searches by name, of which two are registered; nothing is champion or challenger."""
-
-    settings: Settings
-    parents: Mapping[str, str]
-    results: Mapping[str, RegisterResult]
-
-
-@pytest.fixture(scope="module")
-def made(
-    log_search: LogSearch, parts: Parts, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Searches:
-    settings = Settings(home=tmp_path_factory.mktemp("searches") / "home")
-    settings.home.mkdir()
-    shutil.copy(mlflow_database, settings.home / "mlflow.db")
-    parents = {
-        "one": log_search(settings, "LogisticRegression"),
-        "other": log_search(settings, "LogisticRegression"),
-        "both": log_search(settings, "LogisticRegression", "LightGBM", source="synthetic"),
-        "elsewhere": log_search(settings, "LogisticRegression", dataset="e" * 64),
-    }
-    results = {name: run(settings, parents[name], parts, settings.home.parent) for name in ("one", "other")}
-    Tracking(settings).delete_alias(CHALLENGER)
-    return Searches(settings, parents, results)
-
-
-@pytest.fixture
-def searches(made: Searches, tmp_path: Path) -> Searches:
-    """A copy for one test."""
-    return replace(made, settings=Settings(home=copied(made.settings.home, tmp_path / "home")))
-
-
-def run(settings: Settings, parent: str, parts: Parts, tmp_path: Path) -> RegisterResult:
-    return register(
-        settings, parent_run_id=parent, validation=parts.validation, test=parts.test, card=tmp_path / "card.html"
-    )
+__all__ = ["made", "searches"]  # fixtures
 
 
 def test_the_best_family_becomes_a_version_with_a_card(searches: Searches, parts: Parts, tmp_path: Path) -> None:
@@ -191,6 +150,7 @@ def test_a_version_stands_beside_the_champion_on_the_same_rows(
     searches: Searches, parts: Parts, tmp_path: Path
 ) -> None:
     settings, tracking = searches.settings, Tracking(searches.settings)
+    storage = open_storage(settings.storage)
     # given a champion, which had nobody to stand beside
     first = searches.results["one"]
     assert tracking.read_json(tracking.version(first.model_version).run_id, EVALUATION)["comparisons"] == []
@@ -211,6 +171,10 @@ def test_a_version_stands_beside_the_champion_on_the_same_rows(
     page = (tmp_path / "card.html").read_text()
     assert f"Beside version {first.model_version}" in page
     assert "Share flagged at the threshold" in page
+    # and links the page of both, with what would change and the gates
+    name = f"compare-{first.model_version}.html"
+    beside_it = storage.read(f"models/{second.model_version}/{name}").decode()
+    assert name in page and all(words in beside_it for words in ("On the same", "What would change", "Promotion gates"))
 
 
 def test_a_version_of_other_data_stands_beside_the_champion_on_both(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,17 @@ from typer.testing import CliRunner
 from health_predict.adapters.images import LayoutRegistry
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
+from health_predict.adapters.tracking.history import pin, release, served, served_before
 from health_predict.commands import operate
+from health_predict.core.choices import Approval
+from health_predict.core.data.cohort import without_excluded
 from health_predict.errors import GateError, StateError, UnreachableError
 from health_predict.operations.lineage import lineage
 from health_predict.operations.status import status
 from health_predict.stages.rollout import RolloutOutcome, rollout, unpacked
+from tests.cohorts import synthesize
+from tests.contracts import DIABETES
+from tests.feed import logged
 from tests.rollouts import Built, down, first, original, shared
 
 __all__ = ["down", "first", "original", "shared"]  # fixtures
@@ -54,6 +63,66 @@ def test_the_next_version_replaces_the_one_before(first: Built) -> None:
     assert result.outcome is RolloutOutcome.DEPLOYED
     assert first.served() == first.champion() == "2"
     assert (first.stage("1"), first.stage("2")) == ("Archived", "Production")
+
+
+def test_the_registry_says_when_each_version_served(first: Built) -> None:
+    # given version 1 in service, when version 2 replaces it and a repetition finds that done
+    first.rollout("2")
+    first.rollout("2")
+    # then the time of one ends where that of the other begins
+    before, now = (served(first.tracking.version(number))[-1] for number in ("1", "2"))
+    assert before.begin <= before.end == now.begin and not now.end
+    assert served_before(first.tracking.versions(), first.tracking.version("2")) == first.tracking.version("1")
+
+
+@pytest.fixture
+def asked(first: Built) -> Iterator[Built]:
+    """Version 1 serves, and has logged some predictions."""
+    storage = open_storage(first.settings.storage)
+    logged(storage, "of-now", without_excluded(synthesize(400, seed=9), DIABETES), datetime.now(UTC))
+    yield first
+    for key in storage.keys("predictions/"):
+        storage.delete(key)
+
+
+def test_a_rollout_says_which_decisions_it_changes(asked: Built) -> None:
+    # when another version is rolled out
+    asked.rollout("2")
+    # then the report counts the decisions that change, by subgroup, and shows the largest changes without a value of
+    # a patient
+    page = asked.report()
+    changed, rows = map(int, re.findall(r"([0-9]+) of ([0-9]+) decisions change", page)[0])
+    assert changed > 0 and rows > 300 and "gender: Female" in page
+    assert len(re.findall(r"[0-9a-f]{8}-[0-9a-f]{4}-5", page)) == min(changed, 10)
+    # and neither answer came into the prediction log
+    assert len(open_storage(asked.settings.storage).keys("predictions/")) == 1
+
+
+def test_a_limit_of_changed_decisions_stops_a_rollout_but_no_rollback(asked: Built) -> None:
+    # given encounters whose decisions differ between the versions
+    # when no decision may change, then the rollout is undone and says how many would
+    for limit in ("shadow_limit", "shadow_subgroup_limit"):
+        with pytest.raises(GateError, match=r"of the decisions change for .* \(0.0% are allowed\)"):
+            asked.rollout("2", **{limit: 0.0})
+        assert asked.served() == asked.champion() == "1" and "would change" in asked.report()
+    # but a version that a person has brought back is not held up
+    pin(asked.tracking, "2", "A. Person", "it has to go")
+    try:
+        asked.rollout("2", shadow_limit=0.0)
+        assert asked.served() == "2"
+    finally:
+        release(asked.tracking)
+
+
+def test_a_version_that_waits_for_a_person_is_not_rolled_out(first: Built) -> None:
+    # given a version that never served
+    first.tracking.tag_version("2", {"served": "[]"})
+    # when a person is asked, then it is refused before anything starts
+    with pytest.raises(GateError, match="version 2 waits for approval"):
+        first.rollout("2", approval=Approval.ASK)
+    assert first.served() == first.champion() == "1"
+    # and one that serves is no new version
+    assert first.rollout("1", approval=Approval.ASK).outcome is RolloutOutcome.UNCHANGED
 
 
 def test_a_wrong_golden_answer_undoes_the_rollout(first: Built, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,6 +251,28 @@ class Arrivals:
         """Who is in a batch: text (n, `identity_of`)."""
         return self.rows(self.window(number).rows, self._identity)
 
+    def newest(self, count: int) -> pd.DataFrame:
+        """About the newest arrivals, by their receipt, that keep the contract: text (n <= count, `names_of` and META).
+
+        What waits at the door is read as it lies there; nothing is taken in.
+        """
+        at_door = [key for key in self.at_door() if not key.endswith(".json")]
+        left = [*self.storage.keys(keys.arrivals(self.stream)), *at_door]
+        frames, found = [pd.DataFrame(columns=[*self._names, *META], dtype="str")], 0
+        while left and found < count:  # the door first; days and files are named by time
+            key = left.pop()
+            if key.endswith(".jsonl"):
+                lines = (self._of_line(line) for line in self.storage.read(key).split(b"\n"))
+                frame = as_text(pd.DataFrame([row for row in lines if row], columns=[*self._names, *META]))
+                frame = frame[~refused(frame, self.contract, range(len(frame)))[0]]
+            else:
+                frame = read_frame(self.storage, key)
+                frame = frame[frame[PREDICTION_ID] != MISSING]
+            frames.append(frame)
+            found += len(frame)
+        rows = pd.concat(frames, ignore_index=True).drop_duplicates(PREDICTION_ID)
+        return rows.sort_values(TIME, kind="stable").tail(count).reset_index(drop=True)
+
     def at_door(self) -> list[str]:
         """Keys of what waits to be taken in."""
         logged = [] if keys.is_simulation(self.stream) else self.storage.keys(keys.PREDICTIONS)

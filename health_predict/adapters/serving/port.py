@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ def service_environment(settings: Settings, spool: Path) -> dict[str, str]:
         "serving_threads": settings.serving_threads,
         "serving_batch_rows": settings.serving_batch_rows,
         "serving_batch_mb": settings.serving_batch_mb,
+        "serving_cors_origins": json.dumps(settings.serving_cors_origins),
     }
     named = {PREFIX + name.upper(): str(value) for name, value in values.items()}
     return {**named, "OMP_NUM_THREADS": str(settings.serving_threads)}

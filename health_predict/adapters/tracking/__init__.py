@@ -9,15 +9,17 @@ from health_predict.adapters.tracking.model_registry import (
     Tracking,
     champion_of,
 )
-from health_predict.adapters.tracking.runs import EVALUATION, RunRecord, trial_name
-from health_predict.adapters.tracking.tags import Role, Tag, VersionStage
+from health_predict.adapters.tracking.runs import CARD, EVALUATION, RunRecord, trial_name
+from health_predict.adapters.tracking.tags import ApprovalState, Role, Tag, VersionStage
 
 __all__ = [
+    "CARD",
     "CHALLENGER",
     "CHAMPION",
     "EVALUATION",
     "REGISTERED",
     "REGISTERED_CODE",
+    "ApprovalState",
     "ModelVersion",
     "Role",
     "RunRecord",

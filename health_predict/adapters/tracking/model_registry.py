@@ -179,15 +179,19 @@ class Tracking(Runs):
 
     def by_alias(self, alias: str) -> ModelVersion | None:
         """The version that an alias points to, None when there is none."""
+        model = self._model()
+        number = dict(model.aliases).get(alias) if model else None
+        return None if number is None else self.version(str(number))
+
+    def _model(self) -> Any:
+        """The registered model, None when there is none."""
         with self._answering():
             try:
-                model = self._client.get_registered_model(self.registered_model)
+                return self._client.get_registered_model(self.registered_model)
             except self._mlflow.MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise
-            number = dict(model.aliases).get(alias)
-        return None if number is None else self.version(str(number))
 
     def champion(self) -> ModelVersion:
         """The version with the alias `champion`. Raises StateError when there is none."""
@@ -236,6 +240,17 @@ class Tracking(Runs):
         with self._answering():
             for name, value in tags.items():
                 self._client.set_model_version_tag(self.registered_model, version, name, value)
+
+    def tag_model(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the registered model."""
+        with self._answering():
+            for name, value in tags.items():
+                self._client.set_registered_model_tag(self.registered_model, name, value)
+
+    def model_tag(self, name: str) -> str:
+        """A tag of the registered model; empty when there is no such tag or model."""
+        model = self._model()
+        return model.tags.get(name, "") if model else ""
 
     def describe_version(self, version: str, text: str) -> None:
         """What MLflow's page of a version says, in Markdown."""

@@ -6,9 +6,11 @@ it, its fitted preprocessor. Trials are written by the driver in one batch each.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 
 DATASET_DIGEST_LENGTH = 36  # MLflow takes no more
 MOST_RUNS = 50_000  # of one answer; a search has some hundreds
-EVALUATION = "evaluation.json"  # file of a registered run: how it was judged
+# Files of a registered run: how it was judged, and the page about it.
+EVALUATION, CARD = "evaluation.json", "model_card.html"
 # The two models of a run that our own stages load.
 MODEL, PREPROCESSOR = "model", "preprocessor"
 MODEL_FILE = "model.skops"  # of both; MLflow calls it so
@@ -266,8 +269,10 @@ class Runs(Connection):
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
-        params = dict(self._client.get_run(run_id).data.params)
-        logged = self._client.create_logged_model(self._experiment_id, name, run_id, params=params)
+        run = _record(self._client.get_run(run_id))
+        logged = self._client.create_logged_model(
+            self._experiment_id, name, run_id, tags=origin(run.tags), params=dict(run.params)
+        )
         known = {"model_uuid": logged.model_id, "model_id": logged.model_id}
         with tempfile.TemporaryDirectory(prefix="health-predict-mlflow-") as folder:
             files = Path(folder) / name
@@ -350,7 +355,26 @@ def _same_search(search_digest: str) -> str:
 def _noted(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags of a run, with what its page in MLflow says above all else."""
     said = warning(tags.get(Tag.DATASET_SOURCE, ""))
-    return {**tags, **({"mlflow.note.content": f"**{said}**"} if said else {})}
+    return {**origin(tags), **tags, **({"mlflow.note.content": f"**{said}**"} if said else {})}
+
+
+def origin(tags: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's columns Source and Created by show, for a run or model with these tags."""
+    commit = tags.get(Tag.GIT_COMMIT, "unknown")
+    return {
+        "mlflow.source.name": f"health-predict {tags.get(Tag.STAGE, '')}".strip(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        **({"mlflow.source.git.commit": commit} if commit != "unknown" else {}),
+    }
+
+
+def _user() -> str:
+    """Who runs this; in a container the number may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def requirements(kind: Family) -> list[str]:

@@ -39,6 +39,13 @@ class Tag(StrEnum):
     BENTO_TAG = "bento_tag"
     BENTO_DIGEST = "bento_digest"
     IMAGE_URI = "image_uri"
+    APPROVAL = "approval"  # what a person said, or that it waits for one: `ApprovalState`
+    APPROVAL_BY = "approval_by"
+    APPROVAL_AT = "approval_at"  # UTC, ISO 8601
+    APPROVAL_WHY = "approval_why"
+    SERVED = "served"  # when it did: pairs of begin and end (null: it does), UTC, as JSON
+    # Of the registered model.
+    PINNED = "pinned"  # the version that a rollback brought back, by whom, when and why, as JSON
 
 
 class Role(StrEnum):
@@ -47,6 +54,15 @@ class Role(StrEnum):
     SEARCH = "search"
     TRIAL = "trial"
     BEST = "best"
+
+
+class ApprovalState(StrEnum):
+    """What a person said of a version that has passed its gates."""
+
+    WAITING = "waiting"  # nothing yet
+    APPROVED = "approved"
+    REFUSED = "refused"
+    REPLACED = "replaced"  # nothing, and a newer one waits in its place
 
 
 class VersionStage(StrEnum):

@@ -30,6 +30,7 @@ class Settlement(StrEnum):
 
     DEPLOYED = "deployed"
     UNCHANGED = "unchanged"  # nothing was to be done, or no batch waited
+    WAITING = "waiting"  # a challenger waits for a person's approval
     LOST = "lost"  # a gate, the champion or the rollout stood against the challenger: everything is as it was
 
 
@@ -93,11 +94,12 @@ def _by_verdict(state: PolicyState, batch: int, verdict: Verdict, miscalibrated:
 def after(state: PolicyState, action: Action, outcome: Settlement, batch: int) -> PolicyState:
     """The state once `action`, decided after `batch`, has ended.
 
-    A challenger that lost makes the next one wait 2 batches, then 4, then `LONGEST_WAIT`; one that won resets this.
+    A challenger that lost makes the next one wait 2 batches, then 4, then `LONGEST_WAIT`; one that won resets this, and
+    so does one that waits for approval, which a newer one may replace.
     """
     if action is not Action.RETRAIN:
         return state
-    if outcome is Settlement.DEPLOYED:
+    if outcome in (Settlement.DEPLOYED, Settlement.WAITING):
         return replace(state, last_retrain=batch, wait=0, not_before=0)
     wait = min(max(2, 2 * state.wait), LONGEST_WAIT)
     return replace(state, last_retrain=batch, wait=wait, not_before=batch + wait)

@@ -1,0 +1,137 @@
+"""compare: two versions of the model on the same rows, and what the one would change where the other serves.
+
+Nothing is decided by these figures: gates look at validation rows, these are test rows and encounters that arrived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.pipeline import Pipeline
+
+from health_predict.adapters import keys
+from health_predict.adapters.data.arrivals import Arrivals
+from health_predict.adapters.data.parts import stored_part
+from health_predict.adapters.data.raw_data import origin_of
+from health_predict.adapters.storage import Storage, open_storage
+from health_predict.adapters.tracking import EVALUATION, ModelVersion, Tag, Tracking
+from health_predict.adapters.tracking.history import approval_of, statement_of
+from health_predict.core.data.cohort import target
+from health_predict.core.data.contract import Contract
+from health_predict.core.model import evaluation
+from health_predict.core.model.changed_decisions import changed_decisions
+from health_predict.core.model.evaluation import Groups, Scored
+from health_predict.errors import StateError
+from health_predict.report.compare_page import compare_page
+from health_predict.settings import Settings
+
+RESAMPLES = 300  # of each subgroup, as the card has them
+
+
+class Comparison:
+    """One version beside another, `against`: for instance the challenger beside the champion.
+
+    Raises StateError when the model of one is gone.
+    """
+
+    def __init__(self, tracking: Tracking, version: ModelVersion, against: ModelVersion) -> None:
+        self.tracking, self.version, self.against = tracking, version, against
+        self.storage: Storage = open_storage(tracking.settings.storage, tracking.settings.s3_endpoint_url)
+        self._pipelines: tuple[Pipeline, Pipeline] = (
+            tracking.load_pipeline(version.version),
+            tracking.load_pipeline(against.version),
+        )
+        self.contract: Contract = self._pipelines[0].named_steps["features"].contract
+        theirs = self._pipelines[1].named_steps["features"].contract
+        if theirs.target != self.contract.target or not {c.name for c in theirs.features} <= {*self.contract.by_name}:
+            raise StateError(
+                f"version {against.version} was trained by another data contract than version {version.version}",
+                "only versions whose columns and outcome agree can stand beside each other",
+            )
+
+    def on_test(self, tested: pd.DataFrame) -> list[dict[str, Any]]:
+        """Both on the version's own test rows; on those of `against`, too, when it has data of its own."""
+        ours, theirs = origin_of(self.storage, self.version), origin_of(self.storage, self.against)
+        frames = {"the test set of this version": tested}
+        if ours.manifest and theirs.manifest:
+            if ours.raw_sha256 != theirs.raw_sha256:
+                theirs_tested = stored_part(self.storage, self.against.tags[Tag.DATASET_DIGEST], "test")
+                frames[f"the test set of version {self.against.version}"] = theirs_tested
+            elif ours.parameters.salt != theirs.parameters.salt:
+                learned = f"version {self.against.version} learned from some patients (another salt)"
+                frames = {f"the test set of this version, of which {learned}": tested}
+        return [self._on(name, frame) for name, frame in frames.items()]
+
+    def on_arrivals(self) -> list[dict[str, Any]]:
+        """Decisions of both on the newest encounters that arrived, overall and by subgroup; empty without any."""
+        frame = Arrivals(self.tracking.settings).newest(self.tracking.settings.shadow_rows)
+        if frame.empty:
+            return []
+        return self._changes(*self._scored(frame), evaluation.subgroup_levels(frame, self.contract))
+
+    def _on(self, name: str, frame: pd.DataFrame) -> dict[str, Any]:
+        labels, patients = target(frame, self.contract), frame[self.contract.patient].to_numpy()
+        one, other = self._scored(frame)
+        groups = evaluation.subgroup_levels(frame, self.contract)
+        subgroups = []
+        for (attribute, level), mask in groups.items():
+            if 0 < labels[mask].sum() < mask.sum():
+                a, b = (Scored(scored.scores[mask], scored.threshold) for scored in (one, other))
+                found = evaluation.compare(labels[mask], a, b, patients[mask], names=("auc",), resamples=RESAMPLES)
+                subgroups.append({"attribute": attribute, "level": level, **asdict(found["auc"])})
+        return {
+            "against": self.against.version,
+            "on": name,
+            "rows": len(frame),
+            "positives": int(labels.sum()),
+            "metrics": evaluation.as_plain(evaluation.compare(labels, one, other, patients)),
+            "subgroups": subgroups,
+            "changes": self._changes(one, other, groups),
+        }
+
+    def _scored(self, frame: pd.DataFrame) -> tuple[Scored, Scored]:
+        one, other = (
+            Scored(pipeline.predict_proba(frame)[:, 1].astype(np.float64), float(version.tags[Tag.THRESHOLD]))
+            for pipeline, version in zip(self._pipelines, (self.version, self.against), strict=True)
+        )
+        return one, other
+
+    @staticmethod
+    def _changes(one: Scored, other: Scored, groups: Groups) -> list[dict[str, Any]]:
+        before, after = (scored.scores >= scored.threshold for scored in (other, one))
+        return [{**asdict(changed), "share": changed.share} for changed in changed_decisions(before, after, groups)]
+
+
+def compare(settings: Settings, version: str, against: str) -> dict[str, Any]:
+    """Compare two versions, and write the page to storage; what it shows, as JSON can hold it.
+
+    Raises StateError when a version, its model or its data are absent.
+    """
+    tracking = Tracking(settings)
+    one, other = tracking.version(version), tracking.version(against)
+    comparison = Comparison(tracking, one, other)
+    tested = stored_part(comparison.storage, one.tags[Tag.DATASET_DIGEST], "test")
+    return write_page(comparison, comparison.on_test(tested))
+
+
+def write_page(comparison: Comparison, on_test: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the page of a comparison to storage; what it shows. `on_test` as `Comparison.on_test` gave it."""
+    tracking, version, against = comparison.tracking, comparison.version, comparison.against
+    judged = tracking.read_json(version.run_id, EVALUATION)
+    state, said = approval_of(version), statement_of(version)
+    content = {
+        "version": version.version,
+        "against": against.version,
+        "approval": {"state": state.value if state else "", "said": str(said or "")},
+        # Gates compare with the champion of their time.
+        "gates": judged["gates"] if judged["decided_against"] == against.version else [],
+        "on_test": on_test,
+        "on_arrivals": comparison.on_arrivals(),
+    }
+    page = compare_page(comparison.contract, version, against, content)
+    key = keys.model(version.version, keys.compared_with(against.version))
+    comparison.storage.write(key, page.encode())
+    return {**content, "page": comparison.storage.uri(key)}
