@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ import pytest
 from health_predict import cli
 from health_predict.adapters.pipelines.local import list_runs
 from health_predict.settings import PREFIX
+from tests.shell import free_port
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -293,34 +295,33 @@ def test_two_runs_in_one_home_do_not_mix(run: Run, csv: Path, tmp_path: Path) ->
     assert "process 4711" in one_line(error)
 
 
-@pytest.fixture
-def mlflow_pages(mlflow_database: Path, tmp_path: Path, awkward: Path) -> Iterator[str]:
-    """MLflow's pages by an interpreter whose path holds a percent sign, too."""
-    import shutil
-
+def test_mlflow_pages_open_and_end(mlflow_database: Path, tmp_path: Path, awkward: Path) -> None:
+    # given MLflow's pages by an interpreter whose path holds a percent sign, too
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    said = tmp_path / "said"
     plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    server = subprocess.Popen(
-        [awkward, "-m", "health_predict", "mlflow-ui", "--port", str(port)],
-        env={**plain, f"{PREFIX}HOME": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    yield f"http://127.0.0.1:{port}"
-    server.send_signal(signal.SIGTERM)
-    server.wait(30)
-
-
-def test_mlflow_pages_open(mlflow_pages: str) -> None:
-    deadline = time.monotonic() + 300
-    while True:
-        try:
-            with urllib.request.urlopen(f"{mlflow_pages}/", timeout=5) as response:
-                assert b"<title>MLflow</title>" in response.read()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
+    with said.open("w") as output:
+        pages = subprocess.Popen(
+            [awkward, "-m", "health_predict", "mlflow-ui", "--port", str(free_port())],
+            env={**plain, f"{PREFIX}HOME": str(tmp_path)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        # when they are there
+        deadline = time.monotonic() + 300
+        while not (found := re.search(r"MLflow's pages: (http\S+)", said.read_text())):
+            assert pages.poll() is None and time.monotonic() < deadline, said.read_text()
             time.sleep(0.2)
+        with urllib.request.urlopen(found[1], timeout=60) as response:
+            assert b"<title>MLflow</title>" in response.read()
+        assert found[1].endswith("workflowType=machine_learning")
+    finally:
+        # and are interrupted
+        pages.send_signal(signal.SIGINT)
+        code = pages.wait(60)
+    # then nothing is left of them, and nobody reads where they were
+    assert code == 130
+    assert "Traceback" not in said.read_text()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(found[1], timeout=5)

@@ -144,7 +144,7 @@ class _Search:
             "positions": self.rows.train_rows.shape[1],
         }
         self.parent = self.tracking.resume_search(digest) or self.tracking.start_search(
-            f"search-{digest[:8]}", self.tags, parameters
+            f"Search of {len(chosen)} families, {self.settings.trials} trials each", self.tags, parameters
         )
         return self.parent
 

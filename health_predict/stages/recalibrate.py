@@ -134,7 +134,8 @@ def _fit(
     )
     curve = {"intercept": repr(calibrated.intercept), "slope": repr(calibrated.slope)}
     digest = tags[Tag.SEARCH_DIGEST]
-    parent = tracking.resume_search(digest) or tracking.start_search(f"recalibration-{digest[:8]}", tags, curve)
+    name = f"Recalibration of version {champion.version}"
+    parent = tracking.resume_search(digest) or tracking.start_search(name, tags, curve)
     try:
         run_id = tracking.log_best(
             parent,

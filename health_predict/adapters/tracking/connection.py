@@ -31,6 +31,8 @@ A run with the tag `role = search` is one search; below it stand its trials (`ro
 family (`Best_<Family>_Model`, `role = best`), which holds the fitted preprocessor beside the model. The version with
 the alias `champion` serves; `challenger` passed its gates and waits for a rollout. For use elsewhere, load a version by
 the name of its contract: `mlflow.pyfunc.load_model("models:/NAME@champion")`."""
+# Of an experiment: MLflow opens it with runs and models, not with the traces of a language model.
+KIND, MODEL_DEVELOPMENT = "mlflow.experimentKind", "custom_model_development"
 # What a server answers, or a proxy in its place, that will be up again.
 _PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PASSING = re.compile(r"failed with exception|error code (429|5\d\d)|database is locked")
@@ -87,6 +89,11 @@ class Connection:
     def registered_model(self) -> str:
         """The registered model's name: the contract's, unless the settings name another."""
         return self.settings.registered_model or self.contract.name
+
+    @property
+    def page(self) -> str:
+        """The experiment's page in MLflow, below the server's address: its runs and models, not the GenAI view."""
+        return f"#/experiments/{self._experiment_id}/runs?workflowType=machine_learning"
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -156,12 +163,16 @@ class Connection:
                 self._client.restore_experiment(experiment.experiment_id)
                 log.warning("experiment %s was deleted in MLflow: it is restored", self._experiment_name)
             self._refuse_moved(experiment.artifact_location)
+            if KIND not in experiment.tags:
+                self._client.set_experiment_tag(experiment.experiment_id, KIND, MODEL_DEVELOPMENT)
             return str(experiment.experiment_id)
         location = self._artifacts if self._local else None
         try:
             return str(
                 self._client.create_experiment(
-                    self._experiment_name, artifact_location=location, tags={"mlflow.note.content": EXPERIMENT_NOTE}
+                    self._experiment_name,
+                    artifact_location=location,
+                    tags={"mlflow.note.content": EXPERIMENT_NOTE, KIND: MODEL_DEVELOPMENT},
                 )
             )
         except self._mlflow.MlflowException as error:

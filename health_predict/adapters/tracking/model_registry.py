@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import health_predict
-from health_predict.adapters.tracking.runs import MODEL, PREPROCESSOR, TRUSTED_TYPES, Runs, requirements
+from health_predict.adapters.tracking.runs import MODEL, PREPROCESSOR, TRUSTED_TYPES, Runs, origin, requirements
 from health_predict.core.data.contract import Contract
 from health_predict.core.model import families
 from health_predict.errors import HealthPredictError, StateError
@@ -91,8 +91,10 @@ class Tracking(Runs):
             for half in self._logged_models(run_id):  # of an attempt that was killed
                 if half.name == REGISTERED:
                     self._client.delete_logged_model(half.model_id)
-            params = dict(self._client.get_run(run_id).data.params)
-            model = self._client.create_logged_model(self._experiment_id, REGISTERED, run_id, params=params)
+            run = self.run(run_id)
+            model = self._client.create_logged_model(
+                self._experiment_id, REGISTERED, run_id, tags=origin(run.tags), params=dict(run.params)
+            )
             _save_registered(Path(folder), run_id, model, contract, decision, requirements(kind))
             self._client.log_model_artifacts(model.model_id, str(Path(folder) / REGISTERED))
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])

@@ -6,8 +6,10 @@ it, its fitted preprocessor. Trials are written by the driver in one batch each.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -239,6 +241,7 @@ class Runs(Connection):
                             serialization_format="skops",
                             skops_trusted_types=[*TRUSTED_TYPES, *kind.trusted_types],
                             pip_requirements=requirements(kind),
+                            tags=origin(tags),
                         )
             except BaseException:
                 with suppress(Exception):  # the cause is what counts
@@ -322,7 +325,26 @@ def _same_search(search_digest: str) -> str:
 def _noted(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags of a run, with what its page in MLflow says above all else."""
     said = warning(tags.get(Tag.DATASET_SOURCE, ""))
-    return {**tags, **({"mlflow.note.content": f"**{said}**"} if said else {})}
+    return {**origin(tags), **tags, **({"mlflow.note.content": f"**{said}**"} if said else {})}
+
+
+def origin(tags: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's columns Source and Created by show, for a run or model with these tags."""
+    commit = tags.get(Tag.GIT_COMMIT, "unknown")
+    return {
+        "mlflow.source.name": f"health-predict {tags.get(Tag.STAGE, '')}".strip(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        **({"mlflow.source.git.commit": commit} if commit != "unknown" else {}),
+    }
+
+
+def _user() -> str:
+    """Who runs this; in a container the number may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def requirements(kind: Family) -> list[str]:

@@ -335,3 +335,27 @@ def test_mlflow_works_from_an_environment_in_any_folder(awkward: Path, settings:
     # when its interpreter asks the registry, then it is answered
     done = subprocess.run([awkward, "-c", program], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+
+
+def test_the_pages_show_runs_and_whose_they_are(
+    tracking: Tracking, settings: Settings, pipelines: dict[str, Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    client = MlflowClient(settings.tracking_uri)
+    experiment = client.get_experiment_by_name(settings.mlflow_experiment)
+    # given an experiment of before, without its kind
+    client.delete_experiment_tag(experiment.experiment_id, "mlflow.experimentKind")
+    again = Tracking(settings)
+    # when a run and its models are logged
+    run_id = log_best(again, pipelines)
+    again.log_registered(run_id, "LogisticRegression", DIABETES, 0.1, [0.1, 0.2, 0.3])
+    # then MLflow opens it with runs and models
+    experiment = client.get_experiment_by_name(settings.mlflow_experiment)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert again.page == f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    # and its columns Source and Created by are filled
+    models = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run_id}'")
+    for tags in [client.get_run(run_id).data.tags, *(model.tags for model in models)]:
+        assert tags["mlflow.user"] == "ada"
+        assert tags["mlflow.source.name"].startswith("health-predict")
+    assert len(models) == 3
