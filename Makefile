@@ -172,8 +172,8 @@ $(CHECKOV): uv.lock pyproject.toml | $(UV)
 
 $(READY): uv.lock pyproject.toml | $(UV)
 	@if [ "$$(cat $(READY) 2>/dev/null)" != "$$(pwd -P)" ]; then rm -rf .venv; fi
-	@echo "installing the locked environment into .venv (about 2 GB; once)"
-	@$(UV) sync --locked --extra dev
+	@echo "installing the locked environment into .venv (2.6 GB; some minutes, once)"
+	@$(UV) sync --locked --extra dev --quiet
 	@pwd -P > $(READY)
 
 # An environment holds its own path: a checkout that was moved needs another one.

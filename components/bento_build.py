@@ -17,7 +17,7 @@ def bento_build(
     """Compile a model version, prove its parity and pack it as a Bento.
 
     Args:
-        model_version: Version of the registered model.
+        model_version: Version of the registered model, such as 3; MLflow lists them.
         approved_by: Person who approves it herewith; empty when it is approved already or waits for nobody.
         approval_why: Why, in that person's words.
 

@@ -17,7 +17,7 @@ def recalibrate(
     """Fit the champion's map from score to risk, and its threshold, on the newest outcomes.
 
     Args:
-        labelled_batches: How many batches have known outcomes.
+        labelled_batches: How many batches have known outcomes, such as 4.
 
     Returns:
         validation: Encounters that the gates look at.

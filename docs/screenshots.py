@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,27 @@ def picture(page: Page, url: str, name: str, heading: str = "") -> None:
     page.screenshot(path=str(IMAGES / f"{name}.png"), full_page=True, clip=place)  # type: ignore[arg-type]
 
 
+def mlflow(page: Page) -> None:
+    """The runs of the experiment in MLflow, the search's own above its trials."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [*COMMAND, "mlflow-ui", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pages:
+        assert pages.stdout is not None
+        try:
+            (url,) = next(found for line in pages.stdout if (found := re.findall(r"MLflow's pages: (\S+)", line)))
+            page.goto(url, wait_until="load")
+            search = page.get_by_role("link", name="Search of").first
+            search.wait_for(timeout=60_000)
+            page.get_by_role("button", name="Close").last.click()  # of its assistant
+            # Before its name stands what shows its trials, too.
+            search.click(position={"x": -32, "y": 8}, force=True)
+            page.get_by_role("link", name="Best_").first.wait_for(timeout=60_000)
+            page.screenshot(path=str(IMAGES / "mlflow.png"))
+        finally:
+            pages.send_signal(signal.SIGINT)
+
+
 def main() -> None:
     """Take all pictures that the home has material for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -132,6 +154,7 @@ def main() -> None:
         picture(page, f"{open_target(settings).url}/", "service")
         for timeline in sorted(overview.parent.glob("simulation-*.html"))[-1:]:
             picture(page, timeline.as_uri(), "timeline", "Does the model rank patients?")
+        mlflow(page)
         chromium.close()
 
 

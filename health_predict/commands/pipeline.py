@@ -53,13 +53,20 @@ def compile_(
     out: Annotated[
         Path, typer.Option(help="Folder of the compiled pipelines", show_default="pipelines/compiled")
     ] = COMPILED,
+    image: Annotated[
+        str, typer.Option(help="Image of the tasks that the cluster can pull, for a file that you upload by hand")
+    ] = "",
 ) -> None:
-    """Compile every pipeline to YAML, the contract with a cluster."""
+    """Compile every pipeline to YAML, the contract with a cluster.
+
+    `pipeline run` and `pipeline upload` put the cluster's image in. For the dashboard's own upload, or `kfp.Client`,
+    name it: `make images` prints it.
+    """
     writable(out, "name another folder with --out")
     with working(console_of(), "compiling"):
         pipelines = _pipelines()
     for name, pipeline in pipelines.PIPELINES.items():
-        compile_pipeline(pipelines.recorded(pipeline), out / f"{name}.yaml")
+        compile_pipeline(pipelines.recorded(pipeline), out / f"{name}.yaml", image)
         typer.echo(out / f"{name}.yaml")
 
 

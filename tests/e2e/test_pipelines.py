@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from health_predict.adapters.pipelines.kubeflow import ClusterPipelines, ClusterRun
+from health_predict.adapters.pipelines.kubeflow import ACCOUNT, ClusterPipelines, ClusterRun
 from health_predict.core.data.partition import Parameters, partition
 from health_predict.settings import PREFIX, Settings
 from tests.cohorts import synthesize
@@ -122,6 +122,26 @@ def test_a_run_that_fails_says_why_for_good(shell: dict[str, str]) -> None:
     (last,) = command(shell, "pipeline", "list")[:1]
     assert last["state"] == "failed"
     assert "4711" in last["error"]
+
+
+def test_a_file_that_was_compiled_for_an_image_runs_by_kubeflows_own_client(
+    shell: dict[str, str], tmp_path: Path
+) -> None:
+    import kfp
+
+    # given a pipeline for upload by hand, with the image of the cluster
+    image = ClusterPipelines(Settings(**addresses(tmp_path))).image()  # type: ignore[arg-type]
+    done = ask(shell, "pipeline", "compile", "--out", str(tmp_path), "--image", image)
+    assert done.returncode == 0, done.stderr
+    # when Kubeflow's own client runs it, for a version that is not there
+    client = kfp.Client(host=KFP)
+    run = client.create_run_from_pipeline_package(
+        str(tmp_path / "deployment.yaml"), arguments={"model_version": "4712"}, service_account=ACCOUNT
+    )
+    assert run.wait_for_run_completion(timeout=900).state == "FAILED"
+    # then its first stage ran, and says so
+    (last,) = command(shell, "pipeline", "list")[:1]
+    assert "4712" in last["error"]
 
 
 def test_versions_and_schedules_are_made_once(shell: dict[str, str], tmp_path: Path) -> None:

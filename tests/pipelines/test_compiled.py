@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 from kfp import components, local
+from typer.testing import CliRunner
 
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tracking import Tracking
+from health_predict.cli import app as cli
 from health_predict.commands.pipeline import COMPILED
 from health_predict.core.data.contract import Contract
 from health_predict.settings import Settings, load_settings
@@ -36,6 +38,33 @@ def test_no_default_stands_in_the_way_of_a_setting(file: Path) -> None:
     for key in inputs.keys() & Settings.model_fields.keys():
         # then what a dashboard sends by itself says nothing
         assert inputs[key]["defaultValue"] in ("", [], False), key
+
+
+def test_a_file_for_upload_by_hand_names_an_image_that_can_be_pulled(tmp_path: Path) -> None:
+    # given the files of the checkout, whose image no cluster has
+    for file in COMPILED.iterdir():
+        # then each says what to do
+        assert "pipeline compile --image" in file.read_text()
+    # when they are compiled for an image
+    image = f"registry.example/health-predict/pipeline@sha256:{'a' * 64}"
+    done = CliRunner().invoke(cli, ["pipeline", "compile", "--out", str(tmp_path), "--image", image])
+    assert done.exit_code == 0, done.output
+    for file in COMPILED.iterdir():
+        # then Kubeflow's own reader takes them, and every task has it
+        components.load_component_from_file(str(tmp_path / file.name))
+        spec = next(yaml.safe_load_all((tmp_path / file.name).read_text()))
+        executors = spec["deploymentSpec"]["executors"].values()
+        assert {one["container"]["image"] for one in executors} == {image}
+
+
+@pytest.mark.parametrize("file", sorted(COMPILED.iterdir()), ids=lambda file: file.stem)
+def test_every_input_is_explained(file: Path) -> None:
+    spec = next(yaml.safe_load_all(file.read_text()))
+    inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    assert [name for name, one in inputs.items() if not one.get("description")] == []
+    # and only what a run is about has to be given
+    required = {name for name, one in inputs.items() if "defaultValue" not in one}
+    assert required == {"deployment": {"model_version"}, "recalibration": {"labelled_batches"}}.get(file.stem, set())
 
 
 @pytest.mark.parametrize("file", sorted(COMPILED.iterdir()), ids=lambda file: file.stem)

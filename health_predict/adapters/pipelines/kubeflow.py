@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from health_predict.adapters import keys
-from health_predict.adapters.pipelines.local import Event, compile_pipeline, error_of
+from health_predict.adapters.pipelines.local import COMPILED_IMAGE, Event, compile_pipeline, error_of
 from health_predict.adapters.serving.kubernetes import NOT_FOUND, Cluster
 from health_predict.adapters.storage import open_storage
 from health_predict.errors import HealthPredictError, SettingsError, StateError, UnreachableError
@@ -30,7 +30,6 @@ ACCOUNT = "health-predict-pipeline"
 SETTINGS_MAP = "health-predict-settings"
 EXPERIMENT = "health-predict"
 # As the compiled pipelines name it.
-COMPILED_IMAGE = str(Settings.model_fields["pipeline_image"].default)
 POLL_SECONDS = 3.0
 # How long the API may be away while a run is watched.
 PATIENCE_SECONDS = 120.0
@@ -123,9 +122,7 @@ class ClusterPipelines:
         """The compiled pipeline with the image's digest in it."""
         with tempfile.TemporaryDirectory(prefix="health-predict-pipeline-") as folder:
             file = Path(folder) / "pipeline.yaml"
-            compile_pipeline(pipeline, file)
-            text = file.read_text(encoding="utf-8")
-            file.write_text(text.replace(f"image: {COMPILED_IMAGE}\n", f"image: {self.image()}\n"), encoding="utf-8")
+            compile_pipeline(pipeline, file, self.image())
             yield str(file)
 
     # Runs

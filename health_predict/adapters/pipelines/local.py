@@ -25,6 +25,13 @@ from health_predict.errors import HealthPredictError, StateError
 from health_predict.settings import Settings
 from health_predict.surroundings import surroundings
 
+# What compiled pipelines name where nobody names another.
+COMPILED_IMAGE = str(Settings.model_fields["pipeline_image"].default)
+NO_IMAGE = f"""\
+# The image {COMPILED_IMAGE} stands for a cluster's own, and none can pull it by this name. To upload this file by hand,
+# make one with `health-predict pipeline compile --image IMAGE`; `health-predict pipeline upload` puts the image in.
+"""
+
 RUNS_KEPT = 10
 TEMPORARY = "tmp"
 _EXECUTING = re.compile(r"Executing task .*?'([\w-]+)'")
@@ -55,8 +62,8 @@ class LocalRun:
     outputs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compile_pipeline(pipeline: Any, file: Path) -> None:
-    """Write a pipeline's compiled form."""
+def compile_pipeline(pipeline: Any, file: Path, image: str = "") -> None:
+    """Write a pipeline's compiled form, with this image of its tasks; without one no cluster can run it."""
     from kfp import compiler
 
     with whole_file(file) as temporary:
@@ -64,7 +71,9 @@ def compile_pipeline(pipeline: Any, file: Path) -> None:
         compiled = temporary.with_suffix(".yaml")
         try:
             compiler.Compiler().compile(pipeline, str(compiled))
-            compiled.replace(temporary)
+            text = compiled.read_text(encoding="utf-8")
+            named = text.replace(f"image: {COMPILED_IMAGE}\n", f"image: {image}\n") if image else NO_IMAGE + text
+            temporary.write_text(named, encoding="utf-8")
         finally:
             compiled.unlink(missing_ok=True)
 
