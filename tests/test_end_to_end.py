@@ -273,7 +273,9 @@ def test_a_new_version_waits_for_a_person_who_approves_it_and_rolls_it_back(shel
     # when a person approves it, then it serves, and who, when and why is kept
     shell.ask("approve", "2", "--by", "A. Person", "--why", "the risks fit again", **ask)
     two, one = shell.json("versions")
-    assert "champion; approved by A. Person at" in two["state"] and "the risks fit again" in two["state"]
+    assert (
+        "champion, passed its gates; approved by A. Person at" in two["state"] and "the risks fit again" in two["state"]
+    )
     assert one["state"] == "served before" and one["served"][-1][1] == two["served"][-1][0]
     assert "cannot be refused" in shell.ask("refuse", "2", "--why", "no", code=6)
     # when it is rolled back, then the version before serves, pinned: also where nobody is asked, new ones wait

@@ -79,13 +79,14 @@ def run_preset(
         )
 
         def dataset(frame: pd.DataFrame) -> Any:
-            present = {name: frame[name].where(frame[name] != MISSING) for name in types}
             # Evidently puts the levels into a script of its page as they are: `</script>` would end it.
-            harmless = {
-                name: frame[name].str.replace("<", "\u2039", regex=False) for name in names if name not in types
+            values = {
+                name: frame[name].where(frame[name] != MISSING)
+                if name in types
+                else frame[name].str.replace("<", "\u2039", regex=False)
+                for name in names
             }
-            typed = frame[names].assign(**present, **harmless).astype(types)
-            return Dataset.from_pandas(typed, data_definition=definition)
+            return Dataset.from_pandas(pd.DataFrame(values).astype(types), data_definition=definition)
 
         if len(reference) > REFERENCE_ROWS:
             reference = reference.sample(REFERENCE_ROWS, random_state=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from health_predict.adapters.tracking import ModelVersion
+from health_predict.adapters.tracking import ModelVersion, Tag
 from health_predict.core.data.contract import Contract
 from health_predict.report.comparison import LABELS
 from health_predict.report.page import difference, number, percent, render
@@ -21,7 +21,7 @@ def compare_page(contract: Contract, version: ModelVersion, against: ModelVersio
         against=against,
         content=content,
         finding=finding(content),
-        synthetic="synthetic" in (version.tags.get("dataset_source"), against.tags.get("dataset_source")),
+        synthetic="synthetic" in (one.tags.get(Tag.DATASET_SOURCE) for one in (version, against)),
     )
 
 

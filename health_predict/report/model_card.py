@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from health_predict.adapters.tracking import ModelVersion, RunRecord, Tag
+from health_predict.adapters.tracking import RunRecord, Tag
 from health_predict.core.data.contract import Contract
 from health_predict.core.data.sources import provenance
 from health_predict.core.model.families import FAMILIES
@@ -31,7 +31,7 @@ _COMPARED = {
 
 
 def model_card_page(
-    version: ModelVersion, contract: Contract, run: RunRecord, content: Mapping[str, Any], approval: str = ""
+    version: str, contract: Contract, run: RunRecord, content: Mapping[str, Any], approval: str = ""
 ) -> str:
     """HTML page of a model version of a contract from its `Best_` run and the evaluation that `register` stored.
 
@@ -42,7 +42,7 @@ def model_card_page(
     threshold, family = content["threshold"], FAMILIES.get(run.tags[Tag.FAMILY])
     return render(
         "model_card.html",
-        version=version.version,
+        version=version,
         approval=approval,
         contract=contract,
         run=run,

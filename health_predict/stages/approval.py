@@ -120,7 +120,7 @@ def write_card(tracking: Tracking, storage: Storage, version: ModelVersion, cont
     contract = contract or stored_contract(storage, version.tags[Tag.CONTRACT_DIGEST])
     run, state = tracking.run(version.run_id), approval_of(version)
     said = f"{state.value} {statement_of(version) or ''}".strip() if state else ""
-    page = model_card_page(version, contract, run, tracking.read_json(run.run_id, EVALUATION), said)
+    page = model_card_page(version.version, contract, run, tracking.read_json(run.run_id, EVALUATION), said)
     tracking.log_text(run.run_id, CARD, page)
     storage.write(keys.model(version.version, keys.CARD), page.encode())
     return page

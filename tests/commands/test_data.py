@@ -63,7 +63,7 @@ class TestCheck:
         result = invoke("check", file, "--json")
         content = json.loads(result.stdout)
         assert result.exit_code == 3 and content["encounters"] == 3_000 and len(content["violations"]) == 3_000
-        assert set(content["violations"][0]) == {"row", "column", "value", "problem", "remedy"}
+        assert set(content["violations"][0]) == {"row", "column", "value", "rule", "problem", "remedy"}
         assert json.loads(invoke("check", file.with_name("cohort.csv"), "--json").stdout)["file"] == str(file)
 
     def test_what_is_wrong_in_many_lines_is_said_once(self, cohort: pd.DataFrame, file: Path) -> None:
