@@ -53,9 +53,9 @@ def model(version: str, name: str) -> str:
     return f"models/{version}/{name}"
 
 
-def compared_with(other: str) -> str:
-    """Name of the page of a version beside another."""
-    return f"compare-{other}.html"
+def compared_with(other: str, kind: str = "html") -> str:
+    """Name of the page of a version beside another, or with `json` of what it shows."""
+    return f"compare-{other}.{kind}"
 
 
 def models(version: str) -> str:

@@ -28,6 +28,7 @@ from health_predict.core.promotion import Decision
 from health_predict.errors import GateError
 from health_predict.report.model_card import model_card_page
 from health_predict.settings import Settings
+from health_predict.stages.compare import renew_page
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def approve(tracking: Tracking, storage: Storage, version: ModelVersion, by: str
     if not _approved(tracking, version):
         state_approval(tracking, version, ApprovalState.APPROVED, by, why)
         log.info("version %s is approved by %s", number, by)
-    write_card(tracking, storage, tracking.version(number))
+    _write_pages(tracking, storage, number)
 
 
 def refuse(tracking: Tracking, storage: Storage, version: ModelVersion, by: str, why: str) -> None:
@@ -109,15 +110,19 @@ def refuse(tracking: Tracking, storage: Storage, version: ModelVersion, by: str,
     challenger = tracking.by_alias(CHALLENGER)
     if challenger is not None and challenger.version == number:
         tracking.delete_alias(CHALLENGER)
-    write_card(tracking, storage, tracking.version(number))
+    _write_pages(tracking, storage, number)
 
 
-def write_card(tracking: Tracking, storage: Storage, version: ModelVersion, contract: Contract | None = None) -> str:
-    """Write a version's card, with what people said of it, to its run and to storage; the page.
+def _write_pages(tracking: Tracking, storage: Storage, number: str) -> None:
+    """Write what people said of a version to its card, and to its page beside the champion of its time."""
+    version = tracking.version(number)
+    contract = stored_contract(storage, version.tags[Tag.CONTRACT_DIGEST])
+    write_card(tracking, storage, version, contract)
+    renew_page(tracking, storage, version, contract)
 
-    `contract`: the version's, read from storage when it is not given.
-    """
-    contract = contract or stored_contract(storage, version.tags[Tag.CONTRACT_DIGEST])
+
+def write_card(tracking: Tracking, storage: Storage, version: ModelVersion, contract: Contract) -> str:
+    """Write a version's card, with what people said of it, to its run and to storage; the page."""
     run, state = tracking.run(version.run_id), approval_of(version)
     said = f"{state.value} {statement_of(version) or ''}".strip() if state else ""
     page = model_card_page(version.version, contract, run, tracking.read_json(run.run_id, EVALUATION), said)

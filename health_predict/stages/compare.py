@@ -5,6 +5,7 @@ Nothing is decided by these figures: gates look at validation rows, these are te
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -121,17 +122,33 @@ def write_page(comparison: Comparison, on_test: list[dict[str, Any]]) -> dict[st
     """Write the page of a comparison to storage; what it shows. `on_test` as `Comparison.on_test` gave it."""
     tracking, version, against = comparison.tracking, comparison.version, comparison.against
     judged = tracking.read_json(version.run_id, EVALUATION)
-    state, said = approval_of(version), statement_of(version)
     content = {
         "version": version.version,
         "against": against.version,
-        "approval": {"state": state.value if state else "", "said": str(said or "")},
         # Gates compare with the champion of their time.
         "gates": judged["gates"] if judged["decided_against"] == against.version else [],
         "on_test": on_test,
         "on_arrivals": comparison.on_arrivals(),
     }
-    page = compare_page(comparison.contract, version, against, content)
+    key = keys.model(version.version, keys.compared_with(against.version, "json"))
+    comparison.storage.write(key, json.dumps(content).encode())
+    return _render(comparison.storage, version, against, comparison.contract, content)
+
+
+def renew_page(tracking: Tracking, storage: Storage, version: ModelVersion, contract: Contract) -> None:
+    """Write the page beside the champion of its time anew, with what a person has said since; nothing without one."""
+    champion = version.tags.get(Tag.DECIDED_AGAINST, "none")
+    key = keys.model(version.version, keys.compared_with(champion, "json"))
+    if storage.exists(key):
+        _render(storage, version, tracking.version(champion), contract, json.loads(storage.read(key)))
+
+
+def _render(
+    storage: Storage, version: ModelVersion, against: ModelVersion, contract: Contract, content: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the page to storage; what it shows."""
+    state, said = approval_of(version), statement_of(version)
+    content = {**content, "approval": {"state": state.value if state else "", "said": str(said or "")}}
     key = keys.model(version.version, keys.compared_with(against.version))
-    comparison.storage.write(key, page.encode())
-    return {**content, "page": comparison.storage.uri(key)}
+    storage.write(key, compare_page(contract, version, against, content).encode())
+    return {**content, "page": storage.uri(key)}

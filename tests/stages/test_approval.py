@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters.storage import Storage, open_storage
-from health_predict.adapters.tracking import CHALLENGER, CHAMPION, EVALUATION, ApprovalState, ModelVersion, Tracking
+from health_predict.adapters.tracking import (
+    CHALLENGER,
+    CHAMPION,
+    EVALUATION,
+    ApprovalState,
+    ModelVersion,
+    Tag,
+    Tracking,
+)
 from health_predict.adapters.tracking.history import approval_of, pin, pinned, release, statement_of
 from health_predict.core.choices import Approval
 from health_predict.core.promotion import Decision
@@ -172,4 +180,10 @@ def test_two_versions_stand_beside_each_other_on_the_same_rows(asking: Searches,
     assert "no difference in ranking" in page and "No encounters have arrived yet" in page
     # with what a person needs to decide
     assert "Waits for approval" in page and f"health-predict approve {other.version}" in page
+    # when a person has decided, then the page beside the champion of its time says so
+    tracking = Tracking(asking.settings)
+    tracking.tag_version(other.version, {Tag.DECIDED_AGAINST: one.version})
+    refuse(tracking, storage, of(asking, "other"), "A. Person", "worse for women")
+    page = Path(found["page"].removeprefix("file://")).read_text()
+    assert "Refused" in page and "worse for women" in page and "Waits for approval" not in page
     assert storage.exists(f"models/{other.version}/compare-{one.version}.html")
