@@ -43,21 +43,19 @@ def versions(on: On = None, as_json: AsJson = False) -> None:
 
 
 def _print_versions(console: Console, found: list[VersionRecord]) -> None:
+    from health_predict.adapters.tracking.history import Interval
+
     table = Table(box=None, pad_edge=False)
     for heading in ("version", "model"):
         table.add_column(heading, no_wrap=True)
     table.add_column("what became of it", overflow="fold")
     for one in found:
         auc = "" if one.auc is None else f"\nAUC {one.auc:.3f}"
-        served = [f"served {_minute(begin)} to {_minute(end) or 'now'} UTC" for begin, end in one.served]
+        served = [f"served {Interval(*interval)} UTC" for interval in one.served]
         failed = one.reasons if one.decision == "reject" else ()  # of what passed, the card has them
         lines = [one.state, *served, *(f"- {reason}" for reason in failed)]
         table.add_row(one.version, escape(f"{one.family}{auc}"), escape("\n".join(lines)))
     console.print(table)
-
-
-def _minute(moment: str) -> str:
-    return moment[:16].replace("T", " ")
 
 
 def compare(

@@ -19,9 +19,8 @@ from health_predict.adapters.notifications import undelivered
 from health_predict.adapters.pipelines.local import list_runs
 from health_predict.adapters.tracking import CHAMPION, Tracking
 from health_predict.core.monitoring.drift import Alarm
+from health_predict.serving.metrics import PREFIX
 from health_predict.settings import Settings
-
-PREFIX = "health_predict"
 
 
 def loop_metrics(settings: Settings) -> CollectorRegistry:

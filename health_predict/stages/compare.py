@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,23 +36,36 @@ RESAMPLES = 300  # of each subgroup, as the card has them
 class Comparison:
     """One version beside another, `against`: for instance the challenger beside the champion.
 
-    Raises StateError when the model of one is gone.
+    `pipeline` is that of `version`, where it is loaded already. Whoever asks for more than the names gets a StateError
+    when the model of one is gone, or they cannot stand beside each other.
     """
 
-    def __init__(self, tracking: Tracking, version: ModelVersion, against: ModelVersion) -> None:
+    def __init__(
+        self, tracking: Tracking, version: ModelVersion, against: ModelVersion, pipeline: Pipeline | None = None
+    ) -> None:
         self.tracking, self.version, self.against = tracking, version, against
         self.storage: Storage = open_storage(tracking.settings.storage, tracking.settings.s3_endpoint_url)
-        self._pipelines: tuple[Pipeline, Pipeline] = (
-            tracking.load_pipeline(version.version),
-            tracking.load_pipeline(against.version),
-        )
-        self.contract: Contract = self._pipelines[0].named_steps["features"].contract
-        theirs = self._pipelines[1].named_steps["features"].contract
-        if theirs.target != self.contract.target or not {c.name for c in theirs.features} <= {*self.contract.by_name}:
+        self._own = pipeline
+
+    @cached_property
+    def _pipelines(self) -> tuple[Pipeline, Pipeline]:
+        """Of the version and of the other, loaded once."""
+        one = self._own or self.tracking.load_pipeline(self.version.version)
+        other = self.tracking.load_pipeline(self.against.version)
+        ours, theirs = (pipeline.named_steps["features"].contract for pipeline in (one, other))
+        if theirs.target != ours.target or not {column.name for column in theirs.features} <= {*ours.by_name}:
             raise StateError(
-                f"version {against.version} was trained by another data contract than version {version.version}",
+                f"version {self.against.version} was trained by another data contract than version "
+                f"{self.version.version}",
                 "only versions whose columns and outcome agree can stand beside each other",
             )
+        return one, other
+
+    @property
+    def contract(self) -> Contract:
+        """The version's."""
+        found: Contract = self._pipelines[0].named_steps["features"].contract
+        return found
 
     def on_test(self, tested: pd.DataFrame) -> list[dict[str, Any]]:
         """Both on the version's own test rows; on those of `against`, too, when it has data of its own."""
@@ -71,11 +85,11 @@ class Comparison:
         frame = Arrivals(self.tracking.settings).newest(self.tracking.settings.shadow_rows)
         if frame.empty:
             return []
-        return self._changes(*self._scored(frame), evaluation.subgroup_levels(frame, self.contract))
+        return self._changes(*self.scored(frame), evaluation.subgroup_levels(frame, self.contract))
 
     def _on(self, name: str, frame: pd.DataFrame) -> dict[str, Any]:
         labels, patients = target(frame, self.contract), frame[self.contract.patient].to_numpy()
-        one, other = self._scored(frame)
+        one, other = self.scored(frame)
         groups = evaluation.subgroup_levels(frame, self.contract)
         subgroups = []
         for (attribute, level), mask in groups.items():
@@ -93,7 +107,8 @@ class Comparison:
             "changes": self._changes(one, other, groups),
         }
 
-    def _scored(self, frame: pd.DataFrame) -> tuple[Scored, Scored]:
+    def scored(self, frame: pd.DataFrame) -> tuple[Scored, Scored]:
+        """Both on the same encounters, cohort frame (n, columns); each with its own threshold."""
         one, other = (
             Scored(pipeline.predict_proba(frame)[:, 1].astype(np.float64), float(version.tags[Tag.THRESHOLD]))
             for pipeline, version in zip(self._pipelines, (self.version, self.against), strict=True)
@@ -120,7 +135,8 @@ def compare(settings: Settings, version: str, against: str) -> dict[str, Any]:
 
 def write_page(comparison: Comparison, on_test: list[dict[str, Any]]) -> dict[str, Any]:
     """Write the page of a comparison to storage; what it shows. `on_test` as `Comparison.on_test` gave it."""
-    tracking, version, against = comparison.tracking, comparison.version, comparison.against
+    tracking, against = comparison.tracking, comparison.against
+    version = tracking.version(comparison.version.version)  # with what was said of it since
     judged = tracking.read_json(version.run_id, EVALUATION)
     content = {
         "version": version.version,

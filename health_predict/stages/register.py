@@ -113,16 +113,16 @@ def register(settings: Settings, *, parent_run_id: str, validation: Path, test: 
     }
     version = tracking.register(best.run_id, identity, f"{best.tags[Tag.FAMILY]} of search {parent_run_id}")
     champion = _comparable(tracking, tracking.by_alias(CHAMPION))
-    content = _Judge(tracking, version, best, pipeline).judgement(champion, validation, test)
+    comparison = Comparison(tracking, version, champion, pipeline) if champion else None
+    content = _Judge(tracking, version, best, pipeline).judgement(comparison, validation, test)
     decision = Decision(content["decision"])
     reasons = list(content["reasons"])
     if decision is Decision.PROMOTE and (champion is None or champion.version != version.version):
-        decision, why = offer(settings, tracking, tracking.version(version.version))
+        decision, why = offer(settings, tracking, version)
         reasons += [why] if why else []
-    version = tracking.version(version.version)
-    if champion is not None and champion.version != version.version:
-        write_page(Comparison(tracking, version, champion), content["comparisons"])
-    write_file(card, write_card(tracking, storage, version, contract))
+    if comparison is not None and comparison.against.version != version.version:
+        write_page(comparison, content["comparisons"])
+    write_file(card, write_card(tracking, storage, tracking.version(version.version), contract))
     for reason in reasons:
         log.info("%s", reason)
     log.info("version %s (%s): %s", version.version, best.tags[Tag.FAMILY], decision.value)
@@ -159,10 +159,13 @@ class _Judge:
     def scored(self, frame: pd.DataFrame) -> Scored:
         return _scored(self.pipeline, frame, self.best.params["threshold"])
 
-    def judgement(self, champion: ModelVersion | None, validation: Path, test: Path) -> dict[str, Any]:
-        """The stored evaluation of the version; made anew when there is none, or for the gates of another champion."""
+    def judgement(self, comparison: Comparison | None, validation: Path, test: Path) -> dict[str, Any]:
+        """The stored evaluation of the version; made anew when there is none, or for the gates of another champion.
+
+        `comparison`: the version beside the champion; None without one.
+        """
         tracking, best, version = self.tracking, self.best, self.version
-        against, now = version.tags.get(Tag.DECIDED_AGAINST), champion.version if champion else "none"
+        against, now = version.tags.get(Tag.DECIDED_AGAINST), comparison.against.version if comparison else "none"
         stored: dict[str, Any] | None = tracking.read_json(best.run_id, EVALUATION) if against is not None else None
         if stored is not None and now in (against, version.version):
             return stored
@@ -170,13 +173,13 @@ class _Judge:
         judged = load_part(validation).tail(NEWEST).reset_index(drop=True)
         tested = load_part(test)
         content = {
-            **self._gates(champion, judged),
+            **self._gates(comparison, judged),
             "chosen_because": tracking.run(version.tags[Tag.PARENT_RUN_ID]).tags[Tag.REASON],
             "decided_against": now,
             "threshold": float(best.params["threshold"]),
             # A later judgement takes what was found then.
             "on_test": stored["on_test"] if stored else self._on_test(tested),
-            "comparisons": Comparison(tracking, version, champion).on_test(tested) if champion else [],
+            "comparisons": comparison.on_test(tested) if comparison else [],
         }
         tracking.log_json(best.run_id, EVALUATION, content)
         figures = content["on_test"]["metrics"]
@@ -188,17 +191,17 @@ class _Judge:
         tracking.tag_version(version.version, {Tag.DECIDED_AGAINST: now})
         return content
 
-    def _gates(self, champion: ModelVersion | None, frame: pd.DataFrame) -> dict[str, Any]:
+    def _gates(self, comparison: Comparison | None, frame: pd.DataFrame) -> dict[str, Any]:
         rows = JudgedRows(self.contract, frame, target(frame, self.contract), frame[self.contract.patient])
-        candidate = self.scored(frame)
+        candidate, champion = comparison.scored(frame) if comparison else (self.scored(frame), None)
         log.info("asking the gates on the %d newest validation encounters", len(frame))
         promotion = decide_promotion(
             rows,
             candidate,
             self._baseline(frame),
-            _champion_scored(self.tracking, champion, frame) if champion else None,
+            champion,
             same_estimator=Tag.RECALIBRATES in self.best.tags,
-            learned_less=champion is not None and self._learned_less(champion),
+            learned_less=comparison is not None and self._learned_less(comparison.against),
         )
         return {
             "decision": promotion.decision.value,
@@ -295,10 +298,6 @@ def _comparable(tracking: Tracking, champion: ModelVersion | None) -> ModelVersi
         return champion
     log.warning("the model of the champion, version %s, was deleted: nothing is compared with it", champion.version)
     return None
-
-
-def _champion_scored(tracking: Tracking, champion: ModelVersion, frame: pd.DataFrame) -> Scored:
-    return _scored(tracking.load_pipeline(champion.version), frame, champion.tags[Tag.THRESHOLD])
 
 
 def _roc(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.floating[Any]], points: int = 200) -> list[list[float]]:

@@ -203,8 +203,9 @@ class _Change:
             found = shadow(settings, self.target.url, candidate) if self.before else "nothing served before"
             details.append(str(found))
             if isinstance(found, Shadow):
-                self.shadow, pin = found, pinned(self.tracking)
+                self.shadow = found
                 over = over_limit(found.changes, settings.shadow_limit, settings.shadow_subgroup_limit)
+                pin = pinned(self.tracking) if over else None
                 if over and not (pin and pin.version == number):
                     raise GateError(
                         "; ".join(over),
@@ -237,7 +238,7 @@ class _Change:
             with self.step("Move the alias champion back"):
                 with contextlib.suppress(HealthPredictError):  # it may be the manager itself that failed
                     change.undo()
-                record_service(self.tracking, replaced[0] if replaced else "", [self.version.version])
+                record_service(self.tracking, replaced[:1], [self.version.version])
                 if replaced:
                     self.tracking.set_alias(CHAMPION, replaced[0])
                     self.tracking.tag_version(replaced[0], {Tag.STAGE: VersionStage.PRODUCTION})
@@ -260,7 +261,7 @@ class _Change:
         self.tracking.tag_version(self.version.version, {Tag.STAGE: VersionStage.PRODUCTION})
         for number in replaced:
             self.tracking.tag_version(number, {Tag.STAGE: VersionStage.ARCHIVED})
-        record_service(self.tracking, self.version.version, replaced)
+        record_service(self.tracking, [self.version.version], replaced)
 
     def ask_golden(self, url: str) -> str:
         """Send each golden request and compare the answer; what was done. Raises GateError on a difference."""

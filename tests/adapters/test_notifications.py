@@ -48,14 +48,19 @@ def told(settings: Settings, number: int = 0, event: Event = Event.DRIFT) -> Non
     tell(settings, event, f"batch {number}", f"Batch {number} is not what it was.", f"`health-predict {number}`")
 
 
+def told_again_and_again(settings: Settings) -> None:
+    """By a stage that is repeated before the delivery and after it."""
+    told(settings)
+    told(settings)
+    deliver(settings)
+    told(settings)
+    deliver(settings)
+
+
 def test_an_event_is_told_once_however_often_its_stage_is_repeated(settings: Settings, one: Webhook) -> None:
     # given a stage that was killed after it told something, and repeated, before the delivery and after it
     settings = telling(settings, one.address)
-    told(settings)
-    told(settings)
-    deliver(settings)
-    told(settings)
-    deliver(settings)
+    told_again_and_again(settings)
     # then there is one message, with the reason and what to do
     (letter,) = one.letters
     assert (letter["title"], letter["type"]) == ("health-predict: drift alarm", "warning")
@@ -226,11 +231,7 @@ def test_delivery_in_an_s3_bucket(tmp_path: Path, s3_endpoint: str, one: Webhook
     settings = Settings(home=tmp_path, storage_uri="s3://messages/here", s3_endpoint_url=s3_endpoint)
     settings = telling(settings, one.address)
     # when one is told twice, delivered, and told again
-    told(settings)
-    told(settings)
-    deliver(settings)
-    told(settings)
-    deliver(settings)
+    told_again_and_again(settings)
     # then it came once
     assert len(one.letters) == 1
     (key,) = open_storage(settings.storage, s3_endpoint).keys("notifications/")

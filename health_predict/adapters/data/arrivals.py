@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -84,6 +84,15 @@ class Added:
     refusals: tuple[Refusal, ...]
     report: str
     before: bool = False
+
+
+class _LogFile(NamedTuple):
+    """A file of the prediction log: its rows, which of them break the contract, and what is wrong in which lines."""
+
+    frame: pd.DataFrame
+    wrong: npt.NDArray[np.bool_]
+    bad: list[int]  # numbers of lines, from 1
+    refusals: list[Refusal]
 
 
 _STATE, _WINDOW, _ADDED = TypeAdapter(State), TypeAdapter(Window), TypeAdapter(Added)
@@ -262,9 +271,8 @@ class Arrivals:
         while left and found < count:  # the door first; days and files are named by time
             key = left.pop()
             if key.endswith(".jsonl"):
-                lines = (self._of_line(line) for line in self.storage.read(key).split(b"\n"))
-                frame = as_text(pd.DataFrame([row for row in lines if row], columns=[*self._names, *META]))
-                frame = frame[~refused(frame, self.contract, range(len(frame)))[0]]
+                logged = self._log_file(self.storage.read(key).split(b"\n"))
+                frame = logged.frame[~logged.wrong]
             else:
                 frame = read_frame(self.storage, key)
                 frame = frame[frame[PREDICTION_ID] != MISSING]
@@ -300,6 +308,16 @@ class Arrivals:
     def _of_log(self, key: str) -> tuple[pd.DataFrame, int]:
         """The rows of a file of the prediction log, and how many lines were set aside."""
         lines = self.storage.read(key).split(b"\n")
+        logged = self._log_file(lines)
+        if logged.bad:
+            name = key.removeprefix(keys.PREDICTIONS).replace("/", "-")
+            kept = b"\n".join(lines[number - 1] for number in logged.bad) + b"\n"
+            self.storage.write(keys.quarantine(self.stream, f"{self._today}-{name}"), kept)
+            self._set_aside(f"{name}.json", key, logged.refusals)
+        return logged.frame[~logged.wrong].reset_index(drop=True), len(logged.bad)
+
+    def _log_file(self, lines: Sequence[bytes]) -> _LogFile:
+        """What a file of the prediction log holds, by its lines."""
         found: list[dict[str, Any]] = []
         at: list[int] = []
         torn: list[int] = []
@@ -313,13 +331,7 @@ class Arrivals:
         wrong, refusals = self._refused(frame, at, [datetime.fromisoformat(one) for one in frame[TIME]])
         if torn:
             refusals = [Refusal.of("", "is no line of the prediction log", torn), *refusals]
-        bad = {*torn, *(at[row] for row in np.flatnonzero(wrong))}
-        if bad:
-            name = key.removeprefix(keys.PREDICTIONS).replace("/", "-")
-            kept = b"\n".join(lines[number - 1] for number in sorted(bad)) + b"\n"
-            self.storage.write(keys.quarantine(self.stream, f"{self._today}-{name}"), kept)
-            self._set_aside(f"{name}.json", key, refusals)
-        return frame[~wrong].reset_index(drop=True), len(bad)
+        return _LogFile(frame, wrong, sorted({*torn, *(at[row] for row in np.flatnonzero(wrong))}), refusals)
 
     def _refused(
         self, frame: pd.DataFrame, lines: Sequence[int], received: Sequence[datetime]

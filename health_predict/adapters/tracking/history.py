@@ -23,8 +23,7 @@ class Statement:
     why: str = ""
 
     def __str__(self) -> str:
-        when = self.at[:16].replace("T", " ")
-        return f"by {self.by} at {when} UTC" + (f": {self.why}" if self.why else "")
+        return f"by {self.by} at {_minute(self.at)} UTC" + (f": {self.why}" if self.why else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,9 @@ class Interval:
 
     begin: str
     end: str = ""
+
+    def __str__(self) -> str:
+        return f"{_minute(self.begin)} to {_minute(self.end) or 'now'}"
 
 
 def moment() -> str:
@@ -114,15 +116,13 @@ def has_served(version: ModelVersion) -> bool:
     return bool(served(version)) or CHAMPION in version.aliases
 
 
-def record_service(tracking: Tracking, version: str, ended: Sequence[str]) -> None:
-    """A version serves from now on, and others do not any more. What is written down already stays.
-
-    An empty `version`: nothing serves.
-    """
+def record_service(tracking: Tracking, begun: Sequence[str], ended: Sequence[str]) -> None:
+    """Some versions serve from now on, others do not any more. What is written down already stays."""
     now = moment()
-    intervals = served(tracking.version(version)) if version else (Interval(now),)
-    if not intervals or intervals[-1].end:
-        _write(tracking, version, (*intervals, Interval(now)))
+    for number in begun:
+        intervals = served(tracking.version(number))
+        if not intervals or intervals[-1].end:
+            _write(tracking, number, (*intervals, Interval(now)))
     for number in ended:
         intervals = served(tracking.version(number))
         if intervals and not intervals[-1].end:
@@ -137,6 +137,11 @@ def served_before(versions: Sequence[ModelVersion], champion: ModelVersion | Non
         if (intervals := served(one)) and (champion is None or one.version != champion.version)
     }
     return ended[max(ended)] if ended else None
+
+
+def _minute(moment: str) -> str:
+    """A moment of the tags, for people."""
+    return moment[:16].replace("T", " ")
 
 
 def _write(tracking: Tracking, version: str, intervals: Sequence[Interval]) -> None:
