@@ -14,6 +14,9 @@ from health_predict.settings import PREFIX, Settings
 SETTINGS = "health-predict-settings"
 CREDENTIALS = "health-predict-credentials"
 NOTIFY = "health-predict-notify"  # the addresses of who is told hold secrets
+# The token of the account that may roll out. A run has one account for all its tasks, and kfp-kubernetes gives a task
+# none of its own, so this comes as a Secret.
+ROLLOUT = "health-predict-rollout"
 # On AWS the credentials are the machine's role. Its network lets the pods with this label ask for it, and no others of
 # the namespace (k8s/overlays/aws/instance-role.yaml).
 ROLE_LABEL = ("health-predict/aws", "true")
@@ -49,6 +52,12 @@ def wire(
     task.set_caching_options(False)
     task.set_display_name(display_name)
     return task
+
+
+def may_roll_out(task: PipelineTask) -> PipelineTask:
+    """Give a task, by its token, the account that may change what serves (k8s/base/rbac.yaml)."""
+    folder = Settings.model_fields["kube_account"].default
+    return kubernetes.use_secret_as_volume(task, ROLLOUT, mount_path=folder, optional=True)
 
 
 def name_gate(outcome: Any, display_name: str) -> None:

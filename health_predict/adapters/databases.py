@@ -32,7 +32,7 @@ class Database:
 DATABASES = (
     Database(
         "mlflow",
-        "health-predict",
+        "health-predict-tracking",
         "postgres-0",
         ("pg_dump", "--format=custom", "--username=mlflow", "mlflow"),
         # In one transaction: what was there stays until all of the dump is in.

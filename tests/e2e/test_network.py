@@ -19,20 +19,22 @@ from health_predict.errors import UnreachableError
 from health_predict.pipelines.wiring import ROLE_LABEL
 from health_predict.settings import Settings
 from tests.e2e import platform
-from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, kubectl
+from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, TRACKING, kubectl, until
 
+BINDINGS = ("health-predict-service", "health-predict-runs")
 METADATA = "169.254.169.254"
 # Set where the network is known to enforce policies: it must, then.
 ENFORCED = bool(os.environ.get("E2E_POLICIES_ENFORCED"))
 NAME = "app.kubernetes.io/name"
 # As the table calls them: namespace, labels, and the port on which the server of that place listens.
 PLACES: dict[str, tuple[str, dict[str, str], int]] = {
-    "Postgres": (NAMESPACE, {NAME: "postgres"}, 5432),
-    "MLflow": (NAMESPACE, {NAME: "mlflow"}, 5000),
-    "the backup": (NAMESPACE, {NAME: "backup"}, 0),
+    "Postgres": (TRACKING, {NAME: "postgres"}, 5432),
+    "MLflow": (TRACKING, {NAME: "mlflow"}, 5000),
+    "the backup": (TRACKING, {NAME: "backup"}, 0),
     "the service": (NAMESPACE, {NAME: "readmission-api"}, 3000),
     "a candidate": (NAMESPACE, {NAME: "readmission-candidate"}, 3000),
     "another pod there": (NAMESPACE, {NAME: "another"}, 0),
+    "another pod with MLflow": (TRACKING, {NAME: "another"}, 0),
     "a stage": ("kubeflow", dict([ROLE_LABEL]), 0),
     "the object store": ("kubeflow", {"app": "seaweedfs"}, 8333),
     "Kubeflow's MySQL": ("kubeflow", {"app": "mysql"}, 3306),
@@ -85,9 +87,12 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     folder = tmp_path_factory.mktemp("network")
     platform.prepare(folder)
     platform.up(folder)
+    # What a pod may be (k8s/base/admission.yaml) is not asked here, and would keep the probes out.
+    kubectl("delete", "validatingadmissionpolicybinding", *BINDINGS)
     mark = uuid.uuid4().hex[:6]
     names = {place: f"probe-{number}-{mark}" for number, place in enumerate(PLACES)}
-    kubectl("apply", "-f", "-", data=yaml.safe_dump_all([pod(name, place) for place, name in names.items()]))
+    pods = yaml.safe_dump_all([pod(name, place) for place, name in names.items()])
+    until(lambda: kubectl("apply", "-f", "-", data=pods), seconds=60)
     try:
         for place, name in names.items():
             kubectl(
@@ -98,6 +103,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     finally:
         for place, name in names.items():
             kubectl("-n", PLACES[place][0], "delete", "pod", name, "--ignore-not-found", "--wait=false")
+        platform.up(folder)
 
 
 def address(place: str, name: str) -> str:

@@ -94,7 +94,15 @@ class Machine:
         """The repository as the bundle packs it, with the checksums of stand-ins for Docker, kind and kubectl."""
         shutil.copytree(BOOTSTRAP, self.bundle_root / "pulumi/bootstrap")
         shutil.copytree(FIXTURES / "k8s", self.bundle_root / "k8s")
-        for name in ("images", "image-source", "kind-cluster", "platform", "keep-password", "volumes.yaml"):
+        for name in (
+            "images",
+            "image-source",
+            "kind-cluster",
+            "platform",
+            "keep-password",
+            "move-tracking",
+            "volumes.yaml",
+        ):
             shutil.copy(ROOT / "k8s" / name, self.bundle_root / "k8s")
         (self.bundle_root / "Dockerfile").write_text(f"ARG PYTHON_IMAGE=python@sha256:{'0' * 64}\n")
         (self.bundle_root / ".dockerignore").write_text("*\n!pyproject.toml\n")

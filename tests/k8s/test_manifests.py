@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
+from health_predict.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = shutil.which("kubectl")
 CHECKOV = ROOT / ".tools" / "checkov" / "bin" / "checkov"
 OVERLAYS = sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir())
 KUBERNETES = "1.34"
+WITHOUT_NAMESPACE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+NAMESPACES = ("health-predict", "health-predict-tracking", "kubeflow")
 
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="skipped: no kubectl, which renders the manifests")
 
@@ -49,7 +53,7 @@ def test_each_overlay_is_valid(overlay: str) -> None:
     assert {"Postgres", "mlflow"} - {item["metadata"]["name"] for item in items} == {"Postgres"}
     for item in items:
         kubernetes_validate.validate(item, KUBERNETES, strict=True)
-        assert item["kind"] == "Namespace" or item["metadata"]["namespace"] in ("health-predict", "kubeflow")
+        assert item["kind"] in WITHOUT_NAMESPACE or item["metadata"]["namespace"] in NAMESPACES
     # nothing secret is committed
     assert not [item for item in items if item["kind"] == "Secret"]
 
@@ -109,10 +113,50 @@ def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
 
 @needs_kubectl
 def test_what_is_not_opened_is_closed() -> None:
-    policies = {item["metadata"]["name"]: item["spec"] for item in render("kind") if item["kind"] == "NetworkPolicy"}
-    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    items = [item for item in render("kind") if item["kind"] == "NetworkPolicy"]
+    policies = {(item["metadata"]["namespace"], item["metadata"]["name"]): item["spec"] for item in items}
+    for namespace in ("health-predict", "health-predict-tracking"):
+        assert policies[namespace, "default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     opened = {name for name, spec in policies.items() if any("from" not in rule for rule in spec.get("ingress", ()))}
-    assert opened == {"readmission-api"}
+    assert opened == {("health-predict", "readmission-api")}
+
+
+@needs_kubectl
+def test_what_our_own_pods_are_is_what_the_policy_admits() -> None:
+    # given what the policy admits beside the service, and the Deployment there, which is the candidate's template too
+    items = render("kind")
+    admitted = {
+        item["metadata"]["namespace"]: {name: text.split("\n") for name, text in item["data"].items()}
+        for item in items
+        if item["metadata"]["name"] == "health-predict-pods" and item["kind"] == "ConfigMap"
+    }
+    assert set(admitted) == {"health-predict", "kubeflow"}
+    spec = pod_specs(items)["Deployment/readmission-api"]
+    # then its account and Secrets are admitted, and nothing else is
+    (container,) = spec["containers"]
+    secrets = [one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one]
+    beside = admitted["health-predict"]
+    assert (beside["accounts"], beside["secrets"]) == ([spec["serviceAccountName"]], secrets)
+    # and of the tasks, whose Secrets are those of the compiled pipelines and of Kubeflow's artifact store
+    compiled = [list(yaml.safe_load_all(file.read_text())) for file in (ROOT / "pipelines/compiled").iterdir()]
+    tasks = [
+        (name, task)
+        for _, platform in compiled
+        for name, task in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
+    ]
+    named = {
+        one["secretName"] for _, task in tasks for kind in ("Env", "Volume") for one in task.get(f"secretAs{kind}", ())
+    }
+    assert set(admitted["kubeflow"]["secrets"]) == {*named, "mlpipeline-minio-artifact"}
+    assert admitted["kubeflow"]["accounts"] == ["health-predict-pipeline"]
+    # and the token of a rollout goes to the task of that name, and to where the stage looks for it
+    mounts = {
+        (name.rstrip("-0123456789"), *(one["mountPath"] for one in task.get("secretAsVolume", ())))
+        for name, task in tasks
+    }
+    assert {mount for mount in mounts if len(mount) > 1} == {
+        ("exec-rollout", Settings.model_fields["kube_account"].default)
+    }
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -159,7 +203,7 @@ def test_our_tasks_and_no_others_of_kubeflow_reach_the_machine_s_role() -> None:
 @needs_kubectl
 def test_of_our_servers_only_those_that_use_the_bucket_reach_the_machine_s_role() -> None:
     items = render("aws")
-    (policy,) = [item["spec"] for item in items if item["metadata"]["name"] == "to-amazon"]
+    policy = next(item["spec"] for item in items if item["metadata"]["name"] == "to-amazon")
     found = set()
     for item in items:
         spec = item.get("spec", {})
