@@ -68,7 +68,6 @@ def task() -> Pod:
         "workflows.argoproj.io/completed": "false",
         "pipelines.kubeflow.org/v2_component": "true",
         "pipeline/runid": "x",
-        "health-predict/aws": "true",
     }
     return {
         "apiVersion": "v1",
@@ -92,6 +91,7 @@ def task() -> Pod:
             "volumes": [
                 {"name": "var-run-argo", "emptyDir": {}},
                 {"name": "mlpipeline-minio-artifact", "secret": {"secretName": "mlpipeline-minio-artifact"}},
+                {"name": "health-predict-aws", "secret": {"secretName": "health-predict-aws", "optional": True}},
                 {"name": "health-predict-rollout", "secret": {"secretName": "health-predict-rollout"}},
             ],
         },

@@ -16,7 +16,6 @@ import yaml
 
 from health_predict.adapters.reachable import must_answer
 from health_predict.errors import UnreachableError
-from health_predict.pipelines.wiring import ROLE_LABEL
 from health_predict.settings import Settings
 from tests.e2e import platform
 from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, TRACKING, kubectl, until
@@ -35,7 +34,7 @@ PLACES: dict[str, tuple[str, dict[str, str], int]] = {
     "a candidate": (NAMESPACE, {NAME: "readmission-candidate"}, 3000),
     "another pod there": (NAMESPACE, {NAME: "another"}, 0),
     "another pod with MLflow": (TRACKING, {NAME: "another"}, 0),
-    "a stage": ("kubeflow", dict([ROLE_LABEL]), 0),
+    "a stage": ("kubeflow", {"pipelines.kubeflow.org/v2_component": "true"}, 0),
     "the object store": ("kubeflow", {"app": "seaweedfs"}, 8333),
     "Kubeflow's MySQL": ("kubeflow", {"app": "mysql"}, 3306),
     "a pod elsewhere": ("default", {NAME: "elsewhere"}, 0),
@@ -212,17 +211,15 @@ def metadata_service() -> Iterator[None]:
         run("rm", "-f", name, check=False)
 
 
-def test_only_our_stages_ask_for_the_machine_s_role(probes: dict[str, str], metadata_service: None) -> None:
+def test_no_pod_asks_for_the_machine_s_role(probes: dict[str, str], metadata_service: None) -> None:
     # given the network policies of AWS, a stage, and another pod of Kubeflow
     if not ENFORCED and reached("another pod there", probes["another pod there"], [("10.96.0.1", 443)]) == [True]:
         pytest.skip("skipped: this cluster's network does not enforce NetworkPolicies")
-    policies = str(ROOT / "k8s" / "overlays" / "aws" / "instance-role.yaml")
+    policies = str(ROOT / "k8s" / "overlays" / "aws" / "amazon.yaml")
     kubectl("apply", "-f", policies)
     try:
-        # then the stage reaches the metadata service, and the other one does not
-        asked = [(METADATA, 80)]
-        assert reached("a stage", probes["a stage"], asked) == [True]
-        assert reached("Kubeflow's MySQL", probes["Kubeflow's MySQL"], asked) == [False]
-        assert reached("the backup", probes["the backup"], asked) == [False]
+        # then none of them reaches the metadata service, whose answers the machine's hop limit would keep from them too
+        for place in ("a stage", "Kubeflow's MySQL", "the backup", "the service", "MLflow"):
+            assert reached(place, probes[place], [(METADATA, 80)]) == [False], place
     finally:
         kubectl("delete", "-f", policies)

@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant("pulumi/infra/host.py", 'volume_type="gp3",\n                    encrypted=True,', 'volume_type="gp3",'),
     Mutant("pulumi/infra/host.py", 'http_tokens="required"', 'http_tokens="optional"'),
-    Mutant("pulumi/infra/host.py", "HOP_LIMIT = 3", "HOP_LIMIT = 2"),
+    Mutant("pulumi/infra/host.py", "HOP_LIMIT = 1", "HOP_LIMIT = 2"),
     Mutant("pulumi/infra/storage.py", "block_public_policy=True", "block_public_policy=False"),
     Mutant("pulumi/infra/storage.py", '"aws:SecureTransport": "false"', '"aws:SecureTransport": "true"'),
     Mutant("pulumi/infra/storage.py", 'status="Enabled"),\n            opts', 'status="Suspended"),\n            opts'),
@@ -91,10 +91,24 @@ MUTANTS = (
     ),
     Mutant("pulumi/infra/host.py", "stop_instance_before_detaching=True", "stop_instance_before_detaching=False"),
     # who may do what
-    Mutant("pulumi/infra/identity.py", '"s3:GetObjectVersion"], [f"{bucket_arn}/*"]', '"s3:GetObjectVersion"], ["*"]'),
-    Mutant("pulumi/infra/identity.py", "for prefix in WRITABLE]", 'for prefix in (*WRITABLE, "bundles")]'),
+    Mutant("pulumi/infra/identity.py", '[f"{bucket_arn}/bundles/*", raw]', '[f"{bucket_arn}/*"]'),
+    Mutant("pulumi/infra/identity.py", "WRITE, [raw]", 'WRITE, [raw, f"{bucket_arn}/bundles/*"]'),
     Mutant("pulumi/infra/identity.py", '"ecr:BatchGetImage"', '"ecr:BatchGetImages"'),
-    Mutant("pulumi/infra/identity.py", "                    repository_arns,\n", '                    ["*"],\n'),
+    Mutant(
+        "pulumi/infra/identity.py", '"ecr:DescribeRepositories"], repository_arns', '"ecr:DescribeRepositories"], ["*"]'
+    ),
+    Mutant("pulumi/infra/identity.py", '"s3:PutObject"], below(f"{DATA}/predictions")', '"s3:PutObject"], below(DATA)'),
+    Mutant("pulumi/infra/identity.py", '"s3:PutObject"], below(', '"s3:PutObject", "s3:GetObject"], below('),
+    Mutant("pulumi/infra/identity.py", "*WRITE], mlflow)", "*WRITE], [*mlflow, *data])"),
+    Mutant("pulumi/infra/identity.py", "*WRITE], backups)", "*WRITE], [*backups, *mlflow])"),
+    Mutant("pulumi/infra/identity.py", "*WRITE], data)", "*WRITE], [*data, *backups])"),
+    Mutant("pulumi/infra/identity.py", "*PUSH], [readmission_arn]", "*PUSH], [readmission_arn, topic_arn]"),
+    Mutant(
+        "pulumi/infra/identity.py",
+        '"Principal": {"AWS": arn}',
+        '"Principal": {"AWS": arn.rpartition(":")[0] + ":root"}',
+    ),
+    Mutant("pulumi/infra/identity.py", '["sts:AssumeRole"], role_arns', '["sts:AssumeRole"], ["*"]'),
     Mutant(
         "pulumi/infra/schedule.py",
         'trust_policy("scheduler.amazonaws.com", args.account_id)',

@@ -31,6 +31,7 @@ VOLUME = "vol-0abc"
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 DISK_BYTES = 64 << 20
 RUN_SECONDS = 180
+ROLES = ("SERVICE", "MLFLOW", "BACKUP", "TASKS")
 
 
 def _sha256(file: Path) -> str:
@@ -145,6 +146,7 @@ class Machine:
             "HP_RECREATE_CLUSTER": "",
             "HP_MONITOR": "0 30 2 * * *",
             "HP_TOPIC": "arn:aws:sns:us-east-1:123456789012:the-topic",
+            **{f"HP_ROLE_{name}": f"arn:aws:iam::123456789012:role/{name}" for name in ROLES},
             "HP_DATA_URL": "file:///srv/downloads/data.zip",
             "HP_DATA_SHA256": hashlib.sha256(b"encounter_id\n1\n").hexdigest(),
             "HP_DOCKER_URL": "file:///srv/downloads",
@@ -310,6 +312,10 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     bundle = (machine.state / "ready").read_text().strip()
     assert bundle and f"ready: {bundle}" in done.stdout
     assert "status=ready" in (machine.state / "state").read_text()
+    # and each workload has the credentials of its role, anew by a timer from then on
+    for role in ROLES:
+        assert f"sts assume-role --role-arn arn:aws:iam::123456789012:role/{role} " in machine.calls
+    assert (machine.upper / "var/lib/stub-enabled-health-predict-credentials.timer").exists()
     # and the volume is formatted and holds the database, whose password only root reads
     uuid = machine.uuid()
     password = machine.on_disk("cat", "pv/postgres/password")
@@ -727,6 +733,7 @@ def test_units_pass_systemd_analyze(tmp_path: Path) -> None:
         "usr/lib/systemd/systemd-socket-proxyd",
         "opt/health-predict/current/pulumi/bootstrap/run.sh",
         "opt/health-predict/current/pulumi/bootstrap/watch.sh",
+        "opt/health-predict/current/pulumi/bootstrap/credentials.sh",
     ):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).write_text("#!/bin/sh\n")

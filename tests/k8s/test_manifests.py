@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,11 @@ def test_what_our_own_pods_are_is_what_the_policy_admits() -> None:
         if item["metadata"]["name"] == "health-predict-pods" and item["kind"] == "ConfigMap"
     }
     assert set(admitted) == {"health-predict", "kubeflow"}
-    spec = pod_specs(items)["Deployment/readmission-api"]
+    spec = pod_specs(render("aws"))["Deployment/readmission-api"]
     # then its account and Secrets are admitted, and nothing else is
     (container,) = spec["containers"]
     secrets = [one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one]
+    secrets += [volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume]
     beside = admitted["health-predict"]
     assert (beside["accounts"], beside["secrets"]) == ([spec["serviceAccountName"]], secrets)
     # and of the tasks, whose Secrets are those of the compiled pipelines and of Kubeflow's artifact store
@@ -149,68 +151,50 @@ def test_what_our_own_pods_are_is_what_the_policy_admits() -> None:
     }
     assert set(admitted["kubeflow"]["secrets"]) == {*named, "mlpipeline-minio-artifact"}
     assert admitted["kubeflow"]["accounts"] == ["health-predict-pipeline"]
-    # and the token of a rollout goes to the task of that name, and to where the stage looks for it
-    mounts = {
-        (name.rstrip("-0123456789"), *(one["mountPath"] for one in task.get("secretAsVolume", ())))
+    # and the token of a rollout goes to the task of that name, to where the stage looks for it
+    folder = Settings.model_fields["kube_account"].default
+    mounting = {
+        name.rstrip("-0123456789")
         for name, task in tasks
+        if (folder, "health-predict-rollout")
+        in {(one["mountPath"], one["secretName"]) for one in task.get("secretAsVolume", ())}
     }
-    assert {mount for mount in mounts if len(mount) > 1} == {
-        ("exec-rollout", Settings.model_fields["kube_account"].default)
-    }
-
-
-def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Whether a label selector of Kubernetes, as far as ours go, takes a pod with these labels."""
-    verdicts = {"In": lambda found, values: found in values, "NotIn": lambda found, values: found not in values}
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
-        verdicts[item["operator"]](labels.get(item["key"]), item["values"])
-        for item in selector.get("matchExpressions", ())
-    )
-
-
-def test_our_tasks_and_no_others_of_kubeflow_reach_the_machine_s_role() -> None:
-    # given the network policies of AWS, and the pods as Kubeflow Pipelines makes them from the compiled pipelines
-    documents = yaml.safe_load_all((ROOT / "k8s/overlays/aws/instance-role.yaml").read_text())
-    policies = [item for item in documents if item["metadata"]["namespace"] == "kubeflow"]
-    ours = [
-        executor["podMetadata"]["labels"]
-        for file in (ROOT / "pipelines/compiled").iterdir()
-        for executor in list(yaml.safe_load_all(file.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"][
-            "executors"
-        ].values()
-    ]
-    assert len(ours) > 30
-
-    def may_ask(labels: dict[str, str]) -> bool:
-        """A pod that no policy selects may go anywhere; of the others each policy must let it."""
-        applying = [item["spec"] for item in policies if selects(item["spec"]["podSelector"], labels)]
-        return all(
-            any(
-                "169.254.169.254/32" not in to["ipBlock"].get("except", ())
-                for rule in spec["egress"]
-                for to in rule["to"]
-            )
-            for spec in applying
-        )
-
-    # then each of our tasks may, and the servers of Kubeflow, our own jobs there and other people's tasks may not
-    assert all(may_ask(labels) for labels in ours)
-    assert not any(may_ask(labels) for labels in ({}, {"app": "ml-pipeline"}, {"health-predict/aws": "false"}))
-    steps = "".join(file.read_text() for file in (ROOT / "pulumi/bootstrap/steps").iterdir())
-    assert "health-predict/aws" not in steps + (ROOT / "k8s/kfp/kustomization.yaml").read_text()
+    holding = {name.rstrip("-0123456789") for name, task in tasks if "health-predict-rollout" in str(task)}
+    assert mounting == holding == {"exec-rollout"}
 
 
 @needs_kubectl
-def test_of_our_servers_only_those_that_use_the_bucket_reach_the_machine_s_role() -> None:
+def test_on_aws_no_pod_reaches_the_machine_s_role() -> None:
+    # given what may leave each namespace; each denies all else, but for `kubeflow`, which one policy closes as a whole
+    policies = [item for item in render("aws") if item["kind"] == "NetworkPolicy"]
+    (kubeflow,) = [item["spec"] for item in policies if item["metadata"]["namespace"] == "kubeflow"]
+    assert kubeflow["podSelector"] == {} and kubeflow["policyTypes"] == ["Egress"]
+    # then no address that is open is that of the metadata service
+    opened = [
+        to["ipBlock"]
+        for item in policies
+        for rule in item["spec"].get("egress", ())
+        for to in rule["to"]
+        if "ipBlock" in to
+    ]
+    assert len(opened) == 3
+    for block in opened:
+        assert any(ip_address("169.254.169.254") in ip_network(network) for network in block["except"])
+
+
+@needs_kubectl
+def test_on_aws_each_server_has_the_credentials_that_are_its_own() -> None:
     items = render("aws")
-    policy = next(item["spec"] for item in items if item["metadata"]["name"] == "to-amazon")
-    found = set()
-    for item in items:
-        spec = item.get("spec", {})
-        spec = spec.get("jobTemplate", {}).get("spec", spec) if item["kind"] == "CronJob" else spec
-        if "template" in spec and selects(policy["podSelector"], spec["template"]["metadata"]["labels"]):
-            found.add(item["metadata"]["name"])
-    assert found == {"mlflow", "readmission-api", "backup"}
+    found = {
+        name: [volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "aws"]
+        for name, spec in pod_specs(items).items()
+    }
+    assert found == {
+        "Deployment/mlflow": ["mlflow-aws"],
+        "Deployment/readmission-api": ["readmission-api-aws"],
+        "CronJob/backup": ["backup-aws"],
+        "StatefulSet/postgres": [],
+    }
 
 
 @needs_kubectl
