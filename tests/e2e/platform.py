@@ -52,6 +52,8 @@ def up(folder: Path, **settings: str) -> None:
 
 def down() -> None:
     """Everything away but Kubeflow itself, as before the first `make cluster-up`."""
+    policies = ("validatingadmissionpolicybindings", "validatingadmissionpolicies")
+    kubectl("delete", ",".join(policies), "-l", "app.kubernetes.io/part-of=health-predict")
     kubectl("delete", "namespace", NAMESPACE, TRACKING, "--ignore-not-found", "--wait", "--timeout=180s")
     kubectl("-n", "kubeflow", "delete", "secret", "health-predict-credentials", "--ignore-not-found")
     kubectl("-n", "kubeflow", "delete", "configmap", "health-predict-settings", "--ignore-not-found")

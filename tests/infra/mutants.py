@@ -36,6 +36,7 @@ COPIED = (
 TESTS = ("tests/infra/test_program.py", "tests/infra/test_policy.py", "tests/infra/test_rollout.py")
 HOST = "tests/infra/test_bootstrap.py"
 KIND = "tests/k8s/test_kind_up.py"
+CREDENTIALS = "tests/infra/test_credentials.py"
 SECONDS = 300
 
 
@@ -144,9 +145,9 @@ MUTANTS = (
     Mutant("pulumi/infra/images.py", 'return f"{commit}-dirty" if changed else commit', "return commit"),
     Mutant("pulumi/infra/images.py", '"--format=%H", "--", *sources', '"--format=%H"'),
     # who is told
-    Mutant("pulumi/infra/alarms.py", "alarm_actions=[self.topic.arn]", "alarm_actions=[]"),
+    Mutant("pulumi/infra/alarms.py", "alarm_actions=[args.topic_arn]", "alarm_actions=[]"),
     Mutant("pulumi/infra/alarms.py", '"FailedBackups"', '"BackupsFailed"'),
-    Mutant("pulumi/__main__.py", "config.alarm_email, config.schedule is None", "config.alarm_email, True"),
+    Mutant("pulumi/__main__.py", "topic.arn, config.schedule is None", "topic.arn, True"),
     Mutant("pulumi/__main__.py", "depends_on=[rollout.command]", "depends_on=[]"),
     Mutant("pulumi/infra/identity.py", '"cloudwatch:namespace": NAMESPACE', '"cloudwatch:namespace": "*"'),
     # the host
@@ -223,8 +224,8 @@ MUTANTS = (
     Mutant("k8s/platform", '[ -z "${KEPT:-}" ] || ./keep-password "$KEPT"', ":", (KIND, "-k", "down_and_up")),
     Mutant(
         "k8s/up",
-        '| sed "${network:-}" | apply',
-        '| sed "${network:-}" | apply || true',
+        '-e "${network:-}" | apply',
+        '-e "${network:-}" | apply || true',
         (KIND, "-k", "cluster_refuses"),
     ),
     Mutant(
@@ -233,6 +234,17 @@ MUTANTS = (
         '    [ -z "${PIPELINE_IMAGE:-}" ] || echo "HEALTH_PREDICT_PIPELINE_IMAGE=$PIPELINE_IMAGE"',
         (KIND, "-k", "keeps_the_one_there"),
     ),
+    # who has which key
+    Mutant("pulumi/bootstrap/credentials.sh", '"$HP_ROLE_SERVICE" health', '"$HP_ROLE_TASKS" health', (CREDENTIALS,)),
+    Mutant("pulumi/bootstrap/credentials.sh", "credential_process = cat", "# credential_process = cat", (CREDENTIALS,)),
+    Mutant(
+        "pulumi/bootstrap/install.sh",
+        "timers=(health-predict-credentials.timer ",
+        "timers=(",
+        (HOST, "-k", "first_run_second"),
+    ),
+    Mutant("k8s/platform", "./kfp-secrets\n", "", (KIND, "-k", "made_once")),
+    Mutant("k8s/keep-password", "keep kubeflow mysql-secret\n", "", (KIND, "-k", "made_once")),
 )
 
 

@@ -101,6 +101,8 @@ class Machine:
             "kind-cluster",
             "platform",
             "keep-password",
+            "kfp-password",
+            "kfp-secrets",
             "move-tracking",
             "volumes.yaml",
         ):
@@ -355,7 +357,9 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     )
     assert "version 1 answers" in done.stdout
     # and what repeats itself has begun, without waiting for a reboot
-    assert "systemctl enable --now --quiet health-predict-registry.timer" in machine.calls
+    assert (
+        "systemctl enable --now --quiet health-predict-credentials.timer health-predict-registry.timer" in machine.calls
+    )
     # and the registry's credentials went to the node by standard input, never as an argument
     assert "token-of-ecr" not in machine.calls
     assert '"auth": "QVdTOnRva2VuLW9mLWVjcg=="' in (machine.upper / "var/lib/stub-node-config.json").read_text()

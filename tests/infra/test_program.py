@@ -247,9 +247,7 @@ def test_the_host_s_role_reaches_this_stack_alone() -> None:
 def test_each_workload_has_a_role_that_the_host_alone_may_take() -> None:
     made = stack()
     roles = {f"health-predict-dev-{workload}" for workload in WORKLOADS}
-    arns = {
-        made_role.name: f"arn:aws:mock:us-east-1:{ACCOUNT}:{made_role.name}" for made_role in made.of("iam/role:Role")
-    }
+    arns = {made_role.name: f"arn:aws:iam::{ACCOUNT}:role/{made_role.name}" for made_role in made.of("iam/role:Role")}
     assert set(arns) == {"health-predict-dev", *roles}
     for name in roles:
         (trust,) = policy(made.one("iam/role:Role", name).inputs["assumeRolePolicy"])
@@ -540,7 +538,7 @@ def test_parliament_finds_nothing_in_the_policies() -> None:
     for text in texts:
         assert [str(finding) for finding in analyze_policy_string(text).findings] == []
     # and it would find a misspelt action
-    assert analyze_policy_string(texts[0].replace("ec2:Start", "ec2:Strat").replace("s3:List", "s3:Lst")).findings
+    assert all(analyze_policy_string(text.replace("s3:Put", "s3:Pt")).findings for text in texts if "s3:Put" in text)
 
 
 def test_the_volume_and_address_of_the_units_are_the_programs() -> None:
