@@ -67,6 +67,7 @@ identity = Identity(
         config.region,
         account_id,
         tags,
+        config.kms_key,
     ),
     opts,
 )

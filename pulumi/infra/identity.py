@@ -38,7 +38,10 @@ Statement = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class IdentityArgs:
-    """Arguments of Identity. The policies name exactly these resources; `repository_arns` are by image."""
+    """Arguments of Identity. The policies name exactly these resources; `repository_arns` are by image.
+
+    `kms_key`: ARN of the key that encrypts the bucket; empty: S3's own.
+    """
 
     bucket_arn: pulumi.Input[str]
     repository_arns: Mapping[str, pulumi.Input[str]]
@@ -47,6 +50,7 @@ class IdentityArgs:
     region: str
     account_id: str
     tags: Mapping[str, str]
+    kms_key: str = ""
 
 
 class Identity(pulumi.ComponentResource):
@@ -66,12 +70,12 @@ class Identity(pulumi.ComponentResource):
             own = f"{name}-{workload}"
             role_tags = {**args.tags, "Name": own}
             role = aws.iam.Role(own, aws.iam.RoleArgs(assume_role_policy=trust, tags=role_tags), opts=inside)
-            policy = arns.apply(functools.partial(_policy_of, workload))
+            policy = arns.apply(functools.partial(_policy_of, workload, args.kms_key))
             aws.iam.RolePolicy(own, aws.iam.RolePolicyArgs(role=role.id, policy=policy), opts=inside)
             self.workloads[workload] = role
         roles = [role.arn for role in self.workloads.values()]
         policy = pulumi.Output.all(args.bucket_arn, roles, list(args.repository_arns.values())).apply(
-            lambda found: host_policy(found[0], found[1], found[2], args.partition, args.region, args.account_id)
+            lambda found: host_policy(args, found[0], found[1], found[2])
         )
         self.policy = aws.iam.RolePolicy(name, aws.iam.RolePolicyArgs(role=self.role.id, policy=policy), opts=inside)
         self.profile = aws.iam.InstanceProfile(
@@ -93,7 +97,7 @@ def trust_of_role(arn: str) -> str:
     return _document([{"Effect": "Allow", "Principal": {"AWS": arn}, "Action": "sts:AssumeRole"}])
 
 
-def workload_policies(bucket_arn: str, topic_arn: str, readmission_arn: str) -> dict[str, str]:
+def workload_policies(bucket_arn: str, topic_arn: str, readmission_arn: str, kms_key: str = "") -> dict[str, str]:
     """What each workload may do, by its name.
 
     Who reads lists too: without that, S3 answers 403 for an object that is not there.
@@ -118,22 +122,15 @@ def workload_policies(bucket_arn: str, topic_arn: str, readmission_arn: str) -> 
             _allow("WithoutResource", ["ecr:GetAuthorizationToken"], ["*"]),
         ],
     }
-    return {workload: _document(statements) for workload, statements in powers.items()}
+    return {workload: _document([*statements, *_key(kms_key)]) for workload, statements in powers.items()}
 
 
-def _policy_of(workload: str, arns: Sequence[str]) -> str:
+def _policy_of(workload: str, kms_key: str, arns: Sequence[str]) -> str:
     bucket_arn, topic_arn, readmission_arn = arns
-    return workload_policies(bucket_arn, topic_arn, readmission_arn)[workload]
+    return workload_policies(bucket_arn, topic_arn, readmission_arn, kms_key)[workload]
 
 
-def host_policy(
-    bucket_arn: str,
-    role_arns: Sequence[str],
-    repository_arns: Sequence[str],
-    partition: str,
-    region: str,
-    account_id: str,
-) -> str:
+def host_policy(args: IdentityArgs, bucket_arn: str, role_arns: Sequence[str], repository_arns: Sequence[str]) -> str:
     """The bundle, the raw data, these repositories, Systems Manager, and the roles of the workloads; nothing else."""
     raw = f"{bucket_arn}/raw/*"
     return _document(
@@ -146,7 +143,7 @@ def host_policy(
             _allow(
                 "Register",
                 ["ssm:UpdateInstanceInformation"],
-                [f"arn:{partition}:ec2:{region}:{account_id}:instance/*"],
+                [f"arn:{args.partition}:ec2:{args.region}:{args.account_id}:instance/*"],
             ),
             # Metrics are no resource; a namespace narrows them all the same.
             {
@@ -154,8 +151,14 @@ def host_policy(
                 "Condition": {"StringEquals": {"cloudwatch:namespace": NAMESPACE}},
             },
             _allow("WithoutResource", WITHOUT_RESOURCE, ["*"]),
+            *_key(args.kms_key),
         ]
     )
+
+
+def _key(kms_key: str) -> list[Statement]:
+    """What S3 asks the key for, on behalf of who reads or writes; an upload in parts is read by S3 itself."""
+    return [_allow("Key", ["kms:Decrypt", "kms:GenerateDataKey"], [kms_key])] if kms_key else []
 
 
 def _allow(sid: str, actions: Iterable[str], resources: Iterable[str]) -> Statement:

@@ -34,8 +34,10 @@ def platform_up(tmp_path_factory: pytest.TempPathFactory) -> None:
         kubectl("-n", "kubeflow", "create", "role", "argo-role", "--verb=create", "--resource=pods", check=False)
         bind = ("create", "rolebinding", "argo-binding", "--role=argo-role", "--serviceaccount=kubeflow:argo")
         kubectl("-n", "kubeflow", *bind, check=False)
-    # A policy is in force some moments after it was written.
-    until(lambda: attempt(ROLLOUT, changed(candidate(), lambda pod: labelled(pod, "x", "y"))), seconds=60)
+    # A policy, and what it admits, is in force some moments after it was written.
+    for user, pod in ((ROLLOUT, candidate()), (ARGO, task())):
+        refused = changed(pod, lambda pod: labelled(pod, "x", "y"))
+        until(lambda user=user, pod=pod, refused=refused: attempt(user, refused) and not attempt(user, pod), seconds=90)  # type: ignore[misc]
 
 
 def attempt(user: str, item: dict[str, Any], *arguments: str) -> str:

@@ -20,7 +20,6 @@ from health_predict.settings import Settings
 from tests.e2e import platform
 from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, TRACKING, kubectl, until
 
-BINDINGS = ("health-predict-service", "health-predict-runs")
 METADATA = "169.254.169.254"
 # Set where the network is known to enforce policies: it must, then.
 ENFORCED = bool(os.environ.get("E2E_POLICIES_ENFORCED"))
@@ -86,8 +85,8 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     folder = tmp_path_factory.mktemp("network")
     platform.prepare(folder)
     platform.up(folder)
-    # What a pod may be (k8s/base/admission.yaml) is not asked here, and would keep the probes out.
-    kubectl("delete", "validatingadmissionpolicybinding", *BINDINGS)
+    # It would keep the probes out.
+    platform.set_policy_aside()
     mark = uuid.uuid4().hex[:6]
     names = {place: f"probe-{number}-{mark}" for number, place in enumerate(PLACES)}
     pods = yaml.safe_dump_all([pod(name, place) for place, name in names.items()])

@@ -324,6 +324,10 @@ def test_no_workload_reaches_what_is_another_s() -> None:
     # and only tasks push, to one repository, and send messages
     assert on("tasks", "ecr:PutImage") == {f"arn:aws:ecr:us-east-1:{ACCOUNT}:repository/health-predict/dev/readmission"}
     assert len(on("tasks", "sns:Publish")) == 1
+    # and each may use the bucket's key, where it has one, and no other
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/1234-ab"
+    for name in ("health-predict-dev", *(f"health-predict-dev-{workload}" for workload in WORKLOADS)):
+        assert powers(stack(kms_key=key), name)["Key"]["Resource"] == [key] and "Key" not in powers(made, name)
     # and nobody has what is the host's
     actions = {action for powers_of in found.values() for item in powers_of.values() for action in item["Action"]}
     assert not {action for action in actions if action.startswith(("ssm", "ec2", "sts", "cloudwatch", "iam"))}
