@@ -68,6 +68,7 @@ identity = Identity(
         account_id,
         tags,
         config.kms_key,
+        config.operators,
     ),
     opts,
 )

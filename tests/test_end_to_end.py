@@ -315,21 +315,6 @@ def test_a_simulation_that_was_killed_goes_on_and_does_nothing_twice(shell: Shel
     assert again == found
 
 
-def test_a_retraining_goes_on_with_the_data_of_the_champion(shell: Shell, demo: str, data: Path) -> None:
-    # given further encounters
-    window = arrive(shell, 1)
-    # when every batch leads to a retraining, in a shell that names no data and without network
-    parameters = ("-p", "policy=every", "-p", "trials=1", "-p", "families=LogisticRegression")
-    outputs = last_line(shell.ask("pipeline", "run", "monitoring", *parameters, "--json", **window))["outputs"]
-    # then it is one on the champion's patients and on all that have arrived, whoever won
-    assert (outputs["action"], outputs["dataset_source"]) == ("retrain", "custom")
-    manifests = [json.loads(file.read_text()) for file in (shell.home / "storage" / "datasets").glob("*/manifest.json")]
-    (learned,) = [one for one in manifests if "arrivals" in one]
-    assert [one["batch"] for one in learned["arrivals"]] == [0, 1]
-    assert data_of(shell, data)
-    assert shell.json("lineage")["intact"]
-
-
 def test_what_served_before_a_simulation_serves_again_at_its_end(shell: Shell, demo: str) -> None:
     # given a later version in service, and a simulation with falsified outcomes, killed while version 1 serves it
     before = shell.json("status")["serving"]["model_version"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -65,9 +66,16 @@ def test_the_messages_of_a_month_are_its_story(shell: Shell, receiver: Webhook) 
     # then nothing has changed without one
     found = shell.json("status")
     assert (found["champion"], found["serving"]["model_version"]) == ("1", "1")
+    # and the new version has learned from the champion's patients and from all that have arrived, in a shell that names
+    # no data and has no network
+    manifests = [json.loads(file.read_text()) for file in (shell.home / "storage" / "datasets").glob("*/manifest.json")]
+    (learned,) = [one for one in manifests if "arrivals" in one]
+    assert [one["batch"] for one in learned["arrivals"]] == [0]
+    assert found["data"] == f"custom data (SHA-256 {hashlib.sha256(data.read_bytes()).hexdigest()[:12]})"
     # when a person approves, and another model is asked for from a file that is not there
     shell.ask("approve", "2", "--by", "A. Person", "--why", "the truth has turned", APPROVAL="ask")
     shell.ask("pipeline", "run", "training", "-p", f"data_source={shell.folder / 'absent.csv'}", code=3)
+    assert shell.json("lineage")["intact"]
     # then that is what people read
     assert receiver.titles == [
         "deployed",

@@ -59,6 +59,13 @@ _KeyArn = Annotated[
         "is no key's ARN -> write it as `aws kms describe-key` does, arn:aws:kms:REGION:ACCOUNT:key/ID",
     ),
 ]
+_Principal = Annotated[
+    str,
+    _like(
+        r"arn:[a-z-]+:iam::\d{12}:(user|role)/[\w+=,.@/-]+",
+        "is no user's or role's ARN -> write it as `aws iam get-user` does, arn:aws:iam::ACCOUNT:user/NAME",
+    ),
+]
 _Cron = Annotated[
     str,
     _like(
@@ -177,6 +184,9 @@ class StackConfig(BaseModel):
         "second minute hour day month weekday, in UTC; empty: never",
     )
     kms_key: _KeyArn = Field("", description="ARN of the KMS key that encrypts the bucket; empty: S3's own key")
+    operators: tuple[_Principal, ...] = Field(
+        (), description="ARNs of users and roles who may take the role that removes a patient's data, with MFA"
+    )
     record_access: bool = Field(
         False, description="Have CloudTrail record who reads and writes encounters in the bucket; costs by the event"
     )

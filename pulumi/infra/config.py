@@ -15,6 +15,7 @@ _STRUCTURED = {
     "schedule": "--path schedule.timezone Europe/Berlin",
     "tags": "--path tags.team ml",
     "open_ports": "--path 'open_ports[0]' api",
+    "operators": "--path 'operators[0]' arn:aws:iam::ACCOUNT:user/NAME",
 }
 
 

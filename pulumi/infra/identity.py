@@ -40,7 +40,8 @@ Statement = dict[str, Any]
 class IdentityArgs:
     """Arguments of Identity. The policies name exactly these resources; `repository_arns` are by image.
 
-    `kms_key`: ARN of the key that encrypts the bucket; empty: S3's own.
+    `kms_key`: ARN of the key that encrypts the bucket; empty: S3's own. `operators`: ARNs of the people and roles who
+    may take the operators' role; empty: there is none.
     """
 
     bucket_arn: pulumi.Input[str]
@@ -51,10 +52,11 @@ class IdentityArgs:
     account_id: str
     tags: Mapping[str, str]
     kms_key: str = ""
+    operators: Sequence[str] = ()
 
 
 class Identity(pulumi.ComponentResource):
-    """The host's role and instance profile, and the roles of the workloads, which the host alone may take."""
+    """The host's role and instance profile, the workloads' roles, which the host alone may take, and the operators'."""
 
     def __init__(self, name: str, args: IdentityArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("health-predict:infra:Identity", name, None, opts)
@@ -73,6 +75,15 @@ class Identity(pulumi.ComponentResource):
             policy = arns.apply(functools.partial(_policy_of, workload, args.kms_key))
             aws.iam.RolePolicy(own, aws.iam.RolePolicyArgs(role=role.id, policy=policy), opts=inside)
             self.workloads[workload] = role
+        if args.operators:
+            own = f"{name}-operator"
+            role = aws.iam.Role(
+                own,
+                aws.iam.RoleArgs(assume_role_policy=trust_of_people(args.operators), tags={**args.tags, "Name": own}),
+                opts=inside,
+            )
+            policy = pulumi.Output.from_input(args.bucket_arn).apply(lambda arn: operator_policy(arn, args.kms_key))
+            aws.iam.RolePolicy(own, aws.iam.RolePolicyArgs(role=role.id, policy=policy), opts=inside)
         roles = [role.arn for role in self.workloads.values()]
         policy = pulumi.Output.all(args.bucket_arn, roles, list(args.repository_arns.values())).apply(
             lambda found: host_policy(args, found[0], found[1], found[2])
@@ -95,6 +106,26 @@ def trust_policy(service: str, source_account: str = "") -> str:
 def trust_of_role(arn: str) -> str:
     """Policy by which one role may take another."""
     return _document([{"Effect": "Allow", "Principal": {"AWS": arn}, "Action": "sts:AssumeRole"}])
+
+
+def trust_of_people(arns: Sequence[str]) -> str:
+    """Policy by which these people and roles may take a role, who signed in with a second factor."""
+    statement: Statement = {"Effect": "Allow", "Principal": {"AWS": list(arns)}, "Action": "sts:AssumeRole"}
+    return _document([{**statement, "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}}])
+
+
+def operator_policy(bucket_arn: str, kms_key: str = "") -> str:
+    """To remove a patient from all that is kept, old versions too, which no workload may."""
+    names = ["s3:ListBucket", "s3:ListBucketVersions"]
+    erase = ["s3:GetObject", "s3:DeleteObject", "s3:DeleteObjectVersion", *WRITE]
+    return _document(
+        [
+            _allow("ListBucket", names, [bucket_arn]),
+            _allow("ReadRaw", ["s3:GetObject"], [f"{bucket_arn}/raw/*"]),
+            _allow("Erase", erase, [f"{bucket_arn}/{DATA}/*"]),
+            *_key(kms_key),
+        ]
+    )
 
 
 def workload_policies(bucket_arn: str, topic_arn: str, readmission_arn: str, kms_key: str = "") -> dict[str, str]:

@@ -299,6 +299,28 @@ def test_each_workload_has_a_role_that_the_host_alone_may_take() -> None:
         assert f"HP_ROLE_{workload.upper()}={arns[f'health-predict-dev-{workload}']}\n" in pointer
 
 
+def test_the_operators_alone_delete_old_versions_and_with_a_second_factor() -> None:
+    # given a stack that names nobody, and one that names somebody
+    person = f"arn:aws:iam::{ACCOUNT}:user/somebody"
+    none, made = stack(), stack(operators=[person])
+    assert not [role for role in none.of("iam/role:Role") if role.name.endswith("operator")]
+    # then that person may take the role, signed in by a second factor
+    (trust,) = policy(made.one("iam/role:Role", "health-predict-dev-operator").inputs["assumeRolePolicy"])
+    assert trust["Principal"] == {"AWS": [person]}
+    assert trust["Condition"] == {"Bool": {"aws:MultiFactorAuthPresent": "true"}}
+    # and the role, as no other, deletes old versions, of patients' data alone
+    eraser = {
+        (item.name, resource)
+        for item in made.of("iam/rolePolicy:RolePolicy")
+        for one in policy(item.inputs["policy"])
+        if "s3:DeleteObjectVersion" in one["Action"]
+        for resource in one["Resource"]
+    }
+    assert eraser == {("health-predict-dev-operator", "arn:aws:s3:::health-predict-dev/health-predict/*")}
+    with pytest.raises(SettingsError, match="operators"):
+        read_config({"operators": [f"arn:aws:iam::{ACCOUNT}:root"]})
+
+
 def test_no_workload_reaches_what_is_another_s() -> None:
     made, bucket = stack(), "arn:aws:s3:::health-predict-dev"
     found = {workload: powers(made, f"health-predict-dev-{workload}") for workload in WORKLOADS}
