@@ -141,6 +141,13 @@ class Settings(BaseSettings):
     serving_cors_origins: tuple[str, ...] = Field(
         (), description='Origins of web pages that may ask the endpoint, as a JSON list; ["*"]: all; empty: none'
     )
+    serving_tokens: str = Field(
+        "", description="File of the tokens that the endpoint takes; needed beyond this machine; empty: it asks nobody"
+    )
+    serving_token_file: str = Field("", description="File of the token that our own clients send to the endpoint")
+    serving_hosts: tuple[str, ...] = Field(
+        (), description="Names, as a JSON list, by which an endpoint without tokens is asked beside localhost"
+    )
     prediction_log: str = Field("", description="Folder of predictions to be shipped; empty: one in the home")
     prediction_log_limit_mb: int = Field(1024, ge=0, description="MiB of predictions waiting for storage; 0: log none")
     prediction_log_seconds: int = Field(60, ge=1, description="Seconds until a file of the prediction log is shipped")
@@ -169,6 +176,11 @@ class Settings(BaseSettings):
         if not _is_text(str(path)):
             raise ValueError("the folder's path is no UTF-8: rename it, or name another")
         return path
+
+    @field_validator("serving_tokens", "serving_token_file")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        return str(Path(value).expanduser().absolute()) if value else value
 
     @field_validator("data_source", "data_copy", "contract")
     @classmethod

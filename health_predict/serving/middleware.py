@@ -11,12 +11,18 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
+from starlette.authentication import AuthCredentials
 
+from health_predict.adapters.tokens import Role, TokenFile
+from health_predict.serving.metrics import Metrics
 from health_predict.serving.predictor import MEBIBYTE, Predictor
 from health_predict.serving.schemas import Options, Problem, Violation, Violations, violations, worded
 
@@ -24,6 +30,9 @@ from health_predict.serving.schemas import Options, Problem, Violation, Violatio
 DRAINED_BYTES = 128 * MEBIBYTE
 # Batches that wait would hold their bodies in memory.
 WAITING_BATCHES = 16
+# Probes, and what tells nothing about the model that serves.
+OPEN = frozenset({"/livez", "/healthz", "/readyz", "/health", "/", "/docs", "/docs.json", "/schema.json"})
+NOBODY, CLIENT, ALL = AuthCredentials(), AuthCredentials([Role.CLIENT]), AuthCredentials([*Role])
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,11 +55,12 @@ class Route:
 class RefusalError(Exception):
     """A request that is answered with a problem and goes no further."""
 
-    def __init__(self, status: int, answer: str | Violations, *, close: bool = False, allow: str = "") -> None:
+    def __init__(self, status: int, answer: str | Violations, *, close: bool = False, **headers: str) -> None:
         super().__init__(status)
         self.status = status
         self.answer = answer if isinstance(answer, Violations) else Problem(detail=answer)
-        self.headers = [(b"connection", b"close")] if close else [(b"allow", allow.encode())] if allow else []
+        self.headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        self.headers += [(b"connection", b"close")] if close else []
 
 
 class DisconnectedError(Exception):
@@ -64,14 +74,59 @@ def options_of(query: bytes) -> Options:
     return Options.model_validate(dict(parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True)))
 
 
+class Door:
+    """Lets in who has a token; without a file of tokens, who asks from this machine."""
+
+    def __init__(self, tokens: TokenFile | None, metrics: Metrics) -> None:
+        self._tokens, self._metrics = tokens, metrics
+
+    def let_in(self, scope: Any) -> AuthCredentials:
+        """The roles of the one who asks, none on an open path without a token. Raises RefusalError."""
+        if self._tokens is None:
+            # Whatever the server was told to listen on: the address that this connection came to counts.
+            if scope["path"] not in OPEN and _reachable(*(scope.get("server") or ("", None))):
+                raise self._refusal("none", "this endpoint has no file of tokens, so it answers its own machine only")
+            return ALL
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not given:
+            if scope["path"] in OPEN:
+                return NOBODY
+            raise self._refusal("none", "send a token: Authorization: Bearer <token>")
+        scheme, _, token = given[0].partition(b" ")
+        role = self._tokens.role_of(token.strip()) if len(given) == 1 and scheme.lower() == b"bearer" else None
+        if role is None:
+            raise self._refusal("wrong", "the token is not one that this endpoint takes")
+        self._metrics.called("taken")
+        return ALL if role is Role.OPERATOR else CLIENT
+
+    def _refusal(self, outcome: str, answer: str) -> RefusalError:
+        self._metrics.called(outcome)
+        return RefusalError(401, answer, close=True, www_authenticate="Bearer")
+
+
+@lru_cache(64)
+def _reachable(address: str, _: int | None) -> bool:
+    """Whether other machines reach the server's end of a connection. That of a Unix socket is no address."""
+    try:
+        return not ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 class Limits:
     """The middleware; `predictor` tells whether a model is ready and has the metrics."""
 
     def __init__(
-        self, app: Application, predictor: Predictor, routes: dict[str, Route], others: frozenset[str]
+        self,
+        app: Application,
+        predictor: Predictor,
+        routes: dict[str, Route],
+        others: frozenset[str],
+        tokens: TokenFile | None = None,
     ) -> None:
         """`routes` are those with a body, `others` the remaining paths that are counted by their names."""
         self._app, self._predictor, self._routes = app, predictor, routes
+        self._door = Door(tokens, predictor.metrics)
         self._names = {name: name for name in (*routes, *others)}
         self._under_way = dict.fromkeys(routes, 0)
 
@@ -89,6 +144,11 @@ class Limits:
 
         try:
             route = self._routes.get(path)
+            try:
+                scope["auth"] = self._door.let_in(scope)
+            except RefusalError:
+                await _drain(scope, receive)
+                raise
             if route is None:
                 await self._app(scope, receive, counted)
             else:
@@ -112,6 +172,9 @@ class Limits:
             options = options_of(scope["query_string"])
         except ValidationError as error:
             raise RefusalError(422, Violations(detail=list(worded(error, ("query",))))) from None
+        if not options.log and Role.OPERATOR not in scope["auth"].scopes:
+            await _drain(scope, receive)
+            raise RefusalError(403, "only an operator's token keeps a prediction out of the log", close=True)
         if options.explain and not (route.explains and self._predictor.explains):
             problem = (
                 "this model has no explanation" if route.explains else "only /predict explains; send one encounter"
@@ -163,7 +226,7 @@ async def _body(route: Route, scope: Any, receive: Receive) -> bytes:
         raise RefusalError(415, "send application/json in UTF-8", close=True)
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > route.bytes:
-        await _refuse_large(route, receive, wait=b"expect" not in headers)
+        await _refuse_large(route, scope, receive)
     try:
         async with asyncio.timeout(route.seconds):
             parts, size, more = [], 0, True
@@ -177,21 +240,26 @@ async def _body(route: Route, scope: Any, receive: Receive) -> bytes:
     except TimeoutError:
         raise RefusalError(408, f"the body took longer than {route.seconds:.0f} s", close=True) from None
     if size > route.bytes:
-        await _refuse_large(route, receive, wait=more)
+        await _refuse_large(route, scope, receive, wait=more)
     return b"".join(parts)
 
 
-async def _refuse_large(route: Route, receive: Receive, *, wait: bool) -> None:
-    """Read some of what the client is still sending, or it would never see the answer; then refuse."""
-    try:
+async def _drain(scope: Any, receive: Receive) -> None:
+    """Read some of what the client is still sending, or it would never see the answer."""
+    if b"expect" in dict(scope["headers"]):
+        return  # it waits for a word before it sends
+    with suppress(TimeoutError):
         async with asyncio.timeout(5):
-            size = 0
-            while wait and size < DRAINED_BYTES:
+            size, more = 0, True
+            while more and size < DRAINED_BYTES:
                 message = await receive()
                 size += len(message.get("body", b""))
-                wait = message.get("more_body", False)
-    except TimeoutError:
-        pass
+                more = message.get("more_body", False)
+
+
+async def _refuse_large(route: Route, scope: Any, receive: Receive, *, wait: bool = True) -> None:
+    if wait:
+        await _drain(scope, receive)
     raise RefusalError(413, f"the body is larger than {route.bytes // MEBIBYTE} MiB", close=True)
 
 

@@ -107,7 +107,7 @@ def ask_the_service(settings: Settings) -> pd.DataFrame:
     sent = sent.assign(**{TARGET: np.where(readmitted, POSITIVE, DIABETES.outcome.negative), DATE: days})
     named = sent[[ENCOUNTER, PATIENT, DATE]].to_dict("records")
     bodies = [{**body, **names} for body, names in zip(as_requests(sent, DIABETES.features), named, strict=True)]
-    with Endpoint(f"http://127.0.0.1:{SERVING_PORT}") as endpoint:
+    with Endpoint(f"http://127.0.0.1:{SERVING_PORT}", settings) as endpoint:
         answers = [answer for some in endpoint.predict(bodies, 400) for answer in some]
     assert {answer["model_version"] for answer in answers} == {"1"}
     return sent
