@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
 
 from health_predict.adapters import keys
 from health_predict.adapters.data.arrivals import Arrivals
@@ -29,6 +28,9 @@ from health_predict.core.model.evaluation import Groups, Scored
 from health_predict.errors import StateError
 from health_predict.report.compare_page import compare_page
 from health_predict.settings import Settings
+
+if TYPE_CHECKING:  # scikit-learn takes a third of what `status` needs to start
+    from sklearn.pipeline import Pipeline
 
 RESAMPLES = 300  # of each subgroup, as the card has them
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def published_at(url: str = "", sha256: str = "") -> str:
     text = (FOLDER / "diabetes-130.yaml").read_text(encoding="utf-8")
     was = DIABETES.published
     assert was is not None
-    path = Path(tempfile.mkdtemp(prefix="contract-")) / "contract.yaml"
+    folder = tempfile.TemporaryDirectory(prefix="contract-")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "contract.yaml"
     path.write_text(text.replace(was.url, url or was.url).replace(was.sha256, sha256 or was.sha256), encoding="utf-8")
     path.with_name(DIABETES.synthetic).write_text((FOLDER / DIABETES.synthetic).read_text(encoding="utf-8"))
     return str(path)
