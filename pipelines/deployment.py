@@ -6,7 +6,7 @@ from kfp import dsl
 
 from health_predict.components import bento_build, ecr_push, keep, rollout
 from health_predict.pipelines.descriptions import described
-from health_predict.pipelines.wiring import name_gate, wire
+from health_predict.pipelines.wiring import name_gate, wire, with_token
 
 
 class DeploymentOutputs(NamedTuple):
@@ -23,6 +23,7 @@ def deployment(model_version: str, approved_by: str = "", approval_why: str = ""
     bento = wire(build, "Build the Bento", memory="1Gi", retries=1)
     image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "Push the image", retries=1)
     served = wire(rollout(image_uri=image.output, model_version=model_version), "Roll out", minutes=60, retries=0)
+    with_token(served)
     return DeploymentOutputs(served.outputs["outcome"])
 
 

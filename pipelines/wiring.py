@@ -17,6 +17,8 @@ NOTIFY = "health-predict-notify"  # the addresses of who is told hold secrets
 # On AWS the credentials are the machine's role. Its network lets the pods with this label ask for it, and no others of
 # the namespace (k8s/overlays/aws/instance-role.yaml).
 ROLE_LABEL = ("health-predict/aws", "true")
+# A token of an operator of the endpoint, of which `k8s/up` tells the settings.
+TOKEN, TOKEN_FOLDER = "readmission-api-token", "/run/readmission-api"
 CREDENTIAL_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
@@ -49,6 +51,11 @@ def wire(
     task.set_caching_options(False)
     task.set_display_name(display_name)
     return task
+
+
+def with_token(task: PipelineTask) -> PipelineTask:
+    """Give a task the endpoint's token, as a file that follows a rotation."""
+    return kubernetes.use_secret_as_volume(task, secret_name=TOKEN, mount_path=TOKEN_FOLDER, optional=True)
 
 
 def name_gate(outcome: Any, display_name: str) -> None:
