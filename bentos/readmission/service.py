@@ -35,9 +35,19 @@ if TYPE_CHECKING:
 else:
     Encounter = encounter_model(CONTRACT)
     Encounters = batch_of(Encounter, SETTINGS.serving_batch_rows)  # of a length that the settings limit
+BATCH_BYTES = SETTINGS.serving_batch_mb * MEBIBYTE
 ROUTES = {
-    "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, explains=True),
-    "/predict/batch": Route(Encounters, SETTINGS.serving_batch_mb * MEBIBYTE, seconds=30, most=WAITING_BATCHES),
+    "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, held=32 * MEBIBYTE, values=10_000, explains=True),
+    "/predict/batch": Route(
+        Encounters,
+        BATCH_BYTES,
+        seconds=30,
+        most=WAITING_BATCHES,
+        held=2 * BATCH_BYTES,
+        # Commas may stand in texts, too.
+        values=4 * SETTINGS.serving_batch_rows * len(Encounter.model_fields),
+        alone=True,
+    ),
 }
 COUNTED = frozenset({*PATHS, "/livez", "/healthz", "/readyz", "/schema.json"})
 PREDICTOR = Predictor(HERE, Encounter, SETTINGS, [*ROUTES, *COUNTED, "other"])

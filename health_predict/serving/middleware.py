@@ -11,7 +11,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -28,8 +28,7 @@ from health_predict.serving.schemas import Options, Problem, Violation, Violatio
 
 # How much of a body that is too large is read before the refusal.
 DRAINED_BYTES = 128 * MEBIBYTE
-# Batches that wait would hold their bodies in memory.
-WAITING_BATCHES = 16
+WAITING_BATCHES, WAITING_EXPLANATIONS = 16, 32
 # Probes, and what tells nothing about the model that serves.
 OPEN = frozenset({"/livez", "/healthz", "/readyz", "/health", "/", "/docs", "/docs.json", "/schema.json"})
 NOBODY, CLIENT, ALL = AuthCredentials(), AuthCredentials([Role.CLIENT]), AuthCredentials([*Role])
@@ -49,7 +48,13 @@ class Route:
     seconds: float
     most: int
     """How many requests may be under way."""
+    held: int
+    """How many bytes of bodies a worker holds at once; at least `bytes`."""
     explains: bool = False
+    values: int = 0
+    """How many values a body may have, so that reading it takes no more memory than an honest one; 0: any number."""
+    alone: bool = False
+    """Whether one is read and scored at a time: what a body is read into takes many times its size."""
 
 
 class RefusalError(Exception):
@@ -128,7 +133,8 @@ class Limits:
         self._app, self._predictor, self._routes = app, predictor, routes
         self._door = Door(tokens, predictor.metrics)
         self._names = {name: name for name in (*routes, *others)}
-        self._under_way = dict.fromkeys(routes, 0)
+        self._under_way, self._held = dict.fromkeys(routes, 0), dict.fromkeys(routes, 0)
+        self._explaining, self._batch, self._explanation = 0, asyncio.Lock(), asyncio.Lock()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer a request, or hand it on."""
@@ -181,18 +187,30 @@ class Limits:
             )
             violation = Violation(loc=["query", "explain"], msg=problem, type="value_error")
             raise RefusalError(422, Violations(detail=[violation]))
-        if self._under_way[path] >= route.most:
-            raise RefusalError(503, "too many requests wait; try again later", close=True)
+        if self._under_way[path] >= route.most or (options.explain and self._explaining >= WAITING_EXPLANATIONS):
+            raise _busy()
+        held = Held(self._held, path, route.held)
         self._under_way[path] += 1
+        self._explaining += options.explain
         try:
-            body = await _body(route, scope, receive)
+            body = await _body(route, held, scope, receive)
             if self._predictor.problem:
                 raise RefusalError(503, self._predictor.problem)
-            await self._hand_on(route, body, scope, receive, send)
+            if route.values and sum(map(body.count, (b",", b"[", b"{"))) > route.values:
+                violation = Violation(loc=["body"], msg="has more values than encounters have", type="too_long")
+                raise RefusalError(422, Violations(detail=[violation]))
+            async with AsyncExitStack() as turn:
+                if route.alone or options.explain:
+                    await turn.enter_async_context(self._batch if route.alone else self._explanation)
+                await self._hand_on(route, body, scope, receive, send, turn)
         finally:
             self._under_way[path] -= 1
+            self._explaining -= options.explain
+            held.let_go()
 
-    async def _hand_on(self, route: Route, body: bytes, scope: Any, receive: Receive, send: Send) -> None:
+    async def _hand_on(
+        self, route: Route, body: bytes, scope: Any, receive: Receive, send: Send, turn: AsyncExitStack
+    ) -> None:
         """Let BentoML answer this body; its refusals are worded anew."""
         whole: list[Message] = [{"type": "http.request", "body": body}]
         failed = 0
@@ -205,6 +223,8 @@ class Limits:
             status = message.get("status", 0)
             if status >= 400:
                 failed = status
+            elif status:
+                await turn.aclose()  # who reads the answer slowly keeps nobody waiting
             if not failed:
                 await send(message)
 
@@ -217,8 +237,38 @@ class Limits:
             raise RefusalError(500, "internal error")
 
 
-async def _body(route: Route, scope: Any, receive: Receive) -> bytes:
-    """The whole body. Raises RefusalError for another type, a body that is too large or too slow."""
+class Held:
+    """The bytes of one body among those that a worker holds for a path."""
+
+    def __init__(self, counts: dict[str, int], path: str, most: int) -> None:
+        self._counts, self._path, self._most, self._own = counts, path, most, 0
+
+    def check(self, more: int) -> None:
+        """Raises RefusalError when so many bytes more would be too many."""
+        if self._counts[self._path] + more > self._most:
+            raise _busy()
+
+    def add(self, count: int) -> None:
+        """Hold more bytes. Raises RefusalError when there are too many."""
+        self.check(count)
+        self._counts[self._path] += count
+        self._own += count
+
+    def let_go(self) -> None:
+        """Hold none any more."""
+        self._counts[self._path] -= self._own
+        self._own = 0
+
+
+def _busy() -> RefusalError:
+    return RefusalError(503, "too many requests wait; try again later", close=True, retry_after="1")
+
+
+async def _body(route: Route, held: Held, scope: Any, receive: Receive) -> bytes:
+    """The whole body.
+
+    Raises RefusalError for another type, one that is too large or too slow, or when others hold too much.
+    """
     headers = dict(scope["headers"])
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise RefusalError(415, "send the body uncompressed", close=True)
@@ -227,6 +277,8 @@ async def _body(route: Route, scope: Any, receive: Receive) -> bytes:
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > route.bytes:
         await _refuse_large(route, scope, receive)
+    # What is announced is not counted until it comes: it need not come.
+    held.check(int(length[:20]) if length.isdigit() else 0)
     try:
         async with asyncio.timeout(route.seconds):
             parts, size, more = [], 0, True
@@ -236,6 +288,7 @@ async def _body(route: Route, scope: Any, receive: Receive) -> bytes:
                     raise DisconnectedError
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
+                held.add(len(parts[-1]))
                 more = message.get("more_body", False)
     except TimeoutError:
         raise RefusalError(408, f"the body took longer than {route.seconds:.0f} s", close=True) from None
