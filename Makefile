@@ -1,7 +1,7 @@
 # `make help` lists the targets. Needs Python >= 3.9 with venv, git and make; everything else is installed below.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install infra demo test check format compile bench bench-arrivals bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-month kill-simulation check-registry e2e e2e-full cluster-coverage images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
+.PHONY: help install infra demo test check format compile audit bench bench-arrivals bench-demo bench-drift bench-first-model bench-image bench-search bench-serving fuzz-serving soak-serving kill-search kill-month kill-simulation check-registry e2e e2e-full cluster-coverage images kind-up kind-down air-gap cluster-up rotate mutants reference screenshots mlflow-ui down clean distclean
 
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -95,6 +95,9 @@ format: $(READY) ## Format the code and sort its imports
 
 compile: $(READY) ## Compile the pipelines to pipelines/compiled/
 	@$(RUN)health-predict pipeline compile
+
+audit: $(READY) ## Known vulnerabilities of the locked packages; asks a public database
+	@$(UV) audit --locked --preview-features audit-command
 
 bench-demo: $(READY) ## How long the demo takes, and a second one
 	@$(RUN)python -m benchmarks.demo

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     base_image: str = Field(
         "docker.io/library/python:3.11-slim-bookworm", description="Python image below the service's, best by digest"
     )
+    signing_key: str = Field("", description="Private key (PEM, Ed25519) that signs images; empty: none does")
+    trusted_keys: str = Field(
+        "", description="Public keys (PEM) of which one must have signed an image to be rolled out; empty: none must"
+    )
     pipeline_image: str = Field("health-predict/pipeline", description="Image of the pipeline's tasks, by digest")
 
     serving_target: ServingTarget = Field(ServingTarget.PROCESS, description="What a rollout deploys to")
@@ -177,17 +181,17 @@ class Settings(BaseSettings):
             raise ValueError("the folder's path is no UTF-8: rename it, or name another")
         return path
 
-    @field_validator("serving_tokens", "serving_token_file")
-    @classmethod
-    def _absolute_file(cls, value: str) -> str:
-        return str(Path(value).expanduser().absolute()) if value else value
-
     @field_validator("data_source", "data_copy", "contract")
     @classmethod
     def _absolute_source(cls, value: str) -> str:
         if not value or value == SYNTHETIC_SOURCE or "://" in value or re.fullmatch("[0-9a-f]{64}", value):
             return value
         return str(Path(value).expanduser().absolute())
+
+    @field_validator("signing_key", "trusted_keys", "serving_tokens", "serving_token_file")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        return str(Path(value).expanduser().absolute()) if value else ""
 
     @model_validator(mode="before")
     @classmethod

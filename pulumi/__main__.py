@@ -12,6 +12,7 @@ from health_predict.aws.cost import machine
 from health_predict.aws.stack_config import PROJECT
 from infra.account import require_account
 from infra.alarms import Alarms, AlarmsArgs, Topic
+from infra.audit import Audit, AuditArgs
 from infra.budget import BudgetAlarm, BudgetAlarmArgs
 from infra.bundle import Bundle, BundleArgs, start_script
 from infra.config import stack_config
@@ -47,7 +48,13 @@ partition = aws.get_partition(opts=ask).partition
 
 network = Network(name, NetworkArgs(config.availability_zone, tags), opts)
 firewall = Firewall(name, FirewallArgs(network.vpc.id, config.operator_cidr, config.open_ports, tags), opts)
-storage = Storage(name, StorageArgs(config.keep_data, tags), opts)
+storage = Storage(name, StorageArgs(config.keep_data, tags, config.kms_key), opts)
+if config.record_access:
+    Audit(
+        name,
+        AuditArgs(storage.bucket.arn, partition, config.region, account_id, config.keep_data, tags),
+        opts,
+    )
 registry = Registry(name, RegistryArgs(f"{PROJECT}/{stack}", config.keep_data, tags), opts)
 topic = Topic(name, config.alarm_email, tags, opts).topic
 identity = Identity(

@@ -13,6 +13,8 @@ PLAN, TIMELINE, FIGURES = "plan.json", "timeline.html", "timeline.json"  # of a 
 # What `Storage.keys` lists as a whole.
 PREDICTIONS, SIMULATIONS, RUNS = "predictions/", "simulations/", "runs/"
 RAW, DATASETS, ARRIVALS = "raw/", "datasets/", "arrivals/"
+# Below these lie encounters and their outcomes.
+OF_PATIENTS = (PREDICTIONS, ARRIVALS, "outcomes/", "batches/", DATASETS, SIMULATIONS)
 WAITING_MESSAGES = "notifications/waiting/"
 _SIMULATED = "sim-"
 SERVED_BEFORE = f"{SIMULATIONS}served-before.json"

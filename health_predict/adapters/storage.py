@@ -57,6 +57,9 @@ class Storage(Protocol):
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with a prefix, sorted."""
 
+    def erase_old(self, prefix: str) -> int:
+        """Delete what objects below a prefix held before, where the storage keeps that; how many states there were."""
+
 
 class FolderStorage:
     """Storage in a folder of this machine."""
@@ -134,6 +137,9 @@ class FolderStorage:
             return []
         found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
         return sorted(key for key in found if key.startswith(prefix) and not key.endswith(".part"))
+
+    def erase_old(self, prefix: str) -> int:
+        return 0  # a folder keeps none
 
 
 class S3Storage:
@@ -230,6 +236,29 @@ class S3Storage:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
             start = len(self._key(""))
             return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", ()))
+
+    def erase_old(self, prefix: str) -> int:
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_object_versions").paginate(
+                Bucket=self.bucket, Prefix=self._key(prefix)
+            )
+            erased = 0
+            for page in pages:
+                old = [
+                    {"Key": item["Key"], "VersionId": item["VersionId"]}
+                    for item in page.get("Versions", ())
+                    if not item["IsLatest"]
+                ]
+                if old:
+                    answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": old, "Quiet": True})
+                    for refused in answer.get("Errors", ()):
+                        raise UnreachableError(
+                            f"an old version of {self.uri(prefix)} is not removed: {refused.get('Code')}",
+                            "give the command again with credentials that may delete versions: on AWS the operator's "
+                            "role, see docs/aws.md",
+                        )
+                erased += len(old)
+            return erased
 
 
 def _absent(uri: str) -> StateError:

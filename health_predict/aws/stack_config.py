@@ -52,6 +52,13 @@ _PinnedImage = Annotated[
     str,
     _like(r"([^@\s]+@sha256:[0-9a-f]{64})?", "has no digest -> write it as mirror.example.org/python@sha256:..."),
 ]
+_KeyArn = Annotated[
+    str,
+    _like(
+        r"(arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+)?",
+        "is no key's ARN -> write it as `aws kms describe-key` does, arn:aws:kms:REGION:ACCOUNT:key/ID",
+    ),
+]
 _Cron = Annotated[
     str,
     _like(
@@ -168,6 +175,10 @@ class StackConfig(BaseModel):
         "",
         description="When the cluster judges what has arrived, and recalibrates or retrains where that follows: "
         "second minute hour day month weekday, in UTC; empty: never",
+    )
+    kms_key: _KeyArn = Field("", description="ARN of the KMS key that encrypts the bucket; empty: S3's own key")
+    record_access: bool = Field(
+        False, description="Have CloudTrail record who reads and writes encounters in the bucket; costs by the event"
     )
     keep_data: bool = Field(True, description="Protect volume, bucket and images against deletion")
     recreate_cluster: str = Field("", description="Hash of the cluster configuration that may replace the running one")

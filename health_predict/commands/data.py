@@ -189,6 +189,8 @@ def forget(
         typer.echo(
             f"map from score to risk fitted on: version {versions} of the model; the next recalibration will not"
         )
+    if found.old_states:
+        typer.echo(f"{_many(found.old_states, 'old version')} of objects with encounters removed from the bucket")
     for sha256 in found.raw:
         typer.echo(f"still in the raw file with SHA-256 {sha256[:12]}: train on a corrected file with --replace-data")
 

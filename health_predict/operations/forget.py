@@ -2,7 +2,9 @@
 
 What is removed is written down without the patient: how many encounters, when, and which models had learned from them.
 `lineage` reads that. The raw file that the first model was trained on is not rewritten, since its SHA-256 names it:
-whether it holds the patient is said. Safe to repeat; what a service has not shipped yet is removed by the next time.
+whether it holds the patient is said. A bucket that keeps what an object held before loses that for all encounters and
+outcomes: nobody can undo the removal, nor an accident of the days before. Safe to repeat; what a service has not
+shipped yet is removed by the next time.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Forgotten:
     versions: tuple[str, ...]  # of the model, which had learned from rows of their dataset
     calibrated: tuple[str, ...]  # versions whose map from score to risk was fitted on a batch with the patient
     raw: tuple[str, ...]  # SHA-256 of raw files that still hold the patient
+    old_states: int = 0  # of objects, which the storage had kept and which are gone, whoever's they were
 
 
 def forget(settings: Settings, patient: str) -> Forgotten:
@@ -63,8 +66,10 @@ def forget(settings: Settings, patient: str) -> Forgotten:
             _without(storage, key, column, patient)
     learned = tuple(one.version for one in versions if LEARNED & lost.get(one.tags.get(Tag.DATASET_DIGEST, ""), set()))
     raw = tuple(key.split("/")[1] for key in storage.keys(keys.RAW) if _holds(storage.read(key), column, patient))
-    result = Forgotten(encounters, outcomes, tuple(lost), learned, calibrated, raw)
-    if encounters or lost:
+    # Last, and each time: what is rewritten above leaves its state of before, also where this was killed before.
+    old = sum(storage.erase_old(prefix) for prefix in keys.OF_PATIENTS)
+    result = Forgotten(encounters, outcomes, tuple(lost), learned, calibrated, raw, old)
+    if encounters or lost or old:
         _record(storage, settings, patient, result)
     return result
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from health_predict.adapters.images import open_registry
+from health_predict.adapters.images import ImageRegistry, open_registry
+from health_predict.adapters.images.attestations import Origin, attest, components
+from health_predict.adapters.images.layers import requirements_of
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.errors import StateError
 from health_predict.settings import Settings
@@ -46,5 +49,24 @@ def ecr_push(settings: Settings, *, bento: Path, model_version: str) -> str:
     registry = open_registry(settings)
     image_uri = registry.push(bento, identity)
     registry.verify(image_uri)
+    _attest(settings, registry, image_uri, requirements_of(bento), identity)
     tracking.tag_version(version.version, {Tag.IMAGE_URI: image_uri})
     return image_uri
+
+
+def _attest(
+    settings: Settings, registry: ImageRegistry, image_uri: str, requirements: str, identity: Mapping[str, str]
+) -> None:
+    """Lay beside an image what it is made of, where it came from and, where a key is set, who vouches for that."""
+    name, _, digest = image_uri.rpartition("@")
+    materials = {
+        "git commit": {"gitCommit": identity[Tag.GIT_COMMIT]},
+        f"dataset {identity[Tag.DATASET_SOURCE]}": {"sha256": identity[Tag.DATASET_DIGEST]},
+        f"Bento {identity[Tag.BENTO_TAG]}": {"sha256": identity[Tag.BENTO_DIGEST].removeprefix("sha256:")},
+    }
+    parameters = {name: identity[name] for name in ("model_name", "model_version", Tag.RUN_ID, Tag.FAMILY)}
+    origin = Origin(
+        name, digest, parameters, {one: digests for one, digests in materials.items() if all(digests.values())}
+    )
+    key = Path(settings.signing_key) if settings.signing_key else None
+    attest(registry, image_uri, components("readmission", digest, requirements.split()), origin, key)

@@ -499,7 +499,7 @@ class TestRefusals:
             Encounter.model_validate_json((await receive())["body"])
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
-        route = middleware.Route(Encounter, 2**20, seconds, most=10, held=2**20)
+        route = middleware.Route(Encounter, 2**20, seconds, most=10, held=2**21)
         asyncio.run(middleware.Limits(inner, client.predictor, {"/predict": route}, frozenset())(scope, receive, send))
         return sent, read
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from moto import mock_aws
 
+from health_predict.adapters import keys
 from health_predict.aws import cost
 from health_predict.aws.cost import MACHINES, PRICES
 from health_predict.aws.stack_config import StackConfig, read_config
@@ -114,6 +115,44 @@ def test_the_bucket() -> None:
     assert lifecycle["backups"]["filter"] == {"prefix": "backups/"}
     assert lifecycle["backups"]["expiration"] == {"days": 35}
     assert all(rule["status"] == "Enabled" for rule in lifecycle.values())
+    # and what was an encounter or an outcome is gone for good a week after a task deleted it
+    patients = {rule["filter"]["prefix"]: rule for name, rule in lifecycle.items() if name.startswith("patients-")}
+    assert patients.keys() == {f"health-predict/{prefix}" for prefix in keys.OF_PATIENTS}
+    for rule in patients.values():
+        assert rule["noncurrentVersionExpiration"] == {"noncurrentDays": 7}
+        assert rule["expiration"] == {"expiredObjectDeleteMarker": True}
+
+
+def test_a_key_of_your_own_encrypts_the_bucket() -> None:
+    arn = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/1234-ab"
+    (rule,) = stack(kms_key=arn).one("BucketServerSideEncryptionConfiguration").inputs["rules"]
+    assert rule["applyServerSideEncryptionByDefault"] == {"sseAlgorithm": "aws:kms", "kmsMasterKeyId": arn}
+    assert rule["bucketKeyEnabled"] is True
+    with pytest.raises(SettingsError, match="kms_key"):
+        read_config({"kms_key": "alias/mine"})
+
+
+def test_who_reads_encounters_is_recorded_where_that_is_wanted() -> None:
+    assert not stack().of("cloudtrail/trail:Trail")
+    # given a stack that records it
+    made = stack(record_access=True)
+    # then CloudTrail tells of objects below the data's prefix, to a closed bucket of its own
+    trail = made.one("cloudtrail/trail:Trail").inputs
+    (selector,) = trail["advancedEventSelectors"]
+    fields = {one["field"]: one.get("equals") or one.get("startsWiths") for one in selector["fieldSelectors"]}
+    assert fields == {
+        "eventCategory": ["Data"],
+        "resources.type": ["AWS::S3::Object"],
+        "resources.ARN": ["arn:aws:s3:::health-predict-dev/health-predict/"],
+    }
+    assert trail["s3BucketName"] == "health-predict-dev-audit" and trail["enableLogFileValidation"] is True
+    for part in ("PublicAccessBlock", "ServerSideEncryptionConfiguration", "Versioning", "Policy"):
+        made.one(f"s3/bucket{part}:Bucket{part}", "health-predict-dev-audit")
+    tls, *writing = policy(made.one("s3/bucketPolicy:BucketPolicy", "health-predict-dev-audit").inputs["policy"])
+    assert tls["Effect"] == "Deny"
+    assert [one["Principal"] for one in writing] == [{"Service": "cloudtrail.amazonaws.com"}] * 2
+    assert all(one["Condition"]["StringEquals"]["aws:SourceArn"].endswith(":trail/health-predict-dev")
+               for one in writing)  # fmt: skip
 
 
 def test_the_registry() -> None:

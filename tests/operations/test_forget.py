@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import boto3
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,38 @@ def test_nothing_of_a_patient_is_left(settings: Settings, tracking: Tracking, ch
     again = forget(settings, HIS)
     assert (again.encounters, again.datasets) == (0, ())
     assert len(json.loads(storage.read(keys.forgotten()))) == 1
+
+
+def test_old_versions_in_a_bucket_go_too(make_settings: Callable[..., Settings], s3_endpoint: str) -> None:
+    # given a bucket that keeps what an object held before, with a patient at the door and one that was overwritten
+    s3 = boto3.client("s3", endpoint_url=s3_endpoint)
+    s3.create_bucket(Bucket="data")
+    s3.put_bucket_versioning(Bucket="data", VersioningConfiguration={"Status": "Enabled"})
+    settings = make_settings(storage_uri="s3://data/below", s3_endpoint_url=s3_endpoint)
+    Tracking(settings)
+    storage = open_storage(settings.storage, s3_endpoint)
+    line = json.dumps({"features": {PATIENT: HIS, "age": "?"}, "prediction_id": "x"}).encode()
+    storage.write(keys.quarantine("live", "broken.jsonl"), line + b"\n{torn\n")
+    storage.write(keys.quarantine("live", "gone.jsonl"), line)
+    storage.delete(keys.quarantine("live", "gone.jsonl"))
+    # and an old version of what is no patient's
+    for text in (b"old", b"new"):
+        storage.write(keys.model("1", keys.CARD), text)
+
+    def versions(prefix: str) -> list[bytes]:
+        found = s3.list_object_versions(Bucket="data", Prefix=f"below/{prefix}").get("Versions", [])
+        return [s3.get_object(Bucket="data", Key=one["Key"], VersionId=one["VersionId"])["Body"].read()
+                for one in found]  # fmt: skip
+
+    assert HIS.encode() in b"".join(versions(keys.ARRIVALS))
+    # when the patient is forgotten, and a command that was killed before it was through is repeated
+    found, again = forget(settings, HIS), forget(settings, HIS)
+    # then no version of any object holds the number, and how many went is written down
+    assert HIS.encode() not in b"".join(versions(""))
+    assert (found.encounters, found.old_states, again.old_states) == (1, 2, 0)
+    assert [entry["old_states"] for entry in json.loads(storage.read(keys.forgotten()))] == [2]
+    # and what is no patient's keeps its old version
+    assert versions(keys.model("1", "")) == [b"new", b"old"]
 
 
 @pytest.mark.parametrize("learned", [True, False])

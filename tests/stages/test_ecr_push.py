@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 
 from health_predict.adapters.archives import archive
 from health_predict.adapters.images import open_registry
+from health_predict.adapters.images.attestations import COMPONENTS, ENVELOPE, check, described
 from health_predict.adapters.tracking import ModelVersion, Tracking
 from health_predict.errors import SettingsError, StateError
 from health_predict.settings import Settings
@@ -18,7 +23,8 @@ from health_predict.stages.ecr_push import ecr_push
 
 @pytest.fixture
 def bento(tmp_path: Path) -> Path:
-    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "src").mkdir(parents=True)
+    (tmp_path / "source" / "src" / "requirements.txt").write_text(f"bentoml=={version_of('bentoml')}\n")
     (tmp_path / "source" / "bento.yaml").write_text("name: readmission")
     with (tmp_path / "bento.tar").open("wb") as sink:
         archive(tmp_path / "source", sink)
@@ -47,6 +53,30 @@ def test_the_image_is_pushed_and_named(settings: Settings, version: ModelVersion
     assert (tmp_path / "unpacked" / "bento.yaml").is_file()
     # and a repeat gives the same
     assert ecr_push(settings, bento=bento, model_version=version.version) == result
+
+
+def test_its_components_and_its_origin_lie_beside_it(
+    make_settings: Callable[..., Settings], version: ModelVersion, bento: Path, tmp_path: Path
+) -> None:
+    # given a key that signs
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True)
+    subprocess.run(["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(key.with_suffix(".pub"))], check=True)
+    settings = make_settings(signing_key=str(key))
+    # when a Bento is pushed
+    uri = ecr_push(settings, bento=bento, model_version=version.version)
+    # then what the image has installed is listed, and the key vouches for where it came from
+    registry = open_registry(settings)
+    (document,) = registry.attached(uri, COMPONENTS)
+    (component,) = json.loads(document)["components"]
+    assert (component["name"], component["version"]) == ("bentoml", version_of("bentoml"))
+    assert check(registry, uri, key.with_suffix(".pub")).startswith("sha256:")
+    found = described(registry, uri, key.with_suffix(".pub"))
+    assert found["asked for"]["model_version"] == version.version
+    assert {"dataset ", "git commit", "Bento readmission:v1-x"} <= found["made from"].keys()
+    # and a repeat adds nothing
+    ecr_push(settings, bento=bento, model_version=version.version)
+    assert len(registry.attached(uri, ENVELOPE)) == 1
 
 
 def test_another_bento_is_refused(settings: Settings, version: ModelVersion, tmp_path: Path) -> None:

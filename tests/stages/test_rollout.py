@@ -67,6 +67,18 @@ def test_the_next_version_replaces_the_one_before(first: Built) -> None:
     assert (first.stage("1"), first.stage("2")) == ("Archived", "Production")
 
 
+def test_an_image_that_no_trusted_key_signed_is_not_rolled_out(first: Built, tmp_path: Path) -> None:
+    # given a policy that wants a signature, and an image without one
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True)
+    subprocess.run(["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(key.with_suffix(".pub"))], check=True)
+    # when it is to be rolled out, then it is refused before anything of it runs
+    with pytest.raises(GateError, match="vouches"):
+        first.rollout("2", trusted_keys=str(key.with_suffix(".pub")))
+    assert first.served() == first.champion() == "1"
+    assert "Start the candidate" not in first.report()
+
+
 def test_the_registry_says_when_each_version_served(first: Built) -> None:
     # given version 1 in service, when version 2 replaces it and a repetition finds that done
     first.rollout("2")

@@ -139,6 +139,32 @@ class Repository:
             raise StateError(f"registry {self.host} stored {found} in place of {digest}", "check the registry")
         return digest
 
+    def referrers(self, digest: str) -> list[dict[str, Any]]:
+        """Descriptors of what refers to a manifest, by the registry's own list or, where it keeps none, by the tag."""
+        response = self.request("GET", f"{self.root}/referrers/{digest}", headers=ACCEPT)
+        if response.status_code == 404:
+            found = self.read("manifests", digest.replace(":", "-"))
+            return json.loads(found)["manifests"] if found else []
+        listed: list[dict[str, Any]] = self._expect(response, 200).json()["manifests"]
+        return listed
+
+    def put_referrer(self, manifest: Mapping[str, Any]) -> None:
+        """Store a manifest that names another one as its subject; where the registry keeps no list, add it to the tag.
+
+        Source: OCI distribution specification 1.1, "Pushing Manifests with Subject" and "Referrers Tag Schema".
+        """
+        data = canonical(manifest)
+        digest, headers = sha256(data), {"Content-Type": manifest["mediaType"]}
+        response = self._expect(self.request("PUT", f"{self.root}/manifests/{digest}", data=data, headers=headers), 201)
+        if "OCI-Subject" in response.headers:
+            return
+        subject = manifest["subject"]["digest"]
+        entry = {"mediaType": manifest["mediaType"], "digest": digest, "size": len(data)}
+        entry |= {name: manifest[name] for name in ("artifactType", "annotations") if name in manifest}
+        others = [one for one in self.referrers(subject) if one["digest"] != digest]
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*others, entry]}
+        self.put_manifest(index, subject.replace(":", "-"))
+
     def size(self, digest: str) -> int:
         """Bytes of a blob, -1 when there is none."""
         response = self.request("HEAD", f"{self.root}/blobs/{digest}")

@@ -25,6 +25,7 @@ from health_predict.errors import StateError
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 PLAIN_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -42,6 +43,7 @@ REQUIREMENTS_BYTES = 1 << 20  # at most
 # BentoML's own images use this one.
 USER = "1034:1034"
 SERVICE_PORT = 3000
+EMPTY = b"{}"
 # Fast enough, and within a few per cent of the best.
 COMPRESSION = 6
 
@@ -212,6 +214,19 @@ def _manifest_of(
         "config": {"mediaType": CONFIG_TYPE, "digest": sha256(data), "size": len(data)},
         "layers": layers,
         "annotations": dict(annotations),
+    }
+
+
+def referrer(subject: Mapping[str, Any], kind: str, data: bytes) -> dict[str, Any]:
+    """Manifest of a document of some media type about an image, which `subject` describes."""
+    return {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": kind,
+        "config": {"mediaType": EMPTY_TYPE, "digest": sha256(EMPTY), "size": len(EMPTY)},
+        "layers": [{"mediaType": kind, "digest": sha256(data), "size": len(data)}],
+        "subject": dict(subject),
+        "annotations": {"org.opencontainers.image.created": CREATED},
     }
 
 

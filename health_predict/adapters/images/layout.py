@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from health_predict.adapters.files import read_json, whole_file, write_json
 from health_predict.adapters.images.layers import (
     CREATED,
+    EMPTY,
     INDEX_TYPE,
     MANIFEST_TYPE,
     PLAIN_LAYER_TYPE,
@@ -59,9 +62,24 @@ class LayoutRegistry(ImageRegistry):
         self._add(canonical(config))
         data = canonical(manifest)
         digest = self._add(data)
-        self._list(digest, len(data), identity.get("bento_tag", "").replace(":", "-"))
+        name = identity.get("bento_tag", "").replace(":", "-")
+        self._enter({"mediaType": MANIFEST_TYPE, "digest": digest, "size": len(data), "annotations": {NAME: name}})
         log.info("image %s", digest)
         return f"{self.name}@{digest}"
+
+    def _attach(self, manifest: Mapping[str, Any], data: bytes) -> None:
+        for content in (data, EMPTY):
+            self._add(content)
+        content = canonical(manifest)
+        entry = {"mediaType": MANIFEST_TYPE, "digest": self._add(content), "size": len(content)}
+        self._enter({**entry, "artifactType": manifest["artifactType"]})
+
+    def _referrers(self, digest: str) -> list[dict[str, Any]]:
+        documents = [one for one in self._listed() if "artifactType" in one]
+        found = [(one, self._read("manifests", one["digest"])) for one in documents]
+        # One that is damaged counts as absent: the next push writes it again.
+        whole = [(one, json.loads(data)) for one, data in found if data and sha256(data) == one["digest"]]
+        return [one for one, manifest in whole if manifest["subject"]["digest"] == digest]
 
     def _blob(self, digest: str) -> Path:
         return self.root / "blobs" / "sha256" / digest.removeprefix("sha256:")
@@ -80,23 +98,29 @@ class LayoutRegistry(ImageRegistry):
                 temporary.write_bytes(data)
         return digest
 
-    def _list(self, digest: str, size: int, name: str) -> None:
+    def _listed(self) -> list[dict[str, Any]]:
+        path = self.root / "index.json"
+        try:
+            found: list[dict[str, Any]] = read_json(path).get("manifests", [])
+        except ValueError:
+            raise StateError(f"{path} is damaged", "remove it; ecr_push writes it anew") from None
+        return found
+
+    def _enter(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry to the folder's index."""
         layout, path = self.root / "oci-layout", self.root / "index.json"
         with only_one(self.root, LOCK_SECONDS):
             if not layout.is_file():
                 write_json(layout, LAYOUT)
-            try:
-                listed = read_json(path).get("manifests", [])
-            except ValueError:
-                raise StateError(f"{path} is damaged", "remove it; ecr_push writes it anew") from None
-            entry = {"mediaType": MANIFEST_TYPE, "digest": digest, "size": size, "annotations": {NAME: name}}
+            listed = self._listed()
             if entry in listed:
                 return
             # A name belongs to one image: the last that was pushed under it.
             others = [
                 other
                 for other in listed
-                if other["digest"] != digest and other.get("annotations") != entry["annotations"]
+                if other["digest"] != entry["digest"]
+                and ("annotations" not in entry or other.get("annotations") != entry["annotations"])
             ]
             index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*others, entry]}
             write_json(path, index)

@@ -13,7 +13,7 @@ from typing import Any
 
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.files import disk_error, unpack_archive
-from health_predict.adapters.images.layers import ANNOTATIONS, sha256
+from health_predict.adapters.images.layers import ANNOTATIONS, canonical, referrer, sha256
 from health_predict.errors import StateError
 
 
@@ -31,6 +31,14 @@ class ImageRegistry(ABC):
         """Store a Bento's archive as an image and give its URI. What is there already is not written again."""
 
     @abstractmethod
+    def _attach(self, manifest: Mapping[str, Any], data: bytes) -> None:
+        """Store a document about an image, whose digest its manifest names as the subject."""
+
+    @abstractmethod
+    def _referrers(self, digest: str) -> list[dict[str, Any]]:
+        """Descriptors of the documents about an image, with their `artifactType`."""
+
+    @abstractmethod
     def _read(self, kind: str, digest: str) -> bytes | None:
         """One of the `blobs` or of the `manifests`; None when there is none."""
 
@@ -46,6 +54,24 @@ class ImageRegistry(ABC):
                 raise StateError(f"blob {layer['digest']} is not whole in {self.where}", "run ecr_push again")
         for part in (manifest["config"], manifest["layers"][-1]):
             self._whole("blobs", part["digest"])
+
+    def attach(self, uri: str, kind: str, data: bytes) -> None:
+        """Store a document about an image beside it. What is there already is not written again."""
+        digest = uri.rpartition("@")[2]
+        content = self._whole("manifests", digest)
+        subject = {"mediaType": json.loads(content)["mediaType"], "digest": digest, "size": len(content)}
+        manifest = referrer(subject, kind, data)
+        if sha256(canonical(manifest)) not in {one["digest"] for one in self._referrers(digest)}:
+            self._attach(manifest, data)
+
+    def attached(self, uri: str, kind: str) -> list[bytes]:
+        """The documents of a media type about an image. Raises StateError when one is damaged."""
+        found = []
+        for one in self._referrers(uri.rpartition("@")[2]):
+            if one.get("artifactType") == kind:
+                (layer,) = json.loads(self._whole("manifests", one["digest"]))["layers"]
+                found.append(self._whole("blobs", layer["digest"]))
+        return found
 
     def identity(self, uri: str) -> dict[str, str]:
         """The identity that the image was pushed with. Raises StateError like `verify`."""

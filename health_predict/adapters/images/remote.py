@@ -14,6 +14,7 @@ from health_predict.adapters.files import disk_error
 from health_predict.adapters.images.client import DOCKER_HUB, Repository, address_of
 from health_predict.adapters.images.layers import (
     BENTO_PATH,
+    EMPTY,
     Layer,
     bento_image,
     bento_layer,
@@ -78,6 +79,14 @@ class RemoteRegistry(ImageRegistry):
     def _add(self, layer: Layer) -> None:
         with layer.file.open("rb") as file:
             self._repository.add(file, layer.digest, layer.size)
+
+    def _attach(self, manifest: Mapping[str, Any], data: bytes) -> None:
+        for content in (data, EMPTY):
+            self._repository.add(content, sha256(content), len(content))
+        self._repository.put_referrer(manifest)
+
+    def _referrers(self, digest: str) -> list[dict[str, Any]]:
+        return self._repository.referrers(digest)
 
     # The runtime image
 
