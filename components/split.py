@@ -10,6 +10,7 @@ from health_predict.components.image import PIPELINE_IMAGE
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def split(  # KFP takes inputs one by one, and describes them in the docstring
     data_source: str,
+    data_sha256: str,
     replace_data: bool,
     initial_share: str,
     future_batches: str,
@@ -25,6 +26,7 @@ def split(  # KFP takes inputs one by one, and describes them in the docstring
 
     Args:
         data_source: Path or URI of the raw CSV; empty is as in the settings, else the champion's, else published data.
+        data_sha256: SHA-256 of the CSV file, unpacked; in a cluster a data source needs it.
         replace_data: Whether other data than the champion's may take their place; false is as the settings say.
         initial_share: Share of encounters, in order of their number, that train the first model; empty is as in the
             settings or, with labelled batches, in the champion's dataset.
@@ -47,7 +49,8 @@ def split(  # KFP takes inputs one by one, and describes them in the docstring
     from health_predict.stages.task import task
 
     cut = {"initial_share": initial_share, "future_batches": future_batches, "salt": salt}
-    with task("split", data_source=data_source, replace_data=replace_data or "", **cut) as settings:
+    data = {"data_source": data_source, "data_sha256": data_sha256, "replace_data": replace_data or ""}
+    with task("split", **data, **cut) as settings:
         result = stage(
             settings,
             labelled_batches=labelled_batches,

@@ -22,6 +22,7 @@ class ReadmissionOutputs(NamedTuple):
 @described(training, deployment)
 def readmission(  # KFP takes inputs one by one
     data_source: str = "",
+    data_sha256: str = "",
     replace_data: bool = False,
     initial_share: str = "",
     future_batches: str = "",
@@ -34,6 +35,7 @@ def readmission(  # KFP takes inputs one by one
     """training, then deployment when the decision is `promote`."""
     trained = training(
         data_source=data_source,
+        data_sha256=data_sha256,
         replace_data=replace_data,
         initial_share=initial_share,
         future_batches=future_batches,

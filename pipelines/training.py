@@ -21,6 +21,7 @@ class TrainingOutputs(NamedTuple):
 @described(split, hpo, register)
 def training(  # KFP takes inputs one by one
     data_source: str = "",
+    data_sha256: str = "",
     replace_data: bool = False,
     initial_share: str = "",
     future_batches: str = "",
@@ -34,6 +35,7 @@ def training(  # KFP takes inputs one by one
     data = wire(
         split(
             data_source=data_source,
+            data_sha256=data_sha256,
             replace_data=replace_data,
             initial_share=initial_share,
             future_batches=future_batches,

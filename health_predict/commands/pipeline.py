@@ -23,6 +23,7 @@ from health_predict.adapters.pipelines.local import LocalRun, compile_pipeline, 
 from health_predict.adapters.source_control import commit
 from health_predict.commands.operate import AsJson, AsOf, On
 from health_predict.commands.progress import PipelineProgress, console_of, say_source, working
+from health_predict.core.data.sources import refuse_changeable
 from health_predict.errors import HealthPredictError, SettingsError
 from health_predict.settings import PREFIX, SYNTHETIC_SOURCE, Profile, Settings, load_settings, settings_on
 
@@ -268,11 +269,8 @@ def _arguments(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[
                 f"the data source {source} is a path on this machine, which the cluster cannot read",
                 f"put the file into its object store and name that (s3://...), or unset {PREFIX}DATA_SOURCE",
             )
-        if source and source != SYNTHETIC_SOURCE and not source.startswith(("s3://", "https://")):
-            raise SettingsError(
-                f"the data source {source} is neither an s3 nor an https address",
-                "a cluster reads no other: on the way of http anybody could change the patients",
-            )
+        if source and source != SYNTHETIC_SOURCE:
+            refuse_changeable(source, str(arguments.get("data_sha256", "")))
     checked = load_settings(
         **{key: value for key, value in arguments.items() if key in Settings.model_fields and value}
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from health_predict.adapters.data.dataset import fetch
 from health_predict.adapters.pipelines.local import LocalRun
 from health_predict.commands import pipeline
 from health_predict.commands.pipeline import _arguments
 from health_predict.errors import SettingsError
-from health_predict.settings import PREFIX, Profile, settings_on
+from health_predict.settings import PREFIX, Profile, Settings, settings_on
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +42,21 @@ def test_data_that_a_cluster_cannot_read_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(f"{PREFIX}DATA_SOURCE", "my.csv")
     with pytest.raises(SettingsError, match="path on this machine"):
         _arguments(settings_on(Profile.KIND), "training", {})
-    for source in ("s3://bucket/my.csv", "synthetic"):
-        assert _arguments(settings_on(Profile.KIND), "training", {"data_source": source})["data_source"] == source
+    for given in ({"data_source": "s3://bucket/my.csv", "data_sha256": "a" * 64}, {"data_source": "synthetic"}):
+        assert _arguments(settings_on(Profile.KIND), "training", given).items() >= given.items()
+
+
+@pytest.mark.parametrize(("source", "reason"), [
+    ("s3://bucket/my.csv", "has no checksum"),
+    ("https://ward.example/my.csv", "has no checksum"),
+    ("http://ward.example/my.csv", "neither an s3 nor an https"),
+])  # fmt: skip
+def test_data_that_somebody_could_change_are_refused(source: str, reason: str, tmp_path: Path) -> None:
+    # when they are asked for in a cluster, by the command or where the dashboard names them, then nothing is read
+    with pytest.raises(SettingsError, match=reason):
+        _arguments(settings_on(Profile.KIND), "training", {"data_source": source})
+    with pytest.raises(SettingsError, match=reason):
+        fetch(Settings(profile=Profile.KIND, home=tmp_path, storage_uri=tmp_path.as_uri(), data_source=source))
 
 
 def test_a_path_means_the_same_to_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

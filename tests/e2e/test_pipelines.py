@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -58,10 +59,17 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     platform.prepare(folder)
     # What arrives is judged at once, as many encounters at a time as are added first.
     windows = {"window": str(len(FUTURE[0])), "follow_up_days": "0"}
-    given = {"data_source": f"s3://{BUCKET}/{KEY}", "storage_uri": STORAGE, "rollout_observation": "5", **windows}
+    COHORT.to_csv(folder / "cohort.csv", index=False)
+    sha256 = hashlib.sha256((folder / "cohort.csv").read_bytes()).hexdigest()
+    given = {
+        "data_source": f"s3://{BUCKET}/{KEY}",
+        "data_sha256": sha256,
+        "storage_uri": STORAGE,
+        "rollout_observation": "5",
+        **windows,
+    }
     platform.up(folder, base_image=TASK_BASE_IMAGE, **given)
     credentials = object_store_keys()
-    COHORT.to_csv(folder / "cohort.csv", index=False)
     client = boto3.client(
         "s3",
         endpoint_url=OBJECT_STORE,

@@ -25,10 +25,10 @@ from health_predict.adapters.storage import open_storage
 from health_predict.core.data import csv_file
 from health_predict.core.data.contract import Contract
 from health_predict.core.data.csv_file import read_unpacked, refuse_no_csv
-from health_predict.core.data.sources import SYNTHETIC_WARNING, Source
+from health_predict.core.data.sources import SYNTHETIC_WARNING, Source, refuse_changeable
 from health_predict.core.data.table_file import is_parquet, read_table_file
 from health_predict.errors import DataError, StateError, UnreachableError
-from health_predict.settings import SYNTHETIC_SOURCE, Settings
+from health_predict.settings import SYNTHETIC_SOURCE, Profile, Settings
 
 SYNTHETIC_SEED = 130
 
@@ -118,6 +118,8 @@ def _named(where: str, variable: str, settings: Settings, wanted: str, pinned: s
         return path
     if parts.scheme not in ("s3", "http", "https"):
         raise DataError(f"data source {where!r} is not supported", "give a path, or a file, s3 or https address")
+    if settings.profile is not Profile.LOCAL:
+        refuse_changeable(where, pinned)
     try:
         return _remote(where, folder / f"{_short_digest(where)}.csv", variable, settings, wanted, pinned, console)
     except NoAnswer as error:

@@ -66,7 +66,7 @@ class _Part(BaseModel):
 class Column(_Part):
     """One column: its name in the file and in a request, and what it may hold."""
 
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(min_length=1, max_length=100, pattern="^[^<>]*$")  # Evidently puts it into its page as it is
     kind: Kind = Field(description="How values are read")
     description: str = Field("", description="What the column says, for people")
     levels: tuple[str, ...] = Field((), description="Of a level or an open level; of a flag: no, then yes")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from health_predict.errors import SettingsError
+
 if TYPE_CHECKING:
     from health_predict.core.data.contract import Contract
 
@@ -33,3 +35,17 @@ def provenance(contract: Contract, source: str) -> str:
     if contract.published and source != contract.published.name:
         return f"A table that was given as a file, not {contract.published.name}, with the columns of that contract."
     return contract.description
+
+
+def refuse_changeable(where: str, sha256: str) -> None:
+    """Raise SettingsError for an address whose content somebody may change on its way to a cluster, or there."""
+    if not where.startswith(("s3://", "https://")):
+        raise SettingsError(
+            f"the data source {where} is neither an s3 nor an https address",
+            "a cluster reads no other: on the way of http anybody could change the patients",
+        )
+    if not sha256:
+        raise SettingsError(
+            f"the data source {where} has no checksum, and who may write there could change the patients",
+            "name that of the CSV file, unpacked: -p data_sha256=..., from `sha256sum FILE`",
+        )

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from health_predict.core.data.csv_file import read_table
+from health_predict.core.data import csv_file
+from health_predict.core.data.csv_file import read_table, too_large
 from health_predict.core.data.encounters import as_text
 from health_predict.errors import DataError
 
 PARQUET = b"PAR1"
+LEAST_VALUE_BYTES = 8  # that a value takes in memory, as text
 
 
 def is_parquet(path: Path) -> bool:
@@ -33,9 +35,15 @@ def read_table_file(path: Path, wanted: str = "") -> pd.DataFrame:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            # Before it fills the memory: a value of a dictionary takes next to nothing in the file.
+            if file.metadata.num_rows * file.metadata.num_columns * LEAST_VALUE_BYTES > csv_file.MOST_BYTES:
+                raise too_large(path)
+            table = file.read()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}", "write it again") from None
+    if table.nbytes > csv_file.MOST_BYTES:
+        raise too_large(path)
     if len(set(table.column_names)) < table.num_columns:
         raise DataError(f"{path} names a column more than once", "keep one of them")
     return as_text(table.to_pandas())
