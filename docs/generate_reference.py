@@ -169,7 +169,7 @@ def http_page() -> str:
         sys.path.insert(0, folder)
         service = import_module("service")
         sys.path.remove(folder)
-    api = document(service.Readmission, service.ROUTES, service.PREDICTOR)
+    api = document(service.Readmission, service.ROUTES, service.PREDICTOR, told=False, asks=True)
     schemas = api["components"]["schemas"]
     parts = [
         _operation(method.upper(), path, operation)
@@ -193,7 +193,8 @@ def http_page() -> str:
     return page(
         "HTTP",
         "The service's own OpenAPI document, with the model's figures, is at `/docs.json`; a page that sends requests "
-        "at `/`. [The prediction service](../serving.md) says how it behaves, [a client](../client.md) how to call it.",
+        "at `/`. Where the service asks for tokens, the document says so as this page does. [The prediction "
+        "service](../serving.md) says how it behaves, [a client](../client.md) how to call it.",
         *parts,
     )
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from health_predict.adapters.files import owner_only, temporary_files
-from health_predict.commands import contract, data, image, notify, operate, pipeline, report, versions
+from health_predict.commands import contract, data, image, notify, operate, pipeline, report, token, versions
 from health_predict.commands.backup import backup, restore
 from health_predict.commands.cost import cost_command
 from health_predict.commands.predict import predict
@@ -35,6 +35,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(pipeline.app, name="pipeline")
 app.add_typer(report.app, name="report")
 app.add_typer(notify.app, name="notify")
+app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
 operate.mount(app)
 versions.mount(app)

@@ -149,6 +149,13 @@ class Settings(BaseSettings):
     serving_cors_origins: tuple[str, ...] = Field(
         (), description='Origins of web pages that may ask the endpoint, as a JSON list; ["*"]: all; empty: none'
     )
+    serving_tokens: str = Field(
+        "", description="File of the tokens that the endpoint takes; needed beyond this machine; empty: it asks nobody"
+    )
+    serving_token_file: str = Field("", description="File of the token that our own clients send to the endpoint")
+    serving_hosts: tuple[str, ...] = Field(
+        (), description="Names, as a JSON list, by which an endpoint without tokens is asked beside localhost"
+    )
     prediction_log: str = Field("", description="Folder of predictions to be shipped; empty: one in the home")
     prediction_log_limit_mb: int = Field(1024, ge=0, description="MiB of predictions waiting for storage; 0: log none")
     prediction_log_seconds: int = Field(60, ge=1, description="Seconds until a file of the prediction log is shipped")
@@ -185,7 +192,7 @@ class Settings(BaseSettings):
             return value
         return str(Path(value).expanduser().absolute())
 
-    @field_validator("signing_key", "trusted_keys")
+    @field_validator("signing_key", "trusted_keys", "serving_tokens", "serving_token_file")
     @classmethod
     def _absolute_file(cls, value: str) -> str:
         return str(Path(value).expanduser().absolute()) if value else ""

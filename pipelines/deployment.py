@@ -6,7 +6,14 @@ from kfp import dsl
 
 from health_predict.components import bento_build, ecr_push, keep, rollout
 from health_predict.pipelines.descriptions import described
-from health_predict.pipelines.wiring import may_roll_out, name_gate, wire
+from health_predict.pipelines.wiring import (
+    may_roll_out,
+    name_gate,
+    wire,
+    with_signing_key,
+    with_token,
+    with_trusted_keys,
+)
 
 
 class DeploymentOutputs(NamedTuple):
@@ -22,8 +29,9 @@ def deployment(model_version: str, approved_by: str = "", approval_why: str = ""
     build = bento_build(model_version=model_version, approved_by=approved_by, approval_why=approval_why)
     bento = wire(build, "Build the Bento", memory="1Gi", retries=1)
     image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "Push the image", retries=1)
+    with_signing_key(image)
     served = wire(rollout(image_uri=image.output, model_version=model_version), "Roll out", minutes=60, retries=0)
-    may_roll_out(served)
+    with_trusted_keys(with_token(may_roll_out(served)))
     return DeploymentOutputs(served.outputs["outcome"])
 
 

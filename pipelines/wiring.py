@@ -20,6 +20,10 @@ ROLLOUT = "health-predict-rollout"
 # On AWS the credentials are those of the tasks' own role. They last an hour, and lie in files that are read anew; which
 # ones, the variable says, which only AWS' settings have (k8s/overlays/aws/settings.env).
 AWS, AWS_FOLDER, AWS_VARIABLE = "health-predict-aws", "/var/run/secrets/health-predict/aws", "AWS_CONFIG_FILE"
+# A token of an operator of the endpoint, of which `k8s/up` tells the settings.
+TOKEN, TOKEN_FOLDER = "readmission-api-token", "/run/readmission-api"
+# The key that signs images, and those that are trusted; where they lie, the settings say (docs/security.md).
+SIGNING, TRUSTED, KEYS_FOLDER = "health-predict-signing", "health-predict-trusted-keys", "/run/health-predict-keys"
 CREDENTIAL_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
@@ -59,6 +63,24 @@ def may_roll_out(task: PipelineTask) -> PipelineTask:
     """Give a task, by its token, the account that may change what serves (k8s/base/rbac.yaml)."""
     folder = Settings.model_fields["kube_account"].default
     return kubernetes.use_secret_as_volume(task, ROLLOUT, mount_path=folder, optional=True)
+
+
+def with_token(task: PipelineTask) -> PipelineTask:
+    """Give a task the endpoint's token, as a file that follows a rotation."""
+    return kubernetes.use_secret_as_volume(task, secret_name=TOKEN, mount_path=TOKEN_FOLDER, optional=True)
+
+
+def with_signing_key(task: PipelineTask) -> PipelineTask:
+    """Give a task the key that signs images, where there is one."""
+    return kubernetes.use_secret_as_volume(
+        task, secret_name=SIGNING, mount_path=f"{KEYS_FOLDER}/signing", optional=True
+    )
+
+
+def with_trusted_keys(task: PipelineTask) -> PipelineTask:
+    """Give a task the public keys of which one must have signed an image, where there are some."""
+    folder = f"{KEYS_FOLDER}/trusted"
+    return kubernetes.use_config_map_as_volume(task, config_map_name=TRUSTED, mount_path=folder, optional=True)
 
 
 def name_gate(outcome: Any, display_name: str) -> None:

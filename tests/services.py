@@ -36,9 +36,9 @@ IDENTITY: dict[str, Any] = {
 class Client(TestClient):
     """Asks a service in this process, without a network."""
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: Any, url: str = "http://localhost") -> None:
         self.predictor = service.PREDICTOR
-        super().__init__(service.Readmission.to_asgi(), raise_server_exceptions=False)
+        super().__init__(service.Readmission.to_asgi(), base_url=url, raise_server_exceptions=False)
 
     def predict(self, body: Any) -> httpx.Response:
         return self.post("/predict", json=body)
@@ -83,6 +83,10 @@ def imported(folder: Path, **settings: Any) -> Any:
 def open_client(folder: Path, **settings: Any) -> Iterator[Client]:
     with Client(imported(folder, **settings)) as client:
         yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:

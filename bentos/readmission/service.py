@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import bentoml
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from health_predict.adapters.tokens import taken_tokens
 from health_predict.serving.middleware import WAITING_BATCHES, Limits, Route, keep_values_out_of_logs, options_of
 from health_predict.serving.openapi import description_of, document
 from health_predict.serving.pages import PATHS, pages
@@ -23,6 +25,7 @@ HERE = Path(__file__).parent
 REQUIREMENTS = (HERE / "requirements.txt").read_text(encoding="utf-8").split()
 WHEELS = [f"./wheels/{path.name}" for path in (HERE / "wheels").glob("*.whl")]
 SETTINGS = load_settings()
+TOKENS = taken_tokens(SETTINGS)
 CONTRACT = contract_in(HERE)
 if TYPE_CHECKING:
     from pydantic import BaseModel, RootModel
@@ -32,15 +35,32 @@ if TYPE_CHECKING:
 else:
     Encounter = encounter_model(CONTRACT)
     Encounters = batch_of(Encounter, SETTINGS.serving_batch_rows)  # of a length that the settings limit
+BATCH_BYTES = SETTINGS.serving_batch_mb * MEBIBYTE
 ROUTES = {
-    "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, explains=True),
-    "/predict/batch": Route(Encounters, SETTINGS.serving_batch_mb * MEBIBYTE, seconds=30, most=WAITING_BATCHES),
+    "/predict": Route(Encounter, MEBIBYTE, seconds=10, most=10_000, held=32 * MEBIBYTE, values=10_000, explains=True),
+    "/predict/batch": Route(
+        Encounters,
+        BATCH_BYTES,
+        seconds=30,
+        most=WAITING_BATCHES,
+        held=2 * BATCH_BYTES,
+        # Commas may stand in texts, too.
+        values=4 * SETTINGS.serving_batch_rows * len(Encounter.model_fields),
+        alone=True,
+    ),
 }
 COUNTED = frozenset({*PATHS, "/livez", "/healthz", "/readyz", "/schema.json"})
 PREDICTOR = Predictor(HERE, Encounter, SETTINGS, [*ROUTES, *COUNTED, "other"])
 
 
-@bentoml.asgi_app(pages(PREDICTOR, lambda: document(Readmission, ROUTES, PREDICTOR)), path="/")
+@bentoml.asgi_app(
+    pages(
+        PREDICTOR,
+        lambda told: document(Readmission, ROUTES, PREDICTOR, told, asks=TOKENS is not None),
+        asks=TOKENS is not None,
+    ),
+    path="/",
+)
 @bentoml.service(
     name="readmission",
     image=bentoml.images.Image(
@@ -105,4 +125,13 @@ if SETTINGS.serving_cors_origins:
     Readmission.add_asgi_middleware(  # type: ignore[attr-defined]
         CORSMiddleware, allow_origins=SETTINGS.serving_cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
     )
-Readmission.add_asgi_middleware(Limits, predictor=PREDICTOR, routes=ROUTES, others=COUNTED)  # type: ignore[attr-defined]
+if TOKENS is None:
+    # A page of another site must not ask by a name of its own that leads to this machine (DNS rebinding).
+    Readmission.add_asgi_middleware(  # type: ignore[attr-defined]
+        TrustedHostMiddleware,
+        allowed_hosts=["localhost", "127.0.0.1", "[::1]", *SETTINGS.serving_hosts],
+        www_redirect=False,
+    )
+Readmission.add_asgi_middleware(  # type: ignore[attr-defined]
+    Limits, predictor=PREDICTOR, routes=ROUTES, others=COUNTED, tokens=TOKENS
+)

@@ -18,7 +18,6 @@ from health_predict.aws.cost import PRICES, machine
 from health_predict.errors import SettingsError
 
 PROJECT = "health-predict"
-WIDEST_PREFIX = 24  # of the operator's network: 256 addresses
 _DAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 _TAGS = 40  # AWS takes 50, ours included
 RESERVED_TAGS = ("Project", "Stack", "ManagedBy", "Name")
@@ -84,16 +83,17 @@ _TagText = Annotated[
 
 
 class OpenPort(StrEnum):
-    """What may be opened to the operator's network, by name."""
+    """What may be opened to an operator's address, by name: only what asks who is there.
+
+    MLflow and the pipelines ask nobody; they are forwarded through Systems Manager.
+    """
 
     API = "api"
-    MLFLOW = "mlflow"
-    PIPELINES = "pipelines"
 
     @property
     def number(self) -> int:
         """The port on the host."""
-        return {OpenPort.API: 3000, OpenPort.MLFLOW: 5050, OpenPort.PIPELINES: 8080}[self]
+        return 3000
 
 
 class Schedule(BaseModel):
@@ -157,8 +157,8 @@ class StackConfig(BaseModel):
     )
     root_gib: int = Field(40, ge=40, le=500, description="Size of the root volume: system, tools, container images")
     data_gib: int = Field(50, ge=20, le=2000, description="Size of the data volume; can grow, never shrink")
-    operator_cidr: str = Field("", description="Network that may reach open_ports; at most 256 addresses")
-    open_ports: tuple[OpenPort, ...] = Field((), description="Opened to operator_cidr: api, mlflow, pipelines")
+    operator_cidr: str = Field("", description="The address that may reach open_ports, as /32")
+    open_ports: tuple[OpenPort, ...] = Field((), description="Opened to operator_cidr: api, which asks for a token")
     schedule: Schedule | None = Field(None, description="Office hours; none: always on")
     budget_usd: int = Field(150, ge=1, description="Monthly budget that the alarm watches")
     budget_email: _Email = Field("", description="Address of the budget's alarm; empty: no alarm")
@@ -212,10 +212,10 @@ class StackConfig(BaseModel):
             network = ipaddress.IPv4Network(value)
         except ValueError as error:
             raise ValueError(f"{value!r} is no IPv4 network ({error}) -> write one, as in 203.0.113.7/32") from None
-        if network.prefixlen < WIDEST_PREFIX:
+        if network.num_addresses > 1:
             raise ValueError(
-                f"{value} opens the host to {network.num_addresses} addresses -> name your own network, "
-                f"/{WIDEST_PREFIX} or narrower, or leave it empty and use the session commands"
+                f"{value} opens the host to {network.num_addresses} addresses -> name your own address, as in "
+                "203.0.113.7/32, or leave it empty and use the session commands"
             )
         return value
 

@@ -175,9 +175,12 @@ def _report(console: Console, settings: Settings, version: str, serving: str, ur
     storage = open_storage(settings.storage, settings.s3_endpoint_url)
     profile = storage.uri(keys.dataset(record.tags[Tag.DATASET_DIGEST], keys.PROFILE))
     console.rule("try it")
+    token = settings.serving_token_file
+    sent = f' -H "authorization: Bearer $(cat {shlex.quote(token)})"' if token else ""
     for line in (
-        f"curl -s '{url}/predict?log=false' -H 'content-type: application/json' -d @{shlex.quote(str(encounter))}",
-        f"  answers {json.dumps(ask(f'{url}/predict?log=false', example).json())}",
+        f"curl -s '{url}/predict?log=false'{sent} -H 'content-type: application/json' "
+        f"-d @{shlex.quote(str(encounter))}",
+        f"  answers {json.dumps(ask(f'{url}/predict?log=false', settings, example).json())}",
         f"API page         {url}/",
         "MLflow's pages   make mlflow-ui",
         f"model card       {storage.uri(keys.model(serving, keys.CARD))}",

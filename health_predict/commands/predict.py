@@ -53,7 +53,8 @@ def predict(
     identifiers = [column for column in contract.identifiers if column.name in frame]
     bodies = cohort.as_requests(frame, [*contract.features, *identifiers])
     portion, answers = min(PORTION, settings.serving_batch_rows), []
-    with Endpoint(url or open_target(settings).url) as endpoint, heartbeat(console_of(as_json=True), lambda: "scoring"):
+    asked = Endpoint(url or open_target(settings).url, settings)
+    with asked as endpoint, heartbeat(console_of(as_json=True), lambda: "scoring"):
         portions = math.ceil(len(bodies) / portion)
         for some in track(endpoint.predict(bodies, portion), "scoring", portions, console=console):
             answers += some

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import webbrowser
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -18,6 +20,8 @@ from health_predict.errors import UnreachableError
 from health_predict.settings import settings_on
 
 app = typer.Typer(no_args_is_help=True, help="One page about a model version, with all its reports.")
+
+OWN_NAMES = ("127.0.0.1", "localhost")
 
 Version = Annotated[str, typer.Argument(help="Model version; none: the champion")]
 
@@ -66,6 +70,15 @@ def _build(version: str, to: Path | None, on: Any, quiet: bool) -> Path:
 
 class _Handler(SimpleHTTPRequestHandler):
     """Files of one folder, without a line for each request."""
+
+    def parse_request(self) -> bool:
+        """Refuse who asks by another name: a page of another site has one that leads here (DNS rebinding)."""
+        if not super().parse_request():
+            return False
+        if urlsplit(f"//{self.headers.get('host', '')}").hostname in OWN_NAMES:
+            return True
+        self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "ask by the address that the command has printed")
+        return False
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 from health_predict.adapters.files import OTHERS
 from health_predict.adapters.images import RemoteRegistry, open_registry
 from health_predict.adapters.reachable import must_answer
-from health_predict.adapters.serving.endpoint import ask
+from health_predict.adapters.serving.endpoint import NOT_LET_IN, REFUSED, ask
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, commit
 from health_predict.adapters.storage import file_path, open_storage
+from health_predict.adapters.tokens import own_token
 from health_predict.errors import HealthPredictError
 from health_predict.settings import PREFIX, ServingTarget, Settings
 
@@ -83,6 +84,7 @@ def doctor(settings: Settings, begins: Callable[[str], object] = lambda _: None)
         "tracking": _tracking,
         "registry": _registry,
         "pipelines": _pipelines,
+        "token": _secret,
         "endpoint": _endpoint,
         "git commit": _commit,
     }
@@ -296,11 +298,12 @@ def _endpoint(settings: Settings) -> Iterator[Check]:
         remedy = "`health-predict pipeline run readmission --on ...`"
         yield _check("endpoint", target.trouble() or "no version was rolled out yet", warn=remedy)
         return
-    answer = ask(f"{target.url}/readyz")
+    answer = ask(f"{target.url}/readyz", settings)
     finding = (
         f"version {active.model_version} at {target.url}, {len(active.workers)} pods, answers {answer.status_code}"
     )
-    yield _check("endpoint", finding, fail="" if answer.ok else "kubectl describe its Deployment")
+    remedy = NOT_LET_IN if answer.status_code in REFUSED else "kubectl describe its Deployment"
+    yield _check("endpoint", finding, fail="" if answer.ok else remedy)
 
 
 def _process(settings: Settings) -> Iterator[Check]:
@@ -329,6 +332,17 @@ def _private(name: str, folder: Path) -> Iterator[Check]:
     if folder.is_dir() and (mode := stat.S_IMODE(folder.stat().st_mode)) & OTHERS:
         finding = f"{folder} holds data of patients, and others may enter it (mode {mode:o})"
         yield _check(name, finding, warn=f"chmod -R go= {shlex.quote(str(folder))}")
+
+
+def _secret(settings: Settings) -> Iterator[Check]:
+    """The token that our clients send is the owner's alone, as a key of ssh is."""
+    if not settings.serving_token_file:
+        return
+    file = Path(settings.serving_token_file)
+    own_token(settings)
+    open_to_others = stat.S_IMODE(file.stat().st_mode) & OTHERS
+    remedy = f"chmod go= {shlex.quote(str(file))}" if open_to_others else ""
+    yield _check("token", f"{file}{' may be read by others' if open_to_others else ''}", warn=remedy)
 
 
 def _existing(path: Path) -> Path:

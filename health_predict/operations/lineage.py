@@ -14,14 +14,14 @@ from health_predict.adapters.archives import content_digest
 from health_predict.adapters.contracts import stored_contract
 from health_predict.adapters.images import open_registry
 from health_predict.adapters.images.attestations import check
-from health_predict.adapters.serving.endpoint import ask
+from health_predict.adapters.serving.endpoint import NOT_LET_IN, ask
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, contains
 from health_predict.adapters.storage import Storage, open_storage
 from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 from health_predict.core.data.cohort import load_part
 from health_predict.core.data.partition import Parameters, dataset_digest, rows_digest
-from health_predict.errors import HealthPredictError, StateError, UnreachableError
+from health_predict.errors import HealthPredictError, SettingsError, StateError, UnreachableError
 from health_predict.settings import Settings
 from health_predict.stages.rollout import unpacked
 
@@ -66,9 +66,11 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     if active is None:
         raise StateError(target.trouble() or "nothing serves", "`health-predict serve`")
     try:
-        health = ask(f"{target.url}/health").json()
+        health = ask(f"{target.url}/health", settings).json()
     except (UnreachableError, ValueError) as error:
         raise StateError(f"{target.url}/health gives no answer: {error}", "`health-predict serve`") from None
+    if "since" not in health:
+        raise SettingsError(f"{target.url}/health does not tell us what serves", NOT_LET_IN)
     _same("the version", "the process", health.get("model_version"), "its rollout", active.model_version)
     yield f"{', '.join(active.workers)} at {target.url}", "asked at /health"
 

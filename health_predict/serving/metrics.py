@@ -34,6 +34,7 @@ class Metrics:
             return Counter(f"{PREFIX}_{name}", description, labels, registry=registry)
 
         self._requests = counter("requests", "Answered requests", "route", "status")
+        self._callers = counter("callers", "Requests, by what came of the token: taken, none, wrong or open", "outcome")
         latency = Histogram(
             f"{PREFIX}_latency_seconds", "From request to answer", ("route",), buckets=LATENCIES, registry=registry
         )
@@ -65,6 +66,10 @@ class Metrics:
         """Count an answer; route and status come from the service, never from the client."""
         self._requests.labels(route, str(status)).inc()
         self._latency[route].observe(seconds)
+
+    def called(self, outcome: str) -> None:
+        """Count what came of the token of a request: one of a few words, never the token or its name."""
+        self._callers.labels(outcome).inc()
 
     def scored(self, predictions: Sequence[Prediction], unseen: Mapping[str, int]) -> None:
         """Count scored encounters, and by column the values that training never had."""

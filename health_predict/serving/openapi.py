@@ -17,18 +17,23 @@ from health_predict.serving.schemas import Options, Problem, Violations
 REFERENCE = "#/components/schemas/{model}"
 # BentoML makes a class of its own of each model, and names it so.
 MADE = "IODescriptor"
+BEARER = "bearer"
 OPEN_METRICS = "application/openmetrics-text"
 
 
 class Health(BaseModel):
-    """The state of the service, and where its model comes from: absent as long as no model is loaded."""
+    """The state of the service, and where its model comes from.
+
+    Where tokens are asked for, who sends none is told only whether it is ready; and as long as no model is loaded,
+    there is nothing to tell of it.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     ready: bool
-    problem: str = Field(description="Why it is not ready; empty when it is")
-    warning: str = Field(description="Not empty when the data are not the real ones")
-    since: str = Field(description="When the process began, in UTC")
+    problem: str = Field(default="", description="Why it is not ready; empty when it is")
+    warning: str = Field(default="", description="Not empty when the data are not the real ones")
+    since: str = Field(default="", description="When the process began, in UTC")
     model_name: str = ""
     model_version: str = ""
     family: str = ""
@@ -50,10 +55,13 @@ class Health(BaseModel):
     metrics: dict[str, float] = Field(default={}, description="Of the version on its test set")
 
 
-def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> dict[str, Any]:
-    """The document of a `bentoml.Service` whose API has these routes."""
+def document(service: Any, routes: dict[str, Route], predictor: Predictor, told: bool, *, asks: bool) -> dict[str, Any]:
+    """The document of a `bentoml.Service` whose API has these routes.
+
+    `told`: with what it says about the model that serves; `asks`: the endpoint asks for a token.
+    """
     found: dict[str, Any] = json.loads(json.dumps(service.openapi_spec.asdict()).replace(MADE, ""))
-    health = predictor.health()
+    health = predictor.health(told=told)
     _, ours = models_json_schema(
         [(model, "validation") for model in (Problem, Violations, Health)], ref_template=REFERENCE
     )
@@ -88,6 +96,16 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
         path: {"get": {"operationId": path.strip("/"), "summary": summary, "responses": responses}}
         for path, (summary, responses) in gets.items()
     }
+    if asks:
+        for path in (*routes, "/metrics", "/health"):
+            for operation in paths[path].values():
+                operation["responses"]["401"] = _answer("The token is missing, or not one that is taken", "Problem")
+                # Without one /health says less.
+                operation["security"] = [{BEARER: []}, {}] if path == "/health" else [{BEARER: []}]
+        for path in routes:
+            refused = "Only an operator's token keeps a prediction out of the log"
+            paths[path]["post"]["responses"]["403"] = _answer(refused, "Problem")
+    schemes = {"securitySchemes": {BEARER: {"type": "http", "scheme": "bearer"}}} if asks else {}
     description = description_of(predictor.contract)
     if "risk_cutoffs" in health:
         low, medium, high = health["risk_cutoffs"]
@@ -104,7 +122,7 @@ def document(service: Any, routes: dict[str, Route], predictor: Predictor) -> di
             "description": description,
         },
         "paths": paths,
-        "components": {"schemas": {**_without_bentomls(found["components"]["schemas"]), **ours["$defs"]}},
+        "components": {"schemas": {**_without_bentomls(found["components"]["schemas"]), **ours["$defs"]}, **schemes},
     }
 
 

@@ -10,10 +10,25 @@ function element(name, text = '', classes = '') {
   return made;
 }
 
+// The token stays in its field: it is sent with each request and written nowhere.
+function headers() {
+  const token = known.asks ? byId('token').value.trim() : '';
+  return token ? {authorization: `Bearer ${token}`} : {};
+}
+
 async function ask(path, body) {
-  const answer = await fetch(path, {method: 'POST', headers: {'content-type': 'application/json'}, body});
+  const answer = await fetch(path, {method: 'POST', headers: {...headers(), 'content-type': 'application/json'}, body});
   return [answer.status, await answer.json()];
 }
+
+async function tellModel() {
+  const answer = await fetch('health', {headers: headers()});
+  const health = await answer.json();
+  byId('model').textContent = health.model_version ?
+    `Model version ${health.model_version}, ${health.family}, ${health.bento_tag}` : health.detail || 'Model version unknown';
+  known.threshold = health.threshold || 0;
+}
+if (known.asks) byId('token').addEventListener('change', () => tellModel().catch(() => {}));
 
 function inWords(answer) {
   return `A risk of ${percent(answer.probability_score)} of being ${known.happened}: risk group ${answer.risk_group}, ` +
@@ -114,11 +129,14 @@ function code() {
   let body;
   try { body = JSON.parse(byId('body').value); } catch { return; }
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
-  byId('curl').textContent = `curl -H 'content-type: application/json' -d '${quoted}' '${url}'`;
+  const token = known.asks ? `-H "authorization: Bearer $(cat token)" ` : '';
+  byId('curl').textContent = `curl ${token}-H 'content-type: application/json' -d '${quoted}' '${url}'`;
   const python = Object.entries(body).map(([name, value]) =>
     `    ${JSON.stringify(name)}: ${value === null ? 'None' : value === true ? 'True' : value === false ? 'False' : JSON.stringify(value)},`);
   byId('python').textContent =
-    `import requests\n\nencounter = {\n${python.join('\n')}\n}\nanswer = requests.post("${url}", json=encounter, timeout=10)\n` +
+    `import requests\n\nencounter = {\n${python.join('\n')}\n}\n` +
+    (known.asks ? 'headers = {"authorization": "Bearer " + open("token").read().strip()}\n' : '') +
+    `answer = requests.post("${url}", json=encounter, ${known.asks ? 'headers=headers, ' : ''}timeout=10)\n` +
     'answer.raise_for_status()\nprint(answer.json()["probability_score"])';
 }
 byId('body').addEventListener('input', code);

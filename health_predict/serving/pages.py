@@ -13,34 +13,44 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from health_predict.adapters.tokens import Role
 from health_predict.core.data.contract import Kind
 from health_predict.serving.predictor import Predictor
 
 PATHS = ("/health", "/metrics", "/docs.json", "/", "/docs")
+CREDENTIAL = """
+<p><label for="token">The token of an operator. It stays in this page and is forgotten with it.</label>
+<input type="password" id="token" autocomplete="off" spellcheck="false"></p>"""
 FOLDER = resources.files("health_predict.serving")
 
 
-def pages(predictor: Predictor, document: Callable[[], dict[str, Any]]) -> Starlette:
-    """The application that is mounted beside BentoML's API; `document` makes the OpenAPI document."""
+def pages(predictor: Predictor, document: Callable[[bool], dict[str, Any]], *, asks: bool) -> Starlette:
+    """The application that is mounted beside BentoML's API.
 
-    async def health(_: Request) -> Response:
-        return JSONResponse(predictor.health(), 503 if predictor.problem else 200)
+    `document` makes the OpenAPI document, with or without the model that serves; `asks`: the endpoint asks for a token.
+    """
+
+    def told(request: Request) -> bool:
+        return Role.CLIENT in request.auth.scopes
+
+    async def health(request: Request) -> Response:
+        return JSONResponse(predictor.health(told=told(request)), 503 if predictor.problem else 200)
 
     async def metrics(request: Request) -> Response:
         text, content_type = predictor.metrics.text(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type, "vary": "accept"})
 
-    async def openapi(_: Request) -> Response:
-        return JSONResponse(document())
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document(told(request)))
 
-    async def page(_: Request) -> Response:
-        return HTMLResponse(_page(predictor, document()))
+    async def page(request: Request) -> Response:
+        return HTMLResponse(_page(predictor, document(told(request)), told(request), asks))
 
     answers = dict(zip(PATHS, (health, metrics, openapi, page, page), strict=True))
     return Starlette(routes=[Route(path, answer) for path, answer in answers.items()])
 
 
-def _page(predictor: Predictor, document: dict[str, Any]) -> str:
+def _page(predictor: Predictor, document: dict[str, Any], told: bool, asks: bool) -> str:
     contract = predictor.contract
     operations = [
         (method.upper(), path, operation.get("summary", ""), ", ".join(operation["responses"]))
@@ -51,16 +61,16 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
         (column.name, "" if column.nullable else "yes", column.allowed, f"{column.description}.")
         for column in (*contract.features, *contract.identifiers)
     ]
-    health = predictor.health()
-    warning = predictor.warning or predictor.problem
+    health = predictor.health(told=told)
+    warning = predictor.warning or predictor.problem if told else ""
     banner = f'<p class="warning" role="alert">{escape(warning)}</p>' if warning else ""
     title = escape(document["info"]["title"])
     style, script = (FOLDER.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,"><title>{title}</title><style>{style}</style></head><body><main>
-<h1>{title}</h1><p class="soft">Model version {escape(health.get("model_version", "unknown"))},
-{escape(health.get("family", ""))}, <code>{escape(health.get("bento_tag", ""))}</code></p>{banner}
+<h1>{title}</h1><p class="soft" id="model">Model version {escape(health.get("model_version", "unknown"))},
+{escape(health.get("family", ""))}, <code>{escape(health.get("bento_tag", ""))}</code></p>{banner}{CREDENTIAL * asks}
 <p>{escape(document["info"]["description"])}</p>
 <h2>Try one encounter</h2>
 <form id="one"><p><label for="body">An encounter as JSON. A try is not logged and counts as nobody.</label></p>
@@ -76,18 +86,19 @@ def _page(predictor: Predictor, document: dict[str, Any]) -> str:
 <h2>Paths</h2>{_table("Paths", ("Method", "Path", "Purpose", "Answers"), operations)}
 <p>For programs: <a href="docs.json">docs.json</a> (OpenAPI)</p>
 <h2>Fields of an encounter</h2>{_table("Fields", ("Field", "Required", "Values", "Meaning"), fields)}</main>
-<script type="application/json" id="known">{_known(predictor)}</script>
+<script type="application/json" id="known">{_known(predictor, health, asks)}</script>
 <script>{script}</script></body></html>
 """
 
 
-def _known(predictor: Predictor) -> str:
+def _known(predictor: Predictor, health: dict[str, Any], asks: bool) -> str:
     """What the page's script has to know, as JSON that may stand in a page."""
     contract = predictor.contract
     columns = (*contract.features, *contract.identifiers)
     known = {
         "happened": contract.outcome.happened,
-        "threshold": predictor.health().get("threshold", 0.0),
+        "asks": asks,
+        "threshold": health.get("threshold", 0.0),
         "explains": predictor.explains,
         "columns": [column.name for column in columns],
         "amounts": [column.name for column in columns if column.kind in (Kind.COUNT, Kind.NUMBER)],

@@ -123,14 +123,16 @@ class Predictor:
             return ""
         return f"trained on {source} data, not on the published data set"
 
-    def health(self) -> dict[str, Any]:
-        """What `/health` tells."""
-        told: dict[str, Any] = {
+    def health(self, *, told: bool = True) -> dict[str, Any]:
+        """What `/health` tells; without `told` only whether the service is ready."""
+        if not told:
+            return {"ready": not self.problem}
+        health: dict[str, Any] = {
             "ready": not self.problem,
             "problem": self.problem,
             "warning": self.warning,
             "since": self._since,
         }
         if self._scorer is not None:
-            told |= self._scorer.identity.model_dump(mode="json") | {"bento_digest": self._digest}
-        return told
+            health |= self._scorer.identity.model_dump(mode="json") | {"bento_digest": self._digest}
+        return health

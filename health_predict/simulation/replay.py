@@ -194,7 +194,7 @@ def _send(replay: Replay, batches: Batches, number: int, frame: pd.DataFrame) ->
     log.info("batch %d: sending %d encounters", number, len(frame))
     portion, contract = min(PORTION, replay.settings.serving_batch_rows), batches.contract
     bodies = as_requests(frame, contract.features)
-    with Endpoint(open_target(replay.settings).url) as endpoint:
+    with Endpoint(open_target(replay.settings).url, replay.settings) as endpoint:
         # Not logged by the service: a simulation is no part of the live stream.
         answers = [answer for some in endpoint.predict(bodies, portion, log=False) for answer in some]
     # Only now they have arrived: of what a killed attempt sent before, nobody knows.

@@ -272,7 +272,7 @@ class _Change:
         worst = 0.0
         for number, case in enumerate(cases, 1):
             # These patients do not exist: they are no predictions to be logged and watched.
-            response = ask(f"{url}/predict?log=false", case["request"])
+            response = ask(f"{url}/predict?log=false", self.settings, case["request"])
             if response.status_code != http.HTTPStatus.OK:
                 raise GateError(f"{url} answers {response.status_code}: {response.text[:200]}")
             answer, expected = response.json(), case["answer"]

@@ -60,11 +60,11 @@ def shadow(settings: Settings, serving: str, candidate: str) -> Shadow | str:
     bodies = as_requests(frame, arrivals.contract.features)
     portion = min(PORTION, settings.serving_batch_rows)
     try:
-        before = _answers(serving, bodies, portion)
+        before = _answers(settings, serving, bodies, portion)
     except HealthPredictError as error:  # a rollout may be what mends it
         return f"what serves gave no answer: {error.problem}"
     try:
-        after = _answers(candidate, bodies, portion)
+        after = _answers(settings, candidate, bodies, portion)
     except HealthPredictError as error:
         raise GateError(
             f"the candidate does not score encounters that arrived: {error.problem}",
@@ -88,6 +88,6 @@ def shadow(settings: Settings, serving: str, candidate: str) -> Shadow | str:
     return Shadow(changed_decisions(flags[0], flags[1], groups), examples)
 
 
-def _answers(url: str, bodies: Sequence[dict[str, Any]], portion: int) -> list[dict[str, Any]]:
-    with Endpoint(url) as endpoint:
+def _answers(settings: Settings, url: str, bodies: Sequence[dict[str, Any]], portion: int) -> list[dict[str, Any]]:
+    with Endpoint(url, settings) as endpoint:
         return [answer for some in endpoint.predict(bodies, portion, log=False) for answer in some]

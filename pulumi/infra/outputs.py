@@ -8,6 +8,7 @@ from health_predict.aws import cost
 from health_predict.aws.stack_config import OpenPort, StackConfig
 
 KUBERNETES_PORT = 6443
+FORWARDED = {OpenPort.API.value: OpenPort.API.number, "mlflow": 5050, "pipelines": 8080}
 # Minutes. Docs tell what they were measured on, and what of them is estimated.
 FIRST_UP = 45
 LATER_UP = 20
@@ -26,7 +27,7 @@ def commands(config: StackConfig, instance_id: str) -> dict[str, str]:
         " > kubeconfig",
         "kubernetes": forward.format(KUBERNETES_PORT),
         "state": f"{show} command='cat /var/lib/health-predict/state'",
-        **{port.value: forward.format(port.number) for port in OpenPort},
+        **{name: forward.format(port) for name, port in FORWARDED.items()},
         "delete": "pulumi config set keep_data false && pulumi up && pulumi destroy"
         if config.keep_data
         else "pulumi destroy",

@@ -16,7 +16,7 @@ from pulumi_policy import (
     StackValidationPolicy,
 )
 
-WIDEST_PREFIX = 24
+ENDPOINT_PORT = 3000
 REQUIRED_TAGS = ("Project", "Stack", "ManagedBy")
 TAGGED = (
     "aws:budgets/budget:Budget",
@@ -46,22 +46,24 @@ Check = Callable[[str, Mapping[str, Any]], Iterator[str]]
 
 
 def public_ingress(kind: str, props: Mapping[str, Any]) -> Iterator[str]:
-    """Nothing comes in from more than 256 addresses."""
+    """Nothing comes in but from one address, to the port of the endpoint, which asks for a token."""
     if kind == "aws:ec2/securityGroup:SecurityGroup":
         rules = list(props.get("ingress") or [])
     elif kind == "aws:ec2/securityGroupRule:SecurityGroupRule" and props.get("type") == "ingress":
         rules = [props]
     elif kind == "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule":
-        rules = [{"cidrBlocks": [props.get("cidrIpv4")], "ipv6CidrBlocks": [props.get("cidrIpv6")]}]
+        rules = [{**props, "cidrBlocks": [props.get("cidrIpv4")], "ipv6CidrBlocks": [props.get("cidrIpv6")]}]
     else:
         return
     for rule in rules:
+        if (rule.get("fromPort"), rule.get("toPort")) != (ENDPOINT_PORT, ENDPOINT_PORT):
+            yield f"opens ports {rule.get('fromPort')} to {rule.get('toPort')} -> forward them by Systems Manager"
         for cidr in (*(rule.get("cidrBlocks") or ()), *(rule.get("ipv6CidrBlocks") or ())):
             if not cidr:
                 continue
             network = ipaddress.ip_network(cidr, strict=False)
-            if network.version == 6 or network.prefixlen < WIDEST_PREFIX:
-                yield f"lets {cidr} in -> name a network of at most 256 addresses, or use Systems Manager"
+            if network.num_addresses > 1:
+                yield f"lets {cidr} in -> name one address, or use Systems Manager"
 
 
 def unencrypted(kind: str, props: Mapping[str, Any]) -> Iterator[str]:

@@ -70,9 +70,15 @@ def client(source: Source) -> Iterator[Client]:
 
 
 @pytest.fixture
-def server(source: Source) -> Iterator[uvicorn.Server]:
+def service_settings() -> dict[str, str]:
+    """Settings of `server`; a test has others by a fixture of its own."""
+    return {}
+
+
+@pytest.fixture
+def server(source: Source, service_settings: dict[str, str]) -> Iterator[uvicorn.Server]:
     """The service behind a real socket, spoken to as in its image, which has no httptools."""
-    app = imported(source()).Readmission.to_asgi()
+    app = imported(source(), **service_settings).Readmission.to_asgi()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, http="h11"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -46,6 +46,7 @@ from health_predict.errors import DataError, SettingsError, UnreachableError
 from health_predict.serving import middleware, prediction_log, shipping
 from health_predict.serving.prediction_log import PredictionLog
 from health_predict.serving.schemas import LONGEST_LIST, Prediction, encounter_model, violations
+from health_predict.settings import Settings
 from tests import hostile
 from tests.browser import browser, needs_chromium
 from tests.contracts import DIABETES
@@ -263,7 +264,7 @@ class TestViolations:
 
     @pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3", b"[" * 100_000, b'{"a":' * 100_000])
     def test_what_is_no_object(self, client: Client, body: bytes) -> None:
-        assert violated(client.raw(body))["body"] in ("model_type", "json_invalid")
+        assert violated(client.raw(body))["body"] in ("model_type", "json_invalid", "too_long")
 
     def test_no_value_comes_back(self, client: Client, valid: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
@@ -498,7 +499,7 @@ class TestRefusals:
             Encounter.model_validate_json((await receive())["body"])
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
-        route = middleware.Route(Encounter, 2**20, seconds, most=10)
+        route = middleware.Route(Encounter, 2**20, seconds, most=10, held=2**21)
         asyncio.run(middleware.Limits(inner, client.predictor, {"/predict": route}, frozenset())(scope, receive, send))
         return sent, read
 
@@ -553,7 +554,8 @@ class TestUpgrade:
         """The statuses of two requests over one connection: the one in these segments, and a plain one."""
         body = json.dumps(EXAMPLE).encode()
         plain = (
-            f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n"
         )
         with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=20) as wire:
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -568,7 +570,7 @@ class TestUpgrade:
         return found
 
     def head(self, path: str, *lines: str) -> bytes:
-        fixed = ("Host: x", "Content-Type: application/json")
+        fixed = ("Host: localhost", "Content-Type: application/json")
         return (
             f"POST {path} HTTP/1.1\r\n{self.OFFER}" + "".join(f"{line}\r\n" for line in (*fixed, *lines)) + "\r\n"
         ).encode()
@@ -650,11 +652,14 @@ class TestClients:
 
     def test_an_address_that_is_none(self) -> None:
         with pytest.raises(SettingsError, match="is no address"):
-            endpoint.Endpoint("localhost:3000")
+            endpoint.Endpoint("localhost:3000", Settings())
 
     def test_a_refused_encounter_is_named(self, url: str, valid: dict[str, Any]) -> None:
         rows = [valid, valid, {**valid, "age": "old"}]
-        with endpoint.Endpoint(url) as asked, pytest.raises(DataError, match="encounter 3, age: must be one of"):
+        with (
+            endpoint.Endpoint(url, Settings()) as asked,
+            pytest.raises(DataError, match="encounter 3, age: must be one of"),
+        ):
             list(asked.predict(rows, portion=2))
 
     def test_a_busy_service_is_asked_again(
@@ -668,7 +673,7 @@ class TestClients:
             post(connection, method, path + ("/busy" if next(refused, False) else ""), *arguments)
 
         monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.0)
-        with endpoint.Endpoint(url) as asked:
+        with endpoint.Endpoint(url, Settings()) as asked:
             assert [len(answers) for answers in asked.predict([valid] * 3, portion=2)] == [2, 1]
 
     @pytest.mark.parametrize(("log", "path"), [(True, "/predict/batch"), (False, "/predict/batch?log=false")])
@@ -684,13 +689,16 @@ class TestClients:
 
         monkeypatch.setattr(http.client.HTTPConnection, "request", request)
         # when
-        with endpoint.Endpoint(url) as client:
+        with endpoint.Endpoint(url, Settings()) as client:
             assert len([*client.predict([valid] * 3, portion=2, log=log)]) == 2
         # then every portion says so
         assert asked == [path, path]
 
     def test_another_server_is_told_apart(self, url: str, valid: dict[str, Any]) -> None:
-        with endpoint.Endpoint(f"{url}/elsewhere") as asked, pytest.raises(UnreachableError, match="answers 404"):
+        with (
+            endpoint.Endpoint(f"{url}/elsewhere", Settings()) as asked,
+            pytest.raises(UnreachableError, match="answers 404"),
+        ):
             list(asked.predict([valid], portion=1))
 
     def test_the_client_of_the_documentation(self, url: str, valid: dict[str, Any]) -> None:

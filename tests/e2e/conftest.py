@@ -5,10 +5,13 @@ What differs by cluster comes from E2E_* variables, so that no HEALTH_PREDICT_* 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import secrets
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from health_predict.adapters.tokens import digest_of
 from health_predict.errors import HealthPredictError
 from health_predict.settings import PREFIX, Settings
 
@@ -72,6 +76,26 @@ def deployment() -> dict[str, Any]:
     return found
 
 
+def token_file() -> str:
+    """A file with the operator's token of the endpoint, as `k8s/up` made it; else as one is made here."""
+    name = "readmission-api-token"
+    found = kubectl("-n", "kubeflow", "get", "secret", name, "--ignore-not-found", "-o", "jsonpath={.data.token}")
+    token = base64.b64decode(found).decode() or secrets.token_hex(32)
+    if not found:
+        kubectl("-n", "kubeflow", "create", "secret", "generic", name, f"--from-literal=token={token}")
+    file = Path(tempfile.gettempdir()) / f"{name}-{os.getpid()}"
+    file.touch(mode=0o600)
+    file.write_text(token)
+    return str(file)
+
+
+def let_in(file: str) -> None:
+    """Have the service take the token of that file."""
+    line = f"rollout operator {digest_of(Path(file).read_bytes())}"
+    kubectl("-n", NAMESPACE, "delete", "secret", "readmission-api-tokens", "--ignore-not-found")
+    kubectl("-n", NAMESPACE, "create", "secret", "generic", "readmission-api-tokens", f"--from-literal=tokens={line}")
+
+
 @pytest.fixture(scope="session")
 def serving() -> Iterator[None]:
     """The manifests of the service alone: namespace, accounts, policies, Deployment, Service."""
@@ -96,6 +120,8 @@ def serving() -> Iterator[None]:
             *("apply", "--server-side", "--force-conflicts", "--field-manager=health-predict-platform", "-f", "-"),
             data=yaml.safe_dump_all(chosen),
         )
+        if kind:
+            let_in(token_file())
     yield
 
 
@@ -110,6 +136,7 @@ class Place:
             "home": self.home,
             "serving_target": "kubernetes",
             "serving_port": SERVING_PORT,
+            "serving_token_file": token_file(),
             "image_registry": f"{IMAGES}/readmission",
             "registry_endpoint": REGISTRY,
             "base_image": BASE_IMAGE,
@@ -139,6 +166,7 @@ def outside() -> dict[str, Any]:
         "image_registry": f"{IMAGES}/readmission",
         "registry_endpoint": REGISTRY,
         "serving_port": SERVING_PORT,
+        "serving_token_file": token_file(),
     }
 
 

@@ -39,7 +39,17 @@ from health_predict.stages.approval import approve
 from tests.cohorts import synthesize
 from tests.contracts import DATE, DIABETES, ENCOUNTER, PATIENT, POSITIVE, TARGET
 from tests.e2e import platform
-from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, deployment, kubectl, object_store_keys, outside, until
+from tests.e2e.conftest import (
+    NAMESPACE,
+    SERVING_PORT,
+    Place,
+    deployment,
+    kubectl,
+    object_store_keys,
+    outside,
+    token_file,
+    until,
+)
 
 NAME = f"e2e-{secrets.token_hex(4)}"  # of this session alone: its storage, experiment and model
 WEEKS, A_WEEK = 3, 800
@@ -82,7 +92,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 def served_version() -> str:
     connection = http.client.HTTPConnection("127.0.0.1", SERVING_PORT, timeout=20)
-    connection.request("GET", "/health")
+    connection.request("GET", "/health", headers={"Authorization": f"Bearer {Path(token_file()).read_text()}"})
     return str(json.loads(connection.getresponse().read())["model_version"])
 
 
@@ -107,7 +117,7 @@ def ask_the_service(settings: Settings) -> pd.DataFrame:
     sent = sent.assign(**{TARGET: np.where(readmitted, POSITIVE, DIABETES.outcome.negative), DATE: days})
     named = sent[[ENCOUNTER, PATIENT, DATE]].to_dict("records")
     bodies = [{**body, **names} for body, names in zip(as_requests(sent, DIABETES.features), named, strict=True)]
-    with Endpoint(f"http://127.0.0.1:{SERVING_PORT}") as endpoint:
+    with Endpoint(f"http://127.0.0.1:{SERVING_PORT}", settings) as endpoint:
         answers = [answer for some in endpoint.predict(bodies, 400) for answer in some]
     assert {answer["model_version"] for answer in answers} == {"1"}
     return sent

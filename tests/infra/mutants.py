@@ -52,8 +52,8 @@ class Mutant:
 
 MUTANTS = (
     # who may come in
-    Mutant("health_predict/aws/stack_config.py", "if network.prefixlen < WIDEST_PREFIX:", "if False:"),
-    Mutant("health_predict/aws/stack_config.py", "WIDEST_PREFIX = 24", "WIDEST_PREFIX = 16"),
+    Mutant("health_predict/aws/stack_config.py", "if network.num_addresses > 1:", "if False:"),
+    Mutant("health_predict/aws/stack_config.py", "if network.num_addresses > 1:", "if network.num_addresses > 2:"),
     Mutant("pulumi/infra/firewall.py", "cidr_blocks=[args.operator_cidr]", 'cidr_blocks=["0.0.0.0/0"]'),
     Mutant("pulumi/infra/firewall.py", "for port in args.open_ports", "for port in OpenPort"),
     Mutant("pulumi/infra/firewall.py", "to_port=port.number", "to_port=65535"),

@@ -584,18 +584,18 @@ def test_a_registry_that_refuses_is_not_taken_for_an_empty_one(machine: Machine)
 
 
 @pytest.mark.parametrize(
-    ("health", "champion", "ran"),
+    ("serving", "champion", "ran"),
     [
         ("", "", '"readmission"'),
         ("", '{"model_version": {"version": "7"}}', '"deployment", "-p", "model_version=7"'),
-        ('{"ready": true, "model_version": "7"}', '{"model_version": {"version": "7"}}', ""),
-        ('{"ready": false, "problem": "no model"}', "", '"readmission"'),
+        ("2 7", '{"model_version": {"version": "7"}}', ""),
+        (" 7", "", '"readmission"'),
     ],
 )
-def test_the_first_run_brings_what_is_lacking(machine: Machine, health: str, champion: str, ran: str) -> None:
+def test_the_first_run_brings_what_is_lacking(machine: Machine, serving: str, champion: str, ran: str) -> None:
     # given what serves and which version is the champion
     (machine.upper / "var/lib").mkdir(parents=True, exist_ok=True)
-    for name, text in (("health", health), ("champion", champion)):
+    for name, text in (("serving", serving), ("champion", champion)):
         if text:
             (machine.upper / f"var/lib/stub-{name}").write_text(text)
     # when the host comes up

@@ -22,7 +22,7 @@ Client = Callable[[str], Any]
 def whole() -> Stack:
     return run(
         {
-            "operator_cidr": "203.0.113.0/28",
+            "operator_cidr": "203.0.113.7/32",
             "open_ports": ["api"],
             "schedule": {"timezone": "Europe/Berlin"},
             "budget_email": "ops@example.org",
@@ -221,7 +221,7 @@ def test_network_host_and_volume(whole: Stack, client: Client) -> None:
     volumes = ec2.describe_volumes(VolumeIds=[volume["VolumeId"]])["Volumes"]
     assert all(item["Encrypted"] for item in volumes)
     found = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]
-    assert [item["IpRanges"][0]["CidrIp"] for item in found["IpPermissions"]] == ["203.0.113.0/28"]
+    assert [item["IpRanges"][0]["CidrIp"] for item in found["IpPermissions"]] == ["203.0.113.7/32"]
 
 
 def _permission(rule: dict[str, Any]) -> dict[str, Any]:

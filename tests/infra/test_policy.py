@@ -18,7 +18,7 @@ from policy.rules import CHECKS, TAGGED, bucket_parts
 from tests.infra.program import ROOT, Captured, Stack, run
 
 EVERYTHING = {
-    "operator_cidr": "203.0.113.0/28",
+    "operator_cidr": "203.0.113.7/32",
     "open_ports": ["api"],
     "schedule": {"timezone": "UTC"},
     "budget_email": "ops@example.org",
@@ -60,6 +60,8 @@ Spoil = Callable[[dict[str, Any]], object]
 BROKEN: list[tuple[str, Spoil, str, str]] = [
     (GROUP, lambda p: p["ingress"][0].update(cidrBlocks=["0.0.0.0/0"]), "no-public-ingress", "lets 0.0.0.0/0 in"),
     (GROUP, lambda p: p["ingress"][0].update(cidrBlocks=["203.0.0.0/16"]), "no-public-ingress", "203.0.0.0/16"),
+    (GROUP, lambda p: p["ingress"][0].update(cidrBlocks=["203.0.113.6/31"]), "no-public-ingress", "name one address"),
+    (GROUP, lambda p: p["ingress"][0].update(fromPort=5050, toPort=5050), "no-public-ingress", "opens ports 5050"),
     (GROUP, lambda p: p["ingress"][0].update(ipv6CidrBlocks=["::/0"]), "no-public-ingress", "::/0"),
     ("aws:ebs/volume:Volume", lambda p: p.update(encrypted=False), "encrypted", "not encrypted"),
     ("aws:ebs/volume:Volume", lambda p: p.pop("encrypted"), "encrypted", "not encrypted"),

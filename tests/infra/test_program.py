@@ -27,7 +27,7 @@ from infra.outputs import FIRST_UP, estimate
 from tests.infra.program import ACCOUNT, ROOT, Stack, run
 
 WORKLOADS = ("service", "mlflow", "backup", "tasks")
-OPERATOR = {"operator_cidr": "203.0.113.0/28", "open_ports": ["api", "mlflow"]}
+OPERATOR = {"operator_cidr": "203.0.113.7/32", "open_ports": ["api"]}
 OFFICE_HOURS = {"schedule": {"start": "07:30", "stop": "19:00", "days": ["MON", "WED"], "timezone": "Europe/Berlin"}}
 ALARM = {"budget_email": "ops@example.org", "budget_usd": 99}
 
@@ -86,13 +86,10 @@ def test_nothing_comes_in_by_default() -> None:
     assert all(rule["fromPort"] == rule["toPort"] and rule["protocol"] == "tcp" for rule in group["egress"])
 
 
-def test_named_ports_open_to_the_operator_alone() -> None:
+def test_the_endpoint_opens_to_the_operator_alone() -> None:
     rules = stack(**OPERATOR).one("ec2/securityGroup:SecurityGroup").inputs["ingress"]
-    assert {rule["description"]: (rule["fromPort"], rule["toPort"]) for rule in rules} == {
-        "api": (3000, 3000),
-        "mlflow": (5050, 5050),
-    }
-    assert all(rule["cidrBlocks"] == ["203.0.113.0/28"] and rule["protocol"] == "tcp" for rule in rules)
+    assert {rule["description"]: (rule["fromPort"], rule["toPort"]) for rule in rules} == {"api": (3000, 3000)}
+    assert all(rule["cidrBlocks"] == ["203.0.113.7/32"] and rule["protocol"] == "tcp" for rule in rules)
 
 
 def test_the_bucket() -> None:
@@ -536,7 +533,8 @@ def test_another_account_is_refused_by_the_provider() -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"operator_cidr": "0.0.0.0/0", "open_ports": ["api"]}, "opens the host to 4294967296 addresses"),
-    ({"operator_cidr": "203.0.112.0/23", "open_ports": ["api"]}, "/24 or narrower"),
+    ({"operator_cidr": "203.0.113.6/31", "open_ports": ["api"]}, "opens the host to 2 addresses"),
+    ({"operator_cidr": "203.0.113.7/32", "open_ports": ["mlflow"]}, "open_ports"),
     ({"operator_cidr": "203.0.113.7/24", "open_ports": ["api"]}, "is no IPv4 network"),
     ({"operator_cidr": "::/0", "open_ports": ["api"]}, "is no IPv4 network"),
     ({"open_ports": ["api"]}, "operator_cidr and open_ports belong together"),

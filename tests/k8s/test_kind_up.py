@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from health_predict.adapters.tokens import Role, digest_of, read_tokens
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(__file__).parent / "commands"
 NODE, REGISTRY = "health-predict-control-plane", "health-predict-registry"
@@ -103,6 +105,28 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert done.returncode != 0 and "ready. " not in done.stdout, done.stdout + done.stderr
     assert words in done.stderr, done.stderr
     assert " -> " in done.stderr
+
+
+def test_the_endpoint_has_a_token_of_its_own_and_keeps_those_of_others(world: World) -> None:
+    token, tokens = (world.folder / "objects" / name for name in ("token", "tokens"))
+    # when the platform is made, then who rolls out has a token of 256 bits, and the service its digest
+    ready(world.up())
+    first = token.read_text()
+    assert len(bytes.fromhex(first)) == 32
+    assert tokens.read_text() == f"rollout operator {digest_of(first.encode())}\n"
+    assert first not in world.calls
+    # when a person lets somebody else in and it is made again, then both stay
+    others = "ward-7 client " + "a" * 64
+    tokens.write_text(f"{others}\n{tokens.read_text()}")
+    before = tokens.read_text()
+    ready(world.up())
+    assert (token.read_text(), tokens.read_text()) == (first, before)
+    # when the token is deleted, then another one takes its place
+    token.unlink()
+    ready(world.up())
+    assert token.read_text() != first
+    assert tokens.read_text() == f"{others}\nrollout operator {digest_of(token.read_bytes())}\n"
+    assert read_tokens(tokens)[1].role is Role.OPERATOR
 
 
 def test_from_nothing_twice_and_down_and_up_with_its_data(world: World) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from health_predict.pipelines.wiring import TOKEN_FOLDER
 from health_predict.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,21 @@ def test_the_prediction_log_has_a_volume_that_holds_it() -> None:
 
 
 @needs_kubectl
+def test_the_service_asks_for_the_tokens_of_a_secret_that_may_change() -> None:
+    # given the pods of the service
+    spec = pod_specs(render("kind"))["Deployment/readmission-api"]
+    (container,) = spec["containers"]
+    # then the file that they ask by is a Secret's, which must be there, and follows its changes
+    (file,) = [item["value"] for item in container["env"] if item["name"] == "HEALTH_PREDICT_SERVING_TOKENS"]
+    (mount,) = [item for item in container["volumeMounts"] if file.startswith(item["mountPath"] + "/")]
+    (volume,) = [item for item in spec["volumes"] if item["name"] == mount["name"]]
+    assert "subPath" not in mount and not volume["secret"].get("optional")
+    # and `k8s/up` makes it, and tells the tasks where they find theirs
+    script = (ROOT / "k8s" / "up").read_text()
+    assert f"create secret generic {volume['secret']['secretName']} --from-file={Path(file).name}=" in script
+    assert f"HEALTH_PREDICT_SERVING_TOKEN_FILE={TOKEN_FOLDER}/token" in script
+
+
 def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
     items = render("kind")
     assert not [item for item in items if item["kind"].startswith("ClusterRole")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import urllib.error
 import urllib.request
 from dataclasses import replace
 from http.server import ThreadingHTTPServer
@@ -114,6 +115,11 @@ def test_open_serves_the_page(settings: Settings, version: str, monkeypatch: pyt
                 for name in ("", "card.html"):
                     with urllib.request.urlopen(url + name, timeout=10) as answer:
                         read.append(answer.read().decode())
+                # and by a name of somebody else's that leads here
+                asked = urllib.request.Request(url, headers={"Host": "attacker.example"})
+                with pytest.raises(urllib.error.HTTPError, match="421"):
+                    urllib.request.urlopen(asked, timeout=10)
+                read.append("refused")
             finally:
                 servers[0].shutdown()
 
@@ -127,5 +133,6 @@ def test_open_serves_the_page(settings: Settings, version: str, monkeypatch: pyt
     # when
     report.open_()
     # then
-    index, card = read
+    index, card, rebound = read
+    assert rebound == "refused"
     assert "Model version 1" in index and "models/1/card.html" in card

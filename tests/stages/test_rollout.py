@@ -19,13 +19,15 @@ import typer
 from typer.testing import CliRunner
 
 from health_predict.adapters.images import LayoutRegistry
+from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
+from health_predict.adapters.tokens import Role, add_token
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, Tracking
 from health_predict.adapters.tracking.history import pin, release, served, served_before
 from health_predict.commands import operate
 from health_predict.core.choices import Approval
 from health_predict.core.data.cohort import without_excluded
-from health_predict.errors import GateError, StateError, UnreachableError
+from health_predict.errors import GateError, SettingsError, StateError, UnreachableError
 from health_predict.operations.lineage import lineage
 from health_predict.operations.status import status
 from health_predict.stages.rollout import RolloutOutcome, rollout, unpacked
@@ -85,6 +87,34 @@ def test_the_registry_says_when_each_version_served(first: Built) -> None:
     before, now = (served(first.tracking.version(number))[-1] for number in ("1", "2"))
     assert before.begin <= before.end == now.begin and not now.end
     assert served_before(first.tracking.versions(), first.tracking.version("2")) == first.tracking.version("1")
+
+
+def test_an_endpoint_that_asks_for_tokens_gets_the_operators(down: Built, tmp_path: Path) -> None:
+    # given an endpoint that takes two tokens
+    tokens, sent = tmp_path / "tokens", tmp_path / "token"
+    operator, client = add_token(tokens, "rollout", Role.OPERATOR), add_token(tokens, "ward-7", Role.CLIENT)
+    closed = {"serving_tokens": str(tokens), "serving_token_file": str(sent)}
+    # when a rollout has only a client's, it is undone and says why
+    sent.write_text(client)
+    with pytest.raises(GateError, match=r"403.*only an operator's token"):
+        down.rollout("1", **closed)
+    assert down.target.active() is None
+    # and with an operator's, it serves to who has a token, and lineage finds what serves
+    sent.write_text(operator)
+    assert down.rollout("1", **closed).outcome is RolloutOutcome.DEPLOYED
+    links = lineage(down.settings.model_copy(update=closed))
+    assert not any(link.problem for link in links)
+    assert "SERVING_TOKEN_FILE" in lineage(down.settings)[0].remedy
+    # and a rollout after it does so too, with the newest encounters scored beside what serves
+    assert down.rollout("2", **closed).outcome is RolloutOutcome.DEPLOYED
+    down.target.stop()
+
+
+def test_without_tokens_it_is_not_brought_up_for_others(down: Built) -> None:
+    with pytest.raises(SettingsError, match="ask nobody who they are"):
+        down.rollout("1", serving_host="0.0.0.0")
+    with pytest.raises(SettingsError, match="ask nobody who they are"):
+        ProcessTarget(down.settings.model_copy(update={"serving_host": "0.0.0.0"})).check_port()
 
 
 @pytest.fixture
@@ -208,7 +238,7 @@ def test_an_endpoint_that_is_down_has_left_its_port(down: Built) -> None:
     # given a client that stays connected to a version, whose workers therefore retire slowly
     down.rollout("1")
     with socket.create_connection(("127.0.0.1", down.settings.serving_port)) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
         down.rollout("2")
         # when the endpoint is stopped

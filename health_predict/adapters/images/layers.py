@@ -149,6 +149,8 @@ def runtime_image(
         "BENTOML_HOME": "/tmp/bentoml",  # noqa: S108
         "HOME": "/tmp",  # noqa: S108
         "BENTOML_CONTAINERIZED": "true",
+        # What `Cmd` listens on: without a file of tokens it does not start.
+        "HEALTH_PREDICT_SERVING_HOST": "0.0.0.0",  # noqa: S104
         "BENTOML_DO_NOT_TRACK": "true",
         "ORT_DISABLE_TELEMETRY": "1",
     }

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from health_predict.adapters.parent_process import exit_with_parent
 
@@ -22,7 +24,40 @@ KEEP_ALIVE_SECONDS = 5
 # An idle connection ends by itself before: no request that is on its way is cut off.
 PATIENCE_SECONDS = KEEP_ALIVE_SECONDS + 1
 REQUEST_SECONDS = 10
+# uvicorn bounds requests and their bodies, but not how many connections there are and how slowly a head arrives.
+HEAD_SECONDS, MOST_CONNECTIONS = 10, 1000
 CLOSE = (b"connection", b"close")
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn's that ends when the head of a request is late, or when there are too many of them."""
+
+    late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.close()
+        else:
+            self.late = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waits = self.conn.their_state is h11.IDLE  # for the rest of a head
+        if waits and self.late is None:
+            self.late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        elif not waits:
+            self.in_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.in_time()
+        super().connection_lost(exc)
+
+    def in_time(self) -> None:
+        """The head is complete, or nobody sends it any more."""
+        if self.late is not None:
+            self.late.cancel()
+            self.late = None
 
 
 class Worker(uvicorn.Server):
@@ -33,8 +68,8 @@ class Worker(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                # Not httptools: of a request that offers another protocol it loses the body (uvicorn #2722).
-                http="h11",
+                # By h11. Not httptools: of a request that offers another protocol it loses the body (uvicorn #2722).
+                http=Connection,
                 log_config=None,
                 log_level="warning",
                 access_log=False,

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import requests
 
+from health_predict.adapters.tokens import own_token
 from health_predict.errors import DataError, SettingsError, UnreachableError
+from health_predict.settings import Settings
 
 ANSWER_SECONDS = 60.0
 ONE_ANSWER_SECONDS = 10.0
@@ -19,12 +21,14 @@ ONE_ANSWER_SECONDS = 10.0
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.5
 SHOWN = 5
+REFUSED = (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN)
+NOT_LET_IN = "name a file with a token that it takes in HEALTH_PREDICT_SERVING_TOKEN_FILE"
 
 
 class Endpoint:
-    """Scores encounters by the service at a base URL, over one connection."""
+    """Scores encounters by the service at a base URL, over one connection; with the token of the settings."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, settings: Settings) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(f"{url!r} is no address of an endpoint", "give one like http://127.0.0.1:3000")
@@ -32,6 +36,7 @@ class Endpoint:
         self.url = url.rstrip("/")
         self._path = parts.path.rstrip("/")
         self._connection = kind(parts.netloc, timeout=ANSWER_SECONDS)
+        self._headers = {"Content-Type": "application/json", **_authorization(settings)}
 
     def __enter__(self) -> Endpoint:
         return self
@@ -44,7 +49,8 @@ class Endpoint:
     ) -> Iterator[list[dict[str, Any]]]:
         """Answers in order, `portion` encounters at a time; with `log` they come into the prediction log.
 
-        Raises DataError when the service refuses an encounter, UnreachableError when it does not answer.
+        Raises DataError when the service refuses an encounter, SettingsError when it refuses the token, and
+        UnreachableError when it does not answer.
         """
         for start in range(0, len(encounters), portion):
             yield self._batch(encounters[start : start + portion], start, log)
@@ -56,6 +62,8 @@ class Endpoint:
             shown = "; ".join(f"encounter {_place(item['loc'], start)}: {item['msg']}" for item in found[:SHOWN])
             more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             raise DataError(f"{self.url} refuses: {shown}{more}", "correct the values")
+        if status in REFUSED:
+            raise SettingsError(f"{self.url} does not let us in: {json.loads(body)['detail']}", NOT_LET_IN)
         if status != http.HTTPStatus.OK:
             raise UnreachableError(
                 f"{self.url} answers {status}: {body[:200].decode(errors='replace')}", "see `health-predict status`"
@@ -67,7 +75,7 @@ class Endpoint:
         attempt = 1
         while True:
             try:
-                self._connection.request("POST", self._path + path, body, {"Content-Type": "application/json"})
+                self._connection.request("POST", self._path + path, body, self._headers)
                 response = self._connection.getresponse()
                 answer = response.read()
                 if response.status != http.HTTPStatus.SERVICE_UNAVAILABLE or attempt == ATTEMPTS:
@@ -82,17 +90,27 @@ class Endpoint:
             attempt += 1
 
 
-def ask(url: str, body: Any = None) -> requests.Response:
-    """The answer to one request, GET or with a `body` POST as JSON, over a connection of its own.
+def ask(url: str, settings: Settings, body: Any = None) -> requests.Response:
+    """The answer to one request with the token of the settings, GET or with a `body` POST as JSON.
 
-    So it comes from whoever takes the traffic now. Raises UnreachableError when there is none.
+    The connection is its own, so it comes from whoever takes the traffic now. Raises UnreachableError when there is no
+    answer.
     """
     with requests.Session() as session:
         session.trust_env = False  # no proxy stands before our own endpoint
         try:
-            return session.request("GET" if body is None else "POST", url, json=body, timeout=ONE_ANSWER_SECONDS)
+            method, headers = "GET" if body is None else "POST", _authorization(settings)
+            # It sends no redirections, and the token is for nobody else.
+            return session.request(
+                method, url, json=body, headers=headers, timeout=ONE_ANSWER_SECONDS, allow_redirects=False
+            )
         except requests.RequestException as error:
             raise UnreachableError(f"{url} gives no answer: {error!r}", "see `health-predict status`") from None
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    token = own_token(settings)
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _place(loc: list[Any], start: int) -> str:

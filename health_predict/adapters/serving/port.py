@@ -78,6 +78,9 @@ def service_environment(settings: Settings, spool: Path) -> dict[str, str]:
         "serving_threads": settings.serving_threads,
         "serving_batch_rows": settings.serving_batch_rows,
         "serving_batch_mb": settings.serving_batch_mb,
+        "serving_host": settings.serving_host,
+        "serving_tokens": settings.serving_tokens,
+        "serving_hosts": json.dumps(settings.serving_hosts),
         "serving_cors_origins": json.dumps(settings.serving_cors_origins),
     }
     named = {PREFIX + name.upper(): str(value) for name, value in values.items()}

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from health_predict.adapters.files import disk_error, read_json, short_folder, writable, write_json
 from health_predict.adapters.locks import only_one
 from health_predict.adapters.serving.port import Active, service_environment
+from health_predict.adapters.tokens import taken_tokens
 from health_predict.errors import GateError, StateError, UnreachableError
 from health_predict.settings import Settings
 
@@ -82,7 +83,11 @@ class ProcessTarget:
         return read_json(self.folder / MANAGER_FILE) if self._alive() else {}
 
     def check_port(self) -> None:
-        """Raises UnreachableError when neither a running endpoint of this home nor a new one could have the port."""
+        """Raises UnreachableError when neither a running endpoint of this home nor a new one could have the port.
+
+        And SettingsError when one that other machines reach would ask nobody for a token.
+        """
+        taken_tokens(self._settings)
         if self._alive():
             self._same_place()
         else:
@@ -257,6 +262,7 @@ class ProcessTarget:
                 time.sleep(PAUSE_SECONDS)
 
     def _start_manager(self) -> None:
+        taken_tokens(self._settings)
         self._free_port()
         shutil.rmtree(read_json(self.folder / MANAGER_FILE).get("control", ""), ignore_errors=True)  # if it was killed
         (self.folder / MANAGER_FILE).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Ports opened on request: Kind listens on loopback, a socket on the host's address hands through to it.
+# The endpoint's port, opened on request: Kind listens on loopback, a socket on the host's address hands through to it.
+# The others were to be opened once, and are closed where they still are.
 set -euo pipefail
 for port in 3000 5050 8080; do
     unit=health-predict-port@$port.socket

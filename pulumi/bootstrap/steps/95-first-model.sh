@@ -15,7 +15,11 @@ except (ValueError, KeyError, TypeError):
     pass
 ' "$1"
 }
-serving() { { curl --silent --max-time 10 http://127.0.0.1:3000/health || true; } | field model_version; }
+serving() { # the version that was brought into service, while pods answer by it
+    kubectl --request-timeout=20s -n health-predict get deployment readmission-api --output \
+        'jsonpath={.status.readyReplicas} {.metadata.annotations.health-predict/model-version}' 2>/dev/null |
+        sed -n 's/^[1-9][0-9]* //p' || true
+}
 champion() {
     curl --silent --show-error --max-time 30 --retry 5 --retry-all-errors \
         'http://127.0.0.1:5050/api/2.0/mlflow/registered-models/alias?name=readmission&alias=champion' |

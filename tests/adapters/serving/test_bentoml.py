@@ -187,7 +187,7 @@ source, (wheel,) = sys.argv[1], os.listdir(sys.argv[1] + "/wheels")
 sys.path[:0] = [source + "/wheels/" + wheel, source]
 import health_predict, service
 from starlette.testclient import TestClient
-with TestClient(service.Readmission.to_asgi()) as client:
+with TestClient(service.Readmission.to_asgi(), base_url="http://localhost") as client:
     print(json.dumps({"library": health_predict.__file__, "health": client.get("/health").json()}))
 """
     done = subprocess.run(
