@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -66,8 +67,10 @@ def set_policy_aside() -> None:
     found = kubectl(
         "get", "validatingadmissionpolicybindings", "-l", "app.kubernetes.io/part-of=health-predict", "-o", "name"
     )
+    # Where a namespace goes, its ConfigMap goes too, and a binding without it denies everything.
+    aside = {"validationActions": ["Audit"], "paramRef": {"parameterNotFoundAction": "Allow"}}
     for binding in found.split():
-        kubectl("patch", binding, "--type=merge", "--patch", '{"spec": {"validationActions": ["Audit"]}}')
+        kubectl("patch", binding, "--type=merge", "--patch", json.dumps({"spec": aside}))
 
 
 def _mlflow_image() -> str:
