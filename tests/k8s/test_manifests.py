@@ -114,6 +114,24 @@ def test_the_service_asks_for_the_tokens_of_a_secret_that_may_change() -> None:
     assert f"HEALTH_PREDICT_SERVING_TOKEN_FILE={TOKEN_FOLDER}/token" in script
 
 
+@needs_kubectl
+def test_the_service_speaks_tls_where_an_overlay_says_so(tmp_path: Path) -> None:
+    # given an overlay with that component
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    file = tmp_path / "k8s" / "overlays" / "kind" / "kustomization.yaml"
+    file.write_text(file.read_text().replace("components: [../../kind]", "components: [../../kind, ../../tls]"))
+    done = subprocess.run([str(KUBECTL), "kustomize", str(file.parent)], capture_output=True, text=True, check=True)
+    spec = pod_specs([item for item in yaml.safe_load_all(done.stdout) if item])["Deployment/readmission-api"]
+    (container,) = spec["containers"]
+    # then certificate and key come from a Secret, and every probe asks by TLS
+    mounted = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "tls")
+    named = {item["name"]: item["value"] for item in container["env"]}
+    assert named["HEALTH_PREDICT_SERVING_TLS_CERTIFICATE"] == f"{mounted}/tls.crt"
+    assert named["HEALTH_PREDICT_SERVING_TLS_KEY"] == f"{mounted}/tls.key" and "HEALTH_PREDICT_SERVING_TOKENS" in named
+    probes = [container[f"{kind}Probe"]["httpGet"]["scheme"] for kind in ("startup", "readiness", "liveness")]
+    assert probes == ["HTTPS"] * 3
+
+
 def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
     items = render("kind")
     assert not [item for item in items if item["kind"].startswith("ClusterRole")]
