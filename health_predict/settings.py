@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     kube_context: str = Field("", description="Context of the kubeconfig; empty: its current one")
     kube_namespace: str = Field("health-predict", min_length=1, description="Namespace of the serving Deployment")
     kube_deployment: str = Field("readmission-api", min_length=1, description="Name of the serving Deployment")
+    kube_account: str = Field(
+        "/var/run/secrets/health-predict/rollout",
+        description="Folder with token and ca.crt of the account that a rollout takes in a cluster; missing: its pod's",
+    )
     serving_threads: int = Field(1, ge=1, le=256, description="Native threads of each worker's model")
     serving_batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="Encounters that a batch may have")
     serving_batch_mb: int = Field(32, ge=1, le=1024, description="Size that the body of a batch may have, in MiB")

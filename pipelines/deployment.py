@@ -6,7 +6,7 @@ from kfp import dsl
 
 from health_predict.components import bento_build, ecr_push, keep, rollout
 from health_predict.pipelines.descriptions import described
-from health_predict.pipelines.wiring import name_gate, wire, with_token
+from health_predict.pipelines.wiring import may_roll_out, name_gate, wire, with_token
 
 
 class DeploymentOutputs(NamedTuple):
@@ -24,6 +24,7 @@ def deployment(model_version: str, approved_by: str = "", approval_why: str = ""
     image = wire(ecr_push(model_version=model_version, bento=bento.outputs["bento"]), "Push the image", retries=1)
     served = wire(rollout(image_uri=image.output, model_version=model_version), "Roll out", minutes=60, retries=0)
     with_token(served)
+    may_roll_out(served)
     return DeploymentOutputs(served.outputs["outcome"])
 
 

@@ -14,11 +14,14 @@ from health_predict.settings import PREFIX, Settings
 SETTINGS = "health-predict-settings"
 CREDENTIALS = "health-predict-credentials"
 NOTIFY = "health-predict-notify"  # the addresses of who is told hold secrets
-# On AWS the credentials are the machine's role. Its network lets the pods with this label ask for it, and no others of
-# the namespace (k8s/overlays/aws/instance-role.yaml).
-ROLE_LABEL = ("health-predict/aws", "true")
 # A token of an operator of the endpoint, of which `k8s/up` tells the settings.
 TOKEN, TOKEN_FOLDER = "readmission-api-token", "/run/readmission-api"
+# The token of the account that may roll out. A run has one account for all its tasks, and kfp-kubernetes gives a task
+# none of its own, so this comes as a Secret.
+ROLLOUT = "health-predict-rollout"
+# On AWS the credentials are those of the tasks' own role. They last an hour, and lie in files that are read anew; which
+# ones, the variable says, which only AWS' settings have (k8s/overlays/aws/settings.env).
+AWS, AWS_FOLDER, AWS_VARIABLE = "health-predict-aws", "/var/run/secrets/health-predict/aws", "AWS_CONFIG_FILE"
 CREDENTIAL_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
@@ -37,10 +40,11 @@ def wire(
     """
     addresses = f"{PREFIX}NOTIFY"
     names = [PREFIX + name.upper() for name in Settings.model_fields]
-    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in names if name != addresses}, optional=True)
+    from_settings = [AWS_VARIABLE, *(name for name in names if name != addresses)]
+    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in from_settings}, optional=True)
     kubernetes.use_secret_as_env(task, NOTIFY, {addresses: addresses}, optional=True)
     kubernetes.use_secret_as_env(task, CREDENTIALS, {name: name for name in CREDENTIAL_NAMES}, optional=True)
-    kubernetes.add_pod_label(task, *ROLE_LABEL)
+    kubernetes.use_secret_as_volume(task, AWS, mount_path=AWS_FOLDER, optional=True)
     task.set_cpu_request(cpu)
     task.set_memory_request(memory)
     kubernetes.set_timeout(task, minutes * 60)
@@ -56,6 +60,12 @@ def wire(
 def with_token(task: PipelineTask) -> PipelineTask:
     """Give a task the endpoint's token, as a file that follows a rotation."""
     return kubernetes.use_secret_as_volume(task, secret_name=TOKEN, mount_path=TOKEN_FOLDER, optional=True)
+
+
+def may_roll_out(task: PipelineTask) -> PipelineTask:
+    """Give a task, by its token, the account that may change what serves (k8s/base/rbac.yaml)."""
+    folder = Settings.model_fields["kube_account"].default
+    return kubernetes.use_secret_as_volume(task, ROLLOUT, mount_path=folder, optional=True)
 
 
 def name_gate(outcome: Any, display_name: str) -> None:

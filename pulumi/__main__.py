@@ -61,12 +61,13 @@ identity = Identity(
     name,
     IdentityArgs(
         storage.bucket.arn,
-        [repository.arn for repository in registry.repositories.values()],
+        {image: repository.arn for image, repository in registry.repositories.items()},
         topic.arn,
         partition,
         config.region,
         account_id,
         tags,
+        config.kms_key,
     ),
     opts,
 )
@@ -113,6 +114,7 @@ bundle = Bundle(
             "HP_FIRST_RUN": str(config.first_run).lower(),
             "HP_MONITOR": config.monitor,
             "HP_TOPIC": topic.arn,
+            **{f"HP_ROLE_{workload.upper()}": role.arn for workload, role in identity.workloads.items()},
             "HP_DATA_URL": PUBLISHED.url,
             "HP_DATA_SHA256": PUBLISHED.sha256,
         },

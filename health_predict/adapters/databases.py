@@ -29,10 +29,16 @@ class Database:
     """Deployments with their replicas."""
 
 
+def _with_password(tool: str, *options: str) -> tuple[str, ...]:
+    """A tool of MySQL by the password that its container has in its environment; with none where it has none."""
+    program = 'export MYSQL_PWD="${MYSQL_ROOT_PASSWORD:-}" && exec "$@"'
+    return ("sh", "-c", program, "sh", tool, "--host=127.0.0.1", "--user=root", *options)
+
+
 DATABASES = (
     Database(
         "mlflow",
-        "health-predict",
+        "health-predict-tracking",
         "postgres-0",
         ("pg_dump", "--format=custom", "--username=mlflow", "mlflow"),
         # In one transaction: what was there stays until all of the dump is in.
@@ -48,17 +54,10 @@ DATABASES = (
         "pipelines",
         "kubeflow",
         "deployment/mysql",
-        (
-            "mysqldump",
-            "--host=127.0.0.1",
-            "--user=root",
-            "--single-transaction",
-            "--add-drop-database",
-            "--databases",
-            "mlpipeline",
-            "metadb",
+        _with_password(
+            "mysqldump", "--single-transaction", "--add-drop-database", "--databases", "mlpipeline", "metadb"
         ),
-        ("mysql", "--host=127.0.0.1", "--user=root"),
+        _with_password("mysql"),
         ".sql",
         {"ml-pipeline": 1, "metadata-grpc-deployment": 1},
     ),

@@ -41,8 +41,8 @@ NEEDED_CPUS, NEEDED_POD_MEMORY_GIB = 0.6, 2.1
 PACKAGES = "bentoml evidently kfp lightgbm mlflow numpy onnxruntime pandas ray requests scikit-learn uvloop xgboost"
 # What must run in the cluster: kind, namespace, name.
 PARTS = (
-    ("statefulset", "health-predict", "postgres"),
-    ("deployment", "health-predict", "mlflow"),
+    ("statefulset", "health-predict-tracking", "postgres"),
+    ("deployment", "health-predict-tracking", "mlflow"),
     ("deployment", "kubeflow", "ml-pipeline"),
     ("deployment", "kubeflow", "workflow-controller"),
 )

@@ -6,7 +6,8 @@ state=/var/lib/health-predict
 
 install -m 644 -t /etc/systemd/system "$here"/units/*
 systemctl daemon-reload
-timers=(health-predict-registry.timer health-predict-secrets.timer health-predict-watch.timer)
+timers=(health-predict-credentials.timer health-predict-registry.timer health-predict-secrets.timer
+    health-predict-watch.timer)
 systemctl enable --quiet health-predict-bootstrap.service "${timers[@]}"
 if ! systemctl restart health-predict-bootstrap.service; then
     cat "$state/failure" >&2 2>/dev/null ||

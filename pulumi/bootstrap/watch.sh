@@ -15,7 +15,7 @@ put() { # metric, unit, value
 after() { awk -v since="$since" '$1 > since {found++} END {print found + 0}'; }
 
 put DiskUsed Percent "$(df --output=pcent / /data | tr -dc '0-9\n' | sort -n | tail -1)"
-jobs=$(kubectl -n health-predict get jobs --request-timeout=30s --output \
+jobs=$(kubectl -n health-predict-tracking get jobs --request-timeout=30s --output \
     "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Failed')].lastTransitionTime}{'\n'}{end}")
 runs=$(kubectl -n kubeflow get workflows.argoproj.io --request-timeout=30s --output \
     "jsonpath={range .items[*]}{.status.finishedAt} {.status.phase}{'\n'}{end}")

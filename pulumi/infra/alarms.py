@@ -104,7 +104,8 @@ class Alarms(pulumi.ComponentResource):
         alarm(
             "backup-failed",
             "FailedBackups",
-            "A backup failed -> `kubectl -n health-predict get jobs`; once corrected, `health-predict backup --on aws`",
+            "A backup failed -> `kubectl -n health-predict-tracking get jobs`;"
+            " once corrected, `health-predict backup --on aws`",
         )
         alarm(
             "run-failed",

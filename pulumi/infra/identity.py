@@ -1,9 +1,10 @@
-"""Identity: what the host, and the pods on it that may reach its metadata, can do in AWS."""
+"""Identity: what the host can do in AWS, and what each workload on it can, by a role of its own."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +27,34 @@ WITHOUT_RESOURCE = (
     "ssmmessages:OpenControlChannel",
     "ssmmessages:OpenDataChannel",
 )
-WRITABLE = ("raw", "health-predict", "mlflow", "backups")  # prefixes of the bucket; bundles stay read-only
-ERASABLE = ("health-predict", "mlflow", "backups")  # deleting there leaves the old version for 90 days
+DATA = "health-predict"  # prefix of the bucket, as HEALTH_PREDICT_STORAGE_URI of k8s/overlays/aws names it
+WORKLOADS = ("service", "mlflow", "backup", "tasks")
+PULL = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:DescribeImages", "ecr:GetDownloadUrlForLayer")
+PUSH = ("ecr:CompleteLayerUpload", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart")
+WRITE = ("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:PutObject")
+
+Statement = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityArgs:
-    """Arguments of Identity. The policy names exactly these resources."""
+    """Arguments of Identity. The policies name exactly these resources; `repository_arns` are by image.
+
+    `kms_key`: ARN of the key that encrypts the bucket; empty: S3's own.
+    """
 
     bucket_arn: pulumi.Input[str]
-    repository_arns: Sequence[pulumi.Input[str]]
+    repository_arns: Mapping[str, pulumi.Input[str]]
     topic_arn: pulumi.Input[str]
     partition: str
     region: str
     account_id: str
     tags: Mapping[str, str]
+    kms_key: str = ""
 
 
 class Identity(pulumi.ComponentResource):
-    """The host's role and instance profile."""
+    """The host's role and instance profile, and the roles of the workloads, which the host alone may take."""
 
     def __init__(self, name: str, args: IdentityArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("health-predict:infra:Identity", name, None, opts)
@@ -53,8 +63,19 @@ class Identity(pulumi.ComponentResource):
         self.role = aws.iam.Role(
             name, aws.iam.RoleArgs(assume_role_policy=trust_policy("ec2.amazonaws.com"), tags=tags), opts=inside
         )
-        policy = pulumi.Output.all(args.bucket_arn, args.topic_arn, *args.repository_arns).apply(
-            lambda arns: instance_policy(arns[0], arns[1], arns[2:], args.partition, args.region, args.account_id)
+        trust = self.role.arn.apply(trust_of_role)
+        arns = pulumi.Output.all(args.bucket_arn, args.topic_arn, args.repository_arns["readmission"])
+        self.workloads: dict[str, aws.iam.Role] = {}
+        for workload in WORKLOADS:
+            own = f"{name}-{workload}"
+            role_tags = {**args.tags, "Name": own}
+            role = aws.iam.Role(own, aws.iam.RoleArgs(assume_role_policy=trust, tags=role_tags), opts=inside)
+            policy = arns.apply(functools.partial(_policy_of, workload, args.kms_key))
+            aws.iam.RolePolicy(own, aws.iam.RolePolicyArgs(role=role.id, policy=policy), opts=inside)
+            self.workloads[workload] = role
+        roles = [role.arn for role in self.workloads.values()]
+        policy = pulumi.Output.all(args.bucket_arn, roles, list(args.repository_arns.values())).apply(
+            lambda found: host_policy(args, found[0], found[1], found[2])
         )
         self.policy = aws.iam.RolePolicy(name, aws.iam.RolePolicyArgs(role=self.role.id, policy=policy), opts=inside)
         self.profile = aws.iam.InstanceProfile(
@@ -65,59 +86,84 @@ class Identity(pulumi.ComponentResource):
 
 def trust_policy(service: str, source_account: str = "") -> str:
     """Policy by which an AWS service may take a role; with `source_account`, only on that account's behalf."""
-    statement: dict[str, Any] = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
+    statement: Statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
     if source_account:
         statement["Condition"] = {"StringEquals": {"aws:SourceAccount": source_account}}
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    return _document([statement])
 
 
-def instance_policy(
-    bucket_arn: str, topic_arn: str, repository_arns: Sequence[str], partition: str, region: str, account_id: str
-) -> str:
-    """This bucket, this topic, these repositories, Systems Manager; nothing else."""
+def trust_of_role(arn: str) -> str:
+    """Policy by which one role may take another."""
+    return _document([{"Effect": "Allow", "Principal": {"AWS": arn}, "Action": "sts:AssumeRole"}])
 
-    def allow(sid: str, actions: Sequence[str], resources: Sequence[str]) -> dict[str, Any]:
-        return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
 
-    return json.dumps(
-        {
-            "Version": "2012-10-17",
-            "Statement": [
-                allow("ListBucket", ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"], [bucket_arn]),
-                allow("ReadObjects", ["s3:GetObject", "s3:GetObjectVersion"], [f"{bucket_arn}/*"]),
-                allow(
-                    "WriteObjects",
-                    ["s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:PutObject"],
-                    [f"{bucket_arn}/{prefix}/*" for prefix in WRITABLE],
-                ),
-                allow("EraseObjects", ["s3:DeleteObject"], [f"{bucket_arn}/{prefix}/*" for prefix in ERASABLE]),
-                allow("Messages", ["sns:Publish"], [topic_arn]),
-                allow(
-                    "Images",
-                    [
-                        "ecr:BatchCheckLayerAvailability",
-                        "ecr:BatchGetImage",
-                        "ecr:CompleteLayerUpload",
-                        "ecr:DescribeImages",
-                        "ecr:DescribeRepositories",
-                        "ecr:GetDownloadUrlForLayer",
-                        "ecr:InitiateLayerUpload",
-                        "ecr:PutImage",
-                        "ecr:UploadLayerPart",
-                    ],
-                    repository_arns,
-                ),
-                allow(
-                    "Register",
-                    ["ssm:UpdateInstanceInformation"],
-                    [f"arn:{partition}:ec2:{region}:{account_id}:instance/*"],
-                ),
-                # Metrics are no resource; a namespace narrows them all the same.
-                {
-                    **allow("Metrics", ["cloudwatch:PutMetricData"], ["*"]),
-                    "Condition": {"StringEquals": {"cloudwatch:namespace": NAMESPACE}},
-                },
-                allow("WithoutResource", WITHOUT_RESOURCE, ["*"]),
-            ],
-        }
+def workload_policies(bucket_arn: str, topic_arn: str, readmission_arn: str, kms_key: str = "") -> dict[str, str]:
+    """What each workload may do, by its name.
+
+    Who reads lists too: without that, S3 answers 403 for an object that is not there.
+    """
+
+    def below(*prefixes: str) -> list[str]:
+        return [f"{bucket_arn}/{prefix}/*" for prefix in prefixes]
+
+    names = _allow("ListBucket", ["s3:ListBucket"], [bucket_arn])
+    mlflow, backups, data = below("mlflow"), below("backups"), below(DATA)
+    powers = {
+        # The log of its predictions, and nothing that it could read.
+        "service": [_allow("WriteLog", ["s3:AbortMultipartUpload", "s3:PutObject"], below(f"{DATA}/predictions"))],
+        "mlflow": [names, _allow("Artifacts", ["s3:GetObject", "s3:DeleteObject", *WRITE], mlflow)],
+        "backup": [names, _allow("Backups", ["s3:DeleteObject", *WRITE], backups)],
+        "tasks": [
+            names,
+            _allow("ReadObjects", ["s3:GetObject"], below("raw", DATA)),
+            _allow("WriteObjects", ["s3:DeleteObject", *WRITE], data),
+            _allow("Messages", ["sns:Publish"], [topic_arn]),
+            _allow("Images", [*PULL, *PUSH], [readmission_arn]),
+            _allow("WithoutResource", ["ecr:GetAuthorizationToken"], ["*"]),
+        ],
+    }
+    return {workload: _document([*statements, *_key(kms_key)]) for workload, statements in powers.items()}
+
+
+def _policy_of(workload: str, kms_key: str, arns: Sequence[str]) -> str:
+    bucket_arn, topic_arn, readmission_arn = arns
+    return workload_policies(bucket_arn, topic_arn, readmission_arn, kms_key)[workload]
+
+
+def host_policy(args: IdentityArgs, bucket_arn: str, role_arns: Sequence[str], repository_arns: Sequence[str]) -> str:
+    """The bundle, the raw data, these repositories, Systems Manager, and the roles of the workloads; nothing else."""
+    raw = f"{bucket_arn}/raw/*"
+    return _document(
+        [
+            _allow("ListBucket", ["s3:GetBucketLocation", "s3:ListBucket"], [bucket_arn]),
+            _allow("ReadObjects", ["s3:GetObject"], [f"{bucket_arn}/bundles/*", raw]),
+            _allow("WriteObjects", WRITE, [raw]),
+            _allow("Workloads", ["sts:AssumeRole"], role_arns),
+            _allow("Images", [*PULL, *PUSH, "ecr:DescribeRepositories"], repository_arns),
+            _allow(
+                "Register",
+                ["ssm:UpdateInstanceInformation"],
+                [f"arn:{args.partition}:ec2:{args.region}:{args.account_id}:instance/*"],
+            ),
+            # Metrics are no resource; a namespace narrows them all the same.
+            {
+                **_allow("Metrics", ["cloudwatch:PutMetricData"], ["*"]),
+                "Condition": {"StringEquals": {"cloudwatch:namespace": NAMESPACE}},
+            },
+            _allow("WithoutResource", WITHOUT_RESOURCE, ["*"]),
+            *_key(args.kms_key),
+        ]
     )
+
+
+def _key(kms_key: str) -> list[Statement]:
+    """What S3 asks the key for, on behalf of who reads or writes; an upload in parts is read by S3 itself."""
+    return [_allow("Key", ["kms:Decrypt", "kms:GenerateDataKey"], [kms_key])] if kms_key else []
+
+
+def _allow(sid: str, actions: Iterable[str], resources: Iterable[str]) -> Statement:
+    return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
+
+
+def _document(statements: Sequence[Statement]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)})

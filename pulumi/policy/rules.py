@@ -100,7 +100,9 @@ def _wildcards(statement: Mapping[str, Any]) -> Iterator[str]:
         yield "allows all but something -> list what is allowed"
     principal = statement.get("Principal")
     if principal == "*" or (isinstance(principal, Mapping) and "*" in _list(principal.get("AWS"))):
-        yield "trusts everybody -> name the service or account"
+        yield "trusts everybody -> name the service or role"
+    if isinstance(principal, Mapping) and any(str(arn).endswith(":root") for arn in _list(principal.get("AWS"))):
+        yield "trusts a whole account -> name the role"
     actions = _list(statement.get("Action"))
     for action in actions:
         if "*" in action:
@@ -119,9 +121,14 @@ def untagged(kind: str, props: Mapping[str, Any]) -> Iterator[str]:
 
 
 def old_metadata(kind: str, props: Mapping[str, Any]) -> Iterator[str]:
-    """The metadata service answers only who holds a token."""
-    if kind == "aws:ec2/instance:Instance" and (props.get("metadataOptions") or {}).get("httpTokens") != "required":
+    """The metadata service answers only who holds a token, and the host alone."""
+    if kind != "aws:ec2/instance:Instance":
+        return
+    options = props.get("metadataOptions") or {}
+    if options.get("httpTokens") != "required":
         yield 'answers metadata requests without a token -> metadata_options http_tokens="required"'
+    if options.get("httpPutResponseHopLimit") != 1:
+        yield "gives its role to containers -> metadata_options http_put_response_hop_limit=1"
 
 
 def open_bucket(kind: str, props: Mapping[str, Any]) -> Iterator[str]:

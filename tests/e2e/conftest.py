@@ -28,7 +28,7 @@ Found = TypeVar("Found")
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = shutil.which("kubectl") or ""
-NAMESPACE = "health-predict"
+NAMESPACE, TRACKING = "health-predict", "health-predict-tracking"
 
 # Addresses on this machine; the defaults are those of `make kind-up`.
 SERVING_PORT = int(os.environ.get("E2E_SERVING_PORT", "3000"))
@@ -104,11 +104,15 @@ def serving() -> Iterator[None]:
     rendered = kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))
     kubectl("create", "namespace", "kubeflow", check=False)
     wanted = ("Namespace", "ServiceAccount", "NetworkPolicy", "Role", "RoleBinding", "PodDisruptionBudget")
+    wanted += ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
     items = [
         item
         for item in yaml.safe_load_all(rendered)
-        if item["kind"] in wanted or item["metadata"]["name"] == "readmission-api"
+        if item["kind"] in wanted or item["metadata"]["name"] in ("readmission-api", "health-predict-pods")
     ]
+    for item in items:
+        if item["kind"] == "ConfigMap" and item["metadata"]["namespace"] == NAMESPACE:
+            item["data"]["images"] = f"{IMAGES}/readmission"
     kubectl("-n", NAMESPACE, "delete", "deployment", "readmission-api", "--ignore-not-found", "--wait")
     for kind in ("Namespace", ""):
         chosen = [item for item in items if not kind or item["kind"] == kind]

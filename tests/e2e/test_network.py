@@ -16,10 +16,9 @@ import yaml
 
 from health_predict.adapters.reachable import must_answer
 from health_predict.errors import UnreachableError
-from health_predict.pipelines.wiring import ROLE_LABEL
 from health_predict.settings import Settings
 from tests.e2e import platform
-from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, kubectl
+from tests.e2e.conftest import BASE_IMAGE, KFP, MLFLOW, NAMESPACE, OBJECT_STORE, ROOT, TRACKING, kubectl, until
 
 METADATA = "169.254.169.254"
 # Set where the network is known to enforce policies: it must, then.
@@ -27,13 +26,14 @@ ENFORCED = bool(os.environ.get("E2E_POLICIES_ENFORCED"))
 NAME = "app.kubernetes.io/name"
 # As the table calls them: namespace, labels, and the port on which the server of that place listens.
 PLACES: dict[str, tuple[str, dict[str, str], int]] = {
-    "Postgres": (NAMESPACE, {NAME: "postgres"}, 5432),
-    "MLflow": (NAMESPACE, {NAME: "mlflow"}, 5000),
-    "the backup": (NAMESPACE, {NAME: "backup"}, 0),
+    "Postgres": (TRACKING, {NAME: "postgres"}, 5432),
+    "MLflow": (TRACKING, {NAME: "mlflow"}, 5000),
+    "the backup": (TRACKING, {NAME: "backup"}, 0),
     "the service": (NAMESPACE, {NAME: "readmission-api"}, 3000),
     "a candidate": (NAMESPACE, {NAME: "readmission-candidate"}, 3000),
     "another pod there": (NAMESPACE, {NAME: "another"}, 0),
-    "a stage": ("kubeflow", dict([ROLE_LABEL]), 0),
+    "another pod with MLflow": (TRACKING, {NAME: "another"}, 0),
+    "a stage": ("kubeflow", {"pipelines.kubeflow.org/v2_component": "true"}, 0),
     "the object store": ("kubeflow", {"app": "seaweedfs"}, 8333),
     "Kubeflow's MySQL": ("kubeflow", {"app": "mysql"}, 3306),
     "a pod elsewhere": ("default", {NAME: "elsewhere"}, 0),
@@ -85,9 +85,12 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     folder = tmp_path_factory.mktemp("network")
     platform.prepare(folder)
     platform.up(folder)
+    # It would keep the probes out.
+    platform.set_policy_aside()
     mark = uuid.uuid4().hex[:6]
     names = {place: f"probe-{number}-{mark}" for number, place in enumerate(PLACES)}
-    kubectl("apply", "-f", "-", data=yaml.safe_dump_all([pod(name, place) for place, name in names.items()]))
+    pods = yaml.safe_dump_all([pod(name, place) for place, name in names.items()])
+    until(lambda: kubectl("apply", "-f", "-", data=pods), seconds=60)
     try:
         for place, name in names.items():
             kubectl(
@@ -98,6 +101,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     finally:
         for place, name in names.items():
             kubectl("-n", PLACES[place][0], "delete", "pod", name, "--ignore-not-found", "--wait=false")
+        platform.up(folder)
 
 
 def address(place: str, name: str) -> str:
@@ -206,17 +210,15 @@ def metadata_service() -> Iterator[None]:
         run("rm", "-f", name, check=False)
 
 
-def test_only_our_stages_ask_for_the_machine_s_role(probes: dict[str, str], metadata_service: None) -> None:
+def test_no_pod_asks_for_the_machine_s_role(probes: dict[str, str], metadata_service: None) -> None:
     # given the network policies of AWS, a stage, and another pod of Kubeflow
     if not ENFORCED and reached("another pod there", probes["another pod there"], [("10.96.0.1", 443)]) == [True]:
         pytest.skip("skipped: this cluster's network does not enforce NetworkPolicies")
-    policies = str(ROOT / "k8s" / "overlays" / "aws" / "instance-role.yaml")
+    policies = str(ROOT / "k8s" / "overlays" / "aws" / "amazon.yaml")
     kubectl("apply", "-f", policies)
     try:
-        # then the stage reaches the metadata service, and the other one does not
-        asked = [(METADATA, 80)]
-        assert reached("a stage", probes["a stage"], asked) == [True]
-        assert reached("Kubeflow's MySQL", probes["Kubeflow's MySQL"], asked) == [False]
-        assert reached("the backup", probes["the backup"], asked) == [False]
+        # then none of them reaches the metadata service, whose answers the machine's hop limit would keep from them too
+        for place in ("a stage", "Kubeflow's MySQL", "the backup", "the service", "MLflow"):
+            assert reached(place, probes[place], [(METADATA, 80)]) == [False], place
     finally:
         kubectl("delete", "-f", policies)

@@ -25,6 +25,7 @@ from tests.e2e.conftest import (
     KFP,
     NAMESPACE,
     OBJECT_STORE,
+    TRACKING,
     deployment,
     kubectl,
     object_store_keys,
@@ -226,7 +227,7 @@ def test_a_search_outlives_the_tracking_server(shell: dict[str, str], tmp_path: 
     parent = until(lambda: tracking.runs("tags.role = 'search' and attributes.status = 'RUNNING'"), 900)[0].run_id
     until(lambda: tracking.children(parent), 300)
     # when MLflow's pod dies
-    kubectl("-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/name=mlflow", "--grace-period=0", "--force")
+    kubectl("-n", TRACKING, "delete", "pod", "-l", "app.kubernetes.io/name=mlflow", "--grace-period=0", "--force")
     # then the run ends well, with every trial once
     cluster = ClusterPipelines(Settings(**addresses(tmp_path)))  # type: ignore[arg-type]
     ended = cluster.wait(ClusterRun(run["run_id"], "training", "RUNNING", ""), 1500, lambda event: None)

@@ -14,9 +14,10 @@ from health_predict.operations.backup import backup, backups, restore
 from health_predict.operations.doctor import Health, doctor
 from health_predict.settings import Settings
 from tests.e2e import platform
-from tests.e2e.conftest import MLFLOW, NAMESPACE, ROOT, Place, kubectl, object_store_keys, outside, until
+from tests.e2e.conftest import MLFLOW, NAMESPACE, ROOT, TRACKING, Place, kubectl, object_store_keys, outside, until
 
-ACCOUNT = "system:serviceaccount:kubeflow:health-predict-pipeline"
+PIPELINE = "system:serviceaccount:kubeflow:health-predict-pipeline"
+ROLLOUT = "system:serviceaccount:kubeflow:health-predict-rollout"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,19 +50,19 @@ def settings(place: Place, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def pods(name: str) -> list[str]:
-    found = kubectl("-n", NAMESPACE, "get", "pods", "-l", f"app.kubernetes.io/name={name}", "-o", "json")
+    found = kubectl("-n", TRACKING, "get", "pods", "-l", f"app.kubernetes.io/name={name}", "-o", "json")
     return [item["metadata"]["uid"] for item in json.loads(found)["items"]]
 
 
 def test_a_repetition_changes_nothing(tmp_path: Path) -> None:
     # given what runs
     before = {name: pods(name) for name in ("postgres", "mlflow")}
-    password = kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
+    password = kubectl("-n", TRACKING, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
     # when it is brought up again
     platform.up(tmp_path)
     # then nothing was restarted and no secret made anew
     assert {name: pods(name) for name in before} == before
-    assert kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") == password
+    assert kubectl("-n", TRACKING, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") == password
 
 
 def test_runs_survive_postgres_and_a_new_password(tracking: Tracking) -> None:
@@ -71,25 +72,25 @@ def test_runs_survive_postgres_and_a_new_password(tracking: Tracking) -> None:
     tracking.end_search(run, {"auc": 0.7})
     # when Postgres is killed
     (old,) = pods("postgres")
-    kubectl("-n", NAMESPACE, "delete", "pod", "postgres-0", "--grace-period=0", "--force")
+    kubectl("-n", TRACKING, "delete", "pod", "postgres-0", "--grace-period=0", "--force")
     until(lambda: old not in pods("postgres") and len(pods("postgres")) == 1)
-    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/postgres", "--timeout=180s")
+    kubectl("-n", TRACKING, "rollout", "status", "statefulset/postgres", "--timeout=180s")
     # then everything is there
     found = until(lambda: tracking.run(run))
     assert found.metrics["auc"] == 0.7 and found.params["trials"] == "3"
     assert tracking.read_json(run, "kept.json") == {"answer": 42}
     # and a new password changes nothing for who asks
-    before = kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
+    before = kubectl("-n", TRACKING, "get", "secret", "postgres", "-o", "jsonpath={.data.password}")
     assert subprocess.run([str(ROOT / "k8s" / "rotate")], timeout=420, check=False).returncode == 0
-    assert kubectl("-n", NAMESPACE, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") != before
+    assert kubectl("-n", TRACKING, "get", "secret", "postgres", "-o", "jsonpath={.data.password}") != before
     assert until(lambda: tracking.run(run)).run_id == run
 
 
 def test_the_backup_is_written_to_the_object_store() -> None:
-    kubectl("-n", NAMESPACE, "delete", "job", "backup-now", "--ignore-not-found", "--wait")
-    kubectl("-n", NAMESPACE, "create", "job", "backup-now", "--from=cronjob/backup")
-    kubectl("-n", NAMESPACE, "wait", "--for=condition=complete", "job/backup-now", "--timeout=180s")
-    log = kubectl("-n", NAMESPACE, "logs", "job/backup-now", "-c", "upload").splitlines()
+    kubectl("-n", TRACKING, "delete", "job", "backup-now", "--ignore-not-found", "--wait")
+    kubectl("-n", TRACKING, "create", "job", "backup-now", "--from=cronjob/backup")
+    kubectl("-n", TRACKING, "wait", "--for=condition=complete", "job/backup-now", "--timeout=180s")
+    log = kubectl("-n", TRACKING, "logs", "job/backup-now", "-c", "upload").splitlines()
     # then there is a dump of each database that the cluster has
     stored = {line.split()[0].rpartition("/")[2].partition("-")[0]: int(line.split()[1]) for line in log}
     assert all(line.startswith("s3://mlpipeline/backups/") for line in log)
@@ -112,44 +113,62 @@ def test_what_was_lost_since_a_backup_is_back_and_what_came_is_gone(settings: Se
     # then MLflow has what it had then
     assert Tracking(settings).run(before).metrics["auc"] == 0.7
     assert after not in {run.run_id for run in Tracking(settings).runs("")}
-    assert kubectl("-n", NAMESPACE, "get", "deployment", "mlflow", "-o", "jsonpath={.status.readyReplicas}") == "1"
+    assert kubectl("-n", TRACKING, "get", "deployment", "mlflow", "-o", "jsonpath={.status.readyReplicas}") == "1"
 
 
 @pytest.mark.parametrize(
-    ("allowed", "arguments"),
+    ("account", "allowed", "arguments"),
     [
-        (True, ("patch", "deployments/readmission-api", "-n", NAMESPACE)),
-        (True, ("create", "pods", "-n", NAMESPACE)),
-        (True, ("create", "leases.coordination.k8s.io", "-n", NAMESPACE)),
-        (True, ("update", "leases.coordination.k8s.io/readmission-api-rollout", "-n", NAMESPACE)),
-        (True, ("create", "events", "-n", NAMESPACE)),
-        (True, ("get", "secrets/mlpipeline-minio-artifact", "-n", "kubeflow")),
-        (True, ("create", "workflowtaskresults.argoproj.io", "-n", "kubeflow")),
-        (False, ("get", "secrets/postgres", "-n", NAMESPACE)),
-        (False, ("list", "secrets", "-n", NAMESPACE)),
-        (False, ("list", "secrets", "-n", "kubeflow")),
-        (False, ("patch", "deployments/mlflow", "-n", NAMESPACE)),
-        (False, ("delete", "deployments/readmission-api", "-n", NAMESPACE)),
-        (False, ("create", "pods", "--subresource=exec", "-n", NAMESPACE)),
-        (False, ("get", "nodes")),
-        (False, ("list", "pods", "-A")),
-        (False, ("create", "clusterrolebindings")),
+        (ROLLOUT, True, ("patch", "deployments/readmission-api", "-n", NAMESPACE)),
+        (ROLLOUT, True, ("create", "pods", "-n", NAMESPACE)),
+        (ROLLOUT, True, ("create", "leases.coordination.k8s.io", "-n", NAMESPACE)),
+        (ROLLOUT, True, ("update", "leases.coordination.k8s.io/readmission-api-rollout", "-n", NAMESPACE)),
+        (ROLLOUT, True, ("create", "events", "-n", NAMESPACE)),
+        (ROLLOUT, False, ("delete", "deployments/readmission-api", "-n", NAMESPACE)),
+        (ROLLOUT, False, ("get", "pods", "-n", "kubeflow")),
+        (PIPELINE, True, ("get", "secrets/mlpipeline-minio-artifact", "-n", "kubeflow")),
+        (PIPELINE, True, ("create", "workflowtaskresults.argoproj.io", "-n", "kubeflow")),
+        (PIPELINE, False, ("get", "secrets/health-predict-rollout", "-n", "kubeflow")),
+        (PIPELINE, False, ("create", "pods", "-n", "kubeflow")),
+        (PIPELINE, False, ("patch", "deployments/readmission-api", "-n", NAMESPACE)),
+        (PIPELINE, False, ("get", "pods", "-n", NAMESPACE)),
+        *(
+            (account, False, arguments)
+            for account in (ROLLOUT, PIPELINE)
+            for arguments in (
+                ("get", "secrets/postgres", "-n", TRACKING),
+                ("get", "secrets/object-store", "-n", NAMESPACE),
+                ("list", "secrets", "-n", NAMESPACE),
+                ("list", "secrets", "-n", "kubeflow"),
+                ("patch", "deployments/mlflow", "-n", TRACKING),
+                ("create", "pods", "-n", TRACKING),
+                ("create", "pods", "-n", "kubeflow"),
+                ("create", "pods", "--subresource=exec", "-n", NAMESPACE),
+                ("create", "serviceaccounts/health-predict-rollout", "--subresource=token", "-n", "kubeflow"),
+                ("patch", "configmaps/health-predict-pods", "-n", NAMESPACE),
+                ("delete", "validatingadmissionpolicybindings.admissionregistration.k8s.io"),
+                ("get", "nodes"),
+                ("list", "pods", "-A"),
+                ("create", "clusterrolebindings"),
+            )
+        ),
     ],
 )
-def test_the_pipelines_account_may_do_what_it_needs_and_no_more(allowed: bool, arguments: tuple[str, ...]) -> None:
+def test_each_account_may_do_what_it_needs_and_no_more(account: str, allowed: bool, arguments: tuple[str, ...]) -> None:
     if "argoproj.io" in arguments[1] and not platform.have_pipelines():
         pytest.skip("skipped: a cluster without Kubeflow Pipelines does not know this resource")
-    answer = kubectl("auth", "can-i", *arguments, f"--as={ACCOUNT}", check=False).strip()
+    answer = kubectl("auth", "can-i", *arguments, f"--as={account}", check=False).strip()
     assert answer.endswith("yes") is allowed, answer
 
 
 def test_every_pod_passes_the_restricted_standard() -> None:
-    # the namespace enforces it; what would break it is warned of by a dry run
-    done = kubectl(
-        *("label", "--dry-run=server", "--overwrite", "namespace", NAMESPACE),
-        "pod-security.kubernetes.io/enforce=restricted",
-    )
-    assert "Warning" not in done
+    # the namespaces enforce it; what would break it is warned of by a dry run
+    for namespace in (NAMESPACE, TRACKING):
+        done = kubectl(
+            *("label", "--dry-run=server", "--overwrite", "namespace", namespace),
+            "pod-security.kubernetes.io/enforce=restricted",
+        )
+        assert "Warning" not in done
 
 
 def test_the_doctor_examines_the_cluster(settings: Settings) -> None:

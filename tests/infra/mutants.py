@@ -36,6 +36,7 @@ COPIED = (
 TESTS = ("tests/infra/test_program.py", "tests/infra/test_policy.py", "tests/infra/test_rollout.py")
 HOST = "tests/infra/test_bootstrap.py"
 KIND = "tests/k8s/test_kind_up.py"
+CREDENTIALS = "tests/infra/test_credentials.py"
 SECONDS = 300
 
 
@@ -64,7 +65,7 @@ MUTANTS = (
     ),
     Mutant("pulumi/infra/host.py", 'volume_type="gp3",\n                    encrypted=True,', 'volume_type="gp3",'),
     Mutant("pulumi/infra/host.py", 'http_tokens="required"', 'http_tokens="optional"'),
-    Mutant("pulumi/infra/host.py", "HOP_LIMIT = 3", "HOP_LIMIT = 2"),
+    Mutant("pulumi/infra/host.py", "HOP_LIMIT = 1", "HOP_LIMIT = 2"),
     Mutant("pulumi/infra/storage.py", "block_public_policy=True", "block_public_policy=False"),
     Mutant("pulumi/infra/storage.py", '"aws:SecureTransport": "false"', '"aws:SecureTransport": "true"'),
     Mutant("pulumi/infra/storage.py", 'status="Enabled"),\n            opts', 'status="Suspended"),\n            opts'),
@@ -91,10 +92,24 @@ MUTANTS = (
     ),
     Mutant("pulumi/infra/host.py", "stop_instance_before_detaching=True", "stop_instance_before_detaching=False"),
     # who may do what
-    Mutant("pulumi/infra/identity.py", '"s3:GetObjectVersion"], [f"{bucket_arn}/*"]', '"s3:GetObjectVersion"], ["*"]'),
-    Mutant("pulumi/infra/identity.py", "for prefix in WRITABLE]", 'for prefix in (*WRITABLE, "bundles")]'),
+    Mutant("pulumi/infra/identity.py", '[f"{bucket_arn}/bundles/*", raw]', '[f"{bucket_arn}/*"]'),
+    Mutant("pulumi/infra/identity.py", "WRITE, [raw]", 'WRITE, [raw, f"{bucket_arn}/bundles/*"]'),
     Mutant("pulumi/infra/identity.py", '"ecr:BatchGetImage"', '"ecr:BatchGetImages"'),
-    Mutant("pulumi/infra/identity.py", "                    repository_arns,\n", '                    ["*"],\n'),
+    Mutant(
+        "pulumi/infra/identity.py", '"ecr:DescribeRepositories"], repository_arns', '"ecr:DescribeRepositories"], ["*"]'
+    ),
+    Mutant("pulumi/infra/identity.py", '"s3:PutObject"], below(f"{DATA}/predictions")', '"s3:PutObject"], below(DATA)'),
+    Mutant("pulumi/infra/identity.py", '"s3:PutObject"], below(', '"s3:PutObject", "s3:GetObject"], below('),
+    Mutant("pulumi/infra/identity.py", "*WRITE], mlflow)", "*WRITE], [*mlflow, *data])"),
+    Mutant("pulumi/infra/identity.py", "*WRITE], backups)", "*WRITE], [*backups, *mlflow])"),
+    Mutant("pulumi/infra/identity.py", "*WRITE], data)", "*WRITE], [*data, *backups])"),
+    Mutant("pulumi/infra/identity.py", "*PUSH], [readmission_arn]", "*PUSH], [readmission_arn, topic_arn]"),
+    Mutant(
+        "pulumi/infra/identity.py",
+        '"Principal": {"AWS": arn}',
+        '"Principal": {"AWS": arn.rpartition(":")[0] + ":root"}',
+    ),
+    Mutant("pulumi/infra/identity.py", '["sts:AssumeRole"], role_arns', '["sts:AssumeRole"], ["*"]'),
     Mutant(
         "pulumi/infra/schedule.py",
         'trust_policy("scheduler.amazonaws.com", args.account_id)',
@@ -130,9 +145,9 @@ MUTANTS = (
     Mutant("pulumi/infra/images.py", 'return f"{commit}-dirty" if changed else commit', "return commit"),
     Mutant("pulumi/infra/images.py", '"--format=%H", "--", *sources', '"--format=%H"'),
     # who is told
-    Mutant("pulumi/infra/alarms.py", "alarm_actions=[self.topic.arn]", "alarm_actions=[]"),
+    Mutant("pulumi/infra/alarms.py", "alarm_actions=[args.topic_arn]", "alarm_actions=[]"),
     Mutant("pulumi/infra/alarms.py", '"FailedBackups"', '"BackupsFailed"'),
-    Mutant("pulumi/__main__.py", "config.alarm_email, config.schedule is None", "config.alarm_email, True"),
+    Mutant("pulumi/__main__.py", "topic.arn, config.schedule is None", "topic.arn, True"),
     Mutant("pulumi/__main__.py", "depends_on=[rollout.command]", "depends_on=[]"),
     Mutant("pulumi/infra/identity.py", '"cloudwatch:namespace": NAMESPACE', '"cloudwatch:namespace": "*"'),
     # the host
@@ -209,8 +224,8 @@ MUTANTS = (
     Mutant("k8s/platform", '[ -z "${KEPT:-}" ] || ./keep-password "$KEPT"', ":", (KIND, "-k", "down_and_up")),
     Mutant(
         "k8s/up",
-        '| sed "${network:-}" | apply',
-        '| sed "${network:-}" | apply || true',
+        '-e "${network:-}" | apply',
+        '-e "${network:-}" | apply || true',
         (KIND, "-k", "cluster_refuses"),
     ),
     Mutant(
@@ -219,6 +234,17 @@ MUTANTS = (
         '    [ -z "${PIPELINE_IMAGE:-}" ] || echo "HEALTH_PREDICT_PIPELINE_IMAGE=$PIPELINE_IMAGE"',
         (KIND, "-k", "keeps_the_one_there"),
     ),
+    # who has which key
+    Mutant("pulumi/bootstrap/credentials.sh", '"$HP_ROLE_SERVICE" health', '"$HP_ROLE_TASKS" health', (CREDENTIALS,)),
+    Mutant("pulumi/bootstrap/credentials.sh", "credential_process = cat", "# credential_process = cat", (CREDENTIALS,)),
+    Mutant(
+        "pulumi/bootstrap/install.sh",
+        "timers=(health-predict-credentials.timer ",
+        "timers=(",
+        (HOST, "-k", "first_run_second"),
+    ),
+    Mutant("k8s/platform", "./kfp-secrets\n", "", (KIND, "-k", "made_once")),
+    Mutant("k8s/keep-password", "keep kubeflow mysql-secret\n", "", (KIND, "-k", "made_once")),
 )
 
 

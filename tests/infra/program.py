@@ -60,6 +60,8 @@ class _Cloud(pulumi.runtime.Mocks):
             return "i-0abc", outputs
         if args.typ == "aws:ebs/volume:Volume":
             return "vol-0abc", outputs
+        if args.typ == "aws:iam/role:Role":
+            outputs["arn"] = f"arn:aws:iam::{ACCOUNT}:role/{args.name}"
         if args.typ == "aws:sns/topic:Topic":
             outputs["arn"] = f"arn:aws:sns:us-east-1:{ACCOUNT}:{args.name}"
         if args.typ == "aws:s3/bucket:Bucket":

@@ -31,6 +31,7 @@ VOLUME = "vol-0abc"
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 DISK_BYTES = 64 << 20
 RUN_SECONDS = 180
+ROLES = ("SERVICE", "MLFLOW", "BACKUP", "TASKS")
 
 
 def _sha256(file: Path) -> str:
@@ -94,7 +95,17 @@ class Machine:
         """The repository as the bundle packs it, with the checksums of stand-ins for Docker, kind and kubectl."""
         shutil.copytree(BOOTSTRAP, self.bundle_root / "pulumi/bootstrap")
         shutil.copytree(FIXTURES / "k8s", self.bundle_root / "k8s")
-        for name in ("images", "image-source", "kind-cluster", "platform", "keep-password", "volumes.yaml"):
+        for name in (
+            "images",
+            "image-source",
+            "kind-cluster",
+            "platform",
+            "keep-password",
+            "kfp-password",
+            "kfp-secrets",
+            "move-tracking",
+            "volumes.yaml",
+        ):
             shutil.copy(ROOT / "k8s" / name, self.bundle_root / "k8s")
         (self.bundle_root / "Dockerfile").write_text(f"ARG PYTHON_IMAGE=python@sha256:{'0' * 64}\n")
         (self.bundle_root / ".dockerignore").write_text("*\n!pyproject.toml\n")
@@ -137,6 +148,7 @@ class Machine:
             "HP_RECREATE_CLUSTER": "",
             "HP_MONITOR": "0 30 2 * * *",
             "HP_TOPIC": "arn:aws:sns:us-east-1:123456789012:the-topic",
+            **{f"HP_ROLE_{name}": f"arn:aws:iam::123456789012:role/{name}" for name in ROLES},
             "HP_DATA_URL": "file:///srv/downloads/data.zip",
             "HP_DATA_SHA256": hashlib.sha256(b"encounter_id\n1\n").hexdigest(),
             "HP_DOCKER_URL": "file:///srv/downloads",
@@ -302,6 +314,10 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     bundle = (machine.state / "ready").read_text().strip()
     assert bundle and f"ready: {bundle}" in done.stdout
     assert "status=ready" in (machine.state / "state").read_text()
+    # and each workload has the credentials of its role, anew by a timer from then on
+    for role in ROLES:
+        assert f"sts assume-role --role-arn arn:aws:iam::123456789012:role/{role} " in machine.calls
+    assert (machine.upper / "var/lib/stub-enabled-health-predict-credentials.timer").exists()
     # and the volume is formatted and holds the database, whose password only root reads
     uuid = machine.uuid()
     password = machine.on_disk("cat", "pv/postgres/password")
@@ -341,7 +357,9 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     )
     assert "version 1 answers" in done.stdout
     # and what repeats itself has begun, without waiting for a reboot
-    assert "systemctl enable --now --quiet health-predict-registry.timer" in machine.calls
+    assert (
+        "systemctl enable --now --quiet health-predict-credentials.timer health-predict-registry.timer" in machine.calls
+    )
     # and the registry's credentials went to the node by standard input, never as an argument
     assert "token-of-ecr" not in machine.calls
     assert '"auth": "QVdTOnRva2VuLW9mLWVjcg=="' in (machine.upper / "var/lib/stub-node-config.json").read_text()
@@ -719,6 +737,7 @@ def test_units_pass_systemd_analyze(tmp_path: Path) -> None:
         "usr/lib/systemd/systemd-socket-proxyd",
         "opt/health-predict/current/pulumi/bootstrap/run.sh",
         "opt/health-predict/current/pulumi/bootstrap/watch.sh",
+        "opt/health-predict/current/pulumi/bootstrap/credentials.sh",
     ):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).write_text("#!/bin/sh\n")

@@ -69,6 +69,8 @@ BROKEN: list[tuple[str, Spoil, str, str]] = [
     (INSTANCE, lambda p: p.update(ebsBlockDevices=[{"deviceName": "x"}]), "encrypted", "a volume"),
     (INSTANCE, lambda p: p["metadataOptions"].update(httpTokens="optional"), "imds-v2", "without a token"),
     (INSTANCE, lambda p: p.pop("metadataOptions"), "imds-v2", "without a token"),
+    (INSTANCE, lambda p: p["metadataOptions"].update(httpPutResponseHopLimit=2), "imds-v2", "to containers"),
+    (INSTANCE, lambda p: p["metadataOptions"].pop("httpPutResponseHopLimit"), "imds-v2", "to containers"),
     (INSTANCE, lambda p: p["tags"].pop("Project"), "tagged", "no tag Project"),
     ("aws:s3/bucket:Bucket", lambda p: p.pop("tags"), "tagged", "Project, Stack, ManagedBy"),
     ("aws:s3/bucket:Bucket", lambda p: p.update(acl="public-read"), "no-open-bucket", "public-read"),
@@ -87,6 +89,16 @@ BROKEN: list[tuple[str, Spoil, str, str]] = [
         lambda p: p.update(assumeRolePolicy=p["assumeRolePolicy"].replace('{"Service": "ec2.amazonaws.com"}', '"*"')),
         "no-wildcard-iam",
         "trusts everybody",
+    ),
+    (
+        "aws:iam/role:Role",
+        lambda p: p.update(
+            assumeRolePolicy=p["assumeRolePolicy"].replace(
+                '{"Service": "ec2.amazonaws.com"}', '{"AWS": "arn:aws:iam::123456789012:root"}'
+            )
+        ),
+        "no-wildcard-iam",
+        "trusts a whole account",
     ),
 ]
 

@@ -27,6 +27,7 @@ from infra.outputs import FIRST_UP, estimate
 from tests.infra.program import ACCOUNT, ROOT, Stack, run
 
 OPERATOR = {"operator_cidr": "203.0.113.7/32", "open_ports": ["api"]}
+WORKLOADS = ("service", "mlflow", "backup", "tasks")
 OFFICE_HOURS = {"schedule": {"start": "07:30", "stop": "19:00", "days": ["MON", "WED"], "timezone": "Europe/Berlin"}}
 ALARM = {"budget_email": "ops@example.org", "budget_usd": 99}
 
@@ -176,7 +177,7 @@ def test_the_host() -> None:
     assert host.inputs["metadataOptions"] == {
         "httpEndpoint": "enabled",
         "httpTokens": "required",
-        "httpPutResponseHopLimit": 3,
+        "httpPutResponseHopLimit": 1,
     }
     root = host.inputs["rootBlockDevice"]
     assert (root["encrypted"], root["volumeSize"], root["volumeType"]) == (True, 40, "gp3")
@@ -251,21 +252,23 @@ def test_the_rollout_waits_for_bundle_and_disk() -> None:
     assert stack(data_gib=80).one("dynamic:Resource").inputs["version"] != rollout.inputs["version"]
 
 
-def test_the_role_reaches_this_stack_alone() -> None:
+def powers(made: Stack, name: str) -> dict[str, dict[str, Any]]:
+    """What a role may do, by the name of the statement."""
+    return {item["Sid"]: item for item in policy(made.one("iam/rolePolicy:RolePolicy", name).inputs["policy"])}
+
+
+def test_the_host_s_role_reaches_this_stack_alone() -> None:
     made = stack()
-    role = made.one("iam/role:Role").inputs
+    role = made.one("iam/role:Role", "health-predict-dev").inputs
     assert policy(role["assumeRolePolicy"])[0]["Principal"] == {"Service": "ec2.amazonaws.com"}
-    statements = {item["Sid"]: item for item in policy(made.one("iam/rolePolicy:RolePolicy").inputs["policy"])}
+    statements = powers(made, "health-predict-dev")
     bucket = "arn:aws:s3:::health-predict-dev"
     assert statements["ListBucket"]["Resource"] == [bucket]
-    assert statements["ReadObjects"]["Resource"] == [f"{bucket}/*"]
-    for sid in ("WriteObjects", "EraseObjects"):
-        assert f"{bucket}/*" not in statements[sid]["Resource"]
-        assert not any("bundles" in resource for resource in statements[sid]["Resource"])
+    assert statements["ReadObjects"]["Resource"] == [f"{bucket}/bundles/*", f"{bucket}/raw/*"]
+    assert statements["WriteObjects"]["Resource"] == [f"{bucket}/raw/*"]
+    assert not any(action.startswith("s3:Delete") for item in statements.values() for action in item["Action"])
     assert all(f"{ACCOUNT}:repository/health-predict/dev/" in arn for arn in statements["Images"]["Resource"])
     assert len(statements["Images"]["Resource"]) == 3
-    (topic,) = statements["Messages"]["Resource"]
-    assert statements["Messages"]["Action"] == ["sns:Publish"] and "health-predict-dev" in topic
     everywhere = [sid for sid, item in statements.items() if "*" in item["Resource"]]
     assert everywhere == ["Metrics", "WithoutResource"]
     assert statements["Metrics"]["Action"] == ["cloudwatch:PutMetricData"]
@@ -275,6 +278,58 @@ def test_the_role_reaches_this_stack_alone() -> None:
         for action in statements["WithoutResource"]["Action"]
     )
     assert not made.of("RolePolicyAttachment") and not made.of("iam/user:User")
+
+
+def test_each_workload_has_a_role_that_the_host_alone_may_take() -> None:
+    made = stack()
+    roles = {f"health-predict-dev-{workload}" for workload in WORKLOADS}
+    arns = {made_role.name: f"arn:aws:iam::{ACCOUNT}:role/{made_role.name}" for made_role in made.of("iam/role:Role")}
+    assert set(arns) == {"health-predict-dev", *roles}
+    for name in roles:
+        (trust,) = policy(made.one("iam/role:Role", name).inputs["assumeRolePolicy"])
+        assert (trust["Action"], trust["Principal"]) == ("sts:AssumeRole", {"AWS": arns["health-predict-dev"]})
+    (assume,) = [item for item in powers(made, "health-predict-dev").values() if "sts:AssumeRole" in item["Action"]]
+    assert set(assume["Resource"]) == {arns[name] for name in roles}
+    # and the host is told which is whose
+    pointer = made.one("s3/bucketObjectv2:BucketObjectv2", "health-predict-dev-host").inputs["content"]
+    for workload in WORKLOADS:
+        assert f"HP_ROLE_{workload.upper()}={arns[f'health-predict-dev-{workload}']}\n" in pointer
+
+
+def test_no_workload_reaches_what_is_another_s() -> None:
+    made, bucket = stack(), "arn:aws:s3:::health-predict-dev"
+    found = {workload: powers(made, f"health-predict-dev-{workload}") for workload in WORKLOADS}
+
+    def on(workload: str, *verbs: str) -> set[str]:
+        """Resources on which a workload has one of these actions."""
+        return {
+            resource
+            for item in found[workload].values()
+            if set(item["Action"]) & set(verbs)
+            for resource in item["Resource"]
+        }
+
+    # then the service puts its log and reads nothing, not even names
+    assert on("service", "s3:PutObject") == {f"{bucket}/health-predict/predictions/*"}
+    assert not on("service", "s3:GetObject", "s3:ListBucket", "s3:DeleteObject")
+    # and each of the others has its own prefix
+    both = ("s3:PutObject", "s3:DeleteObject")
+    assert on("mlflow", "s3:GetObject", *both) == {f"{bucket}/mlflow/*"}
+    assert on("backup", *both) == {f"{bucket}/backups/*"} and not on("backup", "s3:GetObject")
+    assert on("tasks", *both) == {f"{bucket}/health-predict/*"}
+    assert on("tasks", "s3:GetObject") == {f"{bucket}/health-predict/*", f"{bucket}/raw/*"}
+    # and only tasks push, to one repository, and send messages
+    assert on("tasks", "ecr:PutImage") == {f"arn:aws:ecr:us-east-1:{ACCOUNT}:repository/health-predict/dev/readmission"}
+    assert len(on("tasks", "sns:Publish")) == 1
+    # and each may use the bucket's key, where it has one, and no other
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/1234-ab"
+    for name in ("health-predict-dev", *(f"health-predict-dev-{workload}" for workload in WORKLOADS)):
+        assert powers(stack(kms_key=key), name)["Key"]["Resource"] == [key] and "Key" not in powers(made, name)
+    # and nobody has what is the host's
+    actions = {action for powers_of in found.values() for item in powers_of.values() for action in item["Action"]}
+    assert not {action for action in actions if action.startswith(("ssm", "ec2", "sts", "cloudwatch", "iam"))}
+    everywhere = {sid for powers_of in found.values() for sid, item in powers_of.items() if "*" in item["Resource"]}
+    assert everywhere == {"WithoutResource"}
 
 
 def test_office_hours() -> None:
@@ -520,11 +575,11 @@ def test_parliament_finds_nothing_in_the_policies() -> None:
 
     made = stack(**OFFICE_HOURS)
     texts = [item.inputs["policy"] for item in made.of("iam/rolePolicy:RolePolicy")]
-    assert len(texts) == 2
+    assert len(texts) == 6
     for text in texts:
         assert [str(finding) for finding in analyze_policy_string(text).findings] == []
     # and it would find a misspelt action
-    assert analyze_policy_string(texts[0].replace("ec2:Start", "ec2:Strat").replace("s3:List", "s3:Lst")).findings
+    assert all(analyze_policy_string(text.replace("s3:Put", "s3:Pt")).findings for text in texts if "s3:Put" in text)
 
 
 def test_the_volume_and_address_of_the_units_are_the_programs() -> None:

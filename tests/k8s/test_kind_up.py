@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -154,6 +156,33 @@ def test_from_nothing_twice_and_down_and_up_with_its_data(world: World) -> None:
     for name in ("postgres", "mysql", "seaweedfs"):
         assert f"path: /var/local-path-provisioner/{name}" in (ROOT / "k8s" / "volumes.yaml").read_text()
         assert (world.data / "pv" / name).is_dir()
+
+
+def test_kubeflow_s_passwords_are_made_once_and_that_of_its_data_outlives_the_cluster(world: World) -> None:
+    def values() -> dict[str, str]:
+        found = {
+            name: (world.folder / "objects" / name).read_text()
+            for name in ("mysql-secret", "mlpipeline-minio-artifact")
+        }
+        return {name: base64.b64decode(json.loads(text)["data"]["all"]).decode() for name, text in found.items()}
+
+    # when the platform is made, then Kubeflow starts with passwords of its own, each of 192 random bits
+    ready(world.up())
+    made = values()
+    passwords = {match for text in made.values() for match in re.findall(r'(?:password|secretkey): "(\w{48})"', text)}
+    assert len(passwords) == 2
+    applied = world.calls.index("-k kfp")
+    assert 0 < world.calls.index("get secret mysql-secret") < applied
+    # and they stay
+    ready(world.up())
+    assert values() == made
+    # when the cluster goes and comes, then its database has the password that its data know; the store takes any key
+    assert world.run("kind-down").returncode == 0
+    ready(world.up())
+    assert values()["mysql-secret"] == made["mysql-secret"]
+    assert values()["mlpipeline-minio-artifact"] != made["mlpipeline-minio-artifact"]
+    # and no value stands on a command line
+    assert not [password for password in passwords if password in world.calls]
 
 
 def test_a_new_cluster_serves_the_champion_again(world: World) -> None:

@@ -6,19 +6,23 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from health_predict.pipelines.wiring import TOKEN_FOLDER
+from health_predict.pipelines.wiring import TOKEN, TOKEN_FOLDER
+from health_predict.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = shutil.which("kubectl")
 CHECKOV = ROOT / ".tools" / "checkov" / "bin" / "checkov"
 OVERLAYS = sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir())
 KUBERNETES = "1.34"
+WITHOUT_NAMESPACE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+NAMESPACES = ("health-predict", "health-predict-tracking", "kubeflow")
 
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="skipped: no kubectl, which renders the manifests")
 
@@ -51,7 +55,7 @@ def test_each_overlay_is_valid(overlay: str) -> None:
     assert {"Postgres", "mlflow"} - {item["metadata"]["name"] for item in items} == {"Postgres"}
     for item in items:
         kubernetes_validate.validate(item, KUBERNETES, strict=True)
-        assert item["kind"] == "Namespace" or item["metadata"]["namespace"] in ("health-predict", "kubeflow")
+        assert item["kind"] in WITHOUT_NAMESPACE or item["metadata"]["namespace"] in NAMESPACES
     # nothing secret is committed
     assert not [item for item in items if item["kind"] == "Secret"]
 
@@ -108,6 +112,13 @@ def test_the_service_asks_for_the_tokens_of_a_secret_that_may_change() -> None:
     (mount,) = [item for item in container["volumeMounts"] if file.startswith(item["mountPath"] + "/")]
     (volume,) = [item for item in spec["volumes"] if item["name"] == mount["name"]]
     assert "subPath" not in mount and not volume["secret"].get("optional")
+    # and the admission policy lets its pods, and the task of a rollout, mount theirs
+    allowed = {
+        item["metadata"]["namespace"]: item["data"]["secrets"].split("\n")
+        for item in render("kind")
+        if item["kind"] == "ConfigMap" and item["metadata"]["name"] == "health-predict-pods"
+    }
+    assert volume["secret"]["secretName"] in allowed["health-predict"] and TOKEN in allowed["kubeflow"]
     # and `k8s/up` makes it, and tells the tasks where they find theirs
     script = (ROOT / "k8s" / "up").read_text()
     assert f"create secret generic {volume['secret']['secretName']} --from-file={Path(file).name}=" in script
@@ -144,64 +155,87 @@ def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
 
 @needs_kubectl
 def test_what_is_not_opened_is_closed() -> None:
-    policies = {item["metadata"]["name"]: item["spec"] for item in render("kind") if item["kind"] == "NetworkPolicy"}
-    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    items = [item for item in render("kind") if item["kind"] == "NetworkPolicy"]
+    policies = {(item["metadata"]["namespace"], item["metadata"]["name"]): item["spec"] for item in items}
+    for namespace in ("health-predict", "health-predict-tracking"):
+        assert policies[namespace, "default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     opened = {name for name, spec in policies.items() if any("from" not in rule for rule in spec.get("ingress", ()))}
-    assert opened == {"readmission-api"}
-
-
-def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Whether a label selector of Kubernetes, as far as ours go, takes a pod with these labels."""
-    verdicts = {"In": lambda found, values: found in values, "NotIn": lambda found, values: found not in values}
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
-        verdicts[item["operator"]](labels.get(item["key"]), item["values"])
-        for item in selector.get("matchExpressions", ())
-    )
-
-
-def test_our_tasks_and_no_others_of_kubeflow_reach_the_machine_s_role() -> None:
-    # given the network policies of AWS, and the pods as Kubeflow Pipelines makes them from the compiled pipelines
-    documents = yaml.safe_load_all((ROOT / "k8s/overlays/aws/instance-role.yaml").read_text())
-    policies = [item for item in documents if item["metadata"]["namespace"] == "kubeflow"]
-    ours = [
-        executor["podMetadata"]["labels"]
-        for file in (ROOT / "pipelines/compiled").iterdir()
-        for executor in list(yaml.safe_load_all(file.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"][
-            "executors"
-        ].values()
-    ]
-    assert len(ours) > 30
-
-    def may_ask(labels: dict[str, str]) -> bool:
-        """A pod that no policy selects may go anywhere; of the others each policy must let it."""
-        applying = [item["spec"] for item in policies if selects(item["spec"]["podSelector"], labels)]
-        return all(
-            any(
-                "169.254.169.254/32" not in to["ipBlock"].get("except", ())
-                for rule in spec["egress"]
-                for to in rule["to"]
-            )
-            for spec in applying
-        )
-
-    # then each of our tasks may, and the servers of Kubeflow, our own jobs there and other people's tasks may not
-    assert all(may_ask(labels) for labels in ours)
-    assert not any(may_ask(labels) for labels in ({}, {"app": "ml-pipeline"}, {"health-predict/aws": "false"}))
-    steps = "".join(file.read_text() for file in (ROOT / "pulumi/bootstrap/steps").iterdir())
-    assert "health-predict/aws" not in steps + (ROOT / "k8s/kfp/kustomization.yaml").read_text()
+    assert opened == {("health-predict", "readmission-api")}
 
 
 @needs_kubectl
-def test_of_our_servers_only_those_that_use_the_bucket_reach_the_machine_s_role() -> None:
+def test_what_our_own_pods_are_is_what_the_policy_admits() -> None:
+    # given what the policy admits beside the service, and the Deployment there, which is the candidate's template too
+    items = render("kind")
+    admitted = {
+        item["metadata"]["namespace"]: {name: text.split("\n") for name, text in item["data"].items()}
+        for item in items
+        if item["metadata"]["name"] == "health-predict-pods" and item["kind"] == "ConfigMap"
+    }
+    assert set(admitted) == {"health-predict", "kubeflow"}
+    spec = pod_specs(render("aws"))["Deployment/readmission-api"]
+    # then its account and Secrets are admitted, and nothing else is
+    (container,) = spec["containers"]
+    secrets = [one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one]
+    secrets += [volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume]
+    beside = admitted["health-predict"]
+    assert (beside["accounts"], beside["secrets"]) == ([spec["serviceAccountName"]], secrets)
+    # and of the tasks, whose Secrets are those of the compiled pipelines and of Kubeflow's artifact store
+    compiled = [list(yaml.safe_load_all(file.read_text())) for file in (ROOT / "pipelines/compiled").iterdir()]
+    tasks = [
+        (name, task)
+        for _, platform in compiled
+        for name, task in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
+    ]
+    named = {
+        one["secretName"] for _, task in tasks for kind in ("Env", "Volume") for one in task.get(f"secretAs{kind}", ())
+    }
+    assert set(admitted["kubeflow"]["secrets"]) == {*named, "mlpipeline-minio-artifact"}
+    assert admitted["kubeflow"]["accounts"] == ["health-predict-pipeline"]
+    # and the token of a rollout goes to the task of that name, to where the stage looks for it
+    folder = Settings.model_fields["kube_account"].default
+    mounting = {
+        name.rstrip("-0123456789")
+        for name, task in tasks
+        if (folder, "health-predict-rollout")
+        in {(one["mountPath"], one["secretName"]) for one in task.get("secretAsVolume", ())}
+    }
+    holding = {name.rstrip("-0123456789") for name, task in tasks if "health-predict-rollout" in str(task)}
+    assert mounting == holding == {"exec-rollout"}
+
+
+@needs_kubectl
+def test_on_aws_no_pod_reaches_the_machine_s_role() -> None:
+    # given what may leave each namespace; each denies all else, but for `kubeflow`, which one policy closes as a whole
+    policies = [item for item in render("aws") if item["kind"] == "NetworkPolicy"]
+    (kubeflow,) = [item["spec"] for item in policies if item["metadata"]["namespace"] == "kubeflow"]
+    assert kubeflow["podSelector"] == {} and kubeflow["policyTypes"] == ["Egress"]
+    # then no address that is open is that of the metadata service
+    opened = [
+        to["ipBlock"]
+        for item in policies
+        for rule in item["spec"].get("egress", ())
+        for to in rule["to"]
+        if "ipBlock" in to
+    ]
+    assert len(opened) == 3
+    for block in opened:
+        assert any(ip_address("169.254.169.254") in ip_network(network) for network in block["except"])
+
+
+@needs_kubectl
+def test_on_aws_each_server_has_the_credentials_that_are_its_own() -> None:
     items = render("aws")
-    (policy,) = [item["spec"] for item in items if item["metadata"]["name"] == "to-amazon"]
-    found = set()
-    for item in items:
-        spec = item.get("spec", {})
-        spec = spec.get("jobTemplate", {}).get("spec", spec) if item["kind"] == "CronJob" else spec
-        if "template" in spec and selects(policy["podSelector"], spec["template"]["metadata"]["labels"]):
-            found.add(item["metadata"]["name"])
-    assert found == {"mlflow", "readmission-api", "backup"}
+    found = {
+        name: [volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "aws"]
+        for name, spec in pod_specs(items).items()
+    }
+    assert found == {
+        "Deployment/mlflow": ["mlflow-aws"],
+        "Deployment/readmission-api": ["readmission-api-aws"],
+        "CronJob/backup": ["backup-aws"],
+        "StatefulSet/postgres": [],
+    }
 
 
 @needs_kubectl

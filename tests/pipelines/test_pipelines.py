@@ -51,12 +51,13 @@ def test_every_task_is_wired(name: str, pipelines: ModuleType) -> None:
         notify, credentials = executor["secretAsEnv"]
         assert settings["configMapName"] == wiring.SETTINGS
         assert {item["envVar"] for item in settings["keyToEnv"]} == {
-            PREFIX + field.upper() for field in Settings.model_fields if field != "notify"
+            wiring.AWS_VARIABLE,
+            *(PREFIX + field.upper() for field in Settings.model_fields if field != "notify"),
         }
         # Addresses of people hold secrets: they come from a Secret alone.
         assert (notify["secretName"], notify["keyToEnv"][0]["envVar"]) == (wiring.NOTIFY, f"{PREFIX}NOTIFY")
         assert credentials["secretName"] == wiring.CREDENTIALS
-        assert executor["podMetadata"]["labels"] == dict([wiring.ROLE_LABEL])
+        assert executor["secretAsVolume"][0]["secretName"] == wiring.AWS and "podMetadata" not in executor
     for executor in executors.values():
         assert "pip install" not in " ".join(executor["container"]["command"])
         assert executor["container"]["resources"]["resourceMemoryRequest"]

@@ -23,7 +23,7 @@ images:
   - {name: health-predict/mlflow, newName: $HP_IMAGE_MLFLOW, digest: $mlflow}
 configMapGenerator:
   - name: mlflow
-    namespace: health-predict
+    namespace: health-predict-tracking
     behavior: merge
     literals:
       - ARTIFACTS=s3://$HP_BUCKET/mlflow

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import certifi
 import kubernetes_validate
 import pytest
 import yaml
@@ -220,3 +221,19 @@ def test_without_a_version_before_nothing_is_said(server: ApiServer, serving: Se
     assert undone["spec"]["paused"] is True
     for item in (undone, undone["spec"]["template"]):
         assert labels_and_annotations(item) == (None, {})
+
+
+def test_a_rollout_asks_by_its_own_account_where_that_is_mounted(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a shell of a person, and the address of the cluster as a pod has it
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    # when the folder of an account is empty, then the person's own is asked
+    assert not Cluster(account=str(tmp_path)).inside
+    # when it holds a token, as in the task of a rollout, then that one counts
+    (tmp_path / "token").write_text("of-the-rollout")
+    (tmp_path / "ca.crt").write_text(Path(certifi.where()).read_text())
+    cluster = Cluster(account=str(tmp_path))
+    assert cluster.inside and cluster.address == "https://10.96.0.1:443"
+    assert cluster.api.configuration.api_key["authorization"] == "bearer of-the-rollout"

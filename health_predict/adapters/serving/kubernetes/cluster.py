@@ -10,10 +10,12 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from kubernetes.config.incluster_config import InClusterConfigLoader
 from kubernetes.stream import portforward
 from tenacity import before_sleep_log, retry, stop_after_delay, wait_fixed
 from urllib3.exceptions import HTTPError
@@ -36,22 +38,15 @@ IDLE_SECONDS = 60.0
 class Cluster:
     """The API server of the kubeconfig's context, or of the cluster that this process runs in.
 
+    `account` is a folder with the `token` and `ca.crt` of an account, as Kubernetes mounts them; where it has a token,
+    a process inside the cluster asks by that account instead of its pod's own.
     `core`, `apps` and `coordination` are the client's typed APIs; `applying` is `apps` for server-side apply.
+    Raises UnreachableError where no cluster is configured.
     """
 
-    def __init__(self, context: str = "", *, retries: int = RETRIES) -> None:
+    def __init__(self, context: str = "", *, account: str = "", retries: int = RETRIES) -> None:
         configuration = client.Configuration()
-        self.inside = False
-        try:
-            config.load_kube_config(context=context or None, client_configuration=configuration)
-        except config.ConfigException as outside:
-            try:
-                config.load_incluster_config(client_configuration=configuration)
-            except config.ConfigException:
-                raise UnreachableError(
-                    f"no cluster is configured: {outside}", "set KUBECONFIG and HEALTH_PREDICT_KUBE_CONTEXT"
-                ) from None
-            self.inside = True
+        self.inside = _configure(configuration, context, account)
         configuration.retries = Retry(
             retries,
             backoff_factor=0.5,
@@ -132,6 +127,25 @@ class Cluster:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{server.server_address[1]}"
             server.shutdown()
+
+
+def _configure(configuration: client.Configuration, context: str, account: str) -> bool:
+    """Whether this process runs in the cluster that the configuration names from then on."""
+    try:
+        if account and (Path(account) / "token").is_file():
+            token, authority = (str(Path(account) / name) for name in ("token", "ca.crt"))
+            InClusterConfigLoader(token, authority).load_and_set(configuration)
+            return True
+        config.load_kube_config(context=context or None, client_configuration=configuration)
+    except config.ConfigException as outside:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            raise UnreachableError(
+                f"no cluster is configured: {outside}", "set KUBECONFIG and HEALTH_PREDICT_KUBE_CONTEXT"
+            ) from None
+        return True
+    return False
 
 
 _REMEDY = "check the API server, KUBECONFIG and HEALTH_PREDICT_KUBE_CONTEXT"

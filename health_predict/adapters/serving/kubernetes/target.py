@@ -29,7 +29,7 @@ class KubernetesTarget:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._cluster = Cluster(settings.kube_context)
+        self._cluster = Cluster(settings.kube_context, account=settings.kube_account)
         self._place = settings.kube_deployment, settings.kube_namespace
 
     @property
