@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
@@ -28,6 +29,7 @@ import pandas as pd
 from mlflow.sklearn import save_model
 
 from benchmarks.parts import load, results, servers
+from health_predict.adapters.tokens import Role, add_token
 from health_predict.core.model.families import FAMILIES
 
 CLIENTS = (1, 8, 32)
@@ -59,11 +61,15 @@ def main() -> None:
             with ExitStack() as running:
                 found[family] = compare(family, home, model, start(home, model, running, mlflow=not found))
             print(family, json.dumps(found[family]), flush=True)
-        cpu, rate = measure_log(home, model)
-        print(f"the prediction log, {LOG_SERVERS * LOG_PAIRS} pairs: CPU {cpu:+.1%}, throughput {rate:+.1%}")
+        logging_costs = measure_pairs(home, model, lambda turn: {"prediction_log": str(home / f"log {turn}")})
+        asking_costs = measure_pairs(home, model, lambda turn: {"serving_tokens": str(home / f"tokens {turn}")})
+        for what, (cpu, rate) in (("the prediction log", logging_costs), ("asking for tokens", asking_costs)):
+            print(f"{what}, {LOG_SERVERS * LOG_PAIRS} pairs: CPU {cpu:+.1%}, throughput {rate:+.1%}")
     worst = {"cpu_vs_naive": min, "cpu_vs_echo": max, "p99_vs_echo": max, "batch_cpu_vs_pandas": min}
     figures = {name: pick(ratios[name] for ratios in found.values()) for name, pick in worst.items()}
-    results.save("serving", figures | {"log_cpu": round(cpu, 3), "log_rate": round(rate, 3)})
+    pairs = {"log_cpu": logging_costs[0], "log_rate": logging_costs[1], "tokens_cpu": asking_costs[0]}
+    pairs = {name: round(value, 3) for name, value in pairs.items()}
+    results.save("serving", figures | pairs)
 
 
 def compare(family: str, home: Path, model: servers.Model, up: Up) -> dict[str, float]:
@@ -158,11 +164,14 @@ def start(home: Path, model: servers.Model, running: ExitStack, *, mlflow: bool)
 
 
 def serve_ours(folder: Path, model: servers.Model, running: ExitStack, asked: bytes, **settings: str) -> servers.Server:
-    """Our service with these settings, ready."""
-    port = servers.free_port()
+    """Our service with these settings, ready; it asks for a token when they name a file of those that it takes."""
+    port, tokens = servers.free_port(), settings.get("serving_tokens", "")
+    token = add_token(Path(tokens), folder.name.replace(" ", "-"), Role.CLIENT) if tokens else ""
     command, environment = servers.ours(model.bento, port, folder, WORKERS, **settings)
     log = folder.with_suffix(".log")
-    return running.enter_context(servers.serve(command, port, log, probe=("/predict", asked), environment=environment))
+    return running.enter_context(
+        servers.serve(command, port, log, probe=("/predict", asked), environment=environment, token=token)
+    )
 
 
 def compare_answers(model: servers.Model, up: Up) -> None:
@@ -189,7 +198,7 @@ def measure(
     warm: float = WARM_SECONDS,
 ) -> tuple[float, float, float, float]:
     """CPU milliseconds a request, requests a second, median and 99th percentile of the latency in milliseconds."""
-    requests = [load.post(path, body) for body in bodies]
+    requests = [load.post(path, body, token=server.token) for body in bodies]
     load.run(server.port, cycle(requests), connections=clients, seconds=warm)
     before = server.cpu()
     result = load.run(server.port, cycle(requests), connections=clients, seconds=seconds)
@@ -199,15 +208,20 @@ def measure(
     return cpu / result.answered * 1000, result.rate, p50, p99
 
 
-def measure_log(home: Path, model: servers.Model) -> tuple[float, float]:
-    """What the prediction log changes: medians over the pairs, of the CPU a request and of the throughput."""
+def measure_pairs(
+    home: Path, model: servers.Model, settings_of: Callable[[int], dict[str, str]]
+) -> tuple[float, float]:
+    """What some settings change: medians over the pairs, of the CPU a request and of the throughput.
+
+    `settings_of` gives them for the number of a pair of servers.
+    """
     bodies = [json.dumps(row).encode() for row in model.rows[:ASKED_ROWS]]
     pairs = []
     for turn in range(LOG_SERVERS):
         with ExitStack() as running:
             up = {
                 name: (serve_ours(home / f"{name} {turn}", model, running, bodies[0], **settings), "/predict", bodies)
-                for name, settings in (("with", {"prediction_log": str(home / f"log {turn}")}), ("without", {}))
+                for name, settings in (("with", settings_of(turn)), ("without", {}))
             }
             for number in range(LOG_PAIRS):
                 names = ("with", "without") if number % 2 else ("without", "with")

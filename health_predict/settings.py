@@ -21,7 +21,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pydantic_settings
-from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from health_predict.core.choices import Approval, Policy
@@ -153,6 +153,13 @@ class Settings(BaseSettings):
         "", description="File of the tokens that the endpoint takes; needed beyond this machine; empty: it asks nobody"
     )
     serving_token_file: str = Field("", description="File of the token that our own clients send to the endpoint")
+    serving_tls_certificate: str = Field("", description="PEM file of the endpoint's certificate; empty: plain HTTP")
+    serving_tls_key: str = Field(
+        "", validate_default=True, description="PEM file of that certificate's key, without a password"
+    )
+    serving_tls_ca: str = Field(
+        "", description="PEM file of the authorities by which our clients know the endpoint; they ask by https then"
+    )
     serving_hosts: tuple[str, ...] = Field(
         (), description="Names, as a JSON list, by which an endpoint without tokens is asked beside localhost"
     )
@@ -192,15 +199,35 @@ class Settings(BaseSettings):
             return value
         return str(Path(value).expanduser().absolute())
 
-    @field_validator("signing_key", "trusted_keys", "serving_tokens", "serving_token_file")
+    @field_validator(
+        "signing_key",
+        "trusted_keys",
+        "serving_tokens",
+        "serving_token_file",
+        "serving_tls_certificate",
+        "serving_tls_key",
+        "serving_tls_ca",
+    )
     @classmethod
     def _absolute_file(cls, value: str) -> str:
         return str(Path(value).expanduser().absolute()) if value else ""
+
+    @field_validator("serving_tls_key")
+    @classmethod
+    def _with_its_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("serving_tls_certificate")):
+            raise ValueError("a certificate and its key belong together: set SERVING_TLS_CERTIFICATE, too, or neither")
+        return value
 
     @model_validator(mode="before")
     @classmethod
     def _profile_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**PROFILE_DEFAULTS.get(values.get("profile", ""), {}), **values}
+
+    @property
+    def serving_scheme(self) -> str:
+        """How the endpoint is asked: http or https."""
+        return "https" if self.serving_tls_certificate or self.serving_tls_ca else "http"
 
     @property
     def now(self) -> datetime:

@@ -22,9 +22,10 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 
 
-def post(path: str, body: bytes, kind: bytes = b"application/json") -> bytes:
-    """The bytes of a POST request with a body of that type."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nContent-Type: "
+def post(path: str, body: bytes, kind: bytes = b"application/json", token: str = "") -> bytes:
+    """The bytes of a POST request with a body of that type, and with a token where one is asked for."""
+    sent = f"Authorization: Bearer {token}\r\n" if token else ""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{sent}Content-Length: {len(body)}\r\nContent-Type: "
     return head.encode() + kind + b"\r\n\r\n" + body
 
 

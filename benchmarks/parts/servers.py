@@ -97,6 +97,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     port: int
+    token: str = ""
 
     def tree(self) -> list[psutil.Process]:
         """The process and all that came of it."""
@@ -123,13 +124,21 @@ class Server:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
         )
+        if self.token:
+            request.add_header("authorization", f"Bearer {self.token}")
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 
 
 @contextmanager
 def serve(
-    command: Sequence[str], port: int, log: Path, *, probe: tuple[str, bytes], environment: Mapping[str, str] = {}
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    *,
+    probe: tuple[str, bytes],
+    environment: Mapping[str, str] = {},
+    token: str = "",
 ) -> Iterator[Server]:
     """A service, from the moment it answers `probe` (path and body) to its end."""
     with log.open("wb") as output:
@@ -141,7 +150,7 @@ def serve(
             cwd=HERE,
             start_new_session=True,
         )
-    server = Server(process, port)
+    server = Server(process, port, token)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(server, *probe):

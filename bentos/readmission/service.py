@@ -76,6 +76,11 @@ PREDICTOR = Predictor(HERE, Encounter, SETTINGS, [*ROUTES, *COUNTED, "other"])
         {"name": "BENTOML_DO_NOT_TRACK", "value": "true"},
         {"name": "ORT_DISABLE_TELEMETRY", "value": "1"},
     ],
+    ssl={
+        "enabled": bool(SETTINGS.serving_tls_certificate),
+        "certfile": SETTINGS.serving_tls_certificate,
+        "keyfile": SETTINGS.serving_tls_key,
+    },
     # BentoML holds each answered request until then. The middleware's own limits are shorter.
     traffic={"timeout": 40},
     # Counted by the service itself, with bounded labels.

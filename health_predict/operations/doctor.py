@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import os
 import platform
 import shlex
@@ -299,11 +300,9 @@ def _endpoint(settings: Settings) -> Iterator[Check]:
         yield _check("endpoint", target.trouble() or "no version was rolled out yet", warn=remedy)
         return
     answer = ask(f"{target.url}/readyz", settings)
-    finding = (
-        f"version {active.model_version} at {target.url}, {len(active.workers)} pods, answers {answer.status_code}"
-    )
-    remedy = NOT_LET_IN if answer.status_code in REFUSED else "kubectl describe its Deployment"
-    yield _check("endpoint", finding, fail="" if answer.ok else remedy)
+    finding = f"version {active.model_version} at {target.url}, {len(active.workers)} pods, answers {answer.status}"
+    remedy = NOT_LET_IN if answer.status in REFUSED else "kubectl describe its Deployment"
+    yield _check("endpoint", finding, fail="" if answer.status == http.HTTPStatus.OK else remedy)
 
 
 def _process(settings: Settings) -> Iterator[Check]:

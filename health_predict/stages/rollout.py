@@ -273,8 +273,8 @@ class _Change:
         for number, case in enumerate(cases, 1):
             # These patients do not exist: they are no predictions to be logged and watched.
             response = ask(f"{url}/predict?log=false", self.settings, case["request"])
-            if response.status_code != http.HTTPStatus.OK:
-                raise GateError(f"{url} answers {response.status_code}: {response.text[:200]}")
+            if response.status != http.HTTPStatus.OK:
+                raise GateError(f"{url} answers {response.status}: {response.text[:200]}")
             answer, expected = response.json(), case["answer"]
             what = f"golden request {number} of {len(cases)}"
             for name, value in (("model_version", self.version.version), *expected.items()):

@@ -26,8 +26,8 @@ from health_predict.errors import SettingsError
 from infra.outputs import FIRST_UP, estimate
 from tests.infra.program import ACCOUNT, ROOT, Stack, run
 
-WORKLOADS = ("service", "mlflow", "backup", "tasks")
 OPERATOR = {"operator_cidr": "203.0.113.7/32", "open_ports": ["api"]}
+WORKLOADS = ("service", "mlflow", "backup", "tasks")
 OFFICE_HOURS = {"schedule": {"start": "07:30", "stop": "19:00", "days": ["MON", "WED"], "timezone": "Europe/Berlin"}}
 ALARM = {"budget_email": "ops@example.org", "budget_usd": 99}
 

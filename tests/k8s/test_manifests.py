@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from health_predict.pipelines.wiring import TOKEN_FOLDER
+from health_predict.pipelines.wiring import TOKEN, TOKEN_FOLDER
 from health_predict.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,10 +112,35 @@ def test_the_service_asks_for_the_tokens_of_a_secret_that_may_change() -> None:
     (mount,) = [item for item in container["volumeMounts"] if file.startswith(item["mountPath"] + "/")]
     (volume,) = [item for item in spec["volumes"] if item["name"] == mount["name"]]
     assert "subPath" not in mount and not volume["secret"].get("optional")
+    # and the admission policy lets its pods, and the task of a rollout, mount theirs
+    allowed = {
+        item["metadata"]["namespace"]: item["data"]["secrets"].split("\n")
+        for item in render("kind")
+        if item["kind"] == "ConfigMap" and item["metadata"]["name"] == "health-predict-pods"
+    }
+    assert volume["secret"]["secretName"] in allowed["health-predict"] and TOKEN in allowed["kubeflow"]
     # and `k8s/up` makes it, and tells the tasks where they find theirs
     script = (ROOT / "k8s" / "up").read_text()
     assert f"create secret generic {volume['secret']['secretName']} --from-file={Path(file).name}=" in script
     assert f"HEALTH_PREDICT_SERVING_TOKEN_FILE={TOKEN_FOLDER}/token" in script
+
+
+@needs_kubectl
+def test_the_service_speaks_tls_where_an_overlay_says_so(tmp_path: Path) -> None:
+    # given an overlay with that component
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    file = tmp_path / "k8s" / "overlays" / "kind" / "kustomization.yaml"
+    file.write_text(file.read_text().replace("components: [../../kind]", "components: [../../kind, ../../tls]"))
+    done = subprocess.run([str(KUBECTL), "kustomize", str(file.parent)], capture_output=True, text=True, check=True)
+    spec = pod_specs([item for item in yaml.safe_load_all(done.stdout) if item])["Deployment/readmission-api"]
+    (container,) = spec["containers"]
+    # then certificate and key come from a Secret, and every probe asks by TLS
+    mounted = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "tls")
+    named = {item["name"]: item["value"] for item in container["env"]}
+    assert named["HEALTH_PREDICT_SERVING_TLS_CERTIFICATE"] == f"{mounted}/tls.crt"
+    assert named["HEALTH_PREDICT_SERVING_TLS_KEY"] == f"{mounted}/tls.key" and "HEALTH_PREDICT_SERVING_TOKENS" in named
+    probes = [container[f"{kind}Probe"]["httpGet"]["scheme"] for kind in ("startup", "readiness", "liveness")]
+    assert probes == ["HTTPS"] * 3
 
 
 def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:

@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from health_predict.adapters.images import LayoutRegistry
+from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.processes import ProcessTarget
 from health_predict.adapters.storage import open_storage
 from health_predict.adapters.tokens import Role, add_token
@@ -31,6 +32,7 @@ from health_predict.errors import GateError, SettingsError, StateError, Unreacha
 from health_predict.operations.lineage import lineage
 from health_predict.operations.status import status
 from health_predict.stages.rollout import RolloutOutcome, rollout, unpacked
+from tests.certificates import issue
 from tests.cohorts import synthesize
 from tests.contracts import DIABETES
 from tests.feed import logged
@@ -107,6 +109,21 @@ def test_an_endpoint_that_asks_for_tokens_gets_the_operators(down: Built, tmp_pa
     assert "SERVING_TOKEN_FILE" in lineage(down.settings)[0].remedy
     # and a rollout after it does so too, with the newest encounters scored beside what serves
     assert down.rollout("2", **closed).outcome is RolloutOutcome.DEPLOYED
+    down.target.stop()
+
+
+def test_an_endpoint_with_a_certificate_is_asked_by_tls(down: Built, tmp_path: Path) -> None:
+    # given a certificate of an authority that our clients know
+    files = issue(tmp_path, "localhost")
+    served = {"serving_tls_certificate": str(files.certificate), "serving_tls_key": str(files.key)}
+    asked = {**served, "serving_host": "localhost", "serving_tls_ca": str(files.authority)}
+    # when a version is rolled out, then it answers by TLS, and lineage asks it
+    assert down.rollout("1", **asked).url == f"https://localhost:{down.settings.serving_port}"
+    settings = down.settings.model_copy(update=asked)
+    assert not any(link.problem for link in lineage(settings))
+    # and whoever does not know the authority is told that
+    with pytest.raises(UnreachableError, match="certificate verify failed"):
+        ask(f"https://localhost:{settings.serving_port}/health", down.settings)
     down.target.stop()
 
 

@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from health_predict.adapters.parent_process import exit_with_parent
+from health_predict.settings import Settings, load_settings
 
 KEEP_ALIVE_SECONDS = 5
 # An idle connection ends by itself before: no request that is on its way is cut off.
@@ -63,7 +64,7 @@ class Connection(H11Protocol):
 class Worker(uvicorn.Server):
     """A uvicorn server that tells when it is ready, and answers all who are connected before it ends."""
 
-    def __init__(self, app: Any, version: Path) -> None:
+    def __init__(self, app: Any, version: Path, settings: Settings) -> None:
         self._file = version / str(os.getpid())
         super().__init__(
             uvicorn.Config(
@@ -74,6 +75,8 @@ class Worker(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                ssl_certfile=settings.serving_tls_certificate or None,
+                ssl_keyfile=settings.serving_tls_key or None,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=REQUEST_SECONDS,
             )
@@ -106,7 +109,7 @@ def main(arguments: list[str]) -> None:
     import bentoml
 
     app = bentoml.load(arguments[0]).to_asgi()
-    Worker(app, Path(arguments[1])).run([socket.socket(fileno=int(arguments[2]))])
+    Worker(app, Path(arguments[1]), load_settings()).run([socket.socket(fileno=int(arguments[2]))])
 
 
 if __name__ == "__main__":

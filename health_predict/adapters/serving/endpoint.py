@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-
-import requests
 
 from health_predict.adapters.tokens import own_token
 from health_predict.errors import DataError, SettingsError, UnreachableError
@@ -29,13 +30,9 @@ class Endpoint:
     """Scores encounters by the service at a base URL, over one connection; with the token of the settings."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SettingsError(f"{url!r} is no address of an endpoint", "give one like http://127.0.0.1:3000")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self.url = url.rstrip("/")
-        self._path = parts.path.rstrip("/")
-        self._connection = kind(parts.netloc, timeout=ANSWER_SECONDS)
+        self._path = urlsplit(self.url).path
+        self._connection = _connection(url, settings, ANSWER_SECONDS)
         self._headers = {"Content-Type": "application/json", **_authorization(settings)}
 
     def __enter__(self) -> Endpoint:
@@ -90,22 +87,82 @@ class Endpoint:
             attempt += 1
 
 
-def ask(url: str, settings: Settings, body: Any = None) -> requests.Response:
+class Answer(NamedTuple):
+    """An answer of the endpoint."""
+
+    status: int
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode(errors="replace")
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError when it is none."""
+        return json.loads(self.body)
+
+
+def ask(url: str, settings: Settings, body: Any = None) -> Answer:
     """The answer to one request with the token of the settings, GET or with a `body` POST as JSON.
 
-    The connection is its own, so it comes from whoever takes the traffic now. Raises UnreachableError when there is no
-    answer.
+    The connection is its own, so it comes from whoever takes the traffic now. No proxy stands before our own endpoint.
+    Raises UnreachableError when there is no answer.
     """
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy stands before our own endpoint
-        try:
-            method, headers = "GET" if body is None else "POST", _authorization(settings)
-            # It sends no redirections, and the token is for nobody else.
-            return session.request(
-                method, url, json=body, headers=headers, timeout=ONE_ANSWER_SECONDS, allow_redirects=False
-            )
-        except requests.RequestException as error:
-            raise UnreachableError(f"{url} gives no answer: {error!r}", "see `health-predict status`") from None
+    parts, headers = urlsplit(url), _authorization(settings)
+    connection = _connection(url, settings, ONE_ANSWER_SECONDS)
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    try:
+        if body is None:
+            connection.request("GET", path, headers=headers)
+        else:
+            connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        return Answer(response.status, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise UnreachableError(f"{url} gives no answer: {error!r}", "see `health-predict status`") from None
+    finally:
+        connection.close()
+
+
+class _Secured(http.client.HTTPConnection):
+    """A connection by TLS to who has the certificate of `name`, whatever the address."""
+
+    def __init__(self, host: str, port: int, seconds: float, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(host, port, timeout=seconds)
+        self._secure = partial(context.wrap_socket, server_hostname=name)
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = self._secure(self.sock)
+
+
+def _connection(url: str, settings: Settings, seconds: float) -> http.client.HTTPConnection:
+    """A connection to a URL's host. Raises SettingsError for what is no URL, or for authorities that cannot be read."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"{url!r} is no address of an endpoint", "give one like http://127.0.0.1:3000")
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(parts.netloc, timeout=seconds)
+    try:
+        context = ssl.create_default_context(cafile=settings.serving_tls_ca or None)
+    except OSError as error:
+        raise SettingsError(
+            f"the authorities {settings.serving_tls_ca} cannot be read: {error.strerror or 'they are no PEM'}",
+            "correct HEALTH_PREDICT_SERVING_TLS_CA",
+        ) from None
+    # A candidate is asked by its address, and has the certificate of the endpoint.
+    named = _is_address(parts.hostname) and not _is_address(settings.serving_host)
+    name = settings.serving_host if named else parts.hostname
+    return _Secured(parts.hostname, parts.port or 443, seconds, context, name)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _authorization(settings: Settings) -> dict[str, str]:

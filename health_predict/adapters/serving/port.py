@@ -80,6 +80,8 @@ def service_environment(settings: Settings, spool: Path) -> dict[str, str]:
         "serving_batch_mb": settings.serving_batch_mb,
         "serving_host": settings.serving_host,
         "serving_tokens": settings.serving_tokens,
+        "serving_tls_certificate": settings.serving_tls_certificate,
+        "serving_tls_key": settings.serving_tls_key,
         "serving_hosts": json.dumps(settings.serving_hosts),
         "serving_cors_origins": json.dumps(settings.serving_cors_origins),
     }

@@ -56,7 +56,7 @@ class ProcessTarget:
         host = self._settings.serving_host
         # Listening on every address is no address to call.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._settings.serving_port}"
+        return f"{self._settings.serving_scheme}://{f'[{host}]' if ':' in host else host}:{self._settings.serving_port}"
 
     def active(self) -> Active | None:
         """What takes the traffic now; None when nothing runs or nothing was committed yet."""
@@ -155,9 +155,12 @@ class ProcessTarget:
         version = self.folder / "versions" / name
         shutil.rmtree(version, ignore_errors=True)
         (version / "metrics").mkdir(parents=True)
+        settings = self._settings
+        if socket_name != "stable":  # only this machine asks there, by an address that no certificate names
+            settings = settings.model_copy(update={"serving_tls_certificate": "", "serving_tls_key": ""})
         environment = {
             **_environment_of(folder),
-            **service_environment(self._settings, self.folder / "predictions"),
+            **service_environment(settings, self.folder / "predictions"),
             "BENTOML_HOME": str(self.folder / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "true",
             "PROMETHEUS_MULTIPROC_DIR": str(version / "metrics"),

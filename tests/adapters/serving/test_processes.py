@@ -336,7 +336,7 @@ def test_requests_under_way_are_answered_when_it_is_stopped(target: ProcessTarge
 
 
 def test_a_worker_that_stops_says_close_for_good(tmp_path: Path) -> None:
-    worker = bento_worker.Worker(None, tmp_path)
+    worker = bento_worker.Worker(None, tmp_path, Settings())
     worker.config.load()
     worker.servers = []
     # when it is told, and uvicorn makes its list of headers anew
@@ -406,7 +406,10 @@ def test_a_taken_port_is_named(settings: Settings, target: ProcessTarget) -> Non
     assert "HEALTH_PREDICT_SERVING_PORT" in caught.value.remedy
 
 
-def test_an_address_of_another_machine_is_refused(settings: Settings) -> None:
+def test_an_address_of_another_machine_is_refused(settings: Settings, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.touch()
+    settings = settings.model_copy(update={"serving_tokens": str(tokens)})
     elsewhere = ProcessTarget(settings.model_copy(update={"serving_host": "192.0.2.1"}))
     with pytest.raises(UnreachableError, match="cannot be had"), elsewhere.rollout():
         pass

@@ -95,8 +95,9 @@ class KubernetesRollout:
         self._tell("CandidateReady", f"version {model_version} answers in pod {self.candidate}")
         if self.cluster.inside:
             address = pod.status.pod_ip
-            return f"http://{f'[{address}]' if ':' in address else address}:{PORT}"
-        return self.stack.enter_context(self.cluster.forwarded(self.namespace, self.candidate, PORT))
+            return f"{self.settings.serving_scheme}://{f'[{address}]' if ':' in address else address}:{PORT}"
+        url = self.stack.enter_context(self.cluster.forwarded(self.namespace, self.candidate, PORT))
+        return url.replace("http://", f"{self.settings.serving_scheme}://")
 
     def switch(self) -> None:
         """Give the Deployment the image and wait until all its pods are new and available."""

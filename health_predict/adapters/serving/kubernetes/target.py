@@ -34,7 +34,7 @@ class KubernetesTarget:
 
     @property
     def url(self) -> str:
-        return f"http://{self._settings.serving_host}:{self._settings.serving_port}"
+        return f"{self._settings.serving_scheme}://{self._settings.serving_host}:{self._settings.serving_port}"
 
     def _deployment(self) -> Any:
         """The Deployment as it is; None when there is none."""
