@@ -27,6 +27,8 @@ from health_predict.settings import PREFIX, Settings
 Found = TypeVar("Found")
 
 ROOT = Path(__file__).resolve().parents[2]
+# Where nothing can be pulled, the databases' images are built here: one that is named by its digest would not be found.
+OVERLAY = ROOT / ("tests/e2e/overlay" if os.environ.get("E2E_NODE_REGISTRY_PORT") else "k8s/overlays/kind")
 KUBECTL = shutil.which("kubectl") or ""
 NAMESPACE, TRACKING = "health-predict", "health-predict-tracking"
 
@@ -101,7 +103,7 @@ def serving() -> Iterator[None]:
     """The manifests of the service alone: namespace, accounts, policies, Deployment, Service."""
     import yaml
 
-    rendered = kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))
+    rendered = kubectl("kustomize", str(OVERLAY))
     kubectl("create", "namespace", "kubeflow", check=False)
     wanted = ("Namespace", "ServiceAccount", "NetworkPolicy", "Role", "RoleBinding", "PodDisruptionBudget")
     wanted += ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")

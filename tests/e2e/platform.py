@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 import yaml
 
-from tests.e2e.conftest import BASE_IMAGE, IMAGES, NAMESPACE, OBJECT_STORE, REGISTRY, ROOT, TRACKING, kubectl
+from tests.e2e.conftest import BASE_IMAGE, IMAGES, NAMESPACE, OBJECT_STORE, OVERLAY, REGISTRY, ROOT, TRACKING, kubectl
 
 # Set where the cluster pulls from a registry that listens on the node's loopback only: its port.
 NODE_REGISTRY_PORT = os.environ.get("E2E_NODE_REGISTRY_PORT", "")
@@ -46,7 +46,12 @@ def up(folder: Path, **settings: str) -> None:
     if PIPELINE_IMAGE:
         environment["PIPELINE_IMAGE"] = PIPELINE_IMAGE
     done = subprocess.run(
-        [str(ROOT / "k8s" / "up"), "kind"], env=environment, capture_output=True, text=True, timeout=900, check=False
+        [str(ROOT / "k8s" / "up"), str(OVERLAY)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -74,14 +79,14 @@ def set_policy_aside() -> None:
 
 
 def _mlflow_image() -> str:
-    rendered = yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind")))
+    rendered = yaml.safe_load_all(kubectl("kustomize", str(OVERLAY)))
     (server,) = [item for item in rendered if item["kind"] == "Deployment" and item["metadata"]["name"] == "mlflow"]
     return str(server["spec"]["template"]["spec"]["containers"][0]["image"])
 
 
 def _build_databases() -> None:
     """Postgres, and the client of Kubeflow's database where that is not there already."""
-    rendered = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))))
+    rendered = list(yaml.safe_load_all(kubectl("kustomize", str(OVERLAY))))
     (server,) = [item for item in rendered if item["kind"] == "StatefulSet"]
     (nightly,) = [item for item in rendered if item["kind"] == "CronJob"]
     _build("postgres", server["spec"]["template"]["spec"]["containers"][0]["image"])

@@ -8,14 +8,14 @@ import yaml
 
 from health_predict.adapters.tracking import Tracking
 from tests.e2e import platform
-from tests.e2e.conftest import MLFLOW, NAMESPACE, ROOT, TRACKING, Place, kubectl, until
+from tests.e2e.conftest import MLFLOW, NAMESPACE, OVERLAY, TRACKING, Place, kubectl, until
 
 PASSWORD = "of-before"
 
 
 def tracking_as_before() -> None:
     """MLflow and Postgres in the namespace of the service, as they were up to 0.1."""
-    rendered = yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind")))
+    rendered = yaml.safe_load_all(kubectl("kustomize", str(OVERLAY)))
     kinds = ("ServiceAccount", "ConfigMap", "Service", "StatefulSet", "Deployment", "CronJob")
     items = [item for item in rendered if item["kind"] in kinds and item["metadata"].get("namespace") == TRACKING]
     for item in items:

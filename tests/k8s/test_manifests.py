@@ -327,3 +327,22 @@ def air_gap() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@needs_kubectl
+def test_every_image_of_others_is_named_by_its_digest() -> None:
+    # given all that the manifests and scripts start, but what is built or rolled out here
+    others = {
+        name
+        for place in ("kind", "aws")
+        for document in render(place)
+        for name in air_gap().images(document)
+        if not air_gap().ours(name)
+    }
+    others |= set(re.findall(r"REGISTRY_IMAGE=(docker\.io/\S+)", (ROOT / "k8s" / "kind-up").read_text()))
+    others |= set(re.findall(r"^ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    # then its content cannot change under its name
+    assert len(others) == 4
+    assert [name for name in others if not re.search(r"@sha256:[0-9a-f]{64}$", name)] == []
+    # and Kubeflow's manifests are those of a commit
+    assert re.search(r"\?ref=[0-9a-f]{40}$", (ROOT / "k8s" / "kfp" / "kustomization.yaml").read_text(), re.MULTILINE)
