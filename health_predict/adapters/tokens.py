@@ -117,14 +117,14 @@ class TokenFile:
         self._file, self._seen, self._problem = file, (0, 0, 0), ""
         self._tokens = read_tokens(file)
 
-    def role_of(self, token: bytes) -> Role | None:
-        """The role of the one that sends this token; None when the file has no such token."""
+    def known(self, token: bytes) -> Token | None:
+        """What the file has for the token that somebody sends; None when it has no such token."""
         self._look()
-        digest, role = digest_of(token), None
+        digest, found = digest_of(token), None
         for one in self._tokens:  # all of them, so that the time tells nothing
             if hmac.compare_digest(one.digest, digest):
-                role = one.role
-        return role
+                found = one
+        return found
 
     def _look(self) -> None:
         problem = ""

@@ -7,7 +7,9 @@ one with 400 and logs it with its values. Here such an answer becomes a 422 that
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -19,7 +21,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
-from starlette.authentication import AuthCredentials
+from starlette.authentication import AuthCredentials, SimpleUser
 
 from health_predict.adapters.tokens import Role, TokenFile
 from health_predict.serving.metrics import Metrics
@@ -29,8 +31,10 @@ from health_predict.serving.schemas import Options, Problem, Violation, Violatio
 # How much of a body that is too large is read before the refusal.
 DRAINED_BYTES = 128 * MEBIBYTE
 WAITING_BATCHES, WAITING_EXPLANATIONS = 16, 32
+# Of these nobody writes down who asked.
+PROBES = frozenset({"/livez", "/healthz", "/readyz"})
 # Probes, and what tells nothing about the model that serves.
-OPEN = frozenset({"/livez", "/healthz", "/readyz", "/health", "/", "/docs", "/docs.json", "/schema.json"})
+OPEN = PROBES | {"/health", "/", "/docs", "/docs.json", "/schema.json"}
 NOBODY, CLIENT, ALL = AuthCredentials(), AuthCredentials([Role.CLIENT]), AuthCredentials([*Role])
 
 Message = MutableMapping[str, Any]
@@ -55,6 +59,9 @@ class Route:
     """How many values a body may have, so that reading it takes no more memory than an honest one; 0: any number."""
     alone: bool = False
     """Whether one is read and scored at a time: what a body is read into takes many times its size."""
+
+
+access = logging.getLogger("health_predict.access")
 
 
 class RefusalError(Exception):
@@ -85,6 +92,11 @@ class Door:
     def __init__(self, tokens: TokenFile | None, metrics: Metrics) -> None:
         self._tokens, self._metrics = tokens, metrics
 
+    @property
+    def asks(self) -> bool:
+        """Whether those who ask have names."""
+        return self._tokens is not None
+
     def let_in(self, scope: Any) -> AuthCredentials:
         """The roles of the one who asks, none on an open path without a token. Raises RefusalError."""
         if self._tokens is None:
@@ -98,11 +110,12 @@ class Door:
                 return NOBODY
             raise self._refusal("none", "send a token: Authorization: Bearer <token>")
         scheme, _, token = given[0].partition(b" ")
-        role = self._tokens.role_of(token.strip()) if len(given) == 1 and scheme.lower() == b"bearer" else None
-        if role is None:
+        holder = self._tokens.known(token.strip()) if len(given) == 1 and scheme.lower() == b"bearer" else None
+        if holder is None:
             raise self._refusal("wrong", "the token is not one that this endpoint takes")
         self._metrics.called("taken")
-        return ALL if role is Role.OPERATOR else CLIENT
+        scope["user"] = SimpleUser(holder.name)
+        return ALL if holder.role is Role.OPERATOR else CLIENT
 
     def _refusal(self, outcome: str, answer: str) -> RefusalError:
         self._metrics.called(outcome)
@@ -169,7 +182,10 @@ class Limits:
         except DisconnectedError:
             return
         if status:
-            self._predictor.metrics.answered(self._names.get(path, "other"), status, time.perf_counter() - start)
+            name, seconds = self._names.get(path, "other"), time.perf_counter() - start
+            self._predictor.metrics.answered(name, status, seconds)
+            if self._door.asks and name not in PROBES:
+                _tell(scope, name, status, seconds)
 
     async def _post(self, route: Route, path: str, scope: Any, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -235,6 +251,13 @@ class Limits:
                 raise RefusalError(422, Violations(detail=found))
         if failed:
             raise RefusalError(500, "internal error")
+
+
+def _tell(scope: Any, name: str, status: int, seconds: float) -> None:
+    """Write down who asked what, as a line of JSON. Of the request only what is known by name: no value, no token."""
+    caller = scope["user"].username if "user" in scope else None
+    record = {"caller": caller, "method": scope["method"], "path": name, "status": status, "seconds": round(seconds, 4)}
+    access.info(json.dumps(record))
 
 
 class Held:
@@ -339,7 +362,11 @@ class WithoutValues(logging.Filter):
 
 
 def keep_values_out_of_logs() -> None:
-    """Filter all that this process writes to its log by what handlers it has now."""
+    """Filter all that this process writes to its log by what handlers it has now, and write down who asks what."""
+    access.setLevel(logging.INFO)
+    access.propagate = False
+    access.handlers = [logging.StreamHandler(sys.stdout)]
+    access.handlers[0].setFormatter(logging.Formatter("%(asctime)s access %(message)s"))
     logging.basicConfig()  # where nobody has set up a handler
     for name in ("", "bentoml"):
         for handler in logging.getLogger(name).handlers:

@@ -134,6 +134,26 @@ class TestWithAToken:
         lines = [line for file in (tmp_path / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
         assert len(lines) == 1
 
+    def test_who_asked_what_is_written_down_without_values(
+        self, source: Source, tokens: Path, ward: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # given a service that asks for tokens
+        with open_client(source(), serving_tokens=tokens) as client:
+            # when somebody with one, somebody without, and a probe ask, the first also for what is not there
+            client.post("/predict?explain=true", json=EXAMPLE, headers=bearer(ward))
+            client.get("/patients/4711", headers=bearer(ward))
+            client.post("/predict", json=EXAMPLE, headers=bearer("x" * 43))
+            client.get("/livez")
+        lines = [line for line in capsys.readouterr().out.splitlines() if " access " in line]
+        found = [json.loads(line.partition(" access ")[2]) for line in lines]
+        # then a line tells of each but the probe: who, what, with which answer, and nothing that was sent
+        assert [(one["caller"], one["method"], one["path"], one["status"]) for one in found] == [
+            ("ward-7", "POST", "/predict", 200),
+            ("ward-7", "GET", "other", 404),
+            (None, "POST", "/predict", 401),
+        ]
+        assert {key for one in found for key in one} == {"caller", "method", "path", "status", "seconds"}
+
     def test_it_is_in_no_log(
         self, source: Source, tokens: Path, ward: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
