@@ -387,6 +387,32 @@ def test_first_run_second_run_reboot_and_replacement(machine: Machine) -> None:
     assert machine.uuid() == uuid and machine.on_disk("cat", "pv/postgres/password") == password
 
 
+def test_without_a_certificate_the_endpoint_s_port_stays_closed(machine: Machine) -> None:
+    # given a stack that opens it, and nobody put a certificate into the cluster
+    missing = machine.upper / "var/lib/stub-no-certificate"
+    missing.parent.mkdir(parents=True, exist_ok=True)
+    missing.touch()
+    done = machine.up()
+    # then the host is ready, says why, and nothing is open
+    succeeded(done)
+    assert "its port stays closed -> put one into the Secret readmission-api-tls" in done.stderr + done.stdout
+    assert not list((machine.upper / "var/lib").glob("stub-enabled-health-predict-port*"))
+    release = (
+        machine.upper / "opt/health-predict/releases" / (machine.upper / "opt/health-predict/current").readlink().name
+    )
+    overlay = release / "k8s/overlays/host/aws/kustomization.yaml"
+    assert "tls" not in overlay.read_text()
+    # when one is there, then the service speaks TLS and the port is opened
+    missing.unlink()
+    machine.publish(HP_FIRST_RUN="false")
+    succeeded(machine.up())
+    release = (
+        machine.upper / "opt/health-predict/releases" / (machine.upper / "opt/health-predict/current").readlink().name
+    )
+    assert "components: [../../../tls]" in (release / "k8s/overlays/host/aws/kustomization.yaml").read_text()
+    assert (machine.upper / "var/lib/stub-enabled-health-predict-port@3000.socket").exists()
+
+
 def test_an_upgrade_reaches_the_running_host(machine: Machine) -> None:
     # given a running host
     succeeded(machine.up())

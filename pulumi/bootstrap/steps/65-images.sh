@@ -13,12 +13,18 @@ digest() { # repository URL
 pipeline=$HP_IMAGE_PIPELINE@$(digest "$HP_IMAGE_PIPELINE")
 mlflow=$(digest "$HP_IMAGE_MLFLOW")
 
+# A certificate that somebody put there makes the endpoint speak TLS (k8s/tls); without one its port stays closed.
+components=
+if kubectl --request-timeout=20s -n health-predict get secret readmission-api-tls >/dev/null 2>&1; then
+    components="components: [../../../tls]"
+fi
 overlay=$HP_ROOT/k8s/overlays/host/aws
 mkdir -p "$overlay"
 cat >"$overlay/kustomization.yaml" <<END
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 resources: [../../aws]
+$components
 images:
   - {name: health-predict/mlflow, newName: $HP_IMAGE_MLFLOW, digest: $mlflow}
 configMapGenerator:
