@@ -3,27 +3,23 @@
 set -euo pipefail
 image=$(<"$HP_STATE/pipeline-image")
 
-field() { # name, on standard input JSON: a field of it, by its path
-    python3 -c '
-import json, sys
-try:
-    found = json.load(sys.stdin)
-    for name in sys.argv[1].split("."):
-        found = found[name]
-    print(found)
-except (ValueError, KeyError, TypeError):
-    pass
-' "$1"
-}
 serving() { # the version that was brought into service, while pods answer by it
     kubectl --request-timeout=20s -n health-predict get deployment readmission-api --output \
         'jsonpath={.status.readyReplicas} {.metadata.annotations.health-predict/model-version}' 2>/dev/null |
         sed -n 's/^[1-9][0-9]* //p' || true
 }
-champion() {
+champion() { # of the one registered model, whatever the data contract calls it
     curl --silent --show-error --max-time 30 --retry 5 --retry-all-errors \
-        'http://127.0.0.1:5050/api/2.0/mlflow/registered-models/alias?name=readmission&alias=champion' |
-        field model_version.version
+        'http://127.0.0.1:5050/api/2.0/mlflow/registered-models/search?max_results=100' |
+        python3 -c '
+import json, sys
+try:
+    models = json.load(sys.stdin).get("registered_models", [])
+except ValueError:
+    models = []
+found = [one["version"] for model in models for one in model.get("aliases", []) if one["alias"] == "champion"]
+print(*found[:1])
+'
 }
 
 if [[ -n $(serving) ]]; then exit 0; fi
