@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ def environment_in(folder: Path) -> Path:
     (folder / "bin").mkdir(parents=True)
     for name in ("python", "python3"):
         (folder / "bin" / name).symlink_to(sys.executable)
+    (folder / "bin" / "uv").symlink_to(Path(sysconfig.get_path("scripts")) / "uv")
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     (folder / "pyvenv.cfg").write_bytes((Path(sys.prefix) / "pyvenv.cfg").read_bytes())
     return folder / "bin" / "python3"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from health_predict.adapters.images import ImageRegistry, open_registry
-from health_predict.adapters.images.attestations import Origin, attest, components
+from health_predict.adapters.images.attestations import Origin, attest, can_list, components
 from health_predict.adapters.images.layers import requirements_of
 from health_predict.adapters.tracking import Tag, Tracking
 from health_predict.errors import StateError
@@ -69,4 +69,7 @@ def _attest(
         name, digest, parameters, {one: digests for one, digests in materials.items() if all(digests.values())}
     )
     key = Path(settings.signing_key) if settings.signing_key else None
+    if key is None and not can_list():
+        log.warning("uv is not installed, so the image gets no list of its components: `pip install uv`")
+        return
     attest(registry, image_uri, components("readmission", digest, requirements.split()), origin, key)

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import subprocess
-import sysconfig
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from health_predict.adapters.images.layers import canonical, sha256
 from health_predict.adapters.images.registry import ImageRegistry
+from health_predict.adapters.images.wheels import find_uv, uv_program
 from health_predict.errors import GateError, SettingsError, StateError
 
 if TYPE_CHECKING:
@@ -54,15 +52,27 @@ class Origin:
     """By name, the digests by algorithm."""
 
 
+def can_list() -> bool:
+    """Whether uv is there, which reads the lock file."""
+    return find_uv() is not None
+
+
 def components(content: str, digest: str, installed: Sequence[str] | None = None) -> bytes:
     """The CycloneDX document of an image with this `content`; with `installed` (`name==version`), of these alone.
 
     Raises StateError when uv cannot read the lock file.
     """
-    uv = shutil.which("uv", path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
-    if uv is None:
-        raise StateError("uv is not installed", "pip install 'health-predict[operations]'")
-    command = [uv, "export", "--quiet", "--no-config", "--no-cache", "--offline", "--frozen", "--project", str(PROJECT)]
+    command = [
+        uv_program(),
+        "export",
+        "--quiet",
+        "--no-config",
+        "--no-cache",
+        "--offline",
+        "--frozen",
+        "--project",
+        str(PROJECT),
+    ]
     command += ["--no-default-groups", "--format", "cyclonedx1.5"]
     done = subprocess.run(
         [*command, *CONTENT[content]], capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False

@@ -69,10 +69,16 @@ def install(requirements: str, workshop: Path) -> Iterator[tuple[str, Path]]:
     site = workshop / "site"
     listed = workshop / "requirements.txt"
     listed.write_text("\n".join(pinned(requirements)), encoding="utf-8")
-    uv = shutil.which("uv", path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
-    if uv is None:
-        raise StateError("uv is not installed", "pip install 'health-predict[operations]'")
-    command = [uv, "pip", "install", "--no-config", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    command = [
+        uv_program(),
+        "pip",
+        "install",
+        "--no-config",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary=:all:",
+    ]
     command += ["--python-platform", PLATFORM, "--python-version", PYTHON_VERSION, "--link-mode=copy"]
     command += ["--python", sys.executable, "--target", str(site), "-r", str(listed)]
     # Where the system has certificates of its own, such as a company proxy's, they count unless the caller said no.
@@ -93,6 +99,19 @@ def install(requirements: str, workshop: Path) -> Iterator[tuple[str, Path]]:
         for path in site.rglob("*")
         if path.is_file() and not path.is_symlink()
     )
+
+
+def find_uv() -> str | None:
+    """The program uv of this environment, else of the path; None when there is none."""
+    return shutil.which("uv", path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
+
+
+def uv_program() -> str:
+    """The same. Raises StateError when there is none."""
+    found = find_uv()
+    if found is None:
+        raise StateError("uv is not installed", "pip install 'health-predict[operations]'")
+    return found
 
 
 def _run(command: list[str], *, check: bool = True, **environment: str) -> None:
