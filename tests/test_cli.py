@@ -113,7 +113,12 @@ def test_bad_data_is_refused_in_one_line(
         (("pipeline", "run", "deployment"), {}, 2, "-p model_version="),
         (
             ("pipeline", "run", "training"),
-            {"profile": "kind", "kfp_host": "http://127.0.0.1:1", "data_source": "s3://hospital/data.csv"},
+            {
+                "profile": "kind",
+                "kfp_host": "http://127.0.0.1:1",
+                "data_source": "s3://hospital/data.csv",
+                "data_sha256": "a" * 64,
+            },
             5,
             "HEALTH_PREDICT_KFP_HOST",
         ),

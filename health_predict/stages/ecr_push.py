@@ -70,6 +70,6 @@ def _attest(
     )
     key = Path(settings.signing_key) if settings.signing_key else None
     if key is None and not can_list():
-        log.warning("uv is not installed, so the image gets no list of its components: `pip install uv`")
+        log.warning("uv or the lock file is not here, so the image gets no list of its components")
         return
     attest(registry, image_uri, components("readmission", digest, requirements.split()), origin, key)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from health_predict.adapters.images.layers import canonical, sha256
 from health_predict.adapters.images.registry import ImageRegistry
-from health_predict.adapters.images.wheels import find_uv, uv_program
+from health_predict.adapters.images.wheels import LOCK_FILE, find_uv, uv_program
 from health_predict.errors import GateError, SettingsError, StateError
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Origin:
 
 
 def can_list() -> bool:
-    """Whether uv is there, which reads the lock file."""
-    return find_uv() is not None
+    """Whether the lock file is there, and uv, which reads it."""
+    return LOCK_FILE.is_file() and find_uv() is not None
 
 
 def components(content: str, digest: str, installed: Sequence[str] | None = None) -> bytes:
