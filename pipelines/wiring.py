@@ -72,9 +72,8 @@ def with_token(task: PipelineTask) -> PipelineTask:
 
 def with_signing_key(task: PipelineTask) -> PipelineTask:
     """Give a task the key that signs images, where there is one."""
-    return kubernetes.use_secret_as_volume(
-        task, secret_name=SIGNING, mount_path=f"{KEYS_FOLDER}/signing", optional=True
-    )
+    folder = f"{KEYS_FOLDER}/signing"
+    return kubernetes.use_secret_as_volume(task, secret_name=SIGNING, mount_path=folder, optional=True)
 
 
 def with_trusted_keys(task: PipelineTask) -> PipelineTask:

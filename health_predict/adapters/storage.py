@@ -251,9 +251,9 @@ class S3Storage:
                 ]
                 if old:
                     answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": old, "Quiet": True})
-                    for refused in answer.get("Errors", ()):
+                    if refused := answer.get("Errors"):
                         raise UnreachableError(
-                            f"an old version of {self.uri(prefix)} is not removed: {refused.get('Code')}",
+                            f"an old version of {self.uri(prefix)} is not removed: {refused[0].get('Code')}",
                             "give the command again with credentials that may delete versions: on AWS the operator's "
                             "role, see docs/aws.md",
                         )

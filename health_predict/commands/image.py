@@ -29,7 +29,7 @@ def show(
     settings = load_settings()
     with working(console_of(), "asking the registry"):
         from health_predict.adapters.images import open_registry
-        from health_predict.adapters.images.attestations import COMPONENTS, described
+        from health_predict.adapters.images.attestations import ENVELOPE, attested
         from health_predict.adapters.tracking import CHAMPION, Tag, Tracking
 
         tracking = Tracking(settings)
@@ -38,15 +38,23 @@ def show(
         if found is None or not uri:
             raise StateError(f"version {version} has no image" if version else "there is no champion", DEPLOY)
         registry = open_registry(settings)
-        documents = registry.attached(uri, COMPONENTS)
-        if not documents:
-            raise StateError(f"nothing is said about the image {uri}", DEPLOY)
         keys = Path(settings.trusted_keys) if settings.trusted_keys else None
-        content, origin = json.loads(documents[-1]), described(registry, uri, keys)
+        beside = attested(registry, uri, keys)
+        content, build = json.loads(beside.document), beside.statement["predicate"]["buildDefinition"]
+        signed = f"by the key {beside.signer}"
+        if not beside.signer:
+            unknown = "yes, not verified: HEALTH_PREDICT_TRUSTED_KEYS names no key"
+            signed = unknown if registry.attached(uri, ENVELOPE) else "no"
     if components:
         typer.echo(json.dumps(content, indent=1))
         return
-    said = {"image": uri, "components": len(content["components"]), **origin}
+    said = {
+        "image": uri,
+        "components": len(content["components"]),
+        "asked for": build["externalParameters"],
+        "made from": {one["name"]: next(iter(one["digest"].values())) for one in build["resolvedDependencies"]},
+        "signed": signed,
+    }
     if as_json:
         typer.echo(json.dumps(said))
         return

@@ -13,7 +13,7 @@ from health_predict.adapters import keys
 from health_predict.adapters.archives import content_digest
 from health_predict.adapters.contracts import stored_contract
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.images.attestations import check
+from health_predict.adapters.images.attestations import attested
 from health_predict.adapters.serving.endpoint import NOT_LET_IN, ask
 from health_predict.adapters.serving.target import open_target
 from health_predict.adapters.source_control import UNKNOWN, contains
@@ -77,7 +77,7 @@ def _verified(settings: Settings) -> Iterator[tuple[str, str]]:
     registry = open_registry(settings)
     registry.verify(active.image_uri)
     trusted = settings.trusted_keys
-    signed = f", signed by the key {check(registry, active.image_uri, Path(trusted))}" if trusted else ""
+    signed = f", signed by the key {attested(registry, active.image_uri, Path(trusted)).signer}" if trusted else ""
     yield active.image_uri, f"manifest and layers hashed again{signed}"
 
     folder = unpacked(settings, active.image_uri)

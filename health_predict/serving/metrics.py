@@ -34,7 +34,7 @@ class Metrics:
             return Counter(f"{PREFIX}_{name}", description, labels, registry=registry)
 
         self._requests = counter("requests", "Answered requests", "route", "status")
-        self._callers = counter("callers", "Requests, by what came of the token: taken, none, wrong or open", "outcome")
+        self._callers = counter("callers", "Requests, by what came of the token: taken, none or wrong", "outcome")
         latency = Histogram(
             f"{PREFIX}_latency_seconds", "From request to answer", ("route",), buckets=LATENCIES, registry=registry
         )

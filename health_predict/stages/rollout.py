@@ -23,7 +23,7 @@ from typing import NamedTuple
 from health_predict.adapters import keys
 from health_predict.adapters.files import write_file
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.images.attestations import check
+from health_predict.adapters.images.attestations import attested
 from health_predict.adapters.notifications import Event, tell
 from health_predict.adapters.serving.endpoint import ask
 from health_predict.adapters.serving.port import Active, Rollout
@@ -221,7 +221,7 @@ class _Change:
         registry = open_registry(self.settings)
         registry.verify(self.image_uri)
         if trusted := self.settings.trusted_keys:
-            log.info("signed by the key %s", check(registry, self.image_uri, Path(trusted)))
+            log.info("signed by the key %s", attested(registry, self.image_uri, Path(trusted)).signer)
         kept = (self.folder, unpacked(self.settings, self.before.image_uri) if self.before else None)
         for old in self.folder.parent.glob("*"):
             if old not in kept:

@@ -69,21 +69,11 @@ class Identity(pulumi.ComponentResource):
         arns = pulumi.Output.all(args.bucket_arn, args.topic_arn, args.repository_arns["readmission"])
         self.workloads: dict[str, aws.iam.Role] = {}
         for workload in WORKLOADS:
-            own = f"{name}-{workload}"
-            role_tags = {**args.tags, "Name": own}
-            role = aws.iam.Role(own, aws.iam.RoleArgs(assume_role_policy=trust, tags=role_tags), opts=inside)
             policy = arns.apply(functools.partial(_policy_of, workload, args.kms_key))
-            aws.iam.RolePolicy(own, aws.iam.RolePolicyArgs(role=role.id, policy=policy), opts=inside)
-            self.workloads[workload] = role
+            self.workloads[workload] = self._role(f"{name}-{workload}", args.tags, trust, policy)
         if args.operators:
-            own = f"{name}-operator"
-            role = aws.iam.Role(
-                own,
-                aws.iam.RoleArgs(assume_role_policy=trust_of_people(args.operators), tags={**args.tags, "Name": own}),
-                opts=inside,
-            )
             policy = pulumi.Output.from_input(args.bucket_arn).apply(lambda arn: operator_policy(arn, args.kms_key))
-            aws.iam.RolePolicy(own, aws.iam.RolePolicyArgs(role=role.id, policy=policy), opts=inside)
+            self._role(f"{name}-operator", args.tags, trust_of_people(args.operators), policy)
         roles = [role.arn for role in self.workloads.values()]
         policy = pulumi.Output.all(args.bucket_arn, roles, list(args.repository_arns.values())).apply(
             lambda found: host_policy(args, found[0], found[1], found[2])
@@ -93,6 +83,15 @@ class Identity(pulumi.ComponentResource):
             name, aws.iam.InstanceProfileArgs(role=self.role.name, tags=tags), opts=inside
         )
         self.register_outputs({"role_arn": self.role.arn})
+
+    def _role(
+        self, name: str, tags: Mapping[str, str], trust: pulumi.Input[str], policy: pulumi.Input[str]
+    ) -> aws.iam.Role:
+        """A role by its trust policy, with one policy of what it may do."""
+        inside = pulumi.ResourceOptions(parent=self)
+        made = aws.iam.Role(name, aws.iam.RoleArgs(assume_role_policy=trust, tags={**tags, "Name": name}), opts=inside)
+        aws.iam.RolePolicy(name, aws.iam.RolePolicyArgs(role=made.id, policy=policy), opts=inside)
+        return made
 
 
 def trust_policy(service: str, source_account: str = "") -> str:

@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant("pulumi/infra/host.py", "HOP_LIMIT = 1", "HOP_LIMIT = 2"),
     Mutant("pulumi/infra/storage.py", "block_public_policy=True", "block_public_policy=False"),
     Mutant("pulumi/infra/storage.py", '"aws:SecureTransport": "false"', '"aws:SecureTransport": "true"'),
-    Mutant("pulumi/infra/storage.py", 'status="Enabled"),\n            opts', 'status="Suspended"),\n            opts'),
+    Mutant("pulumi/infra/storage.py", 'ConfigurationArgs(status="Enabled")', 'ConfigurationArgs(status="Suspended")'),
     Mutant("pulumi/infra/registry.py", 'image_tag_mutability="IMMUTABLE"', 'image_tag_mutability="MUTABLE"'),
     Mutant("pulumi/infra/registry.py", "scan_on_push=True", "scan_on_push=False"),
     # what survives
@@ -79,8 +79,8 @@ MUTANTS = (
     ),
     Mutant(
         "pulumi/infra/storage.py",
-        "opts=pulumi.ResourceOptions(parent=self, protect=args.keep_data)",
-        "opts=pulumi.ResourceOptions(parent=self)",
+        "opts=pulumi.ResourceOptions(parent=parent, protect=keep_data)",
+        "opts=pulumi.ResourceOptions(parent=parent)",
     ),
     Mutant("pulumi/infra/host.py", '"ami", "userDataBase64", "associatePublicIpAddress"', '"ami", "userDataBase64"'),
     Mutant("pulumi/infra/host.py", '"ami", "userDataBase64", "associatePublicIpAddress"', '"associatePublicIpAddress"'),

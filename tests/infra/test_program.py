@@ -24,6 +24,7 @@ from health_predict.aws.cost import MACHINES, PRICES
 from health_predict.aws.stack_config import StackConfig, read_config
 from health_predict.errors import SettingsError
 from infra.outputs import FIRST_UP, estimate
+from tests.infra.mutants import MUTANTS
 from tests.infra.program import ACCOUNT, ROOT, Stack, run
 
 OPERATOR = {"operator_cidr": "203.0.113.7/32", "open_ports": ["api"]}
@@ -294,6 +295,11 @@ def test_each_workload_has_a_role_that_the_host_alone_may_take() -> None:
     pointer = made.one("s3/bucketObjectv2:BucketObjectv2", "health-predict-dev-host").inputs["content"]
     for workload in WORKLOADS:
         assert f"HP_ROLE_{workload.upper()}={arns[f'health-predict-dev-{workload}']}\n" in pointer
+
+
+def test_each_mutant_still_finds_what_it_spoils() -> None:
+    lost = [(one.file, one.before) for one in MUTANTS if (ROOT / one.file).read_text().count(one.before) != 1]
+    assert lost == []
 
 
 def test_the_operators_alone_delete_old_versions_and_with_a_second_factor() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from health_predict.adapters.archives import archive
 from health_predict.adapters.images import open_registry
-from health_predict.adapters.images.attestations import COMPONENTS, ENVELOPE, check, described
+from health_predict.adapters.images.attestations import COMPONENTS, ENVELOPE, attested
 from health_predict.adapters.tracking import ModelVersion, Tracking
 from health_predict.errors import SettingsError, StateError
 from health_predict.settings import Settings
@@ -70,10 +70,12 @@ def test_its_components_and_its_origin_lie_beside_it(
     (document,) = registry.attached(uri, COMPONENTS)
     (component,) = json.loads(document)["components"]
     assert (component["name"], component["version"]) == ("bentoml", version_of("bentoml"))
-    assert check(registry, uri, key.with_suffix(".pub")).startswith("sha256:")
-    found = described(registry, uri, key.with_suffix(".pub"))
-    assert found["asked for"]["model_version"] == version.version
-    assert {"dataset ", "git commit", "Bento readmission:v1-x"} <= found["made from"].keys()
+    found = attested(registry, uri, key.with_suffix(".pub"))
+    assert found.signer.startswith("sha256:") and found.document == document
+    build = found.statement["predicate"]["buildDefinition"]
+    assert build["externalParameters"]["model_version"] == version.version
+    made_from = {one["name"] for one in build["resolvedDependencies"]}
+    assert {"dataset ", "git commit", "Bento readmission:v1-x"} <= made_from
     # and a repeat adds nothing
     ecr_push(settings, bento=bento, model_version=version.version)
     assert len(registry.attached(uri, ENVELOPE)) == 1

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from health_predict.adapters.images.layers import canonical, sha256
 from health_predict.adapters.images.registry import ImageRegistry
@@ -37,7 +37,6 @@ CONTENT: Mapping[str, tuple[str, ...]] = {
     "pipeline": ("--extra", "serving", "--extra", "training", "--extra", "operations"),
     "mlflow": ("--only-group", "mlflow-server"),
 }
-PROJECT = Path(__file__).resolve().parents[3]
 EXPORT_SECONDS = 60
 
 
@@ -62,18 +61,8 @@ def components(content: str, digest: str, installed: Sequence[str] | None = None
 
     Raises StateError when uv cannot read the lock file.
     """
-    command = [
-        uv_program(),
-        "export",
-        "--quiet",
-        "--no-config",
-        "--no-cache",
-        "--offline",
-        "--frozen",
-        "--project",
-        str(PROJECT),
-    ]
-    command += ["--no-default-groups", "--format", "cyclonedx1.5"]
+    command = [uv_program(), "export", "--quiet", "--no-config", "--no-cache", "--offline", "--frozen"]
+    command += ["--project", str(LOCK_FILE.parent), "--no-default-groups", "--format", "cyclonedx1.5"]
     done = subprocess.run(
         [*command, *CONTENT[content]], capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False
     )
@@ -130,30 +119,37 @@ def attest(registry: ImageRegistry, image_uri: str, document: bytes, origin: Ori
         registry.attach(image_uri, ENVELOPE, sign(statement, key_file))
 
 
-def check(registry: ImageRegistry, image_uri: str, keys_file: Path) -> str:
-    """Id of the trusted key that vouches for an image. Raises GateError when none does, or its components are gone."""
-    statement, signer = verified(registry.attached(image_uri, ENVELOPE), image_uri.rpartition("@")[2], keys_file)
-    if document_of(statement) not in map(sha256, registry.attached(image_uri, COMPONENTS)):
-        raise GateError(f"the components of {image_uri} are not those that were signed", "run ecr_push again")
-    return signer
+class Attested(NamedTuple):
+    """What lies beside an image: the statement of its origin, the components that it names, and who signed it."""
+
+    statement: dict[str, Any]
+    document: bytes
+    signer: str
+    """Id of the trusted key; empty where none is asked for."""
 
 
-def described(registry: ImageRegistry, image_uri: str, keys_file: Path | None) -> dict[str, Any]:
-    """What the documents beside an image say of its origin, and who of the trusted keys signed it.
+def attested(registry: ImageRegistry, image_uri: str, keys_file: Path | None) -> Attested:
+    """What one of the trusted keys signed; without such keys what anybody who may push has laid there last.
 
-    Without trusted keys the origin is what anybody who may push has written there. Raises GateError like `check`.
+    Raises GateError when no trusted key vouches for the image or its components are not those that were signed, and
+    StateError when nothing lies there.
     """
+    envelopes = registry.attached(image_uri, ENVELOPE)
     if keys_file:
-        digest = image_uri.rpartition("@")[2]
-        statement, signer = verified(registry.attached(image_uri, ENVELOPE), digest, keys_file)
-        signed = f"by the key {signer}"
+        statement, signer = verified(envelopes, image_uri.rpartition("@")[2], keys_file)
     else:
-        envelopes = [base64.b64decode(json.loads(one)["payload"]) for one in registry.attached(image_uri, ENVELOPE)]
-        statement = json.loads([*registry.attached(image_uri, STATEMENT), *envelopes][-1])
-        signed = "yes, not verified: HEALTH_PREDICT_TRUSTED_KEYS names no key" if envelopes else "no"
-    build = statement["predicate"]["buildDefinition"]
-    materials = {one["name"]: next(iter(one["digest"].values())) for one in build["resolvedDependencies"]}
-    return {"asked for": build["externalParameters"], "made from": materials, "signed": signed}
+        statements = [*registry.attached(image_uri, STATEMENT), *map(_payload, envelopes)]
+        if not statements:
+            raise StateError(
+                f"nothing is said about the image {image_uri}",
+                "`health-predict pipeline run deployment -p model_version=N` writes it",
+            )
+        statement, signer = json.loads(statements[-1]), ""
+    named = document_of(statement)
+    for document in registry.attached(image_uri, COMPONENTS):
+        if sha256(document) == named:
+            return Attested(statement, document, signer)
+    raise GateError(f"the components of {image_uri} are not those that were signed", "run ecr_push again")
 
 
 def _digest(value: str) -> dict[str, str]:
@@ -209,6 +205,10 @@ def _opened(envelope: bytes, keys: Mapping[str, Ed25519PublicKey]) -> tuple[dict
             statement = json.loads(payload)
             return (statement, name) if isinstance(statement, dict) else (None, "")
     return None, ""
+
+
+def _payload(envelope: bytes) -> bytes:
+    return base64.b64decode(json.loads(envelope)["payload"], validate=True)
 
 
 def document_of(statement: Mapping[str, Any]) -> str:

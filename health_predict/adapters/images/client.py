@@ -130,14 +130,19 @@ class Repository:
 
     def put_manifest(self, manifest: Mapping[str, Any], tag: str) -> str:
         """Store a manifest; its digest. Raises StateError when the registry names another one."""
+        return self._put(manifest, tag)[0]
+
+    def _put(self, manifest: Mapping[str, Any], reference: str) -> tuple[str, Mapping[str, str]]:
+        """Store a manifest under a tag or its digest; its digest, and the headers of the answer."""
         data = canonical(manifest)
         headers = {"Content-Type": manifest["mediaType"]}
-        response = self._expect(self.request("PUT", f"{self.root}/manifests/{tag}", data=data, headers=headers), 201)
+        address = f"{self.root}/manifests/{reference}"
+        response = self._expect(self.request("PUT", address, data=data, headers=headers), 201)
         digest = sha256(data)
         found = response.headers.get("Docker-Content-Digest", digest)
         if found != digest:
             raise StateError(f"registry {self.host} stored {found} in place of {digest}", "check the registry")
-        return digest
+        return digest, response.headers
 
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         """Descriptors of what refers to a manifest, by the registry's own list or, where it keeps none, by the tag."""
@@ -154,9 +159,8 @@ class Repository:
         Source: OCI distribution specification 1.1, "Pushing Manifests with Subject" and "Referrers Tag Schema".
         """
         data = canonical(manifest)
-        digest, headers = sha256(data), {"Content-Type": manifest["mediaType"]}
-        response = self._expect(self.request("PUT", f"{self.root}/manifests/{digest}", data=data, headers=headers), 201)
-        if "OCI-Subject" in response.headers:
+        digest, headers = self._put(manifest, sha256(data))
+        if "OCI-Subject" in headers:
             return
         subject = manifest["subject"]["digest"]
         entry = {"mediaType": manifest["mediaType"], "digest": digest, "size": len(data)}

@@ -69,16 +69,8 @@ def install(requirements: str, workshop: Path) -> Iterator[tuple[str, Path]]:
     site = workshop / "site"
     listed = workshop / "requirements.txt"
     listed.write_text("\n".join(pinned(requirements)), encoding="utf-8")
-    command = [
-        uv_program(),
-        "pip",
-        "install",
-        "--no-config",
-        "--quiet",
-        "--no-deps",
-        "--require-hashes",
-        "--only-binary=:all:",
-    ]
+    uv = uv_program()
+    command = [uv, "pip", "install", "--no-config", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--python-platform", PLATFORM, "--python-version", PYTHON_VERSION, "--link-mode=copy"]
     command += ["--python", sys.executable, "--target", str(site), "-r", str(listed)]
     # Where the system has certificates of its own, such as a company proxy's, they count unless the caller said no.

@@ -17,7 +17,7 @@ from health_predict.adapters.images.attestations import (
     STATEMENT,
     Origin,
     attest,
-    check,
+    attested,
     components,
     sign,
 )
@@ -82,7 +82,7 @@ def public(key: Path, *others: Path) -> Path:
     return file
 
 
-def attested(registry: ImageRegistry, uri: str, key: Path | None, document: bytes = b'{"components":[]}') -> None:
+def lay(registry: ImageRegistry, uri: str, key: Path | None, document: bytes = b'{"components":[]}') -> None:
     origin = Origin(registry.name, uri.rpartition("@")[2], {"model_version": "1"}, {"git commit": {"gitCommit": "c"}})
     attest(registry, uri, document, origin, key)
 
@@ -109,9 +109,9 @@ def test_the_components_are_those_of_the_lock_file() -> None:
 def test_the_documents_lie_beside_their_image_once(images: tuple[ImageRegistry, str, str]) -> None:
     # given an image with its documents
     registry, one, other = images
-    attested(registry, one, None)
+    lay(registry, one, None)
     # when they are laid there again, then each is there once, and none beside another image
-    attested(registry, one, None)
+    lay(registry, one, None)
     (document,) = registry.attached(one, COMPONENTS)
     (statement,) = registry.attached(one, STATEMENT)
     assert registry.attached(other, COMPONENTS) == registry.attached(one, ENVELOPE) == []
@@ -128,12 +128,15 @@ def test_a_trusted_key_vouches(images: tuple[ImageRegistry, str, str], key: Path
     # given an image that two keys signed, of which one is trusted among others
     registry, one, _ = images
     stranger = make_key(tmp_path / "stranger.pem")
-    attested(registry, one, stranger)
-    attested(registry, one, key)
+    lay(registry, one, stranger)
+    lay(registry, one, key)
     trusted = public(make_key(tmp_path / "other.pem"), key)
     # then that one is named
-    assert check(registry, one, trusted) == check(registry, one, public(key))
-    assert check(registry, one, public(key)) != check(registry, one, public(stranger))
+    assert attested(registry, one, trusted).signer == attested(registry, one, public(key)).signer
+    assert attested(registry, one, public(key)).signer != attested(registry, one, public(stranger)).signer
+    # and the components are those that it signed, whatever lies there beside them
+    registry.attach(one, COMPONENTS, b'{"components":["laid there later"]}')
+    assert attested(registry, one, public(key)).document == b'{"components":[]}'
     # and OpenSSL finds the signature right, too
     envelope = json.loads(registry.attached(one, ENVELOPE)[-1])
     payload = base64.b64decode(envelope["payload"])
@@ -149,16 +152,16 @@ def _none(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
 
 
 def _unsigned(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
-    attested(registry, one, None)
+    lay(registry, one, None)
 
 
 def _stranger(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
-    attested(registry, one, make_key(key.with_name("stranger.pem")))
+    lay(registry, one, make_key(key.with_name("stranger.pem")))
 
 
 def _another_image(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
     """The signed statement about the other image is laid beside this one."""
-    attested(registry, other, key)
+    lay(registry, other, key)
     registry.attach(one, ENVELOPE, registry.attached(other, ENVELOPE)[0])
     registry.attach(one, COMPONENTS, registry.attached(other, COMPONENTS)[0])
 
@@ -173,7 +176,7 @@ def _changed(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
 
 def _claimed(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
     """A stranger's envelope names the trusted key."""
-    attested(registry, other, make_key(key.with_name("stranger.pem")))
+    lay(registry, other, make_key(key.with_name("stranger.pem")))
     theirs, ours = json.loads(registry.attached(other, ENVELOPE)[0]), json.loads(sign(b"{}", key))
     theirs["signatures"][0]["keyid"] = ours["signatures"][0]["keyid"]
     registry.attach(one, ENVELOPE, canonical(theirs))
@@ -181,7 +184,7 @@ def _claimed(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
 
 def _other_components(registry: ImageRegistry, one: str, other: str, key: Path) -> None:
     """The components that were signed are not those that lie there."""
-    attested(registry, other, None, b"{}")
+    lay(registry, other, None, b"{}")
     origin = Origin(registry.name, one.rpartition("@")[2], {}, {})
     scratch = LayoutRegistry(key.parent / "scratch")
     (key.parent / "bento").write_text("1")
@@ -206,7 +209,7 @@ def test_what_nobody_trusted_signed_is_refused(
     registry, one, other = images
     attack(registry, one, other, key)  # type: ignore[operator]
     with pytest.raises(GateError, match=r"vouches|not those that were signed"):
-        check(registry, one, public(key))
+        attested(registry, one, public(key))
 
 
 @pytest.mark.parametrize("content", ["", "no key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
@@ -219,7 +222,7 @@ def test_a_file_that_holds_no_key_is_named(
         with pytest.raises(SettingsError, match="HEALTH_PREDICT_SIGNING_KEY"):
             sign(b"{}", tmp_path / name)
         with pytest.raises(SettingsError, match="HEALTH_PREDICT_TRUSTED_KEYS"):
-            check(registry, one, tmp_path / name)
+            attested(registry, one, tmp_path / name)
 
 
 def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
