@@ -1,6 +1,6 @@
 #!/bin/bash
-# The endpoint's port, opened on request: Kind listens on loopback, a socket on the host's address hands through to it. It
-# speaks TLS then, or it stays closed. The others were to be opened once, and are closed where they still are.
+# The endpoint's port, opened on request: Kind listens on loopback, a socket on the host's address hands through to it.
+# It speaks TLS then, or it stays closed. The others were to be opened once, and are closed where they still are.
 set -euo pipefail
 wanted=${HP_OPEN_PORTS:-}
 if [[ -n $wanted ]] && ! kubectl --request-timeout=20s -n health-predict get secret readmission-api-tls >/dev/null 2>&1; then
