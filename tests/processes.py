@@ -1,7 +1,10 @@
-"""Finds processes by a variable of the environment that they were started with, daemons too."""
+"""Finds processes by a variable of the environment that they were started with, daemons too; waits for what they do."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,3 +24,11 @@ def carries(pid: int, name: str, value: str) -> bool:
 def carriers(name: str, value: str) -> list[psutil.Process]:
     """All processes that were started with this variable."""
     return [process for process in psutil.process_iter() if carries(process.pid, name, value)]
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
+    """Until something has happened, looked at often."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)

@@ -9,17 +9,19 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 
 import health_predict
 from health_predict.adapters.files import gone, short_folder
+from health_predict.adapters.ray_head import head, shares_memory
 from health_predict.core.model.search import libraries
 from health_predict.errors import SettingsError, StateError, UnreachableError
 
@@ -81,18 +83,18 @@ def started(resources: Resources) -> Iterator[None]:
     """Ray, of our own or the cluster that is there already; it ends with the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     room = resources.room
-    if not resources.address:
-        _check_shared_memory()
-    folder = _short_folder()
-    # For the workers to work in: theirs is a folder to import from, and would be the person's own.
-    nowhere = mkdtemp(dir=folder)
-    try:
+    with ExitStack() as ended:
+        folder = _short_folder()
+        ended.callback(shutil.rmtree, folder, ignore_errors=True)
+        # For the workers to work in: theirs is a folder to import from, and would be the person's own.
+        nowhere = mkdtemp(dir=folder)
         try:
             if resources.address:
+                ended.callback(ray.shutdown)
                 _connect(resources.address, nowhere)
             else:
                 os.environ["RAY_TMPDIR"] = folder  # the argument of `ray.init` for it is a private one
-                _start(room * resources.trial_cpus, folder, nowhere)
+                ended.enter_context(_own(room * resources.trial_cpus, folder, nowhere))
         except Exception as error:
             remedy = "check HEALTH_PREDICT_RAY_ADDRESS" if resources.address else "see `health-predict doctor`"
             raise UnreachableError(f"Ray did not start: {_first_line(error)}", remedy) from error
@@ -101,9 +103,6 @@ def started(resources: Resources) -> Iterator[None]:
         else:
             _check_memory(resources)
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -119,27 +118,32 @@ def _home(folder: str) -> Iterator[None]:
         os.environ.update({} if before is None else {"HOME": before})
 
 
-def _check_shared_memory() -> None:
-    """Ray looks for it on Linux, however little there is."""
-    if sys.platform == "linux" and not os.access("/dev/shm", os.R_OK | os.W_OK):  # noqa: S108 - Ray writes there
-        raise StateError(
-            "there is no /dev/shm that can be written to, which Ray needs",
-            "mount it (`mount -t tmpfs tmpfs /dev/shm`), or name a Ray cluster as HEALTH_PREDICT_RAY_ADDRESS",
-        )
-
-
-def _start(cpus: int, folder: str, nowhere: str) -> None:
+@contextmanager
+def _own(cpus: int, folder: str, nowhere: str) -> Iterator[None]:
+    """A Ray of our own."""
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())  # else Ray keeps one in the person's home
+    with ExitStack() as ended:
+        if shares_memory():
+            # Whatever RAY_ADDRESS says.
+            local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            chosen: dict[str, Any] = {"address": "local", **local}
+        else:
+            with _home(folder):
+                address = ended.enter_context(head(cpus, OBJECT_STORE_BYTES, Path(folder)))
+            chosen = {"address": address}
+        ended.callback(ray.shutdown)
+        _start(chosen, folder, nowhere)
+        yield
+
+
+def _start(chosen: Mapping[str, Any], folder: str, nowhere: str) -> None:
     for left in reversed(range(START_ATTEMPTS)):
         try:
             with _home(folder):
                 ray.init(
-                    address="local",  # whatever RAY_ADDRESS says
-                    num_cpus=cpus,
+                    **chosen,
                     # Ray puts the program into a shell line as it is.
                     runtime_env={"working_dir": nowhere, "py_executable": shlex.quote(sys.executable)},
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )

@@ -18,6 +18,7 @@ from health_predict.core.model.families import FAMILIES
 from health_predict.core.model.search import METRICS, FamilySearch, Point, Prepared, Trial, TrialReport, winner
 from health_predict.errors import SettingsError, StateError, UnreachableError
 from health_predict.surroundings import surroundings
+from tests.processes import carriers, wait_for
 
 EMPTY = Prepared(*(np.zeros((4, 2), dtype=np.float32), np.ones(4, dtype=np.int8)) * 2)
 Report = Callable[[TrialReport], object]
@@ -195,11 +196,60 @@ def test_ray_s_folder_is_short(folder: str, expected: str, monkeypatch: pytest.M
     assert found.startswith(expected)
 
 
-def test_a_machine_without_shared_memory_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/dev/shm" and access(path, mode))
-    with pytest.raises(StateError, match=r"no /dev/shm .* mount"):
-        searched(searches("XGBoost"), None)
+WITHOUT_SHARED_MEMORY = """
+import os
+import psutil, ray
+from health_predict.adapters import ray_session
+
+if __name__ == "__main__":
+    with ray_session.started(ray_session.Resources(at_once=1, cpus=1)):
+        print(os.environ["RAY_TMPDIR"])
+        print(ray.get(ray.remote(lambda values: sum(values)).remote(ray.put(range(4)))))
+        for process in psutil.Process().children(recursive=True):
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    print("listens", connection.laddr.ip)
+    print("left", [process.name() for process in psutil.Process().children(recursive=True)])
+"""
+
+
+def test_a_machine_without_shared_memory_is_searched_on(tmp_path: Path) -> None:
+    # given a machine whose shared memory cannot be written to
+    private = ["unshare", "--user", "--map-root-user", "--mount"]
+    hide = "mount -t tmpfs -o ro none /dev/shm"
+    if subprocess.run([*private, "sh", "-c", hide], capture_output=True).returncode:
+        pytest.skip("skipped: this system gives nobody a view of the disk of their own")
+    # when a search has Ray started there
+    done = subprocess.run(
+        [*private, "sh", "-c", f'{hide} && exec "$@"', "sh", sys.executable, "-c", WITHOUT_SHARED_MEMORY],
+        env={**os.environ, **surroundings()},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    # then its workers share objects, it listens on loopback alone, and nothing of it is left
+    assert done.returncode == 0, done.stderr
+    folder, answer, *listens, left = done.stdout.splitlines()
+    assert (answer, left, Path(folder).exists()) == ("6", "left []", False)
+    assert listens and {line.split()[1] for line in listens} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from health_predict.adapters.ray_head import head
+
+with head(1, 128 * 1024**2, Path(os.environ["RAY_TMPDIR"])):
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_ray_s_head_ends_with_a_search_that_was_killed() -> None:
+    with tempfile.TemporaryDirectory(prefix="hp-test-") as folder:
+        ours = {"RAY_TMPDIR": folder, "HOME": folder, "RAY_AUTH_TOKEN": "0" * 64, **ray_session.RAY_ENVIRONMENT}
+        killed = subprocess.run([sys.executable, "-c", KILLED], env={**os.environ, **surroundings(), **ours})
+        assert killed.returncode == -9
+        wait_for(lambda: not carriers("RAY_TMPDIR", folder), seconds=60)
 
 
 def test_what_a_killed_search_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

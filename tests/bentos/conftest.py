@@ -22,7 +22,8 @@ from health_predict.core.serving.compiled_model import CompiledModel, compile_pi
 from health_predict.core.serving.explained_model import explain_pipeline
 from health_predict.stages.bento_build import golden_requests
 from tests.contracts import DIABETES
-from tests.services import IDENTITY, Client, Source, imported, open_client, wait_for
+from tests.processes import wait_for
+from tests.services import IDENTITY, Client, Source, imported, open_client
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from health_predict.core.data.cohort import as_requests
 from health_predict.serving import middleware
 from health_predict.serving.middleware import Route
 from tests.contracts import DIABETES
-from tests.services import Client, Source, imported, wait_for
+from tests.processes import wait_for
+from tests.services import Client, Source, imported
 
 MEBIBYTE = 2**20
 EXAMPLE = DIABETES.request

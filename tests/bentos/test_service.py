@@ -50,7 +50,8 @@ from health_predict.settings import Settings
 from tests import hostile
 from tests.browser import browser, needs_chromium
 from tests.contracts import DIABETES
-from tests.services import IDENTITY, JSON, Client, Source, imported, open_client, wait_for
+from tests.processes import wait_for
+from tests.services import IDENTITY, JSON, Client, Source, imported, open_client
 
 FEATURES, IDENTIFIERS, BY_NAME = DIABETES.features, DIABETES.identifiers, DIABETES.by_name
 EXAMPLE, Encounter = DIABETES.request, encounter_model(DIABETES)

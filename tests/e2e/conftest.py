@@ -6,6 +6,7 @@ What differs by cluster comes from E2E_* variables, so that no HEALTH_PREDICT_* 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +98,22 @@ def let_in(file: str) -> None:
     line = f"rollout operator {digest_of(Path(file).read_bytes())}"
     kubectl("-n", NAMESPACE, "delete", "secret", "readmission-api-tokens", "--ignore-not-found")
     kubectl("-n", NAMESPACE, "create", "secret", "generic", "readmission-api-tokens", f"--from-literal=tokens={line}")
+
+
+@cache
+def as_operator() -> dict[str, str]:
+    """The header by which a request comes in."""
+    return {"Authorization": f"Bearer {Path(token_file()).read_text()}"}
+
+
+def served_version() -> str:
+    """The version that says that it serves."""
+    connection = http.client.HTTPConnection("127.0.0.1", SERVING_PORT, timeout=20)
+    try:
+        connection.request("GET", "/health", headers=as_operator())
+        return str(json.loads(connection.getresponse().read())["model_version"])
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ and registry are the cluster's.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import secrets
@@ -47,7 +46,7 @@ from tests.e2e.conftest import (
     kubectl,
     object_store_keys,
     outside,
-    token_file,
+    served_version,
     until,
 )
 
@@ -88,12 +87,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         assert first.decision is Decision.PROMOTE, first.reasons
         yield settings
     kubectl("-n", NAMESPACE, "delete", "deployment", "readmission-api", "--wait")
-
-
-def served_version() -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", SERVING_PORT, timeout=20)
-    connection.request("GET", "/health", headers={"Authorization": f"Bearer {Path(token_file()).read_text()}"})
-    return str(json.loads(connection.getresponse().read())["model_version"])
 
 
 def command(settings: Settings, *words: str) -> str:

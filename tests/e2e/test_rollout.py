@@ -28,7 +28,7 @@ from health_predict.stages.ecr_push import IDENTITY, ecr_push
 from health_predict.stages.rollout import RolloutOutcome, RolloutResult, rollout
 from health_predict.stages.split import split
 from tests.cohorts import synthesize
-from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, deployment, kubectl
+from tests.e2e.conftest import NAMESPACE, SERVING_PORT, Place, as_operator, deployment, kubectl, served_version
 from tests.e2e.faulty_api_server import in_front_of
 from tests.rollouts import register_forest
 
@@ -129,7 +129,7 @@ class Load:
     def one(self, body: bytes) -> None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", SERVING_PORT, timeout=20)
-            connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+            connection.request("POST", "/predict", body, {"Content-Type": "application/json", **as_operator()})
             response = connection.getresponse()
             answer = json.loads(response.read())
             self.statuses.append(response.status)
@@ -164,18 +164,9 @@ def under_load(models: Models) -> Iterator[Load]:
     thread.join()
 
 
-def served() -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", SERVING_PORT, timeout=20)
-    try:
-        connection.request("GET", "/health")
-        return str(json.loads(connection.getresponse().read())["model_version"])
-    finally:
-        connection.close()
-
-
 def assert_as_before(models: Models) -> None:
     """Version 1 serves from its own image, is champion, and nothing else is left."""
-    assert served() == models.champion() == "1"
+    assert served_version() == models.champion() == "1"
     found = deployment()
     assert found["spec"]["template"]["spec"]["containers"][0]["image"] == models.images["1"]
     assert found["status"]["availableReplicas"] == 2
@@ -207,7 +198,7 @@ def test_the_first_rollout_and_its_repetition(models: Models) -> None:
     result = models.rollout("1")
     # then it serves from the image that lineage names
     assert result.outcome in (RolloutOutcome.DEPLOYED, RolloutOutcome.UNCHANGED)
-    assert served() == models.champion() == "1"
+    assert served_version() == models.champion() == "1"
     links = lineage(models.place.settings())
     assert [link.problem for link in links] == [""] * 7
     pods = json.loads(
@@ -236,7 +227,7 @@ def test_the_next_version_loses_no_request(first: Models, under_load: Load) -> N
     begin = time.monotonic()
     # when version 2 is rolled out under load, and version 1 again
     assert first.rollout("2").outcome is RolloutOutcome.DEPLOYED
-    assert served() == first.champion() == "2"
+    assert served_version() == first.champion() == "2"
     first.rollout("1")
     under_load.ended.wait(max(0.0, begin + 60 - time.monotonic()))
     under_load.ended.set()
@@ -284,7 +275,7 @@ def test_an_image_that_cannot_be_pulled(first: Models) -> None:
     target = KubernetesTarget(first.place.settings(rollout_timeout=20.0))
     with pytest.raises(GateError, match=r"ErrImagePull|ImagePullBackOff"), target.rollout() as change:
         change.start(lost, "2", first.place.home)
-    assert served() == "1" and deployment()["status"]["availableReplicas"] == 2
+    assert served_version() == "1" and deployment()["status"]["availableReplicas"] == 2
 
 
 def test_a_registry_that_is_away(first: Models) -> None:
@@ -302,7 +293,7 @@ def test_an_api_server_that_fails_for_a_while(first: Models, tmp_path: Path, mon
         faults.status = lambda _method, _path: (429, 500, 503)[n % 9 // 3] if (n := next(count)) % 3 == 0 else 0
         # when version 2 is rolled out, then it takes a little longer
         assert first.rollout("2").outcome is RolloutOutcome.DEPLOYED
-        assert {status for *_, status in faults.given} == {429, 500, 503} and served() == "2"
+        assert {status for *_, status in faults.given} == {429, 500, 503} and served_version() == "2"
         faults.status = lambda _method, _path: 0
         first.rollout("1")
         # given one that refuses to change the Deployment for longer than anybody waits
@@ -325,7 +316,7 @@ def test_two_rollouts_wait_for_each_other(first: Models) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(outcomes) == 2 and served() == first.champion() == "2"
+    assert len(outcomes) == 2 and served_version() == first.champion() == "2"
     first.rollout("1")
 
 
@@ -336,10 +327,10 @@ def test_what_a_killed_rollout_left_is_undone(first: Models) -> None:
     taken = change.__enter__()
     taken.start(first.images["2"], "2", first.place.home)
     taken.switch()
-    assert served() == "2"
+    assert served_version() == "2"
     taken.lease._ended.set()  # nobody renews it any more
     # when somebody rolls out again
     assert first.rollout("1").outcome in (RolloutOutcome.UNCHANGED, RolloutOutcome.DEPLOYED)
     # then
     active = target.active()
-    assert active is not None and active.model_version == served() == "1"
+    assert active is not None and active.model_version == served_version() == "1"
