@@ -24,13 +24,20 @@ def have_pipelines() -> bool:
     return bool(found.strip())
 
 
+def have_store() -> bool:
+    """Whether the cluster has Kubeflow's object store, SeaweedFS, which knows identities."""
+    image = "jsonpath={.spec.template.spec.containers[0].image}"
+    found = kubectl("-n", "kubeflow", "get", "deployment", "seaweedfs", "--ignore-not-found", "-o", image)
+    return "seaweedfs" in found
+
+
 def prepare(folder: Path) -> None:
     """Namespace, a stand-in object store where Kubeflow's is not there, Postgres' image where none can be pulled."""
     kubectl("create", "namespace", "kubeflow", check=False)
     if NODE_REGISTRY_PORT:
         _build_databases()
         _registry_for_pods()
-    if not have_pipelines():
+    if not have_store():
         text = (Path(__file__).parent / "object_store.yaml").read_text()
         kubectl("apply", "-f", "-", data=text.replace("MLFLOW_IMAGE", _mlflow_image()))
         kubectl("-n", "kubeflow", "rollout", "status", "deployment/seaweedfs", "--timeout=240s")
@@ -60,7 +67,8 @@ def down() -> None:
     """Everything away but Kubeflow itself, as before the first `make cluster-up`."""
     set_policy_aside()
     kubectl("delete", "namespace", NAMESPACE, TRACKING, "--ignore-not-found", "--wait", "--timeout=180s")
-    kubectl("-n", "kubeflow", "delete", "secret", "health-predict-credentials", "--ignore-not-found")
+    keys = ("health-predict-credentials", "health-predict-operator")
+    kubectl("-n", "kubeflow", "delete", "secret", *keys, "--ignore-not-found")
     kubectl("-n", "kubeflow", "delete", "configmap", "health-predict-settings", "--ignore-not-found")
 
 

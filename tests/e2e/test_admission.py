@@ -92,7 +92,7 @@ def task() -> Pod:
             ],
             "volumes": [
                 {"name": "var-run-argo", "emptyDir": {}},
-                {"name": "mlpipeline-minio-artifact", "secret": {"secretName": "mlpipeline-minio-artifact"}},
+                {"name": "health-predict-artifacts", "secret": {"secretName": "health-predict-artifacts"}},
                 {"name": "health-predict-aws", "secret": {"secretName": "health-predict-aws", "optional": True}},
                 {"name": "health-predict-rollout", "secret": {"secretName": "health-predict-rollout"}},
             ],

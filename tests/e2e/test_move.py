@@ -48,5 +48,5 @@ def test_an_older_installation_keeps_its_runs(tmp_path: Path) -> None:
     password = "go-template={{.data.password | base64decode}}"
     assert kubectl("-n", TRACKING, "get", "secret", "postgres", "-o", password) == PASSWORD
     left = kubectl("-n", NAMESPACE, "get", "statefulsets,persistentvolumeclaims,cronjobs,secrets", "-o", "name").split()
-    assert left == ["secret/object-store", "secret/readmission-api-tokens"]
+    assert left == ["secret/readmission-api-object-store", "secret/readmission-api-tokens"]
     assert kubectl("-n", NAMESPACE, "get", "deployments", "-o", "name").split() == ["deployment.apps/readmission-api"]

@@ -126,7 +126,7 @@ def test_what_was_lost_since_a_backup_is_back_and_what_came_is_gone(settings: Se
         (ROLLOUT, True, ("create", "events", "-n", NAMESPACE)),
         (ROLLOUT, False, ("delete", "deployments/readmission-api", "-n", NAMESPACE)),
         (ROLLOUT, False, ("get", "pods", "-n", "kubeflow")),
-        (PIPELINE, True, ("get", "secrets/mlpipeline-minio-artifact", "-n", "kubeflow")),
+        (PIPELINE, True, ("get", "secrets/health-predict-artifacts", "-n", "kubeflow")),
         (PIPELINE, True, ("create", "workflowtaskresults.argoproj.io", "-n", "kubeflow")),
         (PIPELINE, False, ("get", "secrets/health-predict-rollout", "-n", "kubeflow")),
         (PIPELINE, False, ("create", "pods", "-n", "kubeflow")),
@@ -137,7 +137,8 @@ def test_what_was_lost_since_a_backup_is_back_and_what_came_is_gone(settings: Se
             for account in (ROLLOUT, PIPELINE)
             for arguments in (
                 ("get", "secrets/postgres", "-n", TRACKING),
-                ("get", "secrets/object-store", "-n", NAMESPACE),
+                ("get", "secrets/readmission-api-object-store", "-n", NAMESPACE),
+                ("get", "secrets/mlpipeline-minio-artifact", "-n", "kubeflow"),
                 ("list", "secrets", "-n", NAMESPACE),
                 ("list", "secrets", "-n", "kubeflow"),
                 ("patch", "deployments/mlflow", "-n", TRACKING),

@@ -37,7 +37,7 @@ class World:
         (self.checkout / ".venv" / "bin").mkdir(parents=True)
         shutil.copy(COMMANDS / "health-predict", self.checkout / ".venv" / "bin")
         (folder / "bin").mkdir()
-        for name in ("docker", "kind", "kubectl"):
+        for name in ("docker", "kind", "kubectl", "weed"):
             shutil.copy(COMMANDS / name, folder / "bin")
         self.home.mkdir()
         (folder / "containers").mkdir()
@@ -183,6 +183,21 @@ def test_kubeflow_s_passwords_are_made_once_and_that_of_its_data_outlives_the_cl
     assert values()["mlpipeline-minio-artifact"] != made["mlpipeline-minio-artifact"]
     # and no value stands on a command line
     assert not [password for password in passwords if password in world.calls]
+
+
+def test_the_object_store_knows_its_workloads_before_they_start(world: World) -> None:
+    # when the platform is made, then the store has an identity for each workload, and only then come those
+    ready(world.up())
+    known = {file.stem for file in (world.folder / "store").glob("*.json")}
+    assert known == {f"health-predict-{name}" for name in ("service", "mlflow", "backup", "tasks", "operator", "runs")}
+    made = world.calls.index("exec -i deployment/seaweedfs")
+    assert world.calls.index("-k kfp") < made < world.calls.index("rollout status deployment/mlflow")
+    # and a cluster that is made anew makes the store forget the keys of before
+    before = (world.folder / "store" / "health-predict-mlflow").read_text()
+    assert world.run("kind-down").returncode == 0
+    ready(world.up())
+    after = (world.folder / "store" / "health-predict-mlflow").read_text()
+    assert after != before and len(after.splitlines()) == 1
 
 
 def test_a_new_cluster_serves_the_champion_again(world: World) -> None:

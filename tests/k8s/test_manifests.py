@@ -150,7 +150,7 @@ def test_no_account_may_read_all_secrets_or_leave_its_namespace() -> None:
         for rule in role["rules"]:
             assert "*" not in (*rule["verbs"], *rule["resources"], *rule["apiGroups"])
             if "secrets" in rule["resources"]:
-                assert rule["resourceNames"] == ["mlpipeline-minio-artifact"] and rule["verbs"] == ["get"]
+                assert rule["resourceNames"] == ["health-predict-artifacts"] and rule["verbs"] == ["get"]
 
 
 @needs_kubectl
@@ -182,7 +182,7 @@ def test_what_our_own_pods_are_is_what_the_policy_admits() -> None:
     # The certificate's is there where an overlay has the component `k8s/tls`.
     assert beside["accounts"] == [spec["serviceAccountName"]]
     assert set(beside["secrets"]) == {*secrets, "readmission-api-tls"}
-    # and of the tasks, whose Secrets are those of the compiled pipelines and of Kubeflow's artifact store
+    # and of the tasks, whose Secrets are those of the compiled pipelines and of a run's artifacts
     compiled = [list(yaml.safe_load_all(file.read_text())) for file in (ROOT / "pipelines/compiled").iterdir()]
     tasks = [
         (name, task)
@@ -192,7 +192,7 @@ def test_what_our_own_pods_are_is_what_the_policy_admits() -> None:
     named = {
         one["secretName"] for _, task in tasks for kind in ("Env", "Volume") for one in task.get(f"secretAs{kind}", ())
     }
-    assert set(admitted["kubeflow"]["secrets"]) == {*named, "mlpipeline-minio-artifact"}
+    assert set(admitted["kubeflow"]["secrets"]) == {*named, "health-predict-artifacts"}
     assert admitted["kubeflow"]["accounts"] == ["health-predict-pipeline"]
     # and the token of a rollout goes to the task of that name, to where the stage looks for it
     folder = Settings.model_fields["kube_account"].default
