@@ -147,8 +147,13 @@ def disk_error(error: OSError, path: Path, remedy: str = "") -> Exception:
         remedy = remedy or "set HEALTH_PREDICT_HOME to a folder that you may write to"
         return UnreachableError(f"{path} is not writable", remedy)
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        remedy = remedy or "a file has the folder's name: move it away"
-        return UnreachableError(f"{path} has no folder to be in", remedy)
+        there = (place for place in (path, *path.parents) if os.path.lexists(place) and not place.is_dir())
+        found = next(there, path)
+        if found.is_symlink():
+            problem, usual = f"{found} leads to a folder that is not there", "make that folder, or remove the link"
+        else:
+            problem, usual = f"{found} is a file, where a folder has to be", "move it away"
+        return UnreachableError(problem, remedy or usual)
     if error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
         remedy = remedy or "set HEALTH_PREDICT_HOME to another folder"
         return UnreachableError(f"{path} cannot be made: {error.strerror}", remedy)

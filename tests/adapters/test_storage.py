@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from health_predict.adapters import files
-from health_predict.adapters.files import disk_error, temporary_files, unpack_archive, whole_file
+from health_predict.adapters.files import disk_error, temporary_files, unpack_archive, whole_file, writable
 from health_predict.adapters.storage import FolderStorage, S3Storage, Storage, open_storage
 from health_predict.errors import DataError, SettingsError, StateError, UnreachableError
 
@@ -157,9 +157,17 @@ def test_a_file_where_a_folder_should_be_is_an_expected_error(
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x")
-    with pytest.raises(UnreachableError, match="no folder to be in"):
+    with pytest.raises(UnreachableError, match="is a file, where a folder has to be -> move it away"):
         write(FolderStorage(source), key, source)
     assert source.read_bytes() == b"x"
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    # given a home on a disk that is not mounted
+    home = tmp_path / "home"
+    home.symlink_to(tmp_path / "disk" / "home")
+    with pytest.raises(UnreachableError, match=f"{home} leads to a folder that is not there -> make that folder"):
+        writable(home / "runs")
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from health_predict.adapters.contracts import contract_of
-from health_predict.adapters.files import disk_error
+from health_predict.adapters.files import disk_error, writable
 from health_predict.adapters.storage import file_path
 from health_predict.core.data.contract import Contract
 from health_predict.errors import HealthPredictError, StateError, UnreachableError
@@ -40,6 +40,12 @@ _PASSING = re.compile(r"failed with exception|error code (429|5\d\d)|database is
 _DATABASE = (
     ("database is locked", "is held by another program", "end that program"),
     ("file is not a database|is malformed|no such table", "is damaged, or not MLflow's", "restore it, or move it away"),
+    ("disk is full", "cannot grow: its disk is full", "free some space, or set HEALTH_PREDICT_HOME to another disk"),
+    (
+        "readonly database|unable to open database",
+        "may not be written to",
+        "make it and its folder writable, or set HEALTH_PREDICT_HOME to another folder",
+    ),
     (
         "database schema|Can't locate revision",
         "is of another version of MLflow",
@@ -70,10 +76,7 @@ class Connection:
         self._local = urlsplit(self.uri).scheme not in ("http", "https")
         self._elsewhere = bool(settings.mlflow_tracking_uri)
         if self._local:
-            try:
-                settings.home.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise disk_error(error, settings.home) from error
+            _check_database(settings, own=not self._elsewhere)
         self._mlflow = quiet_mlflow()
         with self._answering():
             self._mlflow.set_tracking_uri(self.uri)
@@ -198,6 +201,19 @@ class Connection:
                 f"the home {home} is a copy of {made}, where its models' files are",
                 f"set HEALTH_PREDICT_HOME to {made}, or to a new folder",
             )
+
+
+def _check_database(settings: Settings, own: bool) -> None:
+    """Refuse a home or a database that cannot be written to: MLflow would try for two minutes."""
+    database = settings.database
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        if own and database.exists():
+            database.open("ab").close()
+        elif own:
+            writable(settings.home)
+    except OSError as error:
+        raise disk_error(error, Path(error.filename)) from error
 
 
 def quiet_mlflow() -> Any:

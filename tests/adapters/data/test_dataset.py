@@ -226,7 +226,7 @@ class TestDownload:
 
     def test_a_home_that_cannot_be_made_is_named(self, server: Archive, tmp_path: Path, sha256: str) -> None:
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(UnreachableError, match="no folder to be in"):
+        with pytest.raises(UnreachableError, match="is a file, where a folder has to be"):
             fetch(Settings(home=tmp_path / "file"), url=server.url, sha256=sha256)
 
 

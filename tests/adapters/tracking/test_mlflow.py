@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import get_model_info
 from sklearn.pipeline import Pipeline
+from sqlalchemy.exc import OperationalError
 
 from health_predict.adapters.tracking import CHALLENGER, CHAMPION, REGISTERED, Tag, Tracking
 from health_predict.core.data.cohort import target
@@ -175,6 +176,11 @@ def _locked(database: Path) -> sqlite3.Connection:
     return connection
 
 
+def _folder(database: Path) -> None:
+    database.unlink()
+    database.mkdir()
+
+
 def _of_another_version(database: Path) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute("update alembic_version set version_num = 'ffffffffffff'")
@@ -184,6 +190,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "of another version of MLflow": _of_another_version,
     "not MLflow's": lambda database: database.write_text("no database at all" * 100),
     "held by another program": _locked,
+    "is a folder -> move it away": _folder,
 }
 
 
@@ -194,6 +201,18 @@ def test_what_is_wrong_with_a_database_is_told_in_its_own_words(settings: Settin
         Tracking(settings)
     assert "HEALTH_PREDICT_MLFLOW_TRACKING_URI" not in str(caught.value)
     del held
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("(sqlite3.OperationalError) database or disk is full", "free some space"),
+        ("(sqlite3.OperationalError) attempt to write a readonly database", "make it and its folder writable"),
+    ],
+)
+def test_what_sqlite_says_of_a_disk_has_its_own_remedy(tracking: Tracking, said: str, remedy: str) -> None:
+    with pytest.raises(StateError, match=remedy), tracking._answering():
+        raise OperationalError(said, {}, Exception(said))
 
 
 def test_a_killed_search_is_resumed_with_its_finished_trials(tracking: Tracking) -> None:
