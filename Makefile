@@ -8,6 +8,8 @@ UV := .tools/bin/uv
 READY := .venv/.ready
 CHECKOV := .tools/checkov/.ready
 RUN := .venv/bin/
+# Not the script of this name: its first line holds the checkout's path, which may have a line break.
+COMMAND := $(RUN)python -P -m health_predict
 
 # A folder with a copy of the data, for machines that have one. The library itself knows nothing of it.
 export SHARED ?= ../shared
@@ -34,8 +36,13 @@ help: ## Show this list
 	@if [ -t 1 ]; then bold='\033[1m' plain='\033[0m'; fi; awk -v bold="$$bold" -v plain="$$plain" \
 	    'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %s%-14s%s %s\n", bold, $$1, plain, $$2}' $(MAKEFILE_LIST)
 
-# Without the cache of compiled modules every process takes three times as long to import its libraries.
-unexport PYTHONDONTWRITEBYTECODE
+# What the shell has set for another project's Python, uv and pip decides nothing here; where uv finds packages, and how
+# it reaches them, does. Without the cache of compiled modules every process takes three times as long to import them.
+OF_PLACE := PYTHONUNBUFFERED $(addprefix UV_,CACHE_DIR CONFIG_FILE CONCURRENT% CREDENTIALS_DIR DEFAULT_INDEX \
+    EXTRA_INDEX_URL FIND_LINKS HTTP% INDEX% INSECURE_HOST KEYRING% LINK_MODE NATIVE_TLS NO_CACHE OFFLINE PYTHON \
+    PYTHON_% REQUEST_TIMEOUT SSL% SYSTEM_CERTS)
+unexport $(filter-out $(OF_PLACE),$(filter PYTHON% UV_%,$(.VARIABLES)))
+unexport $(addprefix PIP_,CONSTRAINT DRY_RUN NO_BINARY PREFIX PYTHON ROOT TARGET USER) VIRTUAL_ENV
 # Python finds the library by a file that holds the checkout's path: in UTF-8, whatever the locale says.
 export PYTHONUTF8 := 1
 
@@ -47,7 +54,7 @@ infra: | $(UV) ## The locked environment of the Pulumi program, in pulumi/.venv
 	@command -v uv >/dev/null || echo 'Pulumi looks for uv on the PATH -> export PATH="$$PATH:$(CURDIR)/.tools/bin"'
 
 demo: $(READY) ## From nothing to a trained, deployed, answering model on the real data
-	@$(RUN)health-predict demo
+	@$(COMMAND) demo
 
 # One native thread for each of the three workers: threads that wait for each other's processor spin.
 test: $(READY) $(CHECKOV) ## Every check and every test
@@ -94,7 +101,7 @@ format: $(READY) ## Format the code and sort its imports
 	$(RUN)ruff check --fix .
 
 compile: $(READY) ## Compile the pipelines to pipelines/compiled/
-	@$(RUN)health-predict pipeline compile
+	@$(COMMAND) pipeline compile
 
 audit: $(READY) ## Known vulnerabilities of the locked packages; asks a public database
 	@$(UV) audit --locked --preview-features audit-command
@@ -151,19 +158,20 @@ screenshots: $(READY) ## The pictures of README and docs, from what `make demo` 
 	@$(RUN)python docs/screenshots.py
 
 mlflow-ui: $(READY) ## Serve MLflow's pages on loopback
-	@$(RUN)health-predict mlflow-ui
+	@$(COMMAND) mlflow-ui
 
 down: $(READY) ## Stop the endpoint
-	@$(RUN)health-predict down
+	@$(COMMAND) down
 
 clean: ## Stop the endpoint and delete what the demo wrote (not the environment)
-	@if [ "$$(cat $(READY) 2>/dev/null)" = "$$(pwd -P)" ]; then $(RUN)health-predict down; fi
+	@if [ "$$(cat $(READY) 2>/dev/null)" = "$$(pwd -P)" ]; then $(COMMAND) down; fi
 	rm -rf .health-predict .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.* .coverage-*
 
 distclean: clean ## Delete the environment too
 	rm -rf .venv .tools
 
 $(UV):
+	@case "$$(pwd -P)" in *:*) echo "the checkout's path has a colon, which no virtual environment can have -> rename that folder"; exit 1;; esac
 	@echo "installing uv into .tools"
 	@$(PYTHON) -m venv .tools || { echo "python3 cannot make a virtual environment -> Debian: apt-get install python3-venv"; exit 1; }
 	@.tools/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.13,<1"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import NoReturn
 
 from health_predict.surroundings import surroundings
 
 INTERRUPTED = 130
 
 
-def interrupted(*_: object) -> NoReturn:
+def interrupted(*_: object) -> None:
     """End at once: until the command takes over, nothing was begun that could be tidied up."""
     os.write(2, b"interrupted: nothing was begun\n")
     os._exit(INTERRUPTED)

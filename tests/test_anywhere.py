@@ -2,8 +2,8 @@
 
 It runs once, with a contract that was drafted and edited, in an environment and a home whose paths hold what means
 something to shells and addresses, with a temporary folder that is too long for a socket, in Turkish, with proxies that
-answer nobody, the address of some Ray cluster, a narrow umask and few open files, for a user whom the system does not
-know and whose home cannot be written.
+answer nobody, what was set for another project's Python, Ray, MLflow, BentoML and git, a narrow umask and few open
+files, for a user whom the system does not know and whose home cannot be written.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     (folder / "person").mkdir(mode=0o555)
     other = folder / "other" / "pipelines"
     other.mkdir(parents=True)
-    (other / "__init__.py").write_text("raise RuntimeError('mine')")
+    for file in (other / "__init__.py", other.parent / "random.py"):
+        file.write_text("raise RuntimeError('mine')")
     python = environment_in(folder / PROJECT / ".venv")
     table = modern_extract(folder)
     shell = Shell(folder / PROJECT, **table.settings, FAMILIES='["LogisticRegression"]')
@@ -78,7 +79,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         "LC_ALL": "tr_TR.ISO-8859-9",
         "TZ": "Asia/Kathmandu",
         "PYTHONPATH": str(folder / "other"),
+        "PYTHONOPTIMIZE": "2",
         "RAY_ADDRESS": "auto",
+        "RAY_RUNTIME_ENV_HOOK": "mine.hook",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "BENTOML_CONFIG": str(folder / "missing"),
+        "GIT_DIR": str(folder / "other"),
         **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"), "http://127.0.0.1:9"),
         "PYTHONUTF8": "1",  # the Makefile's: Python finds the library in this folder by it
     }

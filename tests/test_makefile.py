@@ -29,8 +29,9 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def make(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["make", "--no-print-directory", *arguments], cwd=folder, capture_output=True, text=True)
+def make(folder: Path, *arguments: str, **more: str) -> str:
+    command = ["make", "--no-print-directory", *arguments]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **more}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -44,10 +45,38 @@ def test_a_moved_checkout_gets_its_environment_anew(checkout: Path) -> None:
     moved = checkout.rename(checkout.with_name("moved"))
     # then its environment, which holds the path before, is made again before anything runs
     planned = make(moved, "-n", "demo")
-    assert planned.index("rm -rf .venv") < planned.index("sync --locked") < planned.index("health-predict demo")
+    assert planned.index("rm -rf .venv") < planned.index("sync --locked") < planned.index("health_predict demo")
     # and what there is of it is not run to stop an endpoint
     (moved / ".venv" / "bin").mkdir()
     make(moved, "clean")
+
+
+def test_what_was_set_for_another_project_decides_nothing(checkout: Path) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nenv\n")
+    python.chmod(0o755)
+    # given a shell in which other work is done; where packages come from is the person's to say
+    theirs = (
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONOPTIMIZE",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_FROZEN",
+        "PIP_TARGET",
+        "PIP_USER",
+    )
+    said = make(checkout, "down", UV_INDEX_URL="here", UV_CACHE_DIR="there", **dict.fromkeys(theirs, "theirs"))
+    seen = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    assert not seen.keys() & set(theirs)
+    assert (seen["PYTHONUTF8"], seen["UV_INDEX_URL"], seen["UV_CACHE_DIR"]) == ("1", "here", "there")
+
+
+def test_a_folder_that_can_hold_no_environment_is_named(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".tools")
+    moved = checkout.rename(checkout.with_name("a:b"))
+    said = subprocess.run(["make", "install"], cwd=moved, capture_output=True, text=True)
+    assert said.returncode and "colon" in said.stdout and "python3-venv" not in said.stdout
 
 
 def test_help_for_a_pipe_has_no_escapes() -> None:

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from health_predict.settings import PREFIX
-from health_predict.surroundings import LOOPBACK, surroundings
+from health_predict.surroundings import FIXED, FOREIGN, LOOPBACK, surroundings
 
 COMMAND = str(Path(sys.executable).parent / "health-predict")
 HOSTS = st.lists(st.sampled_from(["*", "example.org", ".example.org", "10.0.0.1", *LOOPBACK, ""]), max_size=4)
 VALUES = st.dictionaries(
-    st.sampled_from(["HOME", "LC_ALL", "LANG", "http_proxy", "PYTHONUTF8", "TZ"]),
+    st.sampled_from(
+        ["HOME", "LC_ALL", "LANG", "http_proxy", "PYTHONUTF8", "TZ", "PYTHONPATH", "GIT_DIR", "BENTOML_CONFIG"]
+    ),
     st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), max_size=20),
 )
 
@@ -35,6 +37,8 @@ def test_they_are_the_same_once_they_are_set_and_lead_to_loopback_directly(
         # a process that begins in them goes on with them
         assert surroundings() == found
         assert all(urllib.request.proxy_bypass(host) for host in ("127.0.0.1", "localhost"))
+        # and what was set for other programs is left out
+        assert not any(name.startswith(FOREIGN) and name not in FIXED for name in os.environ)
     # and what a person excepted stays so
     assert {*lower, *upper} - {""} <= {*found["no_proxy"].split(",")} or found["no_proxy"] == "*"
 
@@ -48,19 +52,19 @@ def test_they_are_the_same_once_they_are_set_and_lead_to_loopback_directly(
     ],
 )
 def test_a_command_does_the_same_everywhere(tmp_path: Path, locale: str, zone: str, umask: str, files: str) -> None:
-    # given a locale that this machine may have or not, a folder of files that are named like modules, packages of
-    # another project with names of ours, a proxy that answers nobody, and a user without name and home
-    for name in ("token", "typing", "health_predict"):
+    # given a locale that this machine may have or not, a folder of files that are named like modules, modules and a
+    # Python of another project, a proxy that answers nobody, and a user without name and home
+    (tmp_path / "other").mkdir()
+    for name in ("token", "typing", "health_predict", "other/pipelines", "other/random", "other/mlflow", "other/utils"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('mine')")
-    for name in ("pipelines", "components"):
-        (tmp_path / "other" / name).mkdir(parents=True)
-        (tmp_path / "other" / name / "__init__.py").write_text("raise RuntimeError('mine')")
     (tmp_path / "data.csv").write_text("ü,:x:,[red]\n1,2,3\n", encoding="utf-8")
     environment = {
         "PATH": os.environ["PATH"],
         "LC_ALL": locale,
         "TZ": zone,
         "PYTHONPATH": str(tmp_path / "other"),
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONWARNINGS": "error",
         "http_proxy": "http://127.0.0.1:9",
         f"{PREFIX}HOME": str(tmp_path / "ü #%'"),
         f"{PREFIX}DATA_SOURCE": "data.csv",

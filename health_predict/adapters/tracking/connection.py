@@ -68,6 +68,7 @@ class Connection:
         self._experiment_name = settings.mlflow_experiment
         self._artifacts = (settings.home / "mlartifacts").as_uri()
         self._local = urlsplit(self.uri).scheme not in ("http", "https")
+        self._elsewhere = bool(settings.mlflow_tracking_uri)
         if self._local:
             try:
                 settings.home.mkdir(parents=True, exist_ok=True)
@@ -183,12 +184,19 @@ class Connection:
             return str(experiment.experiment_id)
 
     def _refuse_moved(self, location: str) -> None:
-        """MLflow knows its files by absolute addresses."""
+        """MLflow knows its files by absolute addresses: what is written would go to where the home was made."""
         before, now = file_path(location), file_path(self._artifacts)
-        if self._local and before and now and before != now and not before.exists() and now.exists():
+        if self._elsewhere or before is None or now is None or before.name != now.name:  # somebody's choice
+            return
+        made, home = before.parent, now.parent
+        if not made.exists():
             raise StateError(
-                f"the home was moved from {before.parent} to {now.parent}",
-                "move it back, or set HEALTH_PREDICT_HOME to a new folder",
+                f"the home was moved from {made} to {home}", "move it back, or set HEALTH_PREDICT_HOME to a new folder"
+            )
+        if not made.samefile(home):
+            raise StateError(
+                f"the home {home} is a copy of {made}, where its models' files are",
+                f"set HEALTH_PREDICT_HOME to {made}, or to a new folder",
             )
 
 

@@ -156,8 +156,14 @@ def test_an_experiment_that_was_deleted_is_restored(tracking: Tracking, settings
     again.start_search("search", {}, {})
 
 
-def test_a_home_that_was_moved_says_so(tracking: Tracking, settings: Settings, tmp_path: Path) -> None:
-    tracking.log_text(tracking.start_search("search", {}, {}), "page.html", "")
+def test_a_home_that_was_moved_or_copied_says_so(tracking: Tracking, settings: Settings, tmp_path: Path) -> None:
+    # given a home that is reached by another path, which is the same to it
+    (tmp_path / "link").symlink_to(settings.home)
+    Tracking(Settings(home=tmp_path / "link"))
+    # and a copy of it, and the home itself after it was moved, with no file of a run in it yet
+    copy = Path(shutil.copytree(settings.home, tmp_path / "copy"))
+    with pytest.raises(StateError, match=f"{copy} is a copy of {settings.home}"):
+        Tracking(Settings(home=copy))
     moved = settings.home.rename(tmp_path / "moved")
     with pytest.raises(StateError, match=f"moved from {settings.home} to {moved}"):
         Tracking(Settings(home=moved))
