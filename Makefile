@@ -121,7 +121,7 @@ bench-image: $(READY) ## The second model's image against a builder's; needs a r
 bench: $(READY) ## Run every benchmark the README names
 	@for name in $(filter-out image,$(basename $(notdir $(wildcard benchmarks/*.py)))); do echo "== $$name"; $(RUN)python -m benchmarks.$$name || exit 1; done
 
-mutants: $(READY) ## Spoil the Pulumi program and its host in 57 places; the tests must notice each
+mutants: $(READY) ## Spoil the Pulumi program and its host, one place at a time; the tests must notice each
 	@$(RUN)python -m tests.infra.mutants
 
 bench-serving: $(READY) ## Cost of a prediction over HTTP: the usual services and ours

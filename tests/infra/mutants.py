@@ -28,6 +28,7 @@ COPIED = (
     "README.md",
     "bentos",
     "components",
+    "contracts",
     "health_predict",
     "pipelines",
     "pyproject.toml",
@@ -37,6 +38,7 @@ TESTS = ("tests/infra/test_program.py", "tests/infra/test_policy.py", "tests/inf
 HOST = "tests/infra/test_bootstrap.py"
 KIND = "tests/k8s/test_kind_up.py"
 CREDENTIALS = "tests/infra/test_credentials.py"
+STORE = "tests/k8s/test_store_keys.py"
 SECONDS = 300
 
 
@@ -244,6 +246,10 @@ MUTANTS = (
         (HOST, "-k", "first_run_second"),
     ),
     Mutant("k8s/platform", "./kfp-secrets\n", "", (KIND, "-k", "made_once")),
+    Mutant("k8s/store-keys", 'PutObject" "$storage/predictions"', 'PutObject" "$storage"', (STORE,)),
+    Mutant("k8s/store-keys", ' || [ "$key" = "$shared" ]', "", (STORE,)),
+    Mutant("k8s/store-keys", "-access_key=$old -delete", "-access_key= -delete", (STORE,)),
+    Mutant("k8s/store-keys", 'echo "no identity $user" >&2; exit 1', ":", (STORE,)),
     Mutant("k8s/keep-password", "keep kubeflow mysql-secret\n", "", (KIND, "-k", "made_once")),
 )
 
