@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 import bentoml
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from health_predict.adapters.tokens import taken_tokens
-from health_predict.serving.middleware import WAITING_BATCHES, Limits, Route, keep_values_out_of_logs, options_of
+from health_predict.serving.middleware import (
+    WAITING_BATCHES,
+    Limits,
+    Route,
+    TrustedHosts,
+    keep_values_out_of_logs,
+    options_of,
+)
 from health_predict.serving.openapi import description_of, document
 from health_predict.serving.pages import PATHS, pages
 from health_predict.serving.predictor import MEBIBYTE, Predictor
@@ -133,8 +139,8 @@ if SETTINGS.serving_cors_origins:
 if TOKENS is None:
     # A page of another site must not ask by a name of its own that leads to this machine (DNS rebinding).
     Readmission.add_asgi_middleware(  # type: ignore[attr-defined]
-        TrustedHostMiddleware,
-        allowed_hosts=["localhost", "127.0.0.1", "[::1]", *SETTINGS.serving_hosts],
+        TrustedHosts,
+        allowed_hosts=["127.0.0.1", "[::1]", *SETTINGS.serving_hosts],
         www_redirect=False,
     )
 Readmission.add_asgi_middleware(  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 import traceback
@@ -22,6 +23,8 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.authentication import AuthCredentials, SimpleUser
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from health_predict.adapters.tokens import Role, TokenFile
 from health_predict.serving.metrics import Metrics
@@ -129,6 +132,15 @@ def _reachable(address: str, _: int | None) -> bool:
         return not ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+class TrustedHosts(TrustedHostMiddleware):
+    """Starlette's check of `Host`, which also takes any name without a dot: public DNS leads none of these here."""
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 400."""
+        local = scope["type"] == "http" and re.fullmatch(r"[\w-]+(:\d+)?", Headers(scope=scope).get("host", ""))
+        await (self.app if local else super().__call__)(scope, receive, send)
 
 
 class Limits:

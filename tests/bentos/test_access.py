@@ -230,8 +230,9 @@ class TestBeyondThisMachine:
         answer = client.post("/predict", json=EXAMPLE, headers={"host": "attacker.example"})
         assert answer.status_code == 400
         assert client.get("/health", headers={"host": "attacker.example:80"}).status_code == 400
-        # then the names of this machine go on, and those that the settings add
-        for host in ("localhost:3000", "127.0.0.1", "[::1]:3000"):
+        assert client.get("/health", headers={"host": "attacker."}).status_code == 400
+        # then the names of this machine go on, those without a dot, and those that the settings add
+        for host in ("localhost:3000", "127.0.0.1", "[::1]:3000", "x", "readmission-api:3000"):
             assert client.post("/predict", json=EXAMPLE, headers={"host": host}).status_code == 200
         with open_client(source(), serving_hosts='["ward.example"]') as named:
             assert named.post("/predict", json=EXAMPLE, headers={"host": "ward.example"}).status_code == 200
