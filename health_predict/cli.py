@@ -45,7 +45,7 @@ app.command("cost")(cost_command)
 app.command()(predict)
 app.command()(simulate)
 
-UNEXPECTED, INTERRUPTED = 70, 130
+UNEXPECTED = 70
 # What an interrupted command leaves, and how to go on.
 GO_ON = {
     "demo": "trials that ended are kept, and what served goes on serving; the same command goes on from there",
@@ -104,6 +104,9 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` has it so
+            signal.signal(number, interrupt)
     owner_only()
     try:
         with _temporary_files():
@@ -113,7 +116,7 @@ def main() -> None:
             command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
             if command in GO_ON:
                 console.print(f"[bold]interrupted:[/bold] {GO_ON[command]}")
-            sys.exit(INTERRUPTED)
+            sys.exit(128 + interrupts[0])
         if "--debug" in sys.argv[1:] or not isinstance(error, Exception):
             raise
         said = escape(" ".join(str(error).split()))

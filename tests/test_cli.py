@@ -235,8 +235,13 @@ def test_what_a_person_wrote_is_printed_as_it_is(run: Run, csv: Path, tmp_path: 
     assert "[red]:x:" in run("data", "check", str(tmp_path / "[red]:x:"))[2]
 
 
-@pytest.mark.parametrize("words", ["pipeline", "split       begins"])
-def test_an_interrupted_run_ends_with_130_and_leaves_nothing(csv: Path, tmp_path: Path, words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [("pipeline", signal.SIGINT), ("split       begins", signal.SIGINT), ("split       begins", signal.SIGTERM)],
+)
+def test_an_interrupted_run_says_so_and_leaves_nothing(
+    csv: Path, tmp_path: Path, words: str, number: signal.Signals
+) -> None:
     # given a run that has come so far, in a terminal of its own
     environment = {**os.environ, f"{PREFIX}HOME": str(tmp_path / "home"), f"{PREFIX}DATA_SOURCE": str(csv)}
     process = subprocess.Popen(
@@ -250,11 +255,11 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(csv: Path, tmp_path
     assert process.stdout is not None
     assert any(words in line for line in process.stdout)
     begun = psutil.Process(process.pid).children(recursive=True)
-    # when Ctrl-C is pressed
-    os.killpg(process.pid, signal.SIGINT)
+    # when Ctrl-C is pressed, which all of it hears, or it is told to end
+    (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
     rest = process.stdout.read()
     # then
-    assert process.wait(30) == 130, rest
+    assert process.wait(30) == 128 + number, rest
     assert "Traceback" not in rest
     assert psutil.wait_procs(begun, 30)[1] == []
     if "begins" in words:

@@ -61,8 +61,6 @@ def mlflow_ui(port: int) -> None:
 @contextmanager
 def _running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A server that ends with this process, however it is told to; what it says goes to its log."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with log.open("wb") as output:
         # In a session of its own, since on Ctrl+C its processes would each print where they were.
         server = subprocess.Popen(

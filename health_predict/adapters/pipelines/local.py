@@ -33,7 +33,7 @@ NO_IMAGE = f"""\
 """
 
 RUNS_KEPT = 10
-TEMPORARY = "tmp"
+TEMPORARY, LOCK = "tmp", ".lock"
 _EXECUTING = re.compile(r"Executing task .*?'([\w-]+)'")
 _OF_KFP = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - |----|\[|Traceback")
 _ERRORS = {error.exit_code: error for error in HealthPredictError.__subclasses__()}
@@ -240,10 +240,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _only_run(runs: Path) -> Iterator[None]:
     """One run at a time in a home; the lock goes with its process, however that ends."""
-    path = runs / ".lock"
+    path = runs / LOCK
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path).acquire(blocking=False)
+        held = FileLock(path).acquire(timeout=1)  # who lists the runs may hold it for a moment
     except Timeout:
         raise StateError(
             f"another pipeline runs in {runs.parent} (process {path.read_text().strip() or 'unknown'})",
@@ -262,12 +262,22 @@ def _only_run(runs: Path) -> Iterator[None]:
 
 
 def list_runs(home: Path) -> list[dict[str, Any]]:
-    """Records of the runs in a home, newest first."""
+    """Records of the runs in a home, newest first. One that does not go on though it never ended was killed."""
     records = []
     for file in sorted((home / "runs").glob("*/run.json"), reverse=True):
         with contextlib.suppress(ValueError, OSError):
             records.append(json.loads(file.read_text()))
+    if any(record["state"] == "running" for record in records) and not _one_runs(home / "runs"):
+        return [{**record, "state": "killed"} if record["state"] == "running" else record for record in records]
     return records
+
+
+def _one_runs(runs: Path) -> bool:
+    try:
+        with FileLock(runs / LOCK).acquire(blocking=False):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _next_begin(home: Path) -> datetime:

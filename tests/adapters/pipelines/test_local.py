@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from kfp import dsl
 
 from health_predict.adapters.pipelines.local import list_runs, run_locally
@@ -66,6 +67,9 @@ def test_a_task_leaves_nothing_outside_the_home_and_nothing_temporary(
     killed = settings.home / "runs" / "29990101T000000-killed"
     (killed / "tmp").mkdir(parents=True)
     (killed / "run.json").write_text(json.dumps({"run_id": killed.name, "state": "running"}))
+    assert [record["state"] for record in list_runs(settings.home)] == ["killed"]
+    with FileLock(settings.home / "runs" / ".lock"):  # as long as somebody runs, it may be that one
+        assert [record["state"] for record in list_runs(settings.home)] == ["running"]
     # when two runs follow within a second
     runs = [run_locally(litters, {}, settings, lambda event: None) for _ in range(2)]
     # then what they left is gone, and what the killed one left
