@@ -38,7 +38,7 @@ help: ## Show this list
 
 # What the shell has set for another project's Python, uv and pip decides nothing here; where uv finds packages, and how
 # it reaches them, does. Without the cache of compiled modules every process takes three times as long to import them.
-OF_PLACE := PYTHONUNBUFFERED $(addprefix UV_,CACHE_DIR CONFIG_FILE CONCURRENT% CREDENTIALS_DIR DEFAULT_INDEX \
+OF_PLACE := PYTHON_% PYTHONUNBUFFERED $(addprefix UV_,CACHE_DIR CONFIG_FILE CONCURRENT% CREDENTIALS_DIR DEFAULT_INDEX \
     EXTRA_INDEX_URL FIND_LINKS HTTP% INDEX% INSECURE_HOST KEYRING% LINK_MODE NATIVE_TLS NO_CACHE OFFLINE PYTHON \
     PYTHON_% REQUEST_TIMEOUT SSL% SYSTEM_CERTS)
 unexport $(filter-out $(OF_PLACE),$(filter PYTHON% UV_%,$(.VARIABLES)))
