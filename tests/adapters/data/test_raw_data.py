@@ -28,6 +28,7 @@ from health_predict.stages.split import split
 from tests.cohorts import synthesize
 from tests.conftest import as_if_real
 from tests.contracts import published_at
+from tests.homes import copied
 
 MakeSettings = Callable[..., Settings]
 
@@ -93,13 +94,13 @@ def crowned(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, fil
 @pytest.fixture
 def settings(crowned: dict[str, Path], tmp_path: Path) -> Settings:
     """Of a shell without variables, in a home whose champion stands on real patients."""
-    return Settings(home=shutil.copytree(crowned["mine"], tmp_path / "home"))
+    return Settings(home=copied(crowned["mine"], tmp_path / "home"))
 
 
 @pytest.fixture
 def on_synthetic(crowned: dict[str, Path], tmp_path: Path) -> Settings:
     """The same with a champion of synthetic patients."""
-    return Settings(home=shutil.copytree(crowned["made_up"], tmp_path / "home"))
+    return Settings(home=copied(crowned["made_up"], tmp_path / "home"))
 
 
 def ask(settings: Settings, **values: Any) -> RawData:
