@@ -29,3 +29,20 @@ def only_one(folder: Path, seconds: float, name: str = ".lock", problem: str = "
         raise disk_error(error, path) from error
     with held:
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of this file. The kernel releases it, whatever ended that process.
+
+    It is taken for a moment, so who takes it to keep it has to wait a little. Raises UnreachableError when it cannot be
+    looked at.
+    """
+    try:
+        if not path.exists():
+            return False
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError as error:
+        raise disk_error(error, path) from error

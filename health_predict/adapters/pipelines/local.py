@@ -20,8 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from health_predict.adapters.files import disk_error, whole_file, write_json
+from health_predict.adapters.locks import is_held
 from health_predict.adapters.notifications import tell_failure
-from health_predict.errors import HealthPredictError, StateError
+from health_predict.errors import HealthPredictError, StateError, UnreachableError
 from health_predict.settings import Settings
 from health_predict.surroundings import surroundings
 
@@ -267,17 +268,10 @@ def list_runs(home: Path) -> list[dict[str, Any]]:
     for file in sorted((home / "runs").glob("*/run.json"), reverse=True):
         with contextlib.suppress(ValueError, OSError):
             records.append(json.loads(file.read_text()))
-    if any(record["state"] == "running" for record in records) and not _one_runs(home / "runs"):
-        return [{**record, "state": "killed"} if record["state"] == "running" else record for record in records]
+    with contextlib.suppress(UnreachableError):  # where a person may only read, nobody knows
+        if any(record["state"] == "running" for record in records) and not is_held(home / "runs" / LOCK):
+            return [{**record, "state": "killed"} if record["state"] == "running" else record for record in records]
     return records
-
-
-def _one_runs(runs: Path) -> bool:
-    try:
-        with FileLock(runs / LOCK).acquire(blocking=False):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def _next_begin(home: Path) -> datetime:

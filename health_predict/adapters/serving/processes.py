@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from health_predict.adapters.files import disk_error, read_json, short_folder, writable, write_json
-from health_predict.adapters.locks import only_one
+from health_predict.adapters.locks import is_held, only_one
 from health_predict.adapters.serving.port import Active, service_environment
 from health_predict.adapters.tokens import taken_tokens
 from health_predict.errors import GateError, StateError, UnreachableError
@@ -198,17 +197,8 @@ class ProcessTarget:
     # The manager
 
     def _alive(self) -> bool:
-        """Whether the manager of this folder lives. Its lock tells; the kernel releases it, whatever killed it."""
-        path = self.folder / LOCK_FILE
-        try:
-            if not path.exists():
-                return False
-            with FileLock(path).acquire(blocking=False):
-                return False
-        except Timeout:
-            return True
-        except OSError as error:
-            raise disk_error(error, path) from error
+        """Whether the manager of this folder lives. Its lock tells."""
+        return is_held(self.folder / LOCK_FILE)
 
     def ask(self, command: str, **properties: Any) -> dict[str, Any]:
         """The answer of Circus to a command, once it has time for it. Raises GateError with its reason to refuse."""
